@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.scenes.render import SceneBatch
+from perception.scenes.scene import Scene
 
 LETTERS = "ABCDE"
 MIN_GAP = 20 / 255
@@ -62,8 +62,8 @@ def _draw_points(rng: np.random.Generator, near: np.ndarray, allowed: np.ndarray
     return None
 
 
-def choose_markers(batch: SceneBatch, index: int, count: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Places for `count` markers on image `index`: (count, 2) points (x, y), or None where the scene has no room.
+def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Places for `count` markers on a scene: (count, 2) points (x, y), or None where the scene has no room.
 
     Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets the
     nearest marker is not the lowest in the image, so that height alone does not answer (HardBLINK's point). Letters are
@@ -71,13 +71,13 @@ def choose_markers(batch: SceneBatch, index: int, count: int, rng: np.random.Gen
     """
     if not 2 <= count <= len(LETTERS):
         raise ValueError(f"count of markers must be 2 to {len(LETTERS)}, got {count}")
-    near_map = nearness(batch.depth[index : index + 1])
+    near_map = nearness(scene.depth[None])
     size = near_map.shape[-1]
     allowed = smooth_mask(near_map, max(3, size * 5 // 80 | 1))[0].numpy()
     margin = round(_MARGIN * size)
     inner = np.zeros_like(allowed)
     inner[margin : size - margin, margin : size - margin] = True
-    near, objects = near_map[0].numpy(), (batch.object_ids[index] > 0).numpy()
+    near, objects = near_map[0].numpy(), (scene.object_ids > 0).numpy()
     want_hard, fallback = rng.random() < 0.5, None
     for _ in range(6):
         chosen = _draw_points(rng, near, allowed & inner, objects, count)

@@ -1,0 +1,101 @@
+"""What the tiny base model reads: captions and plain questions about scenes, with places as plain numbers.
+
+Nothing here counts and nothing compares depth: those are what fine-tuning teaches, with perception tokens or without.
+Places are hundredths of the image's side, so "34" names the same strip of the image as the location token 34 of 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from perception.scenes.looks import COLORS, SHAPES
+from perception.scenes.markers import LETTERS, choose_markers, draw_markers
+from perception.scenes.questions import draw_selection, select, things_text
+from perception.scenes.render import SceneObject
+from perception.scenes.scene import Scene
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An image and turns of (question, answer) about it."""
+
+    image: Tensor
+    turns: tuple[tuple[str, str], ...]
+
+
+def place(value: float) -> int:
+    """Hundredths of the image's side."""
+    return min(99, max(0, int(value * 100)))
+
+
+def place_text(values: Iterable[float]) -> str:
+    return " ".join(str(place(v)) for v in values)
+
+
+def _list_boxes(items: list[SceneObject], named: bool) -> str:
+    if not items:
+        return "nothing."
+    names = (f"{o.color} {o.shape} " if named else "" for o in items)
+    return ", ".join(name + place_text(o.box_xyxy) for name, o in zip(names, items, strict=True)) + "."
+
+
+def caption(scene: Scene) -> tuple[str, str]:
+    """Every object with its box, row-major."""
+    return "Describe the image.", _list_boxes(scene.objects, named=True)
+
+
+def _ask_where(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    color, shape = draw_selection(scene, rng, share_of_all=0.15)
+    return f"Where are the {things_text(color, shape)}?", _list_boxes(select(scene, color, shape), named=False)
+
+
+def _ask_what(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    height, width = scene.object_ids.shape
+    hits = scene.object_ids.nonzero()
+    if len(hits) and rng.random() < 0.8:
+        row, column = (int(v) for v in hits[rng.integers(len(hits))])
+    else:
+        row, column = int(rng.integers(height)), int(rng.integers(width))
+    number = int(scene.object_ids[row, column])
+    what = f"{scene.objects[number - 1].color} {scene.objects[number - 1].shape}" if number else "nothing"
+    return f"What is at {place_text(((column + 0.5) / width, (row + 0.5) / height))}?", f"{what}."
+
+
+def _ask_whether(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    if scene.objects and rng.random() < 0.5:
+        chosen = scene.objects[rng.integers(len(scene.objects))]
+        color, shape = chosen.color, chosen.shape
+    else:
+        color, shape = COLORS[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
+    return f"Is there a {color} {shape}?", "yes." if select(scene, color, shape) else "no."
+
+
+def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    letters = LETTERS[: len(points)]
+    if rng.random() < 0.5:
+        listed = ", ".join(f"{name} {place_text(p)}" for name, p in zip(letters, points, strict=True))
+        return "Which points are marked?", f"{listed}."
+    index = int(rng.integers(len(points)))
+    if rng.random() < 0.6:
+        return f"Where is {letters[index]}?", f"{place_text(points[index])}."
+    height, width = scene.object_ids.shape
+    number = int(scene.object_ids[int(points[index, 1] * height), int(points[index, 0] * width)])
+    what = f"{scene.objects[number - 1].color} {scene.objects[number - 1].shape}" if number else "nothing"
+    return f"What is {letters[index]} on?", f"{what}."
+
+
+def conversation(scene: Scene, rng: np.random.Generator) -> Conversation:
+    """A caption, or three to five plain questions; half of the images bear lettered markers."""
+    points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
+    image = scene.image if points is None else draw_markers(scene.image, points)
+    if rng.random() < 0.4:
+        return Conversation(image, (caption(scene),))
+    askers = [_ask_where, _ask_where, _ask_what, _ask_whether]
+    turns = [askers[rng.integers(len(askers))](scene, rng) for _ in range(int(rng.integers(2, 4)))]
+    if points is not None:
+        turns += [_ask_letters(points, scene, rng) for _ in range(2)]
+    return Conversation(image, tuple(turns[i] for i in rng.permutation(len(turns))))

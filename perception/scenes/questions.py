@@ -1,0 +1,97 @@
+"""Questions about scenes, with their answers and the perception that answers them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from perception.scenes.looks import COLORS, SHAPES
+from perception.scenes.markers import LETTERS, choose_markers, draw_markers, marker_nearness
+from perception.scenes.render import SceneObject
+from perception.scenes.scene import Scene
+
+
+@dataclass(frozen=True)
+class CountQuestion:
+    """`boxes_xyxy` (n, 4) in [0, 1], row-major, of exactly the objects that are counted; n is the answer."""
+
+    text: str
+    things: str
+    """What is counted, in the plural: "red cubes"."""
+    boxes_xyxy: np.ndarray
+    answer: int
+
+
+@dataclass(frozen=True)
+class DepthQuestion:
+    """Which of 2 to 5 lettered points is closest to the camera. `image` has the markers drawn on it."""
+
+    text: str
+    image: Tensor
+    """(H, W, 3) uint8"""
+    points_xy: np.ndarray
+    """(count, 2) in [0, 1], in the order of the letters"""
+    nearness: np.ndarray
+    """(count,), relative inverse depth at the points"""
+    answer: str
+
+
+def kind_of(item: SceneObject) -> tuple[str, str]:
+    return item.color, item.shape
+
+
+def select(scene: Scene, color: str | None, shape: str | None) -> list[SceneObject]:
+    """The objects of a colour and a shape; None admits any."""
+    return [o for o in scene.objects if (color is None or o.color == color) and (shape is None or o.shape == shape)]
+
+
+def things_text(color: str | None, shape: str | None) -> str:
+    """The plural that names a selection: "objects", "red objects", "cubes", "red cubes"."""
+    return f"{color} {shape or 'object'}s" if color else f"{shape or 'object'}s"
+
+
+def boxes_of(items: list[SceneObject]) -> np.ndarray:
+    """(n, 4) boxes in [0, 1]; (0, 4) for none."""
+    return np.array([o.box_xyxy for o in items], dtype=np.float32).reshape(-1, 4)
+
+
+def draw_selection(scene: Scene, rng: np.random.Generator, share_of_all: float = 0.3) -> tuple[str | None, str | None]:
+    """A colour and shape to ask for: everything, a colour, a shape, or both; one time in eight one that is absent."""
+    if rng.random() < share_of_all:
+        return None, None
+    form = rng.integers(3)
+    if not scene.objects or rng.random() < 0.125:
+        color, shape = COLORS[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
+    else:
+        color, shape = kind_of(scene.objects[rng.integers(len(scene.objects))])
+    return (color if form != 0 else None), (shape if form != 1 else None)
+
+
+def count_question(scene: Scene, rng: np.random.Generator) -> CountQuestion:
+    """Asks how many objects of a kind there are, zero included."""
+    color, shape = draw_selection(scene, rng)
+    items, things = select(scene, color, shape), things_text(color, shape)
+    return CountQuestion(f"How many {things} are there?", things, boxes_of(items), len(items))
+
+
+def letters_text(count: int) -> str:
+    """ "A or B", "A, B or C", ..."""
+    return ", ".join(LETTERS[: count - 1]) + " or " + LETTERS[count - 1]
+
+
+def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = None) -> DepthQuestion | None:
+    """Asks which of `count` (random where None) marked points is closest; None where the scene has no room for them."""
+    count = int(rng.integers(2, len(LETTERS) + 1)) if count is None else count
+    points = choose_markers(scene, count, rng)
+    if points is None:
+        return None
+    near = marker_nearness(scene.depth, points)
+    return DepthQuestion(
+        text=f"Which point is closest to the camera, {letters_text(count)}?",
+        image=draw_markers(scene.image, points),
+        points_xy=points,
+        nearness=near,
+        answer=LETTERS[int(near.argmax())],
+    )
