@@ -1,0 +1,320 @@
+"""The names and ids of every perception token, and what a language model needs to read and write them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perception.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
+
+__all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
+
+FILE_NAME = "perception_vocabulary.json"
+NAMINGS = {"default": "LOC", "aurora": "PIXEL"}
+"""How locations are called. AURORA's data squashes images to 336 x 336: num_locations=336."""
+INTERLEAVE = "<INTERLEAVE>"
+_WORDS = {"depth": "DEPTH", "boxes": "BOX", "points": "POINT"}
+_LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL)_\d+|(?:DEPTH|BOX|POINT)_(?:START|END)|INTERLEAVE)>")
+
+
+@dataclass(frozen=True)
+class PerceptionVocabulary:
+    """Every perception token by name, and by id once `extend`, `bind` or `load` has given the ids.
+
+    Codes are integers of a codebook (depth) or bins of [0, 1] (locations); ids are the language model's.
+    """
+
+    depth_codes: int = 128
+    """Size K of the depth codebook"""
+    depth_grid: tuple[int, int] = (10, 10)
+    """Height and width of a depth map in codes"""
+    num_locations: int = 100
+    """Bins of [0, 1], shared by x and y, boxes and points"""
+    naming: str = "default"
+    """"default" (<LOC_n>) or "aurora" (<PIXEL_n>)"""
+    ids: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
+    """Id of each name; empty before the vocabulary is bound to a tokenizer"""
+
+    def __post_init__(self) -> None:
+        if self.naming not in NAMINGS:
+            raise ValueError(f"naming must be one of {tuple(NAMINGS)}, got {self.naming!r}")
+        object.__setattr__(self, "depth_grid", tuple(self.depth_grid))
+        sizes = (self.depth_codes, self.num_locations, *self.depth_grid)
+        if len(self.depth_grid) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(
+                "depth_codes, num_locations and both sides of depth_grid (height, width) must be integers above 0, got "
+                f"{self.depth_codes}, {self.num_locations}, {self.depth_grid}"
+            )
+        if self.ids and self.ids.keys() != set(self.tokens):
+            missing, unknown = set(self.tokens) - self.ids.keys(), self.ids.keys() - set(self.tokens)
+            raise ValueError(
+                f"ids must name exactly this vocabulary's tokens; missing {sorted(missing)[:3]}, unknown "
+                f"{sorted(unknown)[:3]}; let extend() or bind() give them"
+            )
+        if len(set(self.ids.values())) < len(self.ids) or not all(type(i) is int and i >= 0 for i in self.ids.values()):
+            raise ValueError("ids must be different integers from 0; let extend() or bind() give them")
+
+    # Names
+
+    @property
+    def depth_length(self) -> int:
+        """Codes of one depth map"""
+        return self.depth_grid[0] * self.depth_grid[1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the ids, as JSON holds it."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return settings | {"depth_grid": list(self.depth_grid)}
+
+    @cached_property
+    def name_roles(self) -> dict[str, Role]:
+        """What each token does, in the order of `tokens`."""
+        roles = {}
+        for modality, word in _WORDS.items():
+            roles[f"<{word}_START>"] = Role("start", modality)
+            roles[f"<{word}_END>"] = Role("end", modality)
+        roles |= {f"<DEPTH_{n}>": Role("code", "depth", n) for n in range(self.depth_codes)}
+        roles |= {f"<{NAMINGS[self.naming]}_{n}>": Role("code", "location", n) for n in range(self.num_locations)}
+        return roles | {INTERLEAVE: Role("interleave")}
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """All names, in the order in which they are added."""
+        return list(self.name_roles)
+
+    def start_name(self, modality: str) -> str:
+        return f"<{self._word(modality)}_START>"
+
+    def end_name(self, modality: str) -> str:
+        return f"<{self._word(modality)}_END>"
+
+    def code_names(self, modality: str) -> list[str]:
+        """Names of codes 0, 1, ..."""
+        word = "DEPTH" if self._word(modality) == "DEPTH" else NAMINGS[self.naming]
+        return [f"<{word}_{n}>" for n in range(self.num_codes(modality))]
+
+    def num_codes(self, modality: str) -> int:
+        return self.depth_codes if self._word(modality) == "DEPTH" else self.num_locations
+
+    @staticmethod
+    def _word(modality: str) -> str:
+        if modality not in _WORDS:
+            raise ValueError(f"modality must be one of {MODALITIES}, got {modality!r}")
+        return _WORDS[modality]
+
+    # Ids
+
+    @property
+    def is_bound(self) -> bool:
+        return bool(self.ids)
+
+    @cached_property
+    def id_roles(self) -> dict[int, Role]:
+        return {self.token_id(name): role for name, role in self.name_roles.items()}
+
+    def token_id(self, name: str) -> int:
+        """Raises ValueError for an unknown name, or before the vocabulary is bound."""
+        if not self.is_bound:
+            raise ValueError("the vocabulary has no ids yet; use what extend(model, tokenizer) or load(folder) returns")
+        if name not in self.ids:
+            raise ValueError(f"{name!r} is no token of this vocabulary; it has {self.tokens[0]} ... {self.tokens[-1]}")
+        return self.ids[name]
+
+    def start_id(self, modality: str) -> int:
+        return self.token_id(self.start_name(modality))
+
+    def end_id(self, modality: str) -> int:
+        return self.token_id(self.end_name(modality))
+
+    def code_ids(self, modality: str) -> list[int]:
+        """Ids of codes 0, 1, ... of a modality; those of boxes and points are the same."""
+        return [self.token_id(name) for name in self.code_names(modality)]
+
+    @property
+    def interleave_id(self) -> int:
+        return self.token_id(INTERLEAVE)
+
+    # Spans
+
+    def check_span(self, span: Span) -> None:
+        """Raises SpanError where the span's length or a code is not this vocabulary's."""
+        check_length(span.modality, len(span.codes), self.depth_length)
+        size = self.num_codes(span.modality)
+        if span.codes and not 0 <= min(span.codes) <= max(span.codes) < size:
+            raise SpanError(
+                f"{code_family(span.modality)} codes must lie in 0..{size - 1}, got {min(span.codes)}..{max(span.codes)}"
+            )
+
+    def span_names(self, span: Span) -> list[str]:
+        """Names of START, the codes, END. Raises SpanError as `check_span`."""
+        self.check_span(span)
+        names = self.code_names(span.modality)
+        return [self.start_name(span.modality), *(names[c] for c in span.codes), self.end_name(span.modality)]
+
+    def span_ids(self, span: Span) -> list[int]:
+        """Ids of START, the codes, END. Raises SpanError as `check_span`."""
+        return [self.token_id(name) for name in self.span_names(span)]
+
+    def span_text(self, span: Span) -> str:
+        """Names of START, the codes, END, without spaces. Raises SpanError as `check_span`."""
+        return "".join(self.span_names(span))
+
+    def parse(self, ids: Iterable[int]) -> list[int | Span]:
+        """Ids (L,) with every span put together; ids of text stay.
+
+        Raises:
+            SpanError: for a span that is truncated or of the wrong length, or a code outside any span.
+        """
+        plain = ids.tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
+        return read_spans(plain, self.id_roles, self.depth_length)
+
+    def parse_text(self, text: str) -> list[str | Span]:
+        """As `parse`, of text that holds tokens by name: pieces of text and spans. `<INTERLEAVE>` is a piece of its own.
+
+        Text that a user typed can look just so: trust the spans of a model's own output only, and prefer `parse`.
+        """
+        pieces = [piece for piece in self._name_pattern.split(text) if piece]
+        return read_spans(pieces, self.name_roles, self.depth_length)
+
+    @cached_property
+    def _name_pattern(self) -> re.Pattern[str]:
+        return re.compile("(" + "|".join(map(re.escape, self.tokens)) + ")")
+
+    def encode_plain(self, tokenizer: Any, text: str) -> list[int]:
+        """Ids of text in which perception tokens' names are letters, never tokens. No BOS or EOS is added.
+
+        Every text that a user wrote must come in by this door. Names of other special tokens are letters, too.
+
+        Raises:
+            ValueError: where the tokenizer makes a perception token nevertheless.
+        """
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        leaked = [i for i in ids if i in self.id_roles]
+        if leaked:
+            raise ValueError(
+                f"the tokenizer turned plain text into perception tokens {tokenizer.convert_ids_to_tokens(leaked)[:3]}; "
+                "they must be added with special_tokens=True, as extend() does: extend the original tokenizer instead"
+            )
+        return ids
+
+    # Models and files
+
+    def bind(self, tokenizer: Any) -> PerceptionVocabulary:
+        """This vocabulary with the ids of a tokenizer that has its tokens already; no model is touched.
+
+        Raises:
+            ValueError: where the tokenizer lacks a token.
+        """
+        known = tokenizer.get_vocab()
+        missing = [name for name in self.tokens if name not in known]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks {len(missing)} of {len(self.tokens)} perception tokens, e.g. {missing[:3]}; load "
+                "the tokenizer that was saved with this vocabulary, or extend(model, tokenizer) first"
+            )
+        return replace(self, ids={name: known[name] for name in self.tokens})
+
+    def extend(
+        self,
+        model: Any,
+        tokenizer: Any,
+        init: str = "mean",
+        codebook: Tensor | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> PerceptionVocabulary:
+        """Adds every token to a tokenizer and its row to a model, and returns this vocabulary with the ids.
+
+        Works on any causal or image-text-to-text model of transformers, tied or untied; spare rows of padded embeddings
+        are used first, none is ever dropped, and old rows stay bit for bit what they were. A second call changes nothing.
+
+        Args:
+            model: its config remembers the vocabulary's settings as `perception_vocabulary`.
+            tokenizer: gets the tokens as special tokens, so that `encode_plain` can keep users' text apart.
+            init: of the new rows, of input and output embeddings alike.
+                "mean": the mean of the old rows;
+                "description": the mean of the rows of a plain text: `descriptions`, or " 34" for <LOC_34>, or as "mean";
+                "codebook": depth codes from `codebook`, all else as "description".
+            codebook: (K, D) vectors of the depth codes. A fixed random projection takes them to the rows' width, so
+                that codes alike to the VQVAE are alike to the language model; spread as widely as the old rows.
+            descriptions: plain text by token name, for "description" and "codebook".
+            pad_to_multiple_of: round the rows up, where there are too few.
+
+        Raises:
+            ValueError: for a model or tokenizer that was extended with another vocabulary, or a bad argument.
+        """
+        from perception.extension import extend
+
+        return extend(self, model, tokenizer, init, codebook, descriptions, pad_to_multiple_of)
+
+    def foreign_tokens(self, tokenizer: Any) -> list[str]:
+        """Perception tokens of other vocabularies that the tokenizer has."""
+        ours = set(self.tokens)
+        return [name for name in tokenizer.get_added_vocab() if name not in ours and _LOOKS_LIKE_OURS.fullmatch(name)]
+
+    def check(self, model: Any, tokenizer: Any, folder: str | Path | None = None) -> None:
+        """Raises ValueError unless tokenizer and model belong to this vocabulary.
+
+        That is: each name is one id, the same as here; no text is read as a token by `encode_plain`; input and output
+        embeddings have the rows; the model's config, where it names a vocabulary, names this one.
+
+        Args:
+            model: or None to check the tokenizer alone.
+            tokenizer: the one that is used with the model.
+            folder: named in the errors.
+        """
+        from perception.extension import find_mismatch
+
+        problem = find_mismatch(self, model, tokenizer)
+        if problem:
+            file = Path(folder) / FILE_NAME if folder else Path(FILE_NAME)
+            raise ValueError(
+                f"{file} does not match the model's folder: {problem}; use model, tokenizer and {FILE_NAME} that were "
+                "saved together"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes perception_vocabulary.json, whole or not at all, into the model's folder and returns its path."""
+        if not self.is_bound:
+            raise ValueError("a vocabulary without ids cannot be saved; save what extend(model, tokenizer) returns")
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(self.settings | {"ids": self.ids}, indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PerceptionVocabulary:
+        """The vocabulary saved in a model's folder.
+
+        Raises:
+            ValueError: for a file that is missing, cut, has missing or unknown keys, or ids that are not its tokens'.
+        """
+        path = Path(folder) / FILE_NAME
+        remedy = "save the vocabulary again: vocabulary.save(folder), with what extend(model, tokenizer) returned"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the folder holds no model with perception tokens; {remedy}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not whole JSON ({error}); {remedy}") from error
+        expected = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != expected:
+            got = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"{path} must hold exactly the keys {sorted(expected)}, got {got}; {remedy}")
+        if not values["ids"]:
+            raise ValueError(f"{path} holds no ids; {remedy}")
+        try:
+            return cls(**values)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no valid vocabulary: {error}; {remedy}") from error

@@ -1,0 +1,101 @@
+"""Tiny random models and a byte-level tokenizer, built in memory, one layer each."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+HIDDEN_SIZE = 16
+IMAGE_SIZE = 16
+NUM_IMAGE_TOKENS = 4
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 290 tokens: any text round-trips."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["How many red cubes are there? 12 34 56 USER: ASSISTANT:"] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _llama_config(tokenizer: PreTrainedTokenizerFast, tied: bool, spare_rows: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer) + spare_rows,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_llama(tokenizer: PreTrainedTokenizerFast, tied: bool = False, spare_rows: int = 0) -> LlamaForCausalLM:
+    """A random Llama; `spare_rows` embedding rows beyond the tokenizer, as padded vocabularies have them."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(_llama_config(tokenizer, tied, spare_rows)).eval()
+
+
+def build_llava(
+    tokenizer: PreTrainedTokenizerFast, tied: bool = False, spare_rows: int = 0
+) -> LlavaForConditionalGeneration:
+    """A random LLaVA that sees a (3, 16, 16) image as 4 tokens."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        projection_dim=HIDDEN_SIZE,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_llama_config(tokenizer, tied, spare_rows),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=NUM_IMAGE_TOKENS,
+        tie_word_embeddings=tied,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def image_inputs(tokenizer: PreTrainedTokenizerFast, questions: list[str]) -> dict[str, torch.Tensor]:
+    """Left-padded inputs of the tiny LLaVA, a random image a question."""
+    texts = ["USER: " + "<image>" * NUM_IMAGE_TOKENS + question + " ASSISTANT:" for question in questions]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(len(texts), 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "pixel_values": pixels}
