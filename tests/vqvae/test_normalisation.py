@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.vqvae.conftest import TINY
+from vqvae import VQVAE
+from vqvae.normalisation import depth_ranges, depth_to_nearness, nearness_to_depth, resize_masked
+
+CONFIGS = {
+    "relative_inverse": TINY,
+    "relative": replace(TINY, normalisation="relative"),
+    "metric": replace(TINY, normalisation="metric", min_depth=1.0, max_depth=10.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_depth_comes_back_from_nearness(name: str, depth: Tensor) -> None:
+    config = CONFIGS[name]
+    ranges = depth_ranges(depth, torch.ones_like(depth, dtype=torch.bool), config)
+    nearness = depth_to_nearness(depth, ranges, config)
+    assert 0 <= float(nearness.min()) and float(nearness.max()) <= 1
+    assert bool((nearness[depth == depth.min()] >= nearness.max() - 1e-6).all()), "the nearest is the largest"
+    torch.testing.assert_close(nearness_to_depth(nearness, ranges, config), depth)
+
+
+def test_relative_nearness_does_not_know_the_unit(tiny: VQVAE, depth: Tensor) -> None:
+    torch.testing.assert_close(tiny.normalise(1000 * depth).values, tiny.normalise(depth).values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("hole", [float("nan"), float("inf"), 0.0, -1.0])
+def test_what_lies_in_a_hole_does_not_matter(tiny: VQVAE, depth: Tensor, hole: float) -> None:
+    mask = torch.ones_like(depth, dtype=torch.bool)
+    mask[:, 4:9, 10:15] = False
+    spoiled = torch.where(mask, depth, hole)
+    by_mask, by_value = tiny.normalise(depth, mask), tiny.normalise(spoiled)
+    assert by_mask.values.equal(by_value.values) and by_mask.mask.equal(by_value.mask)
+    assert by_mask.depth_range.equal(by_value.depth_range)
+    assert tiny.encode(depth, mask).equal(tiny.encode(spoiled))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 12), (33, 47), (20, 24)])
+def test_holes_do_not_bleed_when_maps_are_resized(size: tuple[int, int]) -> None:
+    values = torch.full((1, 20, 24), 0.7)
+    mask = torch.rand(1, 20, 24, generator=torch.Generator().manual_seed(0)) < 0.6
+    resized, new_mask = resize_masked(torch.where(mask, values, torch.nan), mask, size)
+    assert resized.shape == (1, *size)
+    torch.testing.assert_close(resized[new_mask], torch.full_like(resized[new_mask], 0.7))
+    assert bool((resized[~new_mask] == 0).all())
+
+
+def test_a_flat_map_is_half_near(tiny: VQVAE) -> None:
+    normalised = tiny.normalise(torch.full((1, 8, 8), 3.0))
+    assert bool((normalised.values == 0).all())
+    decoded = tiny.decode(tiny.encode(torch.full((1, 8, 8), 3.0)), normalised.depth_range)
+    torch.testing.assert_close(decoded, torch.full((1, 16, 16), 3.0))
+
+
+def test_input_that_cannot_be_is_refused(tiny: VQVAE, depth: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be \(B, H, W\), got shape \(20, 24\)"):
+        tiny.encode(depth[0])
+    with pytest.raises(ValueError, match=r"mask must have depth's shape \(4, 20, 24\), got \(4, 20, 23\)"):
+        tiny.encode(depth, torch.ones(4, 20, 23))
+    depth[2] = torch.nan
+    with pytest.raises(ValueError, match=r"no valid pixel in map\(s\) \[2\]"):
+        tiny.encode(depth)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        tiny.encode(torch.zeros(0, 8, 8))

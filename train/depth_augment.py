@@ -1,0 +1,112 @@
+"""Depth maps to train a tokenizer on: rendered scenes bent, cropped and holed, and random piecewise-smooth surfaces.
+
+The scenes alone would teach a tokenizer of one room. What is added has the statistics of any depth map, edges between
+smooth surfaces and holes, so that measured maps (a stereo rig's, a depth camera's) pass through the same codes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _smooth_field(count: int, cells: int, size: int, generator: torch.Generator) -> Tensor:
+    """Smooth noise (N, size, size) of about `cells` bumps a side, standard normal at its knots."""
+    knots = torch.randn((count, 1, cells + 2, cells + 2), generator=generator)
+    return F.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)[:, 0]
+
+
+def _pixel_grid(size: int) -> tuple[Tensor, Tensor]:
+    """x and y (1, S, S) of pixel centres in [0, 1]."""
+    axis = (torch.arange(size) + 0.5) / size
+    return axis[None, None, :].expand(1, size, size), axis[None, :, None].expand(1, size, size)
+
+
+def random_surfaces(count: int, size: int, generator: torch.Generator, max_shapes: int = 12) -> Tensor:
+    """Inverse depth (N, S, S), positive: a tilted, slightly bent ground with tilted boxes and discs laid over it."""
+    x, y = _pixel_grid(size)
+
+    def plane(spread: float) -> Tensor:
+        tilt = _uniform((count, 2, 1, 1), -spread, spread, generator)
+        return tilt[:, 0] * (x - 0.5) + tilt[:, 1] * (y - 0.5)  # (N, S, S)
+
+    bend = _uniform((count, 1, 1), 0, 0.08, generator) * _smooth_field(count, 4, size, generator)
+    inverse = 0.35 + plane(0.6) + bend
+    num_shapes = torch.randint(0, max_shapes + 1, (count, 1, 1), generator=generator)
+    for number in range(max_shapes):
+        u, v = _uniform((2, count, 1, 1), 0, 1, generator)
+        turn = _uniform((count, 1, 1), 0, torch.pi, generator)
+        a = (x - u) * turn.cos() + (y - v) * turn.sin()
+        b = (y - v) * turn.cos() - (x - u) * turn.sin()
+        half_a, half_b = _uniform((2, count, 1, 1), 0.03, 0.28, generator)
+        inside_box = (a.abs() < half_a) & (b.abs() < half_b)
+        bulge = 1 - (a / half_a).square() - (b / half_b).square()
+        is_disc = torch.rand((count, 1, 1), generator=generator) < 0.5
+        inside = torch.where(is_disc, bulge > 0, inside_box) & (number < num_shapes)
+        level = _uniform((count, 1, 1), 0.05, 1.2, generator) + plane(0.3)
+        level = level + is_disc * _uniform((count, 1, 1), 0, 0.15, generator) * bulge.clamp_min(0).sqrt()
+        inverse = torch.where(inside, level, inverse)
+    return inverse.clamp_min(0.02)
+
+
+def bend_and_crop(inverse: Tensor, generator: torch.Generator) -> Tensor:
+    """Inverse depth (N, S, S) with each map cropped to 45-100 % of its side, sheared in depth and bent by a power."""
+    count, size = inverse.shape[0], inverse.shape[-1]
+    side = _uniform((count,), 0.45, 1, generator)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = _uniform((count, 2), -1, 1, generator) * (1 - side[:, None])
+    grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)  # (N, S, S, 2)
+    inverse = F.grid_sample(inverse[:, None], grid, mode="nearest", align_corners=False)[:, 0]
+    low, high = inverse.amin((1, 2), keepdim=True), inverse.amax((1, 2), keepdim=True)
+    nearness = (inverse - low) / (high - low).clamp_min(1e-6)  # (N, S, S) in [0, 1]
+    power = _uniform((count, 1, 1), -0.7, 0.7, generator).exp()
+    x, y = _pixel_grid(size)
+    tilt = _uniform((count, 2, 1, 1), -0.3, 0.3, generator)
+    bent = nearness**power + tilt[:, 0] * (x - 0.5) + tilt[:, 1] * (y - 0.5)
+    return (bent + 0.4).clamp_min(0.02)
+
+
+def random_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Masks (N, S, S) bool, False in holes: blobs, single pixels, or a dark border, at most about half of a map."""
+    blobs = _smooth_field(count, 6, size, generator) < _uniform((count, 1, 1), 0.2, 2.5, generator)
+    specks = torch.rand((count, size, size), generator=generator) > _uniform((count, 1, 1), 0, 0.15, generator)
+    x, _ = _pixel_grid(size)
+    border = x > _uniform((count, 1, 1), -0.2, 0.2, generator)
+    mask = blobs & specks & border
+    mask[:, size // 2, size // 2] = True  # never an empty map
+    return mask
+
+
+def training_batch(scenes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Depth and mask (N, S, S) made from scenes' depth (N, S, S): half plain, a quarter bent, a quarter replaced.
+
+    Left and right are swapped at random everywhere, up and down in the made-up quarter; holes are cut into half of all
+    that is not plain. A pure function of its inputs and the generator's state.
+    """
+    count, size = scenes.shape[0], scenes.shape[-1]
+    plain, bent = count // 2, count // 4
+    made = count - plain - bent
+    inverse = 1 / scenes
+    inverse = torch.cat(
+        [
+            inverse[:plain],
+            bend_and_crop(inverse[plain : plain + bent], generator),
+            random_surfaces(made, size, generator),
+        ]
+    )
+    flip = torch.rand((count, 1, 1), generator=generator) < 0.5
+    inverse = torch.where(flip, inverse.flip(2), inverse)
+    turn = torch.rand((count, 1, 1), generator=generator) < 0.5
+    turn[: plain + bent] = False
+    inverse = torch.where(turn, inverse.flip(1), inverse)
+    mask = torch.ones_like(inverse, dtype=torch.bool)
+    holed = torch.rand((count, 1, 1), generator=generator) < 0.5
+    holed[:plain] = False
+    mask = torch.where(holed, random_holes(count, size, generator), mask)
+    return 1 / inverse, mask

@@ -1,0 +1,89 @@
+"""Strict reading and atomic writing of a tokenizer's folder: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vqvae.config import VQVAEConfig
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A tokenizer's folder that cannot be trusted: a file is missing, cut short, or does not match its config."""
+
+
+def read_config(path: Path) -> VQVAEConfig:
+    """The config in a json file; raises CheckpointError naming the file."""
+    try:
+        values: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing; a tokenizer's folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({error}); save the tokenizer or fetch it anew") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold an object of config keys, got {type(values).__name__}")
+    try:
+        return VQVAEConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file in the dtypes of `expected`; raises CheckpointError unless names and shapes match."""
+    try:
+        found = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; save the tokenizer or fetch it anew") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is cut short or no safetensors file ({error}); fetch it anew") from None
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path} does not match {CONFIG_NAME}: missing tensors {missing}, unexpected tensors {unexpected}; "
+            "both files must come from one save_pretrained"
+        )
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {tuple(found[name].shape)}, {CONFIG_NAME} asks for "
+                f"{tuple(tensor.shape)}; both files must come from one save_pretrained"
+            )
+    return {name: found[name].to(tensor.dtype) for name, tensor in expected.items()}
+
+
+def write_checkpoint(folder: Path, config: VQVAEConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Writes both files so that a reader sees the old or the new of each, never half of one.
+
+    With `dtype` (e.g. torch.float16) floating-point weights are rounded to it on disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def stored(x: Tensor) -> Tensor:
+        x = x.detach().cpu().contiguous()
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+    partial = folder / f".{WEIGHTS_NAME}.{os.getpid()}.partial"
+    try:
+        save_file({name: stored(x) for name, x in tensors.items()}, partial, metadata={"format": "pt"})
+        os.replace(partial, folder / WEIGHTS_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
+    try:
+        partial.write_text(json.dumps(asdict(config), indent=2) + "\n")
+        os.replace(partial, folder / CONFIG_NAME)
+    finally:
+        partial.unlink(missing_ok=True)

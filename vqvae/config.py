@@ -1,0 +1,109 @@
+"""Everything that fixes what a tokenizer's codes mean: sizes, codebook, and the normalisation of depth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+QUANTIZERS = ("ema", "fsq")
+NORMALISATIONS = ("relative_inverse", "relative", "metric")
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """The config of a `VQVAE`; saved as `config.json` beside its weights.
+
+    Two tokenizers whose normalisation differs speak different languages even with equal weights, hence it lives here.
+    """
+
+    image_size: int = 80
+    """Maps are resized to image_size x image_size before they are encoded."""
+    downsample: int = 8
+    """Pixels a side of the cell that one code stands for; a power of two of at least 4."""
+    codebook_size: int = 128
+    codebook_dim: int = 16
+    """Width of the quantised vectors. With "fsq" it must be the number of levels."""
+    channels: int = 128
+    """Channels at the code grid; finer stages have half of it at each doubling, at least 32."""
+    num_res_blocks: int = 4
+    """Wide (7x7) residual blocks of the decoder at the code grid. The encoder has one narrow (3x3) one, so that a code
+    tells of its own cell and the decoder does the reading together."""
+    quantizer: str = "ema"
+    """"ema": a codebook of moving averages. "fsq": a fixed lattice (finite scalar quantisation)."""
+    fsq_levels: tuple[int, ...] = ()
+    """Levels of each dimension with "fsq"; their product must be codebook_size."""
+    decay: float = 0.99
+    """Of the moving averages of "ema"."""
+    dead_threshold: float = 0.02
+    """A code used less than this share of its fair share (batch tokens / codebook_size) is revived."""
+    commitment_weight: float = 0.25
+    normalisation: str = "relative_inverse"
+    """"relative_inverse": inverse depth, min-max per map (what AURORA uses). "relative": depth, min-max per map.
+    "metric": depth between min_depth and max_depth, the same for every map. All yield nearness: 1 = nearest."""
+    min_depth: float | None = None
+    """Only with "metric", in the unit of the depth that will come in."""
+    max_depth: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fsq_levels", tuple(int(n) for n in self.fsq_levels))
+        for name in ("image_size", "downsample", "codebook_size", "codebook_dim", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.downsample < 4 or self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample must be a power of two of at least 4, got {self.downsample}")
+        if self.image_size % self.downsample:
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of downsample ({self.downsample})")
+        if self.num_res_blocks < 0:
+            raise ValueError(f"num_res_blocks must not be negative, got {self.num_res_blocks}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
+        self._check_quantizer()
+        self._check_normalisation()
+
+    def _check_quantizer(self) -> None:
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(f"unknown quantizer {self.quantizer!r}; known: {', '.join(QUANTIZERS)}")
+        if self.quantizer == "ema" and self.fsq_levels:
+            raise ValueError(f'fsq_levels ({self.fsq_levels}) go with quantizer="fsq"; leave them empty with "ema"')
+        if self.quantizer == "fsq":
+            if math.prod(self.fsq_levels) != self.codebook_size or min(self.fsq_levels, default=0) < 2:
+                raise ValueError(
+                    f"fsq_levels ({self.fsq_levels}) must each be at least 2 and multiply to codebook_size "
+                    f"({self.codebook_size})"
+                )
+            if len(self.fsq_levels) != self.codebook_dim:
+                raise ValueError(
+                    f"codebook_dim ({self.codebook_dim}) must be the number of fsq_levels ({len(self.fsq_levels)})"
+                )
+
+    def _check_normalisation(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"unknown normalisation {self.normalisation!r}; known: {', '.join(NORMALISATIONS)}")
+        given = (self.min_depth, self.max_depth)
+        if self.normalisation != "metric":
+            if given != (None, None):
+                raise ValueError(
+                    f'min_depth and max_depth ({given}) go with normalisation="metric", not {self.normalisation!r}'
+                )
+        elif self.min_depth is None or self.max_depth is None or not 0 <= self.min_depth < self.max_depth:
+            raise ValueError(f'normalisation="metric" needs 0 <= min_depth < max_depth, got {given}')
+
+    @property
+    def grid_size(self) -> int:
+        """Codes a side."""
+        return self.image_size // self.downsample
+
+    @property
+    def num_codes(self) -> int:
+        """Codes a map."""
+        return self.grid_size**2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
+        """The config of a dict; raises ValueError naming unknown keys and the known ones."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown config keys {unknown}; known keys: {known}")
+        return cls(**values)

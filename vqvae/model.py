@@ -1,0 +1,286 @@
+"""The VQVAE of depth maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from torch import Tensor, nn
+
+from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, read_config, read_weights, write_checkpoint
+from vqvae.config import VQVAEConfig
+from vqvae.networks import Decoder, Encoder
+from vqvae.normalisation import Normalised, nearness_to_depth, normalise_depth
+from vqvae.quantizer import QUANTIZER_CLASSES, perplexity
+
+L2_WEIGHT = 2.0
+GRADIENT_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss terms of a batch, each a scalar. `total` is their weighted sum, to be minimised."""
+
+    l1: Tensor
+    """Mean absolute error of nearness over valid pixels"""
+    l2: Tensor
+    """Mean squared error, likewise"""
+    gradient: Tensor
+    """Mean absolute error of nearness's differences between neighbours that are both valid: sharp edges"""
+    commitment: Tensor
+    """Mean squared distance of the encoder's vectors from their codes' (zero with FSQ)"""
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class VQVAEOutput:
+    """What `VQVAE.forward` returns."""
+
+    reconstruction: Tensor
+    """(B, S, S) nearness, unclamped"""
+    codes: Tensor
+    """(B, h, w) long"""
+    losses: Losses
+    perplexity: Tensor
+    """() of the batch's codes, 1 to codebook_size"""
+
+
+def reconstruction_losses(reconstruction: Tensor, nearness: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L1, L2 and gradient terms of nearness (B, S, S) over the pixels in `mask` (B, S, S) bool."""
+    weight = mask.float()
+    error = (reconstruction.float() - nearness) * weight  # zero in holes
+    count = weight.sum().clamp_min(1)
+    l1, l2 = error.abs().sum() / count, error.square().sum() / count
+    across, down = weight[:, :, 1:] * weight[:, :, :-1], weight[:, 1:] * weight[:, :-1]
+    slope_across = ((error[:, :, 1:] - error[:, :, :-1]) * across).abs().sum()
+    slope_down = ((error[:, 1:] - error[:, :-1]) * down).abs().sum()
+    return l1, l2, (slope_across + slope_down) / (across.sum() + down.sum()).clamp_min(1)
+
+
+class VQVAE(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vqvae",
+    license="apache-2.0",
+    tags=["depth", "vqvae", "tokenizer"],
+):
+    """Depth maps to a small grid of codes and back.
+
+    Depth is in any unit, larger is farther; what the network sees and gives back is *nearness* in [0, 1], 1 = nearest
+    (`VQVAEConfig.normalisation` says how). Codes are integers 0..K-1; after `sort_codebook` they rise from far to near.
+
+    Departures from AURORA's tokenizer: holes are an input channel and no loss is taken there; the codebook revives dead
+    codes and is equal on all ranks; the encoder's view is narrow and the decoder's wide.
+    """
+
+    def __init__(self, config: VQVAEConfig | None = None):
+        super().__init__()
+        self.config = config or VQVAEConfig()
+        self.encoder = Encoder(self.config)
+        self.quantizer = QUANTIZER_CLASSES[self.config.quantizer](self.config)
+        self.decoder = Decoder(self.config)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, D): the vectors of the codes"""
+        return self.quantizer.codebook
+
+    def normalise(self, depth: Tensor, mask: Tensor | None = None) -> Normalised:
+        """Depth (B, H, W) and its validity (B, H, W) to what the encoder sees. Raises ValueError for bad input."""
+        return normalise_depth(depth, mask, self.config)
+
+    def _vectors(self, normalised: Normalised) -> Tensor:
+        x = torch.cat([normalised.values, normalised.mask.to(normalised.values.dtype)], 1)  # (B, 2, S, S)
+        z = self.encoder(x.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
+        return z.permute(0, 2, 3, 1)  # (B, h, w, D)
+
+    def _decode_vectors(self, quantized: Tensor) -> Tensor:
+        """(B, h, w, D) to nearness (B, S, S), unclamped."""
+        return self.decoder(quantized.permute(0, 3, 1, 2)).float()
+
+    @torch.no_grad()
+    def encode(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Codes (B, h, w) of depth maps (B, H, W) of any size.
+
+        Args:
+            depth: any unit, larger is farther; NaN, infinite and non-positive pixels are holes.
+            mask: (B, H, W), False or 0 where depth must not be used.
+
+        Raises:
+            ValueError: for depth that is not (B, H, W), a mask of another shape, or a map without a valid pixel.
+        """
+        z = self._vectors(self.normalise(depth, mask))  # (B, h, w, D)
+        return self.quantizer.encode(z.flatten(0, 2)).view(z.shape[:3])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Maps (B, S, S), or (B, *size), of codes (B, h, w) or (B, h*w).
+
+        Args:
+            codes: integers 0..K-1, row-major.
+            depth_range: (B, 2), near and far of each map, as `normalise(depth).depth_range`. With it the maps are depth
+                in its unit, without it nearness in [0, 1].
+            size: height and width of the maps; the config's image_size where it is None.
+
+        Raises:
+            ValueError: for codes that are not integers, of another grid or out of range, or a depth_range not (B, 2).
+        """
+        return self._finish(self.codebook[self._check_codes(codes)], depth_range, size)
+
+    def decode_soft(
+        self, probabilities: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Like `decode`, of probabilities (B, h*w, K) over the codes: the codebook's mean under them is decoded.
+
+        Differentiable, so that a loss on the map can reach whatever made the probabilities.
+        """
+        grid, size_k = self.config.grid_size, self.config.codebook_size
+        if probabilities.ndim != 3 or probabilities.shape[1:] != (grid * grid, size_k):
+            raise ValueError(
+                f"probabilities must be (B, {grid * grid}, {size_k}), got {tuple(probabilities.shape)}; take the softmax "
+                "over the depth codes alone"
+            )
+        quantized = probabilities.to(self.codebook.dtype) @ self.codebook  # (B, h*w, D)
+        return self._finish(quantized.view(-1, grid, grid, quantized.shape[-1]), depth_range, size)
+
+    def _check_codes(self, codes: Tensor) -> Tensor:
+        grid, size = self.config.grid_size, self.config.codebook_size
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be integers, got {codes.dtype}; probabilities go to decode_soft")
+        if codes.shape[1:] not in ((grid, grid), (grid * grid,)):
+            raise ValueError(
+                f"codes must be (B, {grid}, {grid}) or (B, {grid * grid}), got {tuple(codes.shape)}; "
+                f"this tokenizer reads exactly {grid * grid} codes a map"
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise ValueError(f"codes must lie in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}")
+        return codes.long().view(-1, grid, grid)
+
+    def _finish(self, quantized: Tensor, depth_range: Tensor | None, size: tuple[int, int] | None) -> Tensor:
+        nearness = self._decode_vectors(quantized).clamp(0, 1)  # (B, S, S)
+        if size is not None:
+            nearness = F.interpolate(nearness[:, None], size=size, mode="bilinear", antialias=True)[:, 0]  # (B, *size)
+        return nearness if depth_range is None else nearness_to_depth(nearness, depth_range, self.config)
+
+    def forward(self, depth: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> VQVAEOutput:
+        """Encodes, quantises and decodes depth (B, H, W); in training mode the codebook moves with the batch.
+
+        Args:
+            depth: as for `encode`.
+            mask: as for `encode`. The losses are taken over these pixels.
+            visible: (B, H, W), pixels that the encoder may see; None for all of `mask`. With fewer the model learns to
+                fill holes in (AiT trains so).
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        target = self.normalise(depth, mask)
+        seen = target
+        if visible is not None:
+            shown = F.interpolate(visible[:, None].float(), size=target.mask.shape[-2:]) > 0.5  # (B, 1, S, S)
+            shown = shown & target.mask
+            seen = Normalised(torch.where(shown, target.values, 0), shown, target.depth_range)
+        z = self._vectors(seen)  # (B, h, w, D)
+        # The codebook's moving averages need more digits than bfloat16 has.
+        with torch.autocast(z.device.type, enabled=False):
+            quantized, codes, commitment = self.quantizer(z.float().flatten(0, 2))
+        reconstruction = self._decode_vectors(quantized.view(z.shape))  # (B, S, S)
+        l1, l2, gradient = reconstruction_losses(reconstruction, target.nearness, target.mask[:, 0])
+        total = l1 + L2_WEIGHT * l2 + GRADIENT_WEIGHT * gradient + self.config.commitment_weight * commitment
+        counts = torch.bincount(codes, minlength=self.config.codebook_size)
+        losses = Losses(l1, l2, gradient, commitment, total)
+        return VQVAEOutput(reconstruction, codes.view(z.shape[:3]), losses, perplexity(counts))
+
+    @torch.no_grad()
+    def sort_codebook(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Renames the codes so that they rise from far to near: code 0 stands for the farthest cells, K-1 the nearest.
+
+        A code's place is the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth` (B, H, W);
+        a code the sample lacks is placed by the map it alone makes. Reconstructions stay what they were.
+
+        Returns the order (K,): what was code `order[k]` is now code k.
+        """
+        size, grid, cell = self.config.codebook_size, self.config.grid_size, self.config.downsample
+        uniform = torch.arange(size, device=self.codebook.device)[:, None, None].expand(size, grid, grid)
+        level = torch.cat([self.decode(chunk).mean((1, 2)) for chunk in uniform.split(64)])  # (K,)
+        sums, counts = torch.zeros_like(level), torch.zeros_like(level)
+        for start in range(0, len(depth), 64):
+            chunk = slice(start, start + 64)
+            codes = self.encode(depth[chunk], None if mask is None else mask[chunk])  # (b, h, w)
+            cells = F.avg_pool2d(self.decode(codes)[:, None], cell).flatten()  # (b*h*w,)
+            sums.index_add_(0, codes.flatten(), cells)
+            counts.index_add_(0, codes.flatten(), torch.ones_like(cells))
+        level = torch.where(counts > 0, sums / counts.clamp_min(1), level)
+        order = level.argsort(stable=True)
+        self.quantizer.permute(order)
+        return order
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Writes config.json and model.safetensors, each whole or not at all, and returns the hub's address if pushed.
+
+        Args:
+            save_directory: the folder, made where it is missing.
+            dtype: e.g. torch.float16 to halve the file. Codes may then differ for vectors that lie between two codes, so
+                load the saved tokenizer back before any data is encoded with it.
+            push_to_hub: whether to push to the hub as well.
+            repo_id: owner/name on the hub; the folder's name where it is None.
+            push_to_hub_kwargs: settings of `PyTorchModelHubMixin.push_to_hub`.
+        """
+        # The mixin's own would first delete an existing config.json, and so could leave a folder without one.
+        folder = Path(save_directory)
+        write_checkpoint(folder, self.config, self.state_dict(), dtype)
+        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> VQVAE:
+        """The tokenizer of a local folder or a repository of the hub, in float32 and evaluation mode.
+
+        Raises:
+            CheckpointError: for a missing, cut or mismatched file, a missing or unexpected tensor, an unknown config key.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        paths = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
+        if not folder.is_dir():
+            if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+                raise CheckpointError(
+                    f"{pretrained_model_name_or_path} is no folder and no hub repository (owner/name); give the folder "
+                    f"that holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+                )
+            paths = [
+                Path(
+                    hf_hub_download(
+                        str(pretrained_model_name_or_path),
+                        name,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
+                )
+                for name in (CONFIG_NAME, WEIGHTS_NAME)
+            ]
+        model = cls(read_config(paths[0]))
+        model.load_state_dict(read_weights(paths[1], model.state_dict()), strict=True)
+        return model.eval()

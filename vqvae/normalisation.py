@@ -1,0 +1,126 @@
+"""From depth in any unit to nearness in [0, 1] and back, with holes kept apart from what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.config import VQVAEConfig
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """B maps ready to be encoded."""
+
+    values: Tensor
+    """(B, 1, S, S) in [-1, 1]: 2 * nearness - 1, where nearness 1 is the nearest; 0 in holes"""
+    mask: Tensor
+    """(B, 1, S, S) bool: pixels that hold at least one measured pixel of the input"""
+    depth_range: Tensor
+    """(B, 2): depth of nearness 1 and of nearness 0, in the unit of the input; `decode` takes it to give depth back"""
+
+    @property
+    def nearness(self) -> Tensor:
+        """(B, S, S) in [0, 1]; 0.5 in holes"""
+        return (self.values[:, 0] + 1) / 2
+
+
+def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
+    """Pixels (B, H, W) that hold a measurement: finite, positive, and inside `mask` where one is given.
+
+    Raises:
+        ValueError: for depth that is not (B, H, W), a mask of another shape, or a map with no valid pixel.
+    """
+    if depth.ndim != 3:
+        raise ValueError(
+            f"depth must be (B, H, W), got shape {tuple(depth.shape)}; add or drop dimensions, e.g. depth[None]"
+        )
+    if not 0 < depth.numel():
+        raise ValueError(f"depth must hold at least one pixel, got shape {tuple(depth.shape)}")
+    valid = depth.isfinite() & (depth > 0)
+    if mask is not None:
+        if mask.shape != depth.shape:
+            raise ValueError(
+                f"mask must have depth's shape {tuple(depth.shape)}, got {tuple(mask.shape)}; resize it with "
+                "mode='nearest' or pass mask=None"
+            )
+        valid = valid & mask.bool()
+    empty = (~valid.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(
+            f"no valid pixel in map(s) {empty} of the batch: valid means finite, greater than 0 and inside the mask; "
+            "leave such maps out"
+        )
+    return valid
+
+
+def resize_masked(values: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Resizes maps (B, H, W) so that holes do not bleed: each new pixel is the mean of the *valid* pixels beneath it.
+
+    Returns the values (B, *size), 0 in holes, and their mask (B, *size): True where any valid pixel lay beneath.
+    """
+    weight = mask.to(values.dtype)  # (B, H, W)
+    weighted = torch.where(mask, values, 0)  # not a product: 0 * nan is nan
+    if tuple(values.shape[1:]) != size:
+        both = torch.stack([weighted, weight], 1)  # (B, 2, H, W)
+        both = F.interpolate(both, size=size, mode="bilinear", antialias=True, align_corners=False)
+        weighted, weight = both.unbind(1)  # (B, *size) each
+    resized_mask = weight > 1e-3
+    return torch.where(resized_mask, weighted / weight.clamp_min(1e-3), 0), resized_mask
+
+
+def _inverts(config: VQVAEConfig) -> bool:
+    return config.normalisation == "relative_inverse"
+
+
+def depth_ranges(depth: Tensor, valid: Tensor, config: VQVAEConfig) -> Tensor:
+    """Depth (B, 2) that becomes nearness 1 and nearness 0, of maps (B, H, W)."""
+    if config.normalisation == "metric":
+        assert config.min_depth is not None and config.max_depth is not None
+        return depth.new_tensor([config.min_depth, config.max_depth]).expand(depth.shape[0], 2)
+    near = torch.where(valid, depth, torch.inf).flatten(1).amin(1)
+    far = torch.where(valid, depth, -torch.inf).flatten(1).amax(1)
+    return torch.stack([near, far], 1)
+
+
+def depth_to_nearness(depth: Tensor, depth_range: Tensor, config: VQVAEConfig) -> Tensor:
+    """Nearness (B, H, W) in [0, 1] of valid depth; 0.5 all over a map whose range is a single value."""
+    near, far = depth_range[:, 0, None, None], depth_range[:, 1, None, None]
+    if _inverts(config):
+        depth, near, far = 1 / depth, 1 / near, 1 / far
+    span = near - far  # negative unless inverted; the sign cancels
+    flat = span.abs() <= 1e-6 * near.abs()
+    nearness = (depth - far) / torch.where(flat, 1, span)
+    return torch.where(flat, 0.5, nearness).clamp(0, 1)
+
+
+def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig) -> Tensor:
+    """Depth (B, H, W) in the unit of `depth_range` (B, 2); the inverse of `depth_to_nearness`."""
+    if depth_range.shape != (nearness.shape[0], 2):
+        raise ValueError(
+            f"depth_range must be (B, 2) = ({nearness.shape[0]}, 2), near and far of each map, got "
+            f"{tuple(depth_range.shape)}; pass normalise(depth).depth_range"
+        )
+    near, far = depth_range.to(nearness).unbind(1)
+    near, far = near[:, None, None], far[:, None, None]
+    if _inverts(config):
+        return 1 / (1 / far + nearness * (1 / near - 1 / far))
+    return far + nearness * (near - far)
+
+
+def normalise_depth(depth: Tensor, mask: Tensor | None, config: VQVAEConfig) -> Normalised:
+    """Normalises depth maps (B, H, W), in any unit, larger is farther; NaN, infinite and non-positive pixels are holes.
+
+    Raises:
+        ValueError: see `valid_pixels`.
+    """
+    valid = valid_pixels(depth, mask)
+    depth = torch.where(valid, depth, 1).float()  # holes hold a harmless 1 until they are zeroed
+    depth_range = depth_ranges(depth, valid, config)  # (B, 2)
+    values = 2 * depth_to_nearness(depth, depth_range, config) - 1  # (B, H, W)
+    size = (config.image_size, config.image_size)
+    values, valid = resize_masked(values, valid, size)  # (B, S, S)
+    return Normalised(values[:, None], valid[:, None], depth_range)
