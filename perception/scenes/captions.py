@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -88,14 +89,21 @@ def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
     return f"What is {letters[index]} on?", f"{what}."
 
 
-def conversation(scene: Scene, rng: np.random.Generator) -> Conversation:
-    """A caption, or three to five plain questions; half of the images bear lettered markers."""
+def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Conversation:
+    """Turns about one image until they hold `budget` words: a caption in two of five, plain questions otherwise.
+
+    Half of the images bear lettered markers. Conversations of like length waste little on padding.
+    """
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
-    if rng.random() < 0.4:
-        return Conversation(image, (caption(scene),))
-    askers = [_ask_where, _ask_where, _ask_what, _ask_whether]
-    turns = [askers[rng.integers(len(askers))](scene, rng) for _ in range(int(rng.integers(2, 4)))]
+    turns = dict([caption(scene)]) if rng.random() < 0.4 else {}
+    askers = [_ask_where, _ask_where, _ask_what, _ask_what, _ask_whether]
     if points is not None:
-        turns += [_ask_letters(points, scene, rng) for _ in range(2)]
-    return Conversation(image, tuple(turns[i] for i in rng.permutation(len(turns))))
+        askers += [partial(_ask_letters, points)] * 3
+    for _ in range(14):
+        if sum(len(q.split()) + len(a.split()) + 2 for q, a in turns.items()) >= budget:
+            break
+        question, answer = askers[rng.integers(len(askers))](scene, rng)
+        turns[question] = answer
+    listed = list(turns.items())
+    return Conversation(image, tuple(listed[i] for i in rng.permutation(len(listed))))

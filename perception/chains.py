@@ -1,0 +1,208 @@
+"""Chains of perception: how a task becomes a prompt and a target, and how an answer is read back.
+
+Three kinds of task (AURORA, arXiv 2412.03548, section 4): *atomic* tasks ask for perception itself, *chain* tasks draw
+perception first and then answer, *direct* tasks answer at once. A target is a sequence of plain text and `Span`s; what a
+model writes is read back into the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perception.vocabulary import PerceptionVocabulary, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS = "atomic_depth", "atomic_boxes", "atomic_points"
+CHAIN_COUNT, CHAIN_DEPTH = "chain_count", "chain_depth"
+DIRECT_COUNT, DIRECT_DEPTH = "direct_count", "direct_depth"
+ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS)
+CHAIN = (CHAIN_COUNT, CHAIN_DEPTH)
+DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
+TASKS = (*ATOMIC, *CHAIN, *DIRECT)
+
+BOXES_FIRST = "Draw their boxes first."
+DEPTH_FIRST = "Draw the depth map first."
+LETTERS = "ABCDE"
+
+_COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b", re.IGNORECASE)
+_DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\bfarth(er|est)\b|\bdepth\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One task on one image. `answer` is the final answer alone: "4", "B", "" for atomic tasks."""
+
+    task: str
+    question: str
+    target: tuple[str | Span, ...]
+    answer: str
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; known tasks: {', '.join(TASKS)}")
+        if not self.question.strip():
+            raise ValueError("the question is empty; ask something")
+
+
+def atomic_depth(depth: Span) -> Example:
+    return Example(ATOMIC_DEPTH, "Draw the depth map.", (depth,), "")
+
+
+def atomic_boxes(things: str, boxes: Span) -> Example:
+    """`things`: the plural of what is drawn, "red cubes"."""
+    return Example(ATOMIC_BOXES, f"Draw the boxes of the {things}.", (boxes,), "")
+
+
+def atomic_points(points: Span) -> Example:
+    return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
+
+
+def direct(task: str, question: str, answer: str) -> Example:
+    return Example(task, question, (f" {answer}.",), answer)
+
+
+def chain_count(question: str, boxes: Span) -> Example:
+    """Boxes, then their number."""
+    count = str(len(boxes.codes) // 4)
+    return Example(CHAIN_COUNT, f"{question} {BOXES_FIRST}", (boxes, f" {count}."), count)
+
+
+def chain_depth(question: str, points: Span, depth: Span, readings: Sequence[int], answer: str) -> Example:
+    """The marked points, the depth map, what the map says at each point (0 farthest .. 99 nearest), the answer.
+
+    AURORA's chain names the points' coordinates, draws the map and concludes; the readings are ours. They make the step
+    from map to answer one look-up a point, and its supervision dense.
+    """
+    said = ",".join(f" {letter} {value}" for letter, value in zip(LETTERS, readings, strict=False))
+    return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (points, depth, f"{said}, so {answer}."), answer)
+
+
+def kind_of_question(question: str) -> str | None:
+    """ "count", "depth", or None where the question is neither."""
+    if _COUNT_QUESTION.search(question):
+        return "count"
+    return "depth" if _DEPTH_QUESTION.search(question) else None
+
+
+def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
+    """The question as it is put to the model in a mode, and its kind.
+
+    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can.
+    Raises ValueError for an empty question, an unknown mode, or mode "chain" with a question of neither kind.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty; ask something, such as 'How many red cubes are there?'")
+    if mode not in ("chain", "direct", "auto"):
+        raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct, auto")
+    question, kind = question.strip(), kind_of_question(question)
+    if mode == "direct" or (mode == "auto" and kind is None):
+        return question, kind
+    if kind is None:
+        raise ValueError(
+            f"no chain of perception fits the question {question!r}: ask 'how many ...' or which point is closest, "
+            "or use mode='direct'"
+        )
+    return f"{question} {BOXES_FIRST if kind == 'count' else DEPTH_FIRST}", kind
+
+
+def read_count(text: str) -> int | None:
+    """The last whole number of a text."""
+    numbers = re.findall(r"\d+", text)
+    return int(numbers[-1]) if numbers else None
+
+
+def read_letter(text: str) -> str | None:
+    """The last lone capital A to E of a text."""
+    letters = re.findall(r"\b([A-E])\b", text)
+    return letters[-1] if letters else None
+
+
+def read_answer(text: str, kind: str | None) -> int | str | None:
+    """The final answer of a text by the question's kind; the stripped text itself for other kinds."""
+    if kind == "count":
+        return read_count(text)
+    return read_letter(text) if kind == "depth" else text.strip()
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A chat template cut open where the user's words go, so that they are encoded apart and stay plain text."""
+
+    before: str
+    after: str
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> ChatPrompt:
+        """Renders the processor's own chat template around one image and one question.
+
+        Raises ValueError where the processor has no chat template.
+        """
+        if not getattr(processor, "chat_template", None):
+            raise ValueError("the processor has no chat template; set processor.chat_template to the model's own")
+        mark = "\u241fQUESTION\u241f"
+        content = [{"type": "image"}, {"type": "text", "text": mark}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        before, _, after = text.partition(mark)
+        return cls(before, after)
+
+    def head_ids(self, processor: Any, image: Any) -> tuple[list[int], dict[str, Any]]:
+        """Ids up to the question, image tokens expanded, and the processor's other outputs (pixel values, ...)."""
+        inputs = processor(text=self.before, images=image, return_tensors="pt", add_special_tokens=False)
+        ids = inputs.pop("input_ids")[0].tolist()
+        inputs.pop("attention_mask", None)
+        return ids, dict(inputs)
+
+    def tail_ids(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str
+    ) -> list[int]:
+        """Ids of the question, as plain text whatever it holds, and of what the template puts behind it."""
+        return vocabulary.encode_plain(tokenizer, question) + tokenizer.encode(self.after, add_special_tokens=False)
+
+
+def encode_target(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, target: Sequence[str | Span]
+) -> list[int]:
+    """Ids of a target, without an end of sequence."""
+    ids: list[int] = []
+    for part in target:
+        ids += vocabulary.span_ids(part) if isinstance(part, Span) else vocabulary.encode_plain(tokenizer, part)
+    return ids
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered.
+
+    `text` is all plain text, `spans` the perception it drew, in order, `value` the final answer: a number, a letter, or
+    the text itself; None where none could be read.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    value: int | str | None
+
+
+def read_ids(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, ids: Sequence[int], kind: str | None
+) -> Answer:
+    """Reads generated ids back. The final answer stands in the text after the last span.
+
+    Raises SpanError where a span is malformed.
+    """
+    parts: list[str | Span] = []
+    run: list[int] = []
+    for part in vocabulary.parse(ids):
+        if isinstance(part, Span):
+            parts += [tokenizer.decode(run, skip_special_tokens=True), part]
+            run = []
+        else:
+            run.append(part)
+    parts.append(tokenizer.decode(run, skip_special_tokens=True))
+    texts = [p for p in parts if isinstance(p, str)]
+    spans = tuple(p for p in parts if isinstance(p, Span))
+    return Answer("".join(texts).strip(), spans, read_answer(texts[-1], kind))

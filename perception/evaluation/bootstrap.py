@@ -1,0 +1,47 @@
+"""Bootstrap intervals of means and of paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % percentile bootstrap interval (Efron 1979) over `count` items."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """Interval of the mean of `values` (N,).
+
+    Raises ValueError for no values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("an interval needs at least one value; the evaluation set is empty")
+    rng = np.random.default_rng(seed)
+    means = array[rng.integers(len(array), size=(RESAMPLES, len(array)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval:
+    """Interval of the mean of `first - second`, items paired: both answered the same questions.
+
+    Raises ValueError where the lengths differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired values must be of one length, got {len(first)} and {len(second)}")
+    return bootstrap_interval(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), seed)

@@ -1,0 +1,133 @@
+"""The report of a comparison: one HTML page that stands alone, with what the models drew and answered."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from perception.evaluation.comparison import Comparison
+from perception.evaluation.scenes import Item, Outcome
+from perception.model import PerceptionModel, load_image
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.tokenizers.depth import DepthTokenizer
+
+_SIDE = 240
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure img { width: 100%; image-rendering: pixelated; border-radius: 6px; }
+figcaption { font-size: .9rem; } .right { color: #188038; } .wrong { color: #c5221f; }
+@media (prefers-color-scheme: dark) { .right { color: #81c995; } .wrong { color: #f28b82; } }
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption (HTML)."""
+
+    image: Image.Image
+    caption: str
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row, each `_SIDE` pixels high."""
+    scaled = [i.resize((round(i.width * _SIDE / i.height), _SIDE), Image.Resampling.NEAREST) for i in images]
+    sheet = Image.new("RGB", (sum(i.width for i in scaled) + 6 * (len(scaled) - 1), _SIDE), "white")
+    left = 0
+    for image in scaled:
+        sheet.paste(image, (left, 0))
+        left += image.width + 6
+    return sheet
+
+
+def _mark(value: object, answer: object) -> str:
+    name = "right" if value == answer else "wrong"
+    return f'<span class="{name}">{html.escape(str(value))} ({name})</span>'
+
+
+def example_figure(model: PerceptionModel, item: Item, chain: Outcome, direct: Outcome) -> Figure:
+    """The image, what the model drew on its way, and both answers."""
+    image = load_image(item.image)
+    pictures = [image]
+    for span in chain.answer.spans:
+        if span.modality == "depth":
+            pictures.append(DepthTokenizer(model.depth_tokenizer).draw(span.codes))
+        elif span.modality == "boxes":
+            enlarged = image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            pictures.append(BoxTokenizer(model.vocabulary.num_locations).draw(span.codes, enlarged))
+    caption = (
+        f"<b>{html.escape(item.question)}</b><br>answer: {html.escape(str(item.answer))}<br>"
+        f"drawing first: {_mark(chain.answer.value, item.answer)}<br>"
+        f"at once: {_mark(direct.answer.value, item.answer)}<br><small>{html.escape(chain.answer.text)}</small>"
+    )
+    return Figure(side_by_side(pictures), caption)
+
+
+def example_figures(
+    model: PerceptionModel, items: Sequence[Item], chain: Sequence[Outcome], direct: Sequence[Outcome], each: int = 3
+) -> list[Figure]:
+    """The first `each` items of every group: not picked for how they came out."""
+    figures, seen = [], dict.fromkeys((item.group for item in items), 0)
+    for item, drawn, at_once in zip(items, chain, direct, strict=True):
+        if seen[item.group] < each:
+            seen[item.group] += 1
+            figures.append(example_figure(model, item, drawn, at_once))
+    return figures
+
+
+def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The tables of one look."""
+    rows = [
+        (name, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
+        for name, arms in comparison.accuracy.items()
+    ]
+    header = ("task", "n", "direct", "chain of perception", "gain, points", "same model, direct")
+    text = f"<h2>The {html.escape(comparison.look)} look</h2>" + _html_table(header, rows)
+    columns = list(next(iter(comparison.interventions.values())))
+    if len(columns) > 1:
+        body = [(name, *(cells[c] for c in columns)) for name, cells in comparison.interventions.items()]
+        text += "<h3>Accuracy when the chain's span is replaced</h3>" + _html_table(("task", *columns), body)
+    if comparison.drawn_map_order:
+        body = [(g, f"{100 * v:.1f}") for g, v in comparison.drawn_map_order.items()]
+        text += "<h3>Drawn maps that are nearest at the right point, %</h3>" + _html_table(("points", "share"), body)
+    return text
+
+
+def _figure_html(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.image.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    alt = html.escape(figure.caption.split("</b>")[0].removeprefix("<b>"))
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{figure.caption}</figcaption></figure>'
+
+
+def write_report(path: str | Path, title: str, intro: str, sections: Sequence[str | Sequence[Figure]]) -> Path:
+    """Writes the page. A section is HTML text or a list of figures."""
+    parts = [
+        s if isinstance(s, str) else '<div class="cards">' + "".join(_figure_html(f) for f in s) + "</div>" for s in sections
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        f"<body><main><h1>{html.escape(title)}</h1><p>{intro}</p>{''.join(parts)}</main></body></html>"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,0 +1,131 @@
+"""Held-out questions about rendered scenes, and how well a model answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from perception.chains import Answer, prompt_for
+from perception.model import PerceptionModel, Prompt
+from perception.scenes.questions import count_question, depth_question
+from perception.scenes.render import render_scenes
+from perception.scenes.scene import Scene
+
+HELD_OUT_SEED = 50_000_000
+"""First seed of held-out scenes; trainings take theirs from zero up."""
+DEPTH_COUNTS = (2, 3, 4, 5)
+_RENDER = 32
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its truth. `group` is "count" or "depth-2" .. "depth-5"."""
+
+    group: str
+    kind: str
+    scene: Scene
+    image: Tensor
+    question: str
+    answer: int | str
+    boxes_xyxy: np.ndarray
+    points_xy: np.ndarray
+
+
+def _count_item(scene: Scene, rng: np.random.Generator) -> Item:
+    q = count_question(scene, rng)
+    return Item("count", "count", scene, scene.image, q.text, q.answer, q.boxes_xyxy, np.zeros((0, 2), np.float32))
+
+
+def _depth_item(scene: Scene, rng: np.random.Generator, count: int) -> Item | None:
+    q = depth_question(scene, rng, count)
+    if q is None:
+        return None
+    boxes = np.zeros((0, 4), np.float32)
+    return Item(f"depth-{count}", "depth", scene, q.image, q.text, q.answer, boxes, q.points_xy)
+
+
+def scene_items(look: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:
+    """`num_count` counting questions and `num_depth` depth questions of each of 2 to 5 points, each on its own scene."""
+    rng = np.random.default_rng((first_seed, len(look)))
+    makers: list[Callable[[Scene], Item | None]] = [lambda scene: _count_item(scene, rng)] * num_count
+    for count in DEPTH_COUNTS:
+        makers += [lambda scene, count=count: _depth_item(scene, rng, count)] * num_depth  # type: ignore[misc]
+    items: list[Item] = []
+    seed = first_seed
+    while len(items) < len(makers):
+        batch = render_scenes(range(seed, seed + _RENDER), look)
+        for index in range(_RENDER):
+            made = makers[len(items)](Scene.from_batch(batch, index)) if len(items) < len(makers) else None
+            if made is not None:
+                items.append(made)
+        seed += _RENDER
+    return items
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item."""
+
+    group: str
+    correct: bool
+    answer: Answer
+
+
+def evaluate_items(
+    model: PerceptionModel,
+    items: Sequence[Item],
+    mode: str,
+    forced: Sequence[Sequence[int]] | None = None,
+    batch_size: int = 50,
+    title: str = "",
+) -> list[Outcome]:
+    """Asks every item in a mode and scores the final answers.
+
+    Args:
+        mode: "chain" or "direct".
+        forced: ids each answer must begin with (a span of the experimenter's), or None.
+
+    Returns:
+        One outcome an item, in the items' order.
+    """
+    prompts = [
+        Prompt(item.image, prompt_for(item.question, mode)[0], item.kind, tuple(forced[i]) if forced else ())
+        for i, item in enumerate(items)
+    ]
+    order = sorted(range(len(items)), key=lambda i: (items[i].kind, items[i].group, len(prompts[i].forced)))
+    outcomes: dict[int, Outcome] = {}
+    with Progress(transient=True) as progress:
+        task = progress.add_task(title or f"answering ({mode})", total=len(items))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            answers = model.answer([prompts[i] for i in rows])
+            for i, answer in zip(rows, answers, strict=True):
+                outcomes[i] = Outcome(items[i].group, answer.value == items[i].answer, answer)
+            progress.advance(task, len(rows))
+    return [outcomes[i] for i in range(len(items))]
+
+
+def nearness_at(near: Tensor, points_xy: np.ndarray) -> np.ndarray:
+    """Values (count,) of a map (S, S) at points (count, 2) in [0, 1]."""
+    size = near.shape[-1]
+    columns, rows = (points_xy * size).astype(int).clip(0, size - 1).T
+    return near.cpu().numpy()[rows, columns]
+
+
+def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Share of depth items whose *drawn* map, decoded, is highest at the right point: AURORA's measure of its maps."""
+    hits: dict[str, list[bool]] = {}
+    for item, outcome in zip(items, outcomes, strict=True):
+        drawn = [s for s in outcome.answer.spans if s.modality == "depth"]
+        if item.kind != "depth" or not drawn:
+            continue
+        h, w = model.vocabulary.depth_grid
+        with torch.no_grad():
+            near = model.depth_tokenizer.decode(torch.tensor(drawn[-1].codes).view(1, h, w))[0]
+        hits.setdefault(item.group, []).append("ABCDE"[int(nearness_at(near, item.points_xy).argmax())] == item.answer)
+    return {group: float(np.mean(values)) for group, values in hits.items()}

@@ -1,0 +1,189 @@
+"""Fine-tunes a vision-language model with perception tokens, AURORA-style (`python -m train.aurora`).
+
+One run, one checkpoint, for depth and counting: atomic tasks first, chains and direct answers mixed in by the curriculum.
+`--arm direct` trains the baseline on the same images: it only ever answers directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from perception.chains import TASKS, ChatPrompt
+from perception.scenes.store import SceneStore
+from perception.vocabulary import PerceptionVocabulary
+from train.base import IGNORE, save_half
+from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
+from train.config import parse_config
+from train.curriculum import CurriculumConfig
+from train.labels import depth_codes
+from train.loop import FitResult, LoopConfig, fit
+from vqvae import VQVAE
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA on the text model's linears; rank 0 trains everything instead."""
+
+    rank: int = 0
+    alpha: int = 256
+
+
+@dataclass(frozen=True)
+class AuroraConfig:
+    """Configuration of a fine-tuning run."""
+
+    arm: str = "aurora"
+    """aurora, or direct for the baseline"""
+    base: str = "models/tiny-base"
+    out: str = "runs/aurora/model"
+    run_dir: str = "runs/aurora"
+    depth_tokenizer: str = "tokenizers/depth-scenes-100"
+    store: str = "runs/scenes/standard"
+    num_scenes: int = 40_000
+    first_seed: int = 0
+    batch_size: int = 32
+    num_locations: int = 100
+    new_rows: str = "description"
+    """how new rows start: mean, description, codebook"""
+    train_rows: str = "all"
+    """which embedding rows train: all, or new (the perception tokens' alone)"""
+    tower_lr_ratio: float = 0.5
+    """learning rate of the vision tower over that of the rest; 0 freezes it"""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    weights: TokenWeights = field(default_factory=TokenWeights)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=2000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60)
+    )
+
+    def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise ValueError(f"unknown arm {self.arm!r}; known arms: {', '.join(ARMS)}")
+        if self.train_rows not in ("all", "new"):
+            raise ValueError(f"train_rows must be 'all' or 'new', got {self.train_rows!r}")
+
+
+def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted cross-entropy of the targets over all halves of a batch, and the mean of each task.
+
+    The mean is over the weights of the whole batch, so a batch in halves gives the loss of the batch in one.
+    """
+    total = torch.zeros(())
+    norm = sum(part["weights"].sum() for part in batch)
+    sums: dict[str, list[Tensor]] = {}
+    for part in batch:
+        first = int((part["labels"] != IGNORE).any(0).nonzero()[0])
+        keep = part["labels"].shape[1] - first + 1  # positions first - 1 .. end predict first .. end
+        inputs = {k: part[k] for k in ("input_ids", "attention_mask", "pixel_values")}
+        logits = model(**inputs, logits_to_keep=keep).logits[:, :-1].float()  # (b, t, V)
+        labels, weights = part["labels"][:, first:], part["weights"][:, first:]  # (b, t)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none") * weights
+        total = total + losses.sum()
+        for task in part["task"].unique().tolist():
+            rows = part["task"] == task
+            sums.setdefault(TASKS[task], []).append(losses[rows].sum().detach() / weights[rows].sum())
+    return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
+
+
+def _parameter_groups(model: nn.Module, tower: nn.Module, ratio: float) -> list[dict[str, Any]]:
+    tower.requires_grad_(ratio > 0)
+    tower_ids = {id(p) for p in tower.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tower_ids]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr_scale": 1.0}]
+    if ratio > 0:
+        groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": ratio})
+    return groups
+
+
+def _adapt(model: nn.Module, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> nn.Module:
+    """Wraps the model in LoRA where asked; the projector stays trainable, new rows or all rows too."""
+    if config.lora.rank == 0:
+        if config.train_rows == "new":
+            new = torch.tensor(sorted(vocabulary.ids.values()))
+
+            def only_new_rows(grad: Tensor) -> Tensor:
+                kept = torch.zeros_like(grad)
+                kept[new] = grad[new]
+                return kept
+
+            for table in {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+                table.register_hook(only_new_rows)
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    names = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    rows = {"trainable_token_indices": sorted(vocabulary.ids.values())} if config.train_rows == "new" else {}
+    kept = ["multi_modal_projector"] + ([] if rows else ["embed_tokens", "lm_head"])
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=names, modules_to_save=kept, **rows)
+    return get_peft_model(model, lora)
+
+
+def train(config: AuroraConfig) -> FitResult:
+    """Runs or resumes a fine-tuning and writes the finished model to `config.out`."""
+    torch.manual_seed(config.loop.seed)
+    processor = AutoProcessor.from_pretrained(config.base)
+    model = AutoModelForImageTextToText.from_pretrained(config.base, dtype=torch.float32)
+    depth_tokenizer = VQVAE.from_pretrained(config.depth_tokenizer).eval()
+    store = SceneStore.build(config.store, range(config.first_seed, config.first_seed + config.num_scenes))
+    vocabulary = PerceptionVocabulary(
+        depth_codes=depth_tokenizer.config.codebook_size,
+        depth_grid=(depth_tokenizer.config.grid_size,) * 2,
+        num_locations=config.num_locations,
+    ).extend(model, processor.tokenizer, init=config.new_rows, **_row_sources(config, depth_tokenizer))
+    prompt = ChatPrompt.from_processor(processor)
+    head_ids, _ = prompt.head_ids(processor, torch.zeros(3, 8, 8, dtype=torch.uint8))
+    batches = TaskBatches(
+        store=store,
+        codes=depth_codes(store, depth_tokenizer),
+        maker=TaskMaker(vocabulary, depth_tokenizer),
+        text_tokenizer=processor.tokenizer,
+        prompt=prompt,
+        head_ids=tuple(head_ids),
+        curriculum=config.curriculum,
+        weights=config.weights,
+        arm=config.arm,
+        batch_size=config.batch_size,
+        steps=config.loop.steps,
+        seed=config.loop.seed,
+    )
+    tower = model.model.vision_tower
+    model = _adapt(model, vocabulary, config)
+    groups = _parameter_groups(model, tower, config.tower_lr_ratio)
+    result = fit(model, batches, task_loss, config.loop, Path(config.run_dir), param_groups=groups, title=config.arm)
+    save(model, processor, vocabulary, depth_tokenizer, Path(config.out))
+    return result
+
+
+def save(model: nn.Module, processor: Any, vocabulary: PerceptionVocabulary, depth: VQVAE, out: Path) -> None:
+    """A merged, stock transformers folder with the vocabulary and the depth tokenizer beside it."""
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    save_half(merged, out)
+    processor.save_pretrained(out)
+    depth.save_pretrained(out / "depth_tokenizer")
+    vocabulary.save(out)
+
+
+def _row_sources(config: AuroraConfig, depth_tokenizer: VQVAE) -> dict[str, Any]:
+    """What the new rows are made of. Depth codes are sorted by nearness, so code k reads as its hundredth of the way."""
+    if config.new_rows == "codebook":
+        return {"codebook": depth_tokenizer.codebook}
+    if config.new_rows == "mean":
+        return {}
+    size = depth_tokenizer.config.codebook_size
+    return {"descriptions": {f"<DEPTH_{k}>": f" {round(99 * k / (size - 1))}" for k in range(size)}}
+
+
+def main(argv: list[str] | None = None) -> None:
+    result = train(parse_config(AuroraConfig, argv))
+    print(f"done: {result}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Stage 1 of the tiny base: the language of scenes (`python -m train.base`).
+
+A LLaVA made of the tower of `train.tower` and a small Llama reads captions and plain questions about rendered scenes.
+It learns colours, shapes, places (as plain numbers) and lettered markers; it never counts, never compares depth, and has
+never met a perception token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, SwinModel
+
+from perception.scenes.captions import conversation
+from perception.scenes.scene import Scene
+from perception.scenes.store import SceneStore
+from train.augment import normalise_pixels, photometric, to_pixels
+from train.config import parse_config
+from train.loop import LoopConfig, fit
+from train.tiny import NUM_IMAGE_TOKENS, TinySize, build_model, build_processor, train_text_tokenizer
+
+IGNORE = -100
+TASK_WORDS = [
+    "How many objects are there? Draw their boxes first. There are many things, so count the points.",
+    "Which point is closest to the camera, A, B, C, D or E? Draw the depth map first. A 1, B 2, so A.",
+    "Draw the boxes of the red cubes. Draw the marked points. Which of these is the farthest, and which is near?",
+]
+"""The words of fine-tuning. The base never reads them; its tokenizer should not fall to pieces over them."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Configuration of the base model's training."""
+
+    run_dir: str = "runs/base"
+    out: str = "models/tiny-base"
+    """folder of the finished model, half precision"""
+    tower: str = "runs/tower/tower"
+    store: str = "runs/scenes/standard"
+    num_scenes: int = 40_000
+    batch_size: int = 32
+    tower_lr_ratio: float = 0.25
+    """learning rate of the tower over that of the rest"""
+    size: TinySize = field(default_factory=TinySize)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=3000, learning_rate=1.2e-3, weight_decay=0.05, warmup_steps=100)
+    )
+
+
+def scene_of(store: SceneStore, index: int, rng: np.random.Generator) -> Scene:
+    """Scene `index`, mirrored in half of the draws."""
+    scene = Scene.from_store(store, index)
+    return scene.flipped() if rng.random() < 0.5 else scene
+
+
+def text_corpus(store: SceneStore, size: int = 4000) -> list[str]:
+    """Conversations and every number, as the tokenizer's training text."""
+    rng = np.random.default_rng(0)
+    lines = [" " + " ".join(str(n) for n in range(100)) + "." for _ in range(400)]
+    for index in range(min(size, len(store))):
+        for question, answer in conversation(scene_of(store, index, rng), rng).turns:
+            lines.append(f"USER: {question} ASSISTANT: {answer}")
+    return lines + TASK_WORDS * 50
+
+
+def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Right-padded input ids, labels and attention mask, (B, longest) each."""
+    longest = max(len(ids) for ids, _ in rows)
+    input_ids = torch.full((len(rows), longest), pad_id)
+    labels = torch.full((len(rows), longest), IGNORE)
+    for row, (ids, targets) in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, : len(targets)] = torch.tensor(targets)
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    mask = (torch.arange(longest)[None] < lengths[:, None]).long()
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation in the chat template; only answers and their ends are supervised."""
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    ids, labels = [tokenizer.bos_token_id], [IGNORE]
+    for number, (question, answer) in enumerate(turns):
+        if number == 0:
+            head = tokenizer.encode("USER: ", add_special_tokens=False) + [image_id] * NUM_IMAGE_TOKENS
+            head += tokenizer.encode("\n", add_special_tokens=False)
+        else:
+            head = tokenizer.encode("USER: ", add_special_tokens=False)
+        head += tokenizer.encode(question, add_special_tokens=False, split_special_tokens=True)
+        head += tokenizer.encode(" ASSISTANT:", add_special_tokens=False)
+        tail = tokenizer.encode(f" {answer}", add_special_tokens=False) + [tokenizer.eos_token_id]
+        ids += head + tail
+        labels += [IGNORE] * len(head) + tail
+    return ids, labels
+
+
+@dataclass(frozen=True)
+class BaseBatches:
+    """Batch `step`: a pure function of the step, the rank and the seed."""
+
+    store: SceneStore
+    tokenizer: PreTrainedTokenizerFast
+    batch_size: int
+    seed: int
+
+    def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, step, rank))
+        images, rows = [], []
+        for index in rng.integers(len(self.store), size=self.batch_size):
+            talk = conversation(scene_of(self.store, int(index), rng), rng)
+            images.append(talk.image)
+            rows.append(encode_turns(self.tokenizer, talk.turns))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
+        return {"pixel_values": pixels, **collate(rows, self.tokenizer.pad_token_id)}
+
+
+def language_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the answers."""
+    loss = model(**batch).loss
+    return loss, {"text": loss.detach()}
+
+
+def save_half(model: nn.Module, folder: Path) -> None:
+    """Saves a bfloat16... kept in float16 copy without touching the model that trains on."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(BaseConfig, argv)
+    torch.manual_seed(config.loop.seed)
+    store = SceneStore.build(config.store, range(config.num_scenes))
+    tokenizer = train_text_tokenizer(text_corpus(store), config.size.text_vocab_size)
+    tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
+    model = build_model(tokenizer, tower.config, config.size)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    tower_parameters = list(model.model.vision_tower.parameters())
+    taken = {id(p) for p in tower_parameters}
+    groups = [
+        {"params": tower_parameters, "lr_scale": config.tower_lr_ratio},
+        {"params": [p for p in model.parameters() if id(p) not in taken], "lr_scale": 1.0},
+    ]
+    batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed)
+    fit(model, batches, language_loss, config.loop, Path(config.run_dir), param_groups=groups, title="base")
+    save_half(model, Path(config.out))
+    build_processor(tokenizer).save_pretrained(config.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Batches of perception tasks on scenes: the same images for every arm, tasks by the curriculum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perception import chains
+from perception.chains import ChatPrompt, Example, encode_target
+from perception.scenes.markers import LETTERS, choose_markers, draw_markers, marker_nearness
+from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
+from perception.scenes.scene import Scene
+from perception.scenes.store import SceneStore
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.tokenizers.points import PointTokenizer
+from perception.vocabulary import PerceptionVocabulary, Span
+from train.augment import normalise_pixels, photometric, to_pixels
+from train.base import IGNORE, collate
+from train.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
+from vqvae import VQVAE
+
+ARMS = ("aurora", "direct")
+_ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
+
+
+@dataclass(frozen=True)
+class TaskMaker:
+    """Turns a scene into an `Example` of a task."""
+
+    vocabulary: PerceptionVocabulary
+    tokenizer: VQVAE
+
+    def _span(self, boxes: np.ndarray) -> Span:
+        return Span("boxes", tuple(BoxTokenizer(self.vocabulary.num_locations).encode(boxes)))
+
+    def _points(self, points: np.ndarray) -> Span:
+        return Span("points", tuple(PointTokenizer(self.vocabulary.num_locations).encode(points)))
+
+    def readings(self, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """What the decoded map says at the points: 0 farthest .. 99 nearest, (count,)."""
+        h, w = self.vocabulary.depth_grid
+        with torch.no_grad():
+            near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64)).view(1, h, w))[0]  # (S, S) in [0, 1]
+        size = near.shape[-1]
+        columns, rows = (points * size).astype(int).clip(0, size - 1).T
+        return np.round(near.numpy()[rows, columns] * 99).astype(int).clip(0, 99)
+
+    def make(self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Example] | None:
+        """(image, example), or None where the scene does not lend itself to the task.
+
+        `codes`: depth codes (h * w,) of the scene as it stands, mirrored or not.
+        """
+        depth = Span("depth", tuple(int(c) for c in codes))
+        if task == chains.ATOMIC_DEPTH:
+            points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
+            image = scene.image if points is None else draw_markers(scene.image, points)
+            return image, chains.atomic_depth(depth)
+        if task == chains.ATOMIC_BOXES:
+            color, shape = draw_selection(scene, rng)
+            boxes = self._span(boxes_of(select(scene, color, shape)))
+            return scene.image, chains.atomic_boxes(things_text(color, shape), boxes)
+        if task in (chains.CHAIN_COUNT, chains.DIRECT_COUNT):
+            count = count_question(scene, rng)
+            if task == chains.DIRECT_COUNT:
+                return scene.image, chains.direct(task, count.text, str(count.answer))
+            return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
+        question = depth_question(scene, rng)
+        if question is None:
+            return None
+        if task == chains.DIRECT_DEPTH:
+            return question.image, chains.direct(task, question.text, question.answer)
+        points = self._points(question.points_xy)
+        if task == chains.ATOMIC_POINTS:
+            return question.image, chains.atomic_points(points)
+        readings = self.readings(codes, question.points_xy)
+        if LETTERS[int(readings.argmax())] != question.answer:
+            return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
+        return question.image, chains.chain_depth(question.text, points, depth, readings.tolist(), question.answer)
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """Weights of target tokens in the loss. A depth map has a hundred codes and an answer one letter."""
+
+    depth: float = 0.15
+    location: float = 0.5
+    text: float = 1.0
+
+
+@dataclass(frozen=True)
+class TaskBatches:
+    """Batch `step` of a run: a pure function of the step, the rank and the seed.
+
+    A batch comes as two halves of like length, so that short rows are not padded to the length of depth maps.
+    """
+
+    store: SceneStore
+    codes: np.ndarray
+    """(2, N, h * w): depth codes of the scenes and of their mirror images"""
+    maker: TaskMaker
+    text_tokenizer: Any
+    prompt: ChatPrompt
+    head_ids: tuple[int, ...]
+    """ids of the prompt up to the question, image tokens expanded"""
+    curriculum: CurriculumConfig
+    weights: TokenWeights
+    arm: str
+    batch_size: int
+    steps: int
+    seed: int
+
+    def shares(self, step: int) -> dict[str, float]:
+        if self.arm == "direct":
+            return direct_only(self.curriculum)
+        return task_shares(self.curriculum, step / max(1, self.steps))
+
+    def _row(self, task: str, rng: np.random.Generator) -> tuple[Tensor, Example]:
+        for _ in range(_ATTEMPTS):
+            index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
+            scene = Scene.from_store(self.store, index)
+            scene = scene.flipped() if mirrored else scene
+            made = self.maker.make(task, scene, self.codes[mirrored, index], rng)
+            if made is not None:
+                return made
+        raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
+
+    def _encode(self, example: Example) -> tuple[list[int], list[int], list[float]]:
+        vocabulary = self.maker.vocabulary
+        head = list(self.head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
+        tail = encode_target(self.text_tokenizer, vocabulary, example.target) + [self.text_tokenizer.eos_token_id]
+        depth, locations = set(vocabulary.code_ids("depth")), set(vocabulary.code_ids("boxes"))
+        weight = [
+            self.weights.depth if i in depth else self.weights.location if i in locations else self.weights.text for i in tail
+        ]
+        return head + tail, [IGNORE] * len(head) + tail, weight
+
+    def __call__(self, step: int, rank: int, world: int) -> list[dict[str, Tensor]]:
+        rng = np.random.default_rng((self.seed, step, rank))
+        tasks = draw_tasks(self.shares(step), self.batch_size, rng)
+        rows = [self._row(task, rng) for task in tasks]
+        encoded = [self._encode(example) for _, example in rows]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = normalise_pixels(photometric(to_pixels(torch.stack([image for image, _ in rows])), generator))
+        order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
+        halves = [order[: len(order) // 2], order[len(order) // 2 :]] if len(order) > 1 else [order]
+        return [self._collate(half, encoded, tasks, pixels) for half in halves]
+
+    def _collate(self, half: list[int], encoded: list, tasks: list[str], pixels: Tensor) -> dict[str, Tensor]:
+        batch = collate([encoded[i][:2] for i in half], self.text_tokenizer.pad_token_id)
+        weights = torch.zeros(batch["labels"].shape)
+        for row, i in enumerate(half):
+            ids, _, weight = encoded[i]
+            weights[row, len(ids) - len(weight) : len(ids)] = torch.tensor(weight)
+        task_ids = torch.tensor([chains.TASKS.index(tasks[i]) for i in half])
+        return batch | {"pixel_values": pixels[half], "weights": weights, "task": task_ids}

@@ -1,0 +1,46 @@
+"""Depth codes of a scene store, made once by the depth tokenizer and kept beside the scenes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from perception.scenes.store import SceneStore
+from vqvae import VQVAE
+
+_BATCH = 256
+
+
+def _fingerprint(tokenizer: VQVAE) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.no_grad()
+def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
+    """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
+
+    The file's name carries a fingerprint of the tokenizer's weights: another tokenizer never reads these codes.
+    """
+    path = Path(store.folder) / f"depth-codes-{_fingerprint(tokenizer)}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    tokenizer.eval()
+    both: list[list[np.ndarray]] = [[], []]
+    for start in track(range(0, len(store), _BATCH), description="depth codes", transient=True):
+        depth = torch.from_numpy(store.depth[start : start + _BATCH].astype(np.float32))
+        for mirrored in (0, 1):
+            codes = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
+            both[mirrored].append(codes.flatten(1).to(torch.int16).numpy())
+    codes = np.stack([np.concatenate(part) for part in both])
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, codes)
+    temporary.replace(path)
+    return codes

@@ -1,0 +1,149 @@
+"""Stage 0 of the tiny base: a vision tower that knows what is where (`python -m train.tower`).
+
+A Swin transformer learns, cell by cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
+objects centred in it, and the lettered markers. It sees no depth and no count: those are left to fine-tuning. Ten minutes
+of this on two cores save the language stage an hour, because localisation is what takes long to learn from text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import SwinConfig, SwinModel
+
+from perception.scenes.looks import COLORS, SHAPES
+from perception.scenes.markers import LETTERS, choose_markers, draw_markers
+from perception.scenes.scene import Scene
+from perception.scenes.store import SceneStore
+from train.augment import normalise_pixels, photometric, to_pixels
+from train.config import parse_config
+from train.loop import LoopConfig, fit
+
+GRID = 10
+NUM_KINDS = len(COLORS) * len(SHAPES)
+_FIELDS = {"covers": NUM_KINDS, "centres": NUM_KINDS, "box": 4, "letters": len(LETTERS), "offset": 2}
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Configuration of the tower's training."""
+
+    run_dir: str = "runs/tower"
+    store: str = "runs/scenes/standard"
+    """folder of rendered scenes, built if it is missing"""
+    num_scenes: int = 40_000
+    batch_size: int = 64
+    embed_dim: int = 80
+    depths: tuple[int, ...] = (2, 4)
+    num_heads: tuple[int, ...] = (2, 5)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=2200, learning_rate=1.5e-3, weight_decay=0.05, warmup_steps=100)
+    )
+
+
+def tower_config(config: TowerConfig) -> SwinConfig:
+    """80 x 80 images, 4 x 4 patches, two levels: (B, 100, 2 x embed_dim) tokens on a 10 x 10 grid."""
+    return SwinConfig(
+        image_size=80,
+        patch_size=4,
+        embed_dim=config.embed_dim,
+        depths=list(config.depths),
+        num_heads=list(config.num_heads),
+        window_size=10,
+        use_absolute_embeddings=True,
+        drop_path_rate=0.0,
+    )
+
+
+class DenseTower(nn.Module):
+    """The tower with one linear head for all dense targets."""
+
+    def __init__(self, config: SwinConfig):
+        super().__init__()
+        self.tower = SwinModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(config.hidden_size, sum(_FIELDS.values()))
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        # The language model reads hidden_states[-1] (before the final norm), so the head does too.
+        tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]  # (B, 100, D)
+        out = self.head(tokens).float()
+        return dict(zip(_FIELDS, out.split(list(_FIELDS.values()), dim=-1), strict=True))
+
+
+def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Targets of one scene, each (100, n) float32: multi-hot kinds and letters, boxes relative to the cell's centre."""
+    ids = rearrange(scene.object_ids.numpy(), "(r a) (c b) -> (r c) (a b)", r=GRID, c=GRID)  # (100, 64)
+    kinds = np.array([COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape) for o in scene.objects], dtype=int)
+    targets = {name: np.zeros((GRID * GRID, size), dtype=np.float32) for name, size in _FIELDS.items()}
+    for number, (item, kind) in enumerate(zip(scene.objects, kinds, strict=True), start=1):
+        targets["covers"][(ids == number).mean(1) >= 0.12, kind] = 1
+        x, y = item.center_xy
+        column, row = min(GRID - 1, int(x * GRID)), min(GRID - 1, int(y * GRID))
+        cell = row * GRID + column
+        targets["centres"][cell, kind] = 1
+        centre = np.array([(column + 0.5) / GRID, (row + 0.5) / GRID] * 2)
+        targets["box"][cell] = (np.array(item.box_xyxy) - centre) * GRID
+    for number, (x, y) in enumerate(points if points is not None else ()):
+        column, row = min(GRID - 1, int(x * GRID)), min(GRID - 1, int(y * GRID))
+        targets["letters"][row * GRID + column, number] = 1
+        targets["offset"][row * GRID + column] = (x * GRID - column - 0.5, y * GRID - row - 0.5)
+    return targets
+
+
+@dataclass(frozen=True)
+class TowerBatches:
+    """Batch `step` of the run: a pure function of the step, the rank and the seed."""
+
+    store: SceneStore
+    batch_size: int
+    seed: int
+
+    def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, step, rank))
+        images, rows = [], []
+        for index in rng.integers(len(self.store), size=self.batch_size):
+            scene = Scene.from_store(self.store, int(index))
+            scene = scene.flipped() if rng.random() < 0.5 else scene
+            points = choose_markers(scene, int(rng.integers(2, 6)), rng) if rng.random() < 0.5 else None
+            images.append(scene.image if points is None else draw_markers(scene.image, points))
+            rows.append(dense_targets(scene, points))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
+        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in _FIELDS}
+
+
+def _focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Focal loss (Lin et al. 2017, gamma 2) a positive: nearly all cells are empty of nearly all kinds."""
+    plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    wrong = (logits.sigmoid() - target).abs()
+    return (plain * wrong**2).sum() / target.sum().clamp_min(1)
+
+
+def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the focal losses and of the L1 errors of boxes and marker offsets, in cells, where there are any."""
+    out = model(batch["pixel_values"])
+    parts = {name: _focal(out[name], batch[name]) for name in ("covers", "centres", "letters")}
+    for name, where in (("box", "centres"), ("offset", "letters")):
+        mask = (batch[where].sum(-1, keepdim=True) > 0).float()  # (B, 100, 1)
+        parts[name] = ((out[name] - batch[name]).abs() * mask).sum() / mask.sum().clamp_min(1) / out[name].shape[-1]
+    loss = parts["covers"] + parts["centres"] + 0.5 * parts["letters"] + parts["box"] + parts["offset"]
+    return loss, {k: v.detach() for k, v in parts.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(TowerConfig, argv)
+    store = SceneStore.build(config.store, range(config.num_scenes))
+    model = DenseTower(tower_config(config))
+    batches = TowerBatches(store, config.batch_size, config.loop.seed)
+    fit(model, batches, dense_loss, config.loop, Path(config.run_dir), title="tower")
+    model.tower.save_pretrained(Path(config.run_dir) / "tower")
+
+
+if __name__ == "__main__":
+    main()
