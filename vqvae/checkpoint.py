@@ -28,9 +28,7 @@ def read_config(path: Path) -> VQVAEConfig:
     try:
         values: Any = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; a tokenizer's folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
-        ) from None
+        raise CheckpointError(f"{path} is missing; its folder must hold {CONFIG_NAME} and {WEIGHTS_NAME}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is no readable JSON ({error}); save the tokenizer or fetch it anew") from None
     if not isinstance(values, dict):
@@ -42,7 +40,7 @@ def read_config(path: Path) -> VQVAEConfig:
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file in the dtypes of `expected`; raises CheckpointError unless names and shapes match."""
+    """Tensors of a safetensors file, names, shapes and dtypes as `expected`; raises CheckpointError otherwise."""
     try:
         found = load_file(path)
     except FileNotFoundError:

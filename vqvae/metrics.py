@@ -1,7 +1,6 @@
 """Figures of merit of depth maps. Maps are (B, H, W); `mask` is (B, H, W) bool, True where a pixel counts.
 
-Every figure but the order accuracies is a mean over maps of the figure of each map (the convention of Eigen et al. 2014's
-successors), so that a map full of holes counts as much as a full one.
+Every figure is one of each map, to be averaged over maps: a map full of holes counts as much as a full one.
 """
 
 from __future__ import annotations
@@ -62,15 +61,16 @@ def depth_errors(predicted: Tensor, target: Tensor, mask: Tensor | None = None) 
     if not bool(mask.any(2).any(1).all()):
         raise ValueError("a map has no valid target pixel; leave such maps out")
     if not bool((predicted[mask] > 0).all()):
-        raise ValueError(
-            "predicted depth must be positive wherever the target is valid; clamp it, e.g. clamp_min(1e-3)"
-        )
+        raise ValueError("predicted depth must be positive where the target is valid; clamp it, e.g. clamp_min(1e-3)")
     p, t = torch.where(mask, predicted, 1).double(), torch.where(mask, target, 1).double()
     ratio = torch.maximum(p / t, t / p)
     log_error = p.log() - t.log()
     variance = _mean_over_pixels(log_error.square(), mask) - _mean_over_pixels(log_error, mask).square()
+    within = [_mean_over_pixels((ratio < 1.25**power).double(), mask) for power in (1, 2, 3)]
     return DepthErrors(
-        *(_mean_over_pixels((ratio < 1.25**power).double(), mask) for power in (1, 2, 3)),
+        delta1=within[0],
+        delta2=within[1],
+        delta3=within[2],
         abs_rel=_mean_over_pixels((p - t).abs() / t, mask),
         rmse=_mean_over_pixels((p - t).square(), mask).sqrt(),
         silog=100 * variance.clamp_min(0).sqrt(),

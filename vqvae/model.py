@@ -141,8 +141,8 @@ class VQVAE(
         grid, size_k = self.config.grid_size, self.config.codebook_size
         if probabilities.ndim != 3 or probabilities.shape[1:] != (grid * grid, size_k):
             raise ValueError(
-                f"probabilities must be (B, {grid * grid}, {size_k}), got {tuple(probabilities.shape)}; take the softmax "
-                "over the depth codes alone"
+                f"probabilities must be (B, {grid * grid}, {size_k}), got {tuple(probabilities.shape)}; take the "
+                "softmax over the depth codes alone"
             )
         quantized = probabilities.to(self.codebook.dtype) @ self.codebook  # (B, h*w, D)
         return self._finish(quantized.view(-1, grid, grid, quantized.shape[-1]), depth_range, size)
@@ -199,8 +199,8 @@ class VQVAE(
     def sort_codebook(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
         """Renames the codes so that they rise from far to near: code 0 stands for the farthest cells, K-1 the nearest.
 
-        A code's place is the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth` (B, H, W);
-        a code the sample lacks is placed by the map it alone makes. Reconstructions stay what they were.
+        A code's place is the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth`
+        (B, H, W); a code the sample lacks is placed by the map it alone makes. Reconstructions stay what they were.
 
         Returns the order (K,): what was code `order[k]` is now code k.
         """
@@ -232,8 +232,8 @@ class VQVAE(
 
         Args:
             save_directory: the folder, made where it is missing.
-            dtype: e.g. torch.float16 to halve the file. Codes may then differ for vectors that lie between two codes, so
-                load the saved tokenizer back before any data is encoded with it.
+            dtype: e.g. torch.float16 to halve the file. Codes may then differ for vectors that lie between two codes,
+                so load the saved tokenizer back before any data is encoded with it.
             push_to_hub: whether to push to the hub as well.
             repo_id: owner/name on the hub; the folder's name where it is None.
             push_to_hub_kwargs: settings of `PyTorchModelHubMixin.push_to_hub`.
@@ -257,7 +257,7 @@ class VQVAE(
         """The tokenizer of a local folder or a repository of the hub, in float32 and evaluation mode.
 
         Raises:
-            CheckpointError: for a missing, cut or mismatched file, a missing or unexpected tensor, an unknown config key.
+            CheckpointError: for a missing, cut or mismatched file, missing or unexpected tensors, unknown config keys.
         """
         folder = Path(pretrained_model_name_or_path)
         paths = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]

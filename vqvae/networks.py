@@ -29,7 +29,7 @@ class WideBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two dense 3x3 convolutions around a skip; the second starts at a tenth, so that deep stacks start near identity."""
+    """Two dense 3x3 convolutions around a skip; the second starts small, so that stacks start near the identity."""
 
     def __init__(self, channels: int):
         super().__init__()

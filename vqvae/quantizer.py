@@ -162,7 +162,7 @@ class FSQ(nn.Module):
         self.register_buffer("rank", torch.arange(config.codebook_size))  # (K,): code of each lattice number
 
     def _steps(self, vectors: Tensor) -> Tensor:
-        """(N, D) squashed to [0, levels - 1], not yet rounded. tanh with the paper's shift for even levels folded in."""
+        """(N, D) squashed to [0, levels - 1], not yet rounded: right for odd and even numbers of levels alike."""
         return (torch.tanh(vectors.float()) + 1) / 2 * (self.levels - 1)
 
     def encode(self, vectors: Tensor) -> Tensor:
