@@ -131,7 +131,7 @@ def extend(
         if getattr(model.config, CONFIG_KEY, None) is None:
             raise ValueError(
                 "tokenizer and model have the tokens and their rows, but the model's config does not say that extend() "
-                "made them; keep the rows with bind(tokenizer), or extend with the original tokenizer to write them anew"
+                "made them; keep the rows with bind(tokenizer), or write them anew with the original tokenizer"
             )
         bound.check(model, tokenizer)
         return bound

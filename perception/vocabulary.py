@@ -151,7 +151,8 @@ class PerceptionVocabulary:
         size = self.num_codes(span.modality)
         if span.codes and not 0 <= min(span.codes) <= max(span.codes) < size:
             raise SpanError(
-                f"{code_family(span.modality)} codes must lie in 0..{size - 1}, got {min(span.codes)}..{max(span.codes)}"
+                f"{code_family(span.modality)} codes must lie in 0..{size - 1}, got {min(span.codes)}.."
+                f"{max(span.codes)}; they are integers of the codebook or bins, not ids"
             )
 
     def span_names(self, span: Span) -> list[str]:
@@ -178,7 +179,7 @@ class PerceptionVocabulary:
         return read_spans(plain, self.id_roles, self.depth_length)
 
     def parse_text(self, text: str) -> list[str | Span]:
-        """As `parse`, of text that holds tokens by name: pieces of text and spans. `<INTERLEAVE>` is a piece of its own.
+        """As `parse`, of text that holds tokens by name: pieces of text and spans. `<INTERLEAVE>` is one piece.
 
         Text that a user typed can look just so: trust the spans of a model's own output only, and prefer `parse`.
         """
@@ -201,7 +202,7 @@ class PerceptionVocabulary:
         leaked = [i for i in ids if i in self.id_roles]
         if leaked:
             raise ValueError(
-                f"the tokenizer turned plain text into perception tokens {tokenizer.convert_ids_to_tokens(leaked)[:3]}; "
+                f"the tokenizer made perception tokens of plain text: {tokenizer.convert_ids_to_tokens(leaked)[:3]}; "
                 "they must be added with special_tokens=True, as extend() does: extend the original tokenizer instead"
             )
         return ids
@@ -235,14 +236,14 @@ class PerceptionVocabulary:
         """Adds every token to a tokenizer and its row to a model, and returns this vocabulary with the ids.
 
         Works on any causal or image-text-to-text model of transformers, tied or untied; spare rows of padded embeddings
-        are used first, none is ever dropped, and old rows stay bit for bit what they were. A second call changes nothing.
+        are used first, none is ever dropped, and old rows stay bit for bit the same. A second call changes nothing.
 
         Args:
             model: its config remembers the vocabulary's settings as `perception_vocabulary`.
             tokenizer: gets the tokens as special tokens, so that `encode_plain` can keep users' text apart.
             init: of the new rows, of input and output embeddings alike.
                 "mean": the mean of the old rows;
-                "description": the mean of the rows of a plain text: `descriptions`, or " 34" for <LOC_34>, or as "mean";
+                "description": the mean of a plain text's rows: `descriptions`, or " 34" for <LOC_34>; else as "mean";
                 "codebook": depth codes from `codebook`, all else as "description".
             codebook: (K, D) vectors of the depth codes. A fixed random projection takes them to the rows' width, so
                 that codes alike to the VQVAE are alike to the language model; spread as widely as the old rows.

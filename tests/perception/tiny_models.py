@@ -92,9 +92,10 @@ def build_llava(
     return model
 
 
-def image_inputs(tokenizer: PreTrainedTokenizerFast, questions: list[str]) -> dict[str, torch.Tensor]:
-    """Left-padded inputs of the tiny LLaVA, a random image a question."""
+def image_inputs(tokenizer: PreTrainedTokenizerFast, questions: list[str], begun: str = "") -> dict[str, torch.Tensor]:
+    """Left-padded inputs of the tiny LLaVA, a random image a question; `begun` begins the last one's answer."""
     texts = ["USER: " + "<image>" * NUM_IMAGE_TOKENS + question + " ASSISTANT:" for question in questions]
+    texts[-1] += begun
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(len(texts), 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)

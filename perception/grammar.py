@@ -1,0 +1,191 @@
+"""The language of spans, as an automaton over the language model's ids.
+
+Outside a span: any text, or the START of a modality. Inside: only what leads to a well-formed END. A span is never left
+by text or EOS. `SpanLogitsProcessor` holds `generate` to it; `to_regex` and `to_ebnf` hand it to other engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perception.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
+from perception.vocabulary import PerceptionVocabulary
+
+if TYPE_CHECKING:
+    from perception.span_processor import SpanLogitsProcessor
+
+__all__ = ["GrammarState", "SpanGrammar", "SpanLogitsProcessor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SpanLogitsProcessor":  # the only part that needs transformers, which is slow to import
+        from perception.span_processor import SpanLogitsProcessor
+
+        return SpanLogitsProcessor
+    raise AttributeError(f"module 'perception.grammar' has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class GrammarState:
+    """Where a sequence stands: outside any span (modality None), or inside one with these codes so far."""
+
+    modality: str | None = None
+    codes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpanGrammar:
+    """Which id may follow which.
+
+    Locations inside a boxes span come in fours (x1 y1 x2 y2), inside a points span in twos, and END only after whole
+    ones; a depth span has exactly `vocabulary.depth_length` codes.
+    """
+
+    vocabulary: PerceptionVocabulary
+    """Bound to its tokenizer"""
+    eos_id: int | None = None
+    """Ends an answer in `accepts`; during generation it is text, which no span lets in"""
+    allow: tuple[str, ...] = MODALITIES
+    """Modalities that may be started; a span begun in the prompt is always finished"""
+    interleave: bool = False
+    """Whether <INTERLEAVE> may stand outside spans"""
+    max_boxes: int | None = None
+    """Most boxes of a span; None for any number"""
+    max_points: int | None = None
+    ordered_boxes: bool = True
+    """Whether x2 >= x1 and y2 >= y1 are enforced"""
+    vocab_size: int | None = None
+    """len(tokenizer): rows of padding beyond it are never chosen; None for the end of the perception tokens"""
+    banned_ids: tuple[int, ...] = ()
+    """Ids that an answer must not hold, such as the image token's"""
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "banned_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        unknown = set(self.allow) - set(MODALITIES)
+        if unknown:
+            raise ValueError(f"allow must hold modalities of {MODALITIES}, got {sorted(unknown)}")
+        if not self.vocabulary.is_bound:
+            raise ValueError(
+                "the vocabulary has no ids yet; pass what extend(model, tokenizer) or load(folder) returns"
+            )
+        for name in ("max_boxes", "max_points"):
+            most = getattr(self, name)
+            if most is not None and most < 0:
+                raise ValueError(f"{name} must be 0 or more, or None for any number; got {most}")
+        ours = set(self.vocabulary.ids.values())
+        if self.eos_id in ours or ours & set(self.banned_ids):
+            raise ValueError("eos_id and banned_ids must not be ids of perception tokens; use allow= to ban modalities")
+        if self.vocab_size is not None and self.vocab_size <= max(ours):
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) must exceed perception ids, up to {max(ours)}; pass len(tokenizer)"
+            )
+
+    @property
+    def num_ids(self) -> int:
+        """Ids from here on are padding."""
+        return self.vocab_size if self.vocab_size is not None else max(self.vocabulary.ids.values()) + 1
+
+    def most_codes(self, modality: str) -> int | None:
+        """Codes that a span holds at most; None for any number."""
+        if modality == "depth":
+            return self.vocabulary.depth_length
+        most = self.max_boxes if modality == "boxes" else self.max_points
+        return None if most is None else most * GROUP_SIZES[modality]
+
+    def shortest(self, modality: str) -> int:
+        """Tokens of the shortest span, START and END included."""
+        return 2 + (self.vocabulary.depth_length if modality == "depth" else 0)
+
+    # The automaton, an id at a time. SpanLogitsProcessor is the same, vectorised.
+
+    def allows(self, state: GrammarState, token: int, remaining: int | None = None) -> bool:
+        """Whether an id may come next.
+
+        Args:
+            state: of the sequence so far.
+            token: the id.
+            remaining: room in tokens, `token` included; None for no limit. No span is started that has not the room to
+                end, and an open one is ended in time.
+        """
+        role = self.vocabulary.id_roles.get(token)
+        if state.modality is None:
+            if role is None:
+                return 0 <= token < self.num_ids and token not in self.banned_ids
+            if role.kind == "start":
+                return role.family in self.allow and (remaining is None or remaining >= self.shortest(role.family))
+            return role.kind == "interleave" and self.interleave
+        if role is None:
+            return False
+        if role.kind == "code" and role.family == code_family(state.modality):
+            return self._takes_code(state, role.code, remaining)
+        return role.kind == "end" and role.family == state.modality and self._may_end(state)
+
+    def _may_end(self, state: GrammarState) -> bool:
+        if state.modality == "depth":
+            return len(state.codes) >= self.vocabulary.depth_length
+        return len(state.codes) % GROUP_SIZES[str(state.modality)] == 0
+
+    def _takes_code(self, state: GrammarState, code: int, remaining: int | None) -> bool:
+        count, most = len(state.codes), self.most_codes(str(state.modality))
+        if state.modality == "depth":
+            return count < self.vocabulary.depth_length
+        size = GROUP_SIZES[str(state.modality)]
+        if count % size == 0:
+            return (most is None or count < most) and (remaining is None or remaining > size)
+        if state.modality == "boxes" and self.ordered_boxes and count % 4 >= 2:
+            return code >= state.codes[-2]  # x2 stands two after x1, y2 two after y1
+        return True
+
+    def advance(self, state: GrammarState, token: int) -> GrammarState:
+        """The state after one more id. Raises SpanError where it may not come next."""
+        if not self.allows(state, token):
+            raise SpanError(f"id {token} may not follow {len(state.codes)} codes of {state.modality or 'no span'}")
+        role = self.vocabulary.id_roles.get(token)
+        if role is None or role.kind in ("end", "interleave"):
+            return GrammarState()
+        if role.kind == "start":
+            return GrammarState(role.family)
+        return GrammarState(state.modality, (*state.codes, role.code))
+
+    def run(self, ids: Iterable[int]) -> GrammarState:
+        """The state after `ids`. Raises SpanError for the first id that may not follow."""
+        state = GrammarState()
+        for token in ids:
+            state = self.advance(state, token)
+        return state
+
+    def accepts(self, ids: Sequence[int]) -> bool:
+        """Whether `ids`, up to the first EOS, are a whole answer: nothing out of place and no span left open."""
+        whole = list(ids)
+        if self.eos_id in whole:
+            whole = whole[: whole.index(self.eos_id)]
+        try:
+            return self.run(whole).modality is None
+        except SpanError:
+            return False
+
+    # For other engines
+
+    def to_regex(self) -> str:
+        """A regular expression (Python's `re`) that fullmatches the text of exactly the well-formed answers.
+
+        Over tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them; EOS is not part of it.
+        Uses lookahead, which engines of finite automata lack: give those `to_ebnf`.
+        """
+        from perception.grammar_export import regex
+
+        return regex(self)
+
+    def to_ebnf(self) -> str:
+        """The grammar in GBNF, the EBNF of llama.cpp that vLLM's guided decoding (xgrammar) reads as well.
+
+        Looser than the automaton in one thing: it does not order a box's sides, which would take a rule for every pair
+        of bins. Stricter in one: text may not hold "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot
+        say "anything but these names". The engine must match added tokens by their text.
+        """
+        from perception.grammar_export import ebnf
+
+        return ebnf(self)

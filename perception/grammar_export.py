@@ -1,0 +1,107 @@
+"""The grammar of spans as text: a regular expression, and GBNF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from perception.spans import GROUP_SIZES
+from perception.vocabulary import INTERLEAVE, NAMINGS
+
+if TYPE_CHECKING:
+    from perception.grammar import SpanGrammar
+
+Block = tuple[str, int, int, int]
+"""prefix, first and last of the next digit, how many free digits follow: ("1", 2, 7, 1) is 120..179"""
+
+
+def number_blocks(low: int, high: int) -> list[Block]:
+    """The integers low..high, without leading zeros, cut into blocks that differ in whole digits."""
+    blocks: list[Block] = []
+    while low <= high:
+        free = 0
+        while low and low % 10 ** (free + 1) == 0 and low + 10 ** (free + 1) - 1 <= high:
+            free += 1
+        step = 10**free
+        digit, prefix = low // step % 10, low // step // 10
+        last = digit
+        while last < 9 and low + (last + 2 - digit) * step - 1 <= high:
+            last += 1
+        blocks.append((str(prefix) if prefix else "", digit, last, free))
+        low += (last + 1 - digit) * step
+    return blocks
+
+
+def _digits(first: int, last: int) -> str:
+    return f"[{first}-{last}]"
+
+
+def _regex_numbers(low: int, high: int) -> str:
+    parts = [prefix + _digits(a, b) + "[0-9]" * free for prefix, a, b, free in number_blocks(low, high)]
+    return "(?:" + "|".join(parts) + ")"
+
+
+def _ebnf_numbers(low: int, high: int) -> str:
+    parts = []
+    for prefix, a, b, free in number_blocks(low, high):
+        parts.append(" ".join([f'"{prefix}"'] * bool(prefix) + [_digits(a, b)] + ["[0-9]"] * free))
+    return "( " + " | ".join(parts) + " )"
+
+
+def _repeat(modality: str, grammar: SpanGrammar) -> str:
+    most = grammar.most_codes(modality)
+    return "*" if most is None else f"{{0,{most // GROUP_SIZES[modality]}}}"
+
+
+def _location_word(grammar: SpanGrammar) -> str:
+    return NAMINGS[grammar.vocabulary.naming]
+
+
+def regex(grammar: SpanGrammar) -> str:
+    """See `SpanGrammar.to_regex`."""
+    vocabulary = grammar.vocabulary
+    last, word = vocabulary.num_locations - 1, _location_word(grammar)
+    depth_code = f"<DEPTH_{_regex_numbers(0, vocabulary.depth_codes - 1)}>"
+    location = f"<{word}_{_regex_numbers(0, last)}>"
+    # "a, any, at least a" is looked ahead for at x1 and again at y1.
+    ordered = "|".join(f"<{word}_{n}>{location}<{word}_{_regex_numbers(n, last)}>" for n in range(last + 1))
+    check = f"(?={ordered})" if grammar.ordered_boxes else ""
+    box = f"(?:{check}{location}{check}{location}{location}{location})"
+    bodies: dict[str, Callable[[], str]] = {
+        "depth": lambda: f"(?:{depth_code}){{{vocabulary.depth_length}}}",
+        "boxes": lambda: box + _repeat("boxes", grammar),
+        "points": lambda: f"(?:{location}{location})" + _repeat("points", grammar),
+    }
+    markers = [f"{mark(m)}" for m in bodies for mark in (vocabulary.start_name, vocabulary.end_name)]
+    any_name = "|".join([*markers, INTERLEAVE, depth_code, location])
+    choices = [f"{vocabulary.start_name(m)}{bodies[m]()}{vocabulary.end_name(m)}" for m in grammar.allow]
+    choices += [INTERLEAVE] if grammar.interleave else []
+    choices.append(rf"(?!{any_name})[\s\S]")
+    return f"(?:{'|'.join(choices)})*"
+
+
+def ebnf(grammar: SpanGrammar) -> str:
+    """See `SpanGrammar.to_ebnf`."""
+    vocabulary = grammar.vocabulary
+    bodies = {
+        "depth": f"depth-code{{{vocabulary.depth_length}}}",
+        "boxes": f"box{_repeat('boxes', grammar)}",
+        "points": f"point{_repeat('points', grammar)}",
+    }
+    choices = [*grammar.allow, *(["interleave"] if grammar.interleave else []), "text"]
+    rules = {"root": f"( {' | '.join(choices)} )*"}
+    for modality in grammar.allow:
+        start, end = vocabulary.start_name(modality), vocabulary.end_name(modality)
+        rules[modality] = f'"{start}" {bodies[modality]} "{end}"'
+    if grammar.interleave:
+        rules["interleave"] = f'"{INTERLEAVE}"'
+    if "depth" in grammar.allow:
+        rules["depth-code"] = f'"<DEPTH_" {_ebnf_numbers(0, vocabulary.depth_codes - 1)} ">"'
+    if "boxes" in grammar.allow:
+        rules["box"] = "location location location location"
+    if "points" in grammar.allow:
+        rules["point"] = "location location"
+    if {"boxes", "points"} & set(grammar.allow):
+        rules["location"] = f'"<{_location_word(grammar)}_" {_ebnf_numbers(0, vocabulary.num_locations - 1)} ">"'
+    rules["text"] = '[^<] | "<" [^<DBLPI]'
+    return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())

@@ -1,0 +1,9 @@
+"""Values to codes and back, one file a modality, one interface: encode, decode, to_text, from_text, draw."""
+
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.points import PointTokenizer
+
+TOKENIZERS = {"depth": DepthTokenizer, "boxes": BoxTokenizer, "points": PointTokenizer}
+
+__all__ = ["TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "PointTokenizer"]

@@ -1,0 +1,412 @@
+"""The language of spans: the automaton, the logits processor, and the exports."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
+from torch import Tensor
+
+from perception.grammar import GrammarState, SpanGrammar, SpanLogitsProcessor
+from perception.vocabulary import PerceptionVocabulary, Span, SpanError
+
+EOS = 2
+NUM_TEXT = 32
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"allow": ("depth",)},
+    {"allow": ("boxes",), "max_boxes": 2},
+    {"allow": ("boxes", "points"), "max_points": 1, "interleave": True},
+    {"ordered_boxes": False},
+    {"allow": (), "interleave": True},
+    {"max_boxes": 0},
+]
+
+
+def bound(**settings: Any) -> PerceptionVocabulary:
+    """A vocabulary whose ids stand in no order after 32 ids of text."""
+    vocabulary = PerceptionVocabulary(**settings)
+    ids = list(range(NUM_TEXT, NUM_TEXT + len(vocabulary.tokens)))
+    random.Random(0).shuffle(ids)
+    return PerceptionVocabulary(**settings, ids=dict(zip(vocabulary.tokens, ids, strict=True)))
+
+
+SMALL = bound(depth_codes=8, depth_grid=(2, 3), num_locations=12)
+
+
+def random_decodes(
+    grammar: SpanGrammar, batch: int, max_length: int, seed: int = 0, prompt: Tensor | None = None, spare: int = 7
+) -> list[list[int]]:
+    """Sequences sampled from random logits that favour STARTs and codes, as long as max_length or up to EOS."""
+    vocabulary = grammar.vocabulary
+    size = NUM_TEXT + len(vocabulary.tokens) + spare
+    generator = torch.Generator().manual_seed(seed)
+    processor = SpanLogitsProcessor(grammar, max_length=max_length)
+    bias = torch.zeros(size)
+    bias[[vocabulary.start_id(m) for m in ("depth", "boxes", "points")]] = 2.0
+    bias[EOS] = -1.0
+    ids = torch.zeros(batch, 0, dtype=torch.long) if prompt is None else prompt
+    done = torch.zeros(batch, dtype=torch.bool)
+    while ids.shape[1] < max_length and not done.all():
+        noise = -torch.empty(batch, size).exponential_(generator=generator).log_()  # Gumbel: argmax samples
+        chosen = (processor(ids, torch.zeros(batch, size)) + bias + noise).argmax(-1)
+        ids = torch.cat([ids, torch.where(done, 0, chosen)[:, None]], 1)
+        done |= chosen == EOS
+    return ids.tolist()
+
+
+# The processor
+
+
+def test_no_malformed_span_in_10_000_random_decodes() -> None:
+    vocabulary = bound(depth_grid=(4, 4))
+    grammar = SpanGrammar(vocabulary, eos_id=EOS, interleave=True)
+    spans, malformed = {"depth": 0, "boxes": 0, "points": 0}, 0
+    for seed in range(5):
+        for ids in random_decodes(grammar, 2000, 40, seed):
+            malformed += not grammar.accepts(ids)
+            for span in vocabulary.parse(ids):
+                if isinstance(span, Span):
+                    spans[span.modality] += 1
+    assert malformed == 0 and min(spans.values()) > 1000
+
+
+def test_no_malformed_span_with_the_default_sizes() -> None:
+    grammar = SpanGrammar(bound(), eos_id=EOS)
+    for ids in random_decodes(grammar, 100, 260):
+        assert grammar.accepts(ids)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_every_setting(settings: dict[str, Any]) -> None:
+    grammar = SpanGrammar(SMALL, eos_id=EOS, **settings)
+    boxes = 0
+    for ids in random_decodes(grammar, 300, 40):
+        assert grammar.accepts(ids)
+        for part in SMALL.parse(ids):
+            if isinstance(part, Span):
+                assert part.modality in grammar.allow
+                boxes += part.modality == "boxes"
+                most = grammar.most_codes(part.modality)
+                assert most is None or len(part.codes) <= most
+            else:
+                assert part < NUM_TEXT or (grammar.interleave and part == SMALL.interleave_id)
+    assert bool(boxes) == ("boxes" in grammar.allow)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_processor_is_the_automaton(settings: dict[str, Any]) -> None:
+    """At each step of random sequences, left-padded to a batch, exactly the ids that the automaton lets in are left."""
+    grammar = SpanGrammar(SMALL, eos_id=EOS, banned_ids=(5,), **settings)
+    free = SpanGrammar(SMALL, eos_id=EOS)
+    size, max_length = NUM_TEXT + len(SMALL.tokens) + 3, 30
+    rng = random.Random(0)
+    prompts = [ids[: rng.randrange(1, 30)] for ids in random_decodes(free, 60, 30, seed=3)]
+    rows = [ids for ids in prompts if EOS not in ids]
+    for limit in (None, max_length):
+        width = max(map(len, rows))
+        padded = torch.tensor([[0] * (width - len(ids)) + ids for ids in rows])
+        left = SpanLogitsProcessor(grammar, limit)(padded, torch.zeros(len(rows), size)) == 0
+        remaining = None if limit is None else limit - width
+        for ids, row in zip(rows, left, strict=True):
+            state = free.run(ids)
+            assert [grammar.allows(state, i, remaining) for i in range(size)] == row.tolist()
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_budget_is_kept_to_the_token(length: int) -> None:
+    """Every span ends by max_length, whatever is left of it, and no room that suffices is refused."""
+    vocabulary = bound(depth_codes=4, depth_grid=(2, 2), num_locations=4)
+    grammar = SpanGrammar(vocabulary)
+    assert all(grammar.accepts(ids) for ids in random_decodes(grammar, 40, length, spare=0))
+    scores = SpanLogitsProcessor(grammar, length)(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 60))[0]
+    assert (scores[vocabulary.start_id("depth")] == 0) == (length >= 6)
+    assert (scores[vocabulary.start_id("boxes")] == 0) == (length >= 2)
+
+
+def test_spans_begun_in_the_prompt_are_finished() -> None:
+    prompts = [
+        "<DEPTH_START><DEPTH_1>",
+        "<BOX_START><LOC_7><LOC_3><LOC_9>",
+        "<POINT_START><LOC_1><LOC_2>",
+        "<BOX_START>",
+    ]
+    grammar = SpanGrammar(SMALL, eos_id=EOS, allow=())  # none may be started
+    for text in prompts:
+        start = [SMALL.ids[name] for name in re.findall("<.*?>", text)]
+        prompt = torch.tensor([[1, 3, *start]] * 50)
+        for ids in random_decodes(grammar, 50, 30, prompt=prompt):
+            spans = [part for part in SMALL.parse(ids) if isinstance(part, Span)]
+            assert len(spans) == 1
+            codes = spans[0].codes
+            if spans[0].modality == "boxes":
+                assert all(codes[i + 2] >= codes[i] for i in range(len(codes)) if i % 4 < 2)
+
+
+def test_a_long_span_is_followed_to_its_start() -> None:
+    """More boxes than the scanned tail holds at first."""
+    grammar = SpanGrammar(SMALL)
+    box = SMALL.span_ids(Span("boxes", (1, 2, 3, 4)))[1:-1]
+    ids = torch.tensor([[3, SMALL.start_id("boxes"), *box * 50, *box[:2]], [3] * 204])
+    left = SpanLogitsProcessor(grammar)(ids, torch.zeros(2, NUM_TEXT + len(SMALL.tokens))) == 0
+    assert left[0].nonzero()[:, 0].tolist() == sorted(SMALL.code_ids("boxes")[1:])
+    assert left[1, 3]
+
+
+def test_stuck_rows_get_their_allowed_ids_back() -> None:
+    grammar = SpanGrammar(SMALL)
+    scores = torch.full((1, NUM_TEXT + len(SMALL.tokens)), -torch.inf)
+    scores[0, 3] = 1.0  # what another processor left is not allowed here
+    ids = torch.tensor([SMALL.span_ids(Span("depth", (0,) * 6))[:-1]])
+    assert (SpanLogitsProcessor(grammar)(ids, scores) == 0).nonzero()[:, 1].tolist() == [SMALL.end_id("depth")]
+
+
+def test_scores_are_not_changed_in_place_and_kept_where_allowed() -> None:
+    grammar = SpanGrammar(SMALL)
+    scores = torch.randn(2, NUM_TEXT + len(SMALL.tokens), dtype=torch.bfloat16)
+    before = scores.clone()
+    processed = SpanLogitsProcessor(grammar)(torch.tensor([[0, 3], [3, 3]]), scores)
+    assert torch.equal(scores, before) and processed.dtype == scores.dtype
+    assert torch.equal(processed[:, :NUM_TEXT], scores[:, :NUM_TEXT])
+
+
+def test_padding_rows_and_placeholders() -> None:
+    vocabulary = SMALL
+    size = NUM_TEXT + len(vocabulary.tokens)
+    ids = torch.tensor([[-200, 10_000]])  # placeholders of image tokens outside the vocabulary
+    default = SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, torch.zeros(1, size + 20))
+    assert (default[:, size:] == -torch.inf).all() and default[0, 3] == 0
+    wider = SpanLogitsProcessor(SpanGrammar(vocabulary, vocab_size=size + 5))(ids, torch.zeros(1, size + 20))
+    assert (wider[:, size : size + 5] == 0).all() and (wider[:, size + 5 :] == -torch.inf).all()
+    with pytest.raises(ValueError, match="the model gives 40 logits"):
+        SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, torch.zeros(1, 40))
+
+
+def test_overhead_is_small() -> None:
+    """A step of a large batch on a real vocabulary: the work is a few passes over the scores."""
+    vocabulary = bound()
+    grammar = SpanGrammar(vocabulary, vocab_size=32_000)
+    processor = SpanLogitsProcessor(grammar, max_length=4096)
+    ids, scores = torch.randint(3, NUM_TEXT, (8, 2048)), torch.randn(8, 32_000)
+    ids[:, -50] = vocabulary.start_id("depth")
+    ids[:, -49:] = vocabulary.code_ids("depth")[0]
+
+    def seconds(function: Any) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    processor(ids, scores)
+    assert seconds(lambda: processor(ids, scores)) < 5 * seconds(lambda: scores.log_softmax(-1).argsort(-1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"allow": ("masks",)}, "must hold modalities"),
+        ({"max_boxes": -1}, "max_boxes must be 0 or more"),
+        ({"eos_id": SMALL.start_id("depth")}, "must not be ids of perception tokens"),
+        ({"banned_ids": [SMALL.start_id("depth")]}, "must not be ids of perception tokens"),
+        ({"vocab_size": NUM_TEXT}, "must exceed"),
+    ],
+)
+def test_bad_grammars(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpanGrammar(SMALL, **arguments)
+
+
+def test_an_unbound_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ids yet"):
+        SpanGrammar(PerceptionVocabulary())
+
+
+def test_automaton() -> None:
+    grammar = SpanGrammar(SMALL, eos_id=EOS)
+    depth, empty = SMALL.span_ids(Span("depth", (1,) * 6)), SMALL.span_ids(Span("boxes", ()))
+    assert grammar.accepts([]) and grammar.accepts([3, *depth, *empty, 4, EOS, *depth[:3]])
+    assert grammar.run(depth[:3]) == GrammarState("depth", (1, 1))
+    for bad in (
+        depth[:-1],
+        depth[1:],
+        [*depth[:3], EOS],
+        [*depth[:3], 4],
+        [SMALL.interleave_id],
+        depth[:-2] + depth[-1:],
+    ):
+        assert not grammar.accepts(bad)
+    with pytest.raises(SpanError, match="may not follow 1 codes of depth"):
+        grammar.run([*depth[:2], 4])
+    flipped = [SMALL.start_id("boxes"), *(SMALL.code_ids("boxes")[n] for n in (3, 3, 2, 4)), SMALL.end_id("boxes")]
+    assert not grammar.accepts(flipped) and SpanGrammar(SMALL, ordered_boxes=False).accepts(flipped)
+
+
+# Real generation
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"do_sample": True},
+        {"do_sample": True, "top_k": 2, "top_p": 0.5},
+        {"num_beams": 4},
+        {"num_beams": 3, "do_sample": True, "num_return_sequences": 2},
+        {"num_return_sequences": 3, "do_sample": True, "temperature": 5.0},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.5},
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_generate_writes_well_formed_answers(how: dict[str, Any], tied: bool) -> None:
+    tokenizer = build_tokenizer()
+    model = build_llava(tokenizer, tied, spare_rows=100)
+    vocabulary = PerceptionVocabulary(8, (2, 2), 10).extend(model, tokenizer)
+    with torch.no_grad():  # make it fond of perception tokens
+        weight = model.get_output_embeddings().weight
+        weight[list(vocabulary.ids.values())] = torch.randn(len(vocabulary.tokens), weight.shape[1])
+    inputs = image_inputs(tokenizer, ["How many?", "Which of all these cubes is nearest?", "x"], "<BOX_START><LOC_3>")
+    width = inputs["input_ids"].shape[1]
+    grammar = SpanGrammar(vocabulary, eos_id=tokenizer.eos_token_id, vocab_size=len(tokenizer))
+    processor = SpanLogitsProcessor(grammar, max_length=width + 40)
+    torch.manual_seed(0)
+    out = model.generate(**inputs, max_new_tokens=40, logits_processor=[processor], **how)
+    assert len(out) == 3 * how.get("num_return_sequences", 1)
+    assert int(out.max()) < len(tokenizer)
+    assert all(grammar.accepts(ids.tolist()) for ids in out)
+    begun = [vocabulary.start_id("boxes"), vocabulary.token_id("<LOC_3>")]
+    assert all(ids[width - 2 : width].tolist() == begun for ids in out[-len(out) // 3 :])  # and it was finished
+    spans = [part for ids in out for part in vocabulary.parse(ids) if isinstance(part, Span)]
+    assert len(spans) > len(out) // 3
+
+
+def test_a_batch_decodes_as_its_rows_alone() -> None:
+    tokenizer = build_tokenizer()
+    model = build_llava(tokenizer).double()
+    vocabulary = PerceptionVocabulary(8, (2, 2), 10).extend(model, tokenizer)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(std=2)
+    processor = SpanLogitsProcessor(SpanGrammar(vocabulary, eos_id=tokenizer.eos_token_id))
+    inputs = image_inputs(tokenizer, ["How many?", "x", "Which of all these cubes is nearest?"])
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    out = model.generate(**inputs, max_new_tokens=24, do_sample=False, logits_processor=[processor])
+    for i in range(3):
+        kept = inputs["attention_mask"][i].bool()
+        alone = {
+            "input_ids": inputs["input_ids"][i : i + 1, kept],
+            "attention_mask": inputs["attention_mask"][i : i + 1, kept],
+            "pixel_values": inputs["pixel_values"][i : i + 1],
+        }
+        single = model.generate(**alone, max_new_tokens=24, do_sample=False, logits_processor=[processor])[0]
+        answer = single[int(kept.sum()) :].tolist()
+        assert out[i, inputs["input_ids"].shape[1] :][: len(answer)].tolist() == answer
+
+
+# Other engines
+
+
+def to_text(vocabulary: PerceptionVocabulary, ids: list[int], letters: str = "ab <DLOC_BX>9") -> str:
+    names = {i: name for name, i in vocabulary.ids.items()}
+    return "".join(names.get(i, letters[i % len(letters)]) for i in ids)
+
+
+def is_well_formed(grammar: SpanGrammar, text: str) -> bool:
+    """By the automaton, over token names and characters."""
+    vocabulary = grammar.vocabulary
+    pieces = re.split("(" + "|".join(map(re.escape, vocabulary.tokens)) + ")", text)
+    return grammar.accepts([vocabulary.ids.get(piece, 3) for piece in pieces if piece])
+
+
+def mutations(vocabulary: PerceptionVocabulary, text: str, rng: random.Random) -> list[str]:
+    """The text with a token or a character dropped, doubled, replaced or put in."""
+    pieces = [p for p in re.split(r"(<[A-Z]+_?\w*>)|(.)", text) if p]
+    changed = []
+    for _ in range(8):
+        at, new = rng.randrange(len(pieces) + 1), rng.choice([*vocabulary.tokens, "a", "<", "<LOC_12>", "<LOC_01>"])
+        kind = rng.randrange(4)
+        after = pieces[at + (kind in (0, 2)) :]
+        changed.append("".join(pieces[:at] + {0: [], 1: pieces[at : at + 1], 2: [new], 3: [new]}[kind] + after))
+    return changed
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("naming", ["default", "aurora"])
+def test_regex_matches_exactly_the_well_formed(settings: dict[str, Any], naming: str) -> None:
+    vocabulary = bound(depth_codes=11, depth_grid=(2, 2), num_locations=12, naming=naming)
+    grammar = SpanGrammar(vocabulary, **settings)
+    pattern, rng = re.compile(grammar.to_regex()), random.Random(0)
+    verdicts = {True: 0, False: 0}
+    for ids in random_decodes(grammar, 60, 24, spare=0):
+        text = to_text(vocabulary, ids)
+        assert pattern.fullmatch(text)
+        for other in mutations(vocabulary, text, rng):
+            expected = is_well_formed(grammar, other)
+            assert bool(pattern.fullmatch(other)) == expected, other
+            verdicts[expected] += 1
+    assert min(verdicts.values()) > 50
+
+
+def test_regex_of_the_default_vocabulary() -> None:
+    vocabulary = bound()
+    pattern = re.compile(SpanGrammar(vocabulary).to_regex())
+    boxes, depth = Span("boxes", (9, 10, 9, 99)), Span("depth", (127,) * 100)
+    answer = f"There are {vocabulary.span_text(boxes)}{vocabulary.span_text(depth)} 1."
+    assert pattern.fullmatch(answer) and pattern.fullmatch("a < b, <LOC_100> and <DEPTH_128> are text")
+    for n in range(100):
+        one = f"<BOX_START><LOC_{n}><LOC_0><LOC_{{}}><LOC_0><BOX_END>"
+        assert [bool(pattern.fullmatch(one.format(m))) for m in range(100)] == [m >= n for m in range(100)]
+    assert not pattern.fullmatch(answer.replace("<DEPTH_127>", "", 1))
+
+
+def ebnf_to_regex(grammar: str) -> str:
+    """GBNF without recursion, its rules put into one another."""
+    rules = dict(line.split(" ::= ") for line in grammar.strip().split("\n"))
+
+    def expand(rule: str) -> str:
+        out = ""
+        for token in re.findall(r'"[^"]*"|\[[^\]]*\]|[a-z][a-z-]*|\{[\d,]*\}|[()|*]', rule):
+            if token[0] == '"':
+                out += re.escape(token[1:-1])
+            elif token in rules:
+                out += f"(?:{expand(rules[token])})"
+            else:
+                out += "(?:" if token == "(" else token
+        return out
+
+    return expand(rules["root"])
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_ebnf_matches_the_well_formed(settings: dict[str, Any]) -> None:
+    grammar = SpanGrammar(SMALL, **settings)
+    loose = SpanGrammar(SMALL, **{**settings, "ordered_boxes": False})
+    pattern, rng = re.compile(ebnf_to_regex(grammar.to_ebnf())), random.Random(0)
+    for ids in random_decodes(grammar, 60, 24, spare=0):
+        text = to_text(SMALL, ids, "ab >9BLOC_X")  # without a bare "<"
+        assert pattern.fullmatch(text)
+        for other in mutations(SMALL, text, rng):
+            if "<<" not in other and not re.search("<LOC_(01|12)>|<$|<a", other):
+                assert bool(pattern.fullmatch(other)) == is_well_formed(loose, other), other
+
+
+def test_ebnf_reads_well() -> None:
+    lines = SpanGrammar(bound()).to_ebnf().splitlines()
+    assert lines[0] == "root ::= ( depth | boxes | points | text )*"
+    assert 'depth ::= "<DEPTH_START>" depth-code{100} "<DEPTH_END>"' in lines
+    assert 'location ::= "<LOC_" ( [0-9] | [1-9] [0-9] ) ">"' in lines
+    assert SpanGrammar(bound(), max_boxes=15).to_ebnf().count("box{0,15}") == 1
+
+
+def test_decoded_text_of_a_tokenizer_is_what_the_regex_reads() -> None:
+    tokenizer = build_tokenizer()
+    vocabulary = PerceptionVocabulary().extend(build_llama(tokenizer), tokenizer)
+    ids = vocabulary.encode_plain(tokenizer, "Boxes ") + vocabulary.span_ids(Span("boxes", (1, 2, 3, 4)))
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text == "Boxes <BOX_START><LOC_1><LOC_2><LOC_3><LOC_4><BOX_END>"
+    assert re.fullmatch(SpanGrammar(vocabulary).to_regex(), text)
