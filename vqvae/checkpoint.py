@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vqvae.config import VQVAEConfig
@@ -75,7 +75,8 @@ def write_checkpoint(folder: Path, config: VQVAEConfig, tensors: dict[str, Tenso
 
     partial = folder / f".{WEIGHTS_NAME}.{os.getpid()}.partial"
     try:
-        save_file({name: stored(x) for name, x in tensors.items()}, partial, metadata={"format": "pt"})
+        # Written by us rather than by safetensors, whose files none but their owner may read.
+        partial.write_bytes(save({name: stored(x) for name, x in tensors.items()}, metadata={"format": "pt"}))
         os.replace(partial, folder / WEIGHTS_NAME)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""The two ways from vectors to codes: an EMA codebook, and finite scalar quantisation."""
+"""The two ways from vectors to codes: an EMA codebook, and finite scalar quantisation.
+
+Vectors are (N, D), codes (N,) long. Both classes have `codebook` (K, D), `encode`, `forward` and `permute`.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,21 +23,6 @@ def perplexity(counts: Tensor) -> Tensor:
 def codebook_usage(counts: Tensor) -> float:
     """Share of the codes (K,) that occur at all."""
     return float((counts > 0).float().mean())
-
-
-class Quantizer(Protocol):
-    """What `VQVAE` asks of a quantizer. Vectors are (N, D), codes are (N,) long."""
-
-    @property
-    def codebook(self) -> Tensor:
-        """(K, D)"""
-        ...
-
-    def encode(self, vectors: Tensor) -> Tensor: ...
-
-    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def permute(self, order: Tensor) -> None: ...
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:

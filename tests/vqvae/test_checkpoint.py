@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.vqvae.conftest import TINY
-from vqvae import VQVAE, CheckpointError
+from vqvae import VQVAE, CheckpointError, VQVAEConfig
+
+SHIPPED = Path(__file__).parents[2] / "tokenizers" / "depth-scenes-100"
 
 
 @pytest.fixture
@@ -86,11 +88,20 @@ def test_cut_and_missing_files_are_named(folder: Path) -> None:
 def test_a_failed_save_leaves_the_old_checkpoint(tiny: VQVAE, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def fail(tensors: dict[str, Tensor], path: Path, **kwargs: object) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(path: Path, data: bytes) -> None:
+        path.open("wb").write(data[:100])
         raise OSError("disk full")
 
-    monkeypatch.setattr("vqvae.checkpoint.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         tiny.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_shipped_tokenizer_is_what_the_plan_says(depth: Tensor) -> None:
+    tokenizer = VQVAE.from_pretrained(SHIPPED)
+    assert tokenizer.config == VQVAEConfig()
+    assert (tokenizer.config.num_codes, tokenizer.config.codebook_size) == (100, 128)
+    near = tokenizer.normalise(depth).nearness
+    assert float((tokenizer.decode(tokenizer.encode(depth)) - near).abs().mean()) < 0.03
+    assert tokenizer.encode(torch.linspace(9, 1, 80)[None, :, None].expand(1, 80, 80))[0, :, 5].diff().min() >= 0
