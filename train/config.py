@@ -1,8 +1,8 @@
 """Command lines from frozen dataclasses and YAML.
 
-`parse_config(Config, argv)` fills a dataclass from, in rising order: its defaults, a YAML file (`--config FILE`), flags
-(`--field value`, nested `--loop.steps 100`). A field's help is the string right beneath it, or `metadata={"help": ...}`.
-What is not a field is refused with the list of what is.
+`parse_config(Config, argv)` fills a dataclass from, in rising order: its defaults, a YAML file (`--config FILE`),
+flags (`--field value`, nested `--loop.steps 100`). A field's help is the string right beneath it, or its
+`metadata={"help": ...}`. What is not a field is refused with the list of what is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import sys
 import textwrap
 import types
@@ -35,8 +36,8 @@ def parse_config(
 ) -> Config:
     """The configuration of a command line (`sys.argv` when `argv` is None).
 
-    `default_yaml` is read where `--config` is not given. Bad settings end the program with status 2 and a message; `--help`
-    prints every field with its type, default and meaning.
+    `default_yaml` is read where `--config` is not given. Bad settings end the program with status 2 and a message;
+    `--help` prints every field with its type, default and meaning.
     """
     parser = _Parser(config_class)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
@@ -106,10 +107,10 @@ def field_help(config_class: type) -> dict[str, str]:
     except (OSError, TypeError):  # made at run time: no source to read
         source = "class _:\n    pass"
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    for above, below in zip(body, body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
-            if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                helps[above.target.id] = " ".join(below.value.value.split())
+    for above, below in itertools.pairwise(body):
+        match above, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                helps[name] = " ".join(text.split())
     for item in dataclasses.fields(config_class):
         helps.setdefault(item.name, "")
         helps[item.name] = item.metadata.get("help", helps[item.name])
@@ -251,9 +252,9 @@ def _default(item: dataclasses.Field[Any], instance: Any) -> Any:
     """Default of a field: the parent's default instance where there is one, else the class's own; MISSING for none."""
     if instance is not dataclasses.MISSING:
         return getattr(instance, item.name)
-    if item.default_factory is not dataclasses.MISSING:
-        return item.default_factory()
-    return item.default
+    if isinstance(item.default_factory, dataclasses._MISSING_TYPE):
+        return item.default
+    return item.default_factory()
 
 
 def _type_name(kind: Any) -> str:

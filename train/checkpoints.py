@@ -1,0 +1,179 @@
+"""Checkpoints of a training run: folders that are whole or are not there.
+
+`run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors and, written last, state.json with the
+sizes and SHA-256 sums of both. It is made under another name and renamed, so a run killed at any instant leaves its
+newest whole checkpoint behind. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or belongs to another configuration; the message names file and remedy."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is."""
+
+    step: int
+    """optimiser steps done"""
+    loss: float
+    """loss of the last of them"""
+    seconds: float
+    """training time, killed runs counted up to their checkpoint"""
+    wait_seconds: float
+    """of which waiting for data"""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of `run_dir`, all of one configuration."""
+
+    run_dir: Path
+    settings: Mapping[str, Any]
+    """JSON values that decide what is trained; a checkpoint with other ones is refused"""
+    keep: int = 2
+
+    def folder(self, step: int) -> Path:
+        return self.run_dir / f"checkpoint-{step}"
+
+    def complete(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        return sorted(step for step, folder in self._folders() if (folder / STATE_FILE).exists())
+
+    def half_written(self) -> list[Path]:
+        """Folders that a kill left unfinished; nobody reads them."""
+        broken = [folder for _, folder in self._folders() if not (folder / STATE_FILE).exists()]
+        return sorted(broken + list(self.run_dir.glob(f".checkpoint-*{_PARTIAL}")))
+
+    def save(self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+        """Writes the checkpoint of `state.step` and removes the ones beyond `keep`; returns its folder."""
+        final = self.folder(state.step)
+        if not (final / STATE_FILE).exists():
+            partial = self.run_dir / f".{final.name}{_PARTIAL}"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)  # without state.json: half written
+            partial.mkdir(parents=True)
+            save_model(model, str(partial / MODEL_FILE))
+            save_file(_optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
+            files = {name: _digest(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+            text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
+            (partial / STATE_FILE).write_text(text + "\n")
+            for path in (*partial.iterdir(), partial):
+                _sync(path)
+            os.rename(partial, final)
+            _sync(self.run_dir)
+        for step in self.complete()[: -self.keep]:
+            (self.folder(step) / STATE_FILE).unlink()  # first, so that a kill in between leaves no believable half
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+        return final
+
+    def restore(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
+        """Loads the checkpoint of `step` into both.
+
+        Raises:
+            CheckpointError: for a damaged file, tensors that do not fit, or other settings.
+        """
+        folder = self.folder(step)
+        state = self._read_state(folder)
+        for name, (size, digest) in state["files"].items():
+            if not (folder / name).exists() or _digest(folder / name) != [size, digest]:
+                raise CheckpointError(
+                    f"{folder / name} is damaged or missing (its SHA-256 is not the one in {STATE_FILE}); delete "
+                    f"{folder} to go on from the checkpoint before it, or from the start where there is none"
+                )
+        self._check_settings(folder, state["settings"])
+        _guarded(lambda: load_model(model, str(folder / MODEL_FILE)), folder / MODEL_FILE)
+        loaded = _guarded(lambda: load_file(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
+        _guarded(lambda: _load_optimizer(model, optimizer, loaded), folder / OPTIMIZER_FILE)
+        return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
+
+    def _folders(self) -> list[tuple[int, Path]]:
+        found = ((match, path) for path in self.run_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name)))
+        return [(int(match[1]), path) for match, path in found]
+
+    def _read_state(self, folder: Path) -> dict[str, Any]:
+        path = folder / STATE_FILE
+        try:
+            state = json.loads(path.read_text())
+            if not {"files", "settings", *RunState.__dataclass_fields__} <= set(state):
+                raise ValueError("keys are missing")
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); delete {folder} to go on from the checkpoint before it"
+            ) from None
+        return state
+
+    def _check_settings(self, folder: Path, stored: Mapping[str, Any]) -> None:
+        wanted = json.loads(json.dumps(dict(self.settings)))
+        differing = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
+        if differing:
+            listed = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing)
+            raise CheckpointError(
+                f"{folder} was made with other settings ({listed}); restore them to resume, or give the new run "
+                f"another run_dir or delete {self.run_dir}"
+            )
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": value.contiguous()
+        for p, slots in optimizer.state.items()
+        for key, value in slots.items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        if name not in parameters or id(parameters[name]) not in trained:
+            raise ValueError(f"it has state of {name}, which is not trained now")
+        parameter = parameters[name]
+        # Moments keep the memory layout of their parameter (channels_last), without which steps are not bit-equal.
+        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][slot] = like.copy_(value)
+
+
+def _guarded(load: Callable[[], Any], path: Path) -> Any:
+    try:
+        return load()
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} does not fit this model ({error}); use another run_dir, or the model that wrote it"
+        ) from None
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _sync(path: Path) -> None:
+    """Asks the disk to hold a file or folder, so that a power cut cannot reorder the rename before the data."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

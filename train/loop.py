@@ -1,0 +1,355 @@
+"""The one training loop: tokenizers, the tiny base, AURORA and its baseline all run through `fit`.
+
+Everything a step does is a function of its number: the batch, the learning rate and the random numbers (reseeded
+before each step). So a run killed at any instant and started again goes on from its newest checkpoint and, on a CPU,
+ends with the same bits as a run that was never killed.
+
+Start it with `python -m train.X` on one device or `accelerate launch -m train.X` on several (data-parallel; `run_dir`
+must then be on a disk that all nodes share).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, broadcast_object_list, send_to_device
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from train.checkpoints import Checkpoints, RunState
+from train.optimizer import build_optimizer, learning_rate_at
+from train.progress import Display, RunLog
+from train.scalars import RunningMean, Scalars, to_floats
+
+BatchFn = Callable[[int, int, int], Any]
+"""(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch."""
+LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
+"""(model, batch, step) -> (loss, named scalars to show and log)."""
+
+SCHEDULES = ("cosine", "constant", "wsd")
+PRECISIONS = ("bf16", "fp32")
+_FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of a training run."""
+
+    steps: int = 1000
+    """optimiser steps"""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    """of matrices (and convolutions, embeddings); vectors never decay"""
+    warmup_steps: int = 0
+    """steps over which the learning rate rises from 0"""
+    schedule: str = "cosine"
+    """after the warm-up: cosine, constant, or wsd (constant, then a straight line down over the last decay_share)"""
+    min_lr_ratio: float = 0.1
+    """last learning rate over the highest, for cosine and wsd"""
+    decay_share: float = 0.2
+    """wsd: share of the steps that decay"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    """largest norm of the gradient; 0 leaves it as it is"""
+    precision: str = "fp32"
+    """fp32, or bf16: autocast, on CPU and CUDA; weights stay in their own precision"""
+    gradient_accumulation: int = 1
+    """batches to an optimiser step, a device; 1 device with 8 sees the batches of 8 devices with 1"""
+    checkpoint_every_seconds: float = 180.0
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    """steps between lines of log.jsonl and tensorboard points"""
+    seed: int = 0
+    num_workers: int = 1
+    """processes that make batches; 0 makes them in between steps"""
+    prefetch: int = 4
+    """batches that a worker makes ahead"""
+    compile: bool = False
+    """torch.compile the model"""
+    find_unused_parameters: bool = False
+    """several devices only: allow steps that leave trained parameters without a gradient"""
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        for name in ("steps", "gradient_accumulation", "keep_checkpoints", "log_every", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "grad_clip", "num_workers", "checkpoint_every_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("min_lr_ratio", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended."""
+
+    steps: int
+    final_loss: float
+    """loss of the last step, mean over devices"""
+    seconds: float
+    """training time in all, killed parts counted up to their checkpoint"""
+    data_wait_share: float
+    """share of `seconds` spent waiting for batches"""
+    resumed_from: int | None
+    """step of the checkpoint this call went on from"""
+    is_main: bool = True
+    """whether this process is the one of a distributed run that should write results"""
+
+
+def fit(
+    model: nn.Module,
+    batch_fn: BatchFn,
+    loss_fn: LossFn,
+    config: LoopConfig,
+    run_dir: str | Path,
+    *,
+    param_groups: Sequence[Mapping[str, Any]] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    title: str = "",
+    fingerprint: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains `model` in place for `config.steps` steps, from `run_dir`'s newest checkpoint where there is one.
+
+    Args:
+        batch_fn: batch of (step, shard, num_shards), made in a worker process. With several devices or gradient
+            accumulation a step has several shards, a batch each.
+        loss_fn: loss of a batch, a mean over it, and scalars to show and log. It may call the model several times.
+        param_groups: see `build_optimizer`.
+        on_log: called with each record of log.jsonl.
+        fingerprint: the caller's own settings (JSON values, `train.config.flatten`); a run is not resumed with others.
+
+    Raises:
+        CheckpointError: for a checkpoint that is damaged or of other settings.
+        FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
+    """
+    accelerator = _accelerator(config)
+    num_shards = accelerator.num_processes * config.gradient_accumulation
+    settings = {"num_shards": num_shards, **_settings(config), **(fingerprint or {})}
+    checkpoints = Checkpoints(Path(run_dir), settings, config.keep_checkpoints)
+    model.to(accelerator.device).train()
+    optimizer = build_optimizer(model, config, param_groups)
+    display_console = Console(stderr=True) if not sys.stdout.isatty() and sys.stderr.isatty() else Console()
+    resumed_from = _newest(checkpoints, accelerator, display_console)
+    state = RunState(0, math.nan, 0.0, 0.0)
+    if resumed_from is not None:
+        state = checkpoints.restore(resumed_from, model, optimizer)
+    if state.step < config.steps:
+        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config)
+        batches = _batches(
+            batch_fn, config, accelerator, state.step
+        )  # before the display: workers fork from one thread
+        with Display(title, config.steps, state.step, display_console, accelerator.is_main_process) as display:
+            state = _run(trainer, batches, state, checkpoints, display, on_log)
+    share = state.wait_seconds / state.seconds if state.seconds else 0.0
+    accelerator.wait_for_everyone()
+    return FitResult(state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process)
+
+
+def _run(
+    trainer: _Trainer,
+    batches: Iterator[Any],
+    state: RunState,
+    checkpoints: Checkpoints,
+    display: Display,
+    on_log: Callable[[dict[str, Any]], None] | None,
+) -> RunState:
+    """Steps from `state` to the end; returns the state reached."""
+    config, is_main = trainer.config, trainer.accelerator.is_main_process
+    log = RunLog(checkpoints.run_dir, state.step) if is_main else None
+    mean = RunningMean()
+    last_saved = time.monotonic()
+    try:
+        for step in range(state.step, config.steps):
+            start = time.perf_counter()
+            loss, scalars, waited = trainer.step(step, batches, checkpoints)
+            seconds = state.seconds + time.perf_counter() - start
+            state = RunState(step + 1, loss, seconds, state.wait_seconds + waited)
+            mean.add({"loss": loss, **scalars})
+            wait_share = state.wait_seconds / max(state.seconds, 1e-9)
+            display.update(step + 1, {"loss": loss, **scalars}, learning_rate_at(config, step), wait_share)
+            finished = step + 1 == config.steps
+            if finished or (step + 1) % config.log_every == 0:
+                means, last = mean.over_processes(trainer.accelerator)
+                state = RunState(step + 1, last, state.seconds, state.wait_seconds)
+                record = {"step": step + 1, "loss": means.pop("loss"), "losses": means}
+                record |= {"lr": learning_rate_at(config, step), "wait_share": wait_share, "seconds": seconds}
+                if log is not None:
+                    log.write(record)
+                    if on_log is not None:
+                        on_log(record)
+                mean = RunningMean()
+            due = time.monotonic() - last_saved >= config.checkpoint_every_seconds
+            if is_main and (due or finished):
+                checkpoints.save(state, trainer.model, trainer.optimizer)
+                last_saved = time.monotonic()
+    finally:
+        if log is not None:
+            log.close()
+    return state
+
+
+class _Objective(nn.Module):
+    """Model and loss as one module, so that data-parallel training sees one forward pass however often the loss calls
+    the model, and the loss sees the model itself and not its wrapper."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, Scalars]:
+        return self.loss_fn(self.model, batch, step)
+
+
+class _Trainer:
+    """What one optimiser step needs."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFn,
+        config: LoopConfig,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
+        if config.compile:
+            model.compile()
+        self.objective = accelerator.prepare_model(_Objective(model, loss_fn))
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(
+        self, step: int, batches: Iterator[Any], checkpoints: Checkpoints
+    ) -> tuple[float, dict[str, float], float]:
+        """One optimiser step: (mean loss of the batches here, their mean scalars, seconds of waiting for data)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.config, step) * group["lr_scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, waited, mean = self.config.gradient_accumulation, 0.0, RunningMean()
+        for part in range(parts):
+            start = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - start
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            torch.manual_seed(_seed(self.config.seed, step, self.accelerator.process_index * parts + part))
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                with torch.autocast(
+                    self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    loss, scalars = self.objective(batch, step)
+                (loss / parts).backward()
+            mean.add(to_floats({"loss": loss} | {k: v for k, v in scalars.items() if k != "loss"}))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        means = mean.means()
+        loss_value = means.pop("loss", math.nan)
+        # The gradient's norm is the same on all processes, so all of them stop together.
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            raise FloatingPointError(_diverged(step, loss_value, float(norm), checkpoints))
+        self.optimizer.step()
+        return loss_value, means, waited
+
+
+class _Steps(Dataset[Any]):
+    """Micro-batch `index` of this process: part `index % parts` of step `index // parts`."""
+
+    def __init__(self, batch_fn: BatchFn, parts: int, rank: int, world: int) -> None:
+        self.batch_fn, self.parts, self.rank, self.world = batch_fn, parts, rank, world
+
+    def __getitem__(self, index: int) -> Any:
+        step, part = divmod(index, self.parts)
+        return self.batch_fn(step, self.rank * self.parts + part, self.world * self.parts)
+
+
+def _batches(batch_fn: BatchFn, config: LoopConfig, accelerator: Accelerator, start_step: int) -> Iterator[Any]:
+    parts = config.gradient_accumulation
+    workers: dict[str, Any] = {}
+    if config.num_workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else Hugging Face's tokenizers warn about the fork
+        workers = {"prefetch_factor": config.prefetch, "worker_init_fn": _one_thread}
+        if sys.platform.startswith("linux"):
+            workers["multiprocessing_context"] = "fork"  # batch functions may be closures over large stores
+    loader: DataLoader[Any] = DataLoader(
+        _Steps(batch_fn, parts, accelerator.process_index, accelerator.num_processes),
+        batch_size=None,
+        sampler=range(start_step * parts, config.steps * parts),
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        **workers,
+    )
+    return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _accelerator(config: LoopConfig) -> Accelerator:
+    """Precision is `LoopConfig`'s, not accelerate's. Buffers are left to the model: EMA codebooks sync themselves."""
+    kwargs = DistributedDataParallelKwargs(
+        broadcast_buffers=False, find_unused_parameters=config.find_unused_parameters
+    )
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[kwargs])
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in known:
+        raise ValueError(
+            f"this loop trains data-parallel; got accelerate's {accelerator.distributed_type}. Choose multi-GPU or "
+            "multi-CPU in `accelerate config`, or train with transformers' Trainer"
+        )
+    return accelerator
+
+
+def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console) -> int | None:
+    """Step of the newest whole checkpoint, the same on all processes."""
+    newest: list[int | None] = [None]
+    if accelerator.is_main_process:
+        for folder in checkpoints.half_written():
+            console.print(f"{folder} is half written (a run was killed while saving); passed over", markup=False)
+        newest = [max(checkpoints.complete(), default=None)]
+        if newest[0] is not None:
+            console.print(f"resuming from {checkpoints.folder(newest[0])}", markup=False)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(newest)
+    return newest[0]
+
+
+def _settings(config: LoopConfig) -> dict[str, Any]:
+    """What decides the outcome; `gradient_accumulation` counts through `num_shards`."""
+    free = (*_FREE_TO_CHANGE, "gradient_accumulation", "find_unused_parameters")
+    values = {name: getattr(config, name) for name in LoopConfig.__dataclass_fields__ if name not in free}
+    return {f"loop.{name}": list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def _seed(seed: int, step: int, shard: int) -> int:
+    return int(np.random.SeedSequence((seed, step, shard)).generate_state(1)[0])
+
+
+def _diverged(step: int, loss: float, norm: float, checkpoints: Checkpoints) -> str:
+    saved = max(checkpoints.complete(), default=None)
+    kept = f"{checkpoints.folder(saved)} is kept" if saved is not None else "there is no checkpoint yet"
+    return (
+        f"step {step}: loss {loss}, gradient norm {norm}; training stopped before the weights were touched, {kept}. "
+        "Lower learning_rate, raise warmup_steps, or look at that step's batch"
+    )

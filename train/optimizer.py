@@ -1,0 +1,64 @@
+"""The optimiser of a training run and its learning rate, a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from train.loop import LoopConfig
+
+
+def learning_rate_at(config: LoopConfig, step: int) -> float:
+    """Learning rate of step 0 .. steps - 1."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    low = config.min_lr_ratio
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        ratio = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "wsd":
+        decay_steps = max(1, round(config.decay_share * config.steps))
+        ratio = low + (1 - low) * min(1.0, (config.steps - step) / decay_steps)
+    else:
+        ratio = 1.0
+    return config.learning_rate * ratio
+
+
+def build_optimizer(
+    model: nn.Module, config: LoopConfig, param_groups: Sequence[Mapping[str, Any]] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over what requires a gradient; matrices decay, vectors do not.
+
+    `param_groups`: {"params": [...], "lr_scale": 1.0, "weight_decay": config's}; together they must hold every
+    parameter of `model` that requires a gradient. None puts all into one.
+
+    Raises:
+        ValueError: for an unknown key, a parameter that is not the model's, is left out, or is in two groups.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    left = {id(p) for p in model.parameters() if p.requires_grad}
+    groups: list[dict[str, Any]] = []
+    for group in param_groups or [{"params": list(model.parameters())}]:
+        if unknown := set(group) - {"params", "lr_scale", "weight_decay"}:
+            raise ValueError(f"unknown keys {sorted(unknown)} in param_groups; known: params, lr_scale, weight_decay")
+        trained = [p for p in group["params"] if p.requires_grad]
+        for parameter in trained:
+            if id(parameter) not in left:
+                name = names.get(id(parameter), f"of shape {tuple(parameter.shape)}")
+                raise ValueError(f"parameter {name} of param_groups is in two groups or not the model's")
+            left.remove(id(parameter))
+        scale, decay = group.get("lr_scale", 1.0), group.get("weight_decay", config.weight_decay)
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups += [{"params": matrices, "lr_scale": scale, "weight_decay": decay}] if matrices else []
+        groups += [{"params": vectors, "lr_scale": scale, "weight_decay": 0.0}] if vectors else []
+    if left:
+        missed = ", ".join(sorted(names[key] for key in left)[:5])
+        raise ValueError(f"param_groups leave out {len(left)} trainable parameters ({missed}, ...); freeze or add them")
+    if not groups:
+        raise ValueError("nothing to train: no parameter of the model requires a gradient")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

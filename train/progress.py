@@ -1,0 +1,114 @@
+"""What a training run shows and writes while it goes: a live bar or plain lines, log.jsonl, tensorboard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+SMOOTHING = 0.95
+PLAIN_SECONDS = 5.0
+
+
+class RunLog:
+    """log.jsonl and tensorboard of a run. Lines past the step that is resumed from are dropped: they come again."""
+
+    def __init__(self, run_dir: Path, start_step: int) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "log.jsonl"
+        kept = [line for line in _lines(path) if _step_of(line) <= start_step]
+        self._file = path.open("w", buffering=1)
+        self._file.writelines(kept)
+        self._board = _tensorboard(run_dir / "tensorboard", start_step)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """`record`: step, loss, losses (by name), lr, wait_share, seconds."""
+        self._file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            scalars = {"loss": record["loss"], "lr": record["lr"], "wait_share": record["wait_share"]}
+            for name, value in {**scalars, **record["losses"]}.items():
+                self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Display:
+    """A live bar with smoothed losses on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, title: str, steps: int, start_step: int, console: Console, enabled: bool = True) -> None:
+        self._title, self._steps, self._start = title or "training", steps, start_step
+        self._console, self._enabled = console, enabled
+        self._smooth: dict[str, float] = {}
+        self._began = self._printed = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+        )
+        self._task = self._progress.add_task(self._title, total=steps, completed=start_step, pace="")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if self._enabled and self._console.is_terminal:
+            self._live = Live(self._progress, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, step: int, scalars: Mapping[str, float], lr: float, wait_share: float) -> None:
+        """`step` steps are done; `scalars` are the last one's."""
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                self._smooth[name] = SMOOTHING * self._smooth.get(name, value) + (1 - SMOOTHING) * value
+        now = time.monotonic()
+        if not self._enabled or not (self._live or step == self._steps or now - self._printed >= PLAIN_SECONDS):
+            return
+        rate = (step - self._start) / max(now - self._began, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) / max(rate, 1e-9)))
+        pace = f"{rate:.2f} steps/s, {left} left"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self._smooth.items())
+        figures += f", lr {lr:.2e}, waiting for data {wait_share:.1%}"
+        if self._live is not None:
+            self._progress.update(self._task, completed=step, pace=pace)
+            self._live.update(Group(self._progress, Text(figures, style="dim")))
+        else:
+            self._printed = now
+            self.say(f"{self._title} {step}/{self._steps}: {figures}, {pace}")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return math.inf
+
+
+def _tensorboard(folder: Path, start_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=start_step + 1)
