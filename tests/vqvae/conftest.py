@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_vqvae import TINY
 from torch import Tensor
 
-from vqvae import VQVAE, VQVAEConfig
-
-TINY = VQVAEConfig(image_size=16, downsample=4, codebook_size=16, codebook_dim=4, channels=32, num_res_blocks=1)
+from vqvae import VQVAE
 
 
 @pytest.fixture

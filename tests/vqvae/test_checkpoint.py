@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_vqvae import TINY
 from torch import Tensor
 
-from tests.vqvae.conftest import TINY
 from vqvae import VQVAE, CheckpointError, VQVAEConfig
 
 SHIPPED = Path(__file__).parents[2] / "tokenizers" / "depth-scenes-100"

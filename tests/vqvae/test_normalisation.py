@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_vqvae import TINY
 from torch import Tensor
 
-from tests.vqvae.conftest import TINY
 from vqvae import VQVAE
 from vqvae.normalisation import depth_ranges, depth_to_nearness, nearness_to_depth, resize_masked
 

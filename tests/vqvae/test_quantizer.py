@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tiny_vqvae import TINY
 
-from tests.vqvae.conftest import TINY
 from vqvae.quantizer import FSQ, EMAQuantizer, codebook_usage, perplexity
 
 FSQ_CONFIG = replace(TINY, quantizer="fsq", codebook_size=60, codebook_dim=3, fsq_levels=(3, 4, 5))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_vqvae import TINY
 from torch import Tensor
 
-from tests.vqvae.conftest import TINY
 from vqvae import VQVAE, VQVAEConfig
 
 FSQ_CONFIG = replace(TINY, quantizer="fsq", codebook_dim=2, fsq_levels=(4, 4))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from perception.scenes.store import SceneStore
+from train.depth_augment import training_batch
+from train.loop import LoopConfig
+from train.tokenizer import DepthBatches, TokenizerConfig, train
+from vqvae import VQVAE, VQVAEConfig
+
+TINY = VQVAEConfig(image_size=16, downsample=4, codebook_size=16, codebook_dim=4, channels=32, num_res_blocks=1)
+
+
+def tiny_config(folder: Path, steps: int) -> TokenizerConfig:
+    return TokenizerConfig(
+        run_dir=str(folder / "run"),
+        out=str(folder / "finished"),
+        store=str(folder / "scenes"),
+        num_scenes=8,
+        num_held_out=4,
+        batch_size=8,
+        model=TINY,
+        loop=LoopConfig(steps=steps, learning_rate=1e-3, warmup_steps=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SceneStore:
+    return SceneStore.build(tmp_path_factory.mktemp("scenes"), range(8), image_size=16, workers=1)
+
+
+def test_made_up_batches_are_valid_and_repeat(store: SceneStore) -> None:
+    scenes = torch.from_numpy(store.depth[:8].astype(np.float32))
+    first = training_batch(scenes, torch.Generator().manual_seed(3))
+    again = training_batch(scenes, torch.Generator().manual_seed(3))
+    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+    depth, mask = first
+    assert depth.shape == mask.shape == (8, 16, 16) and mask.dtype == torch.bool
+    assert bool((depth > 0).all()) and bool(depth.isfinite().all())
+    assert bool(mask.flatten(1).any(1).all()), "no map is empty"
+    assert not bool(mask.all()), "holes are cut"
+    # The plain half is the scenes as they are, or mirrored.
+    torch.testing.assert_close(depth[:4].flatten(1).sort().values, scenes[:4].flatten(1).sort().values)
+
+
+def test_a_batch_is_a_function_of_step_and_rank(store: SceneStore) -> None:
+    batches = DepthBatches(store, 8, seed=0)
+    again = DepthBatches(store, 8, seed=0)
+    assert batches(5, 0, 2)["depth"].equal(again(5, 0, 2)["depth"])
+    assert not batches(5, 0, 2)["depth"].equal(batches(5, 1, 2)["depth"])
+    assert not batches(5, 0, 2)["depth"].equal(batches(6, 0, 2)["depth"])
+
+
+def test_a_training_ends_in_a_tokenizer_that_loads(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=4)
+    train(config)
+    tokenizer = VQVAE.from_pretrained(config.out)
+    assert tokenizer.config == TINY
+    assert tokenizer.encode(torch.rand(2, 20, 20) + 1).shape == (2, 4, 4)
+
+
+def test_sizes_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        replace(TokenizerConfig(), batch_size=0)
