@@ -67,3 +67,25 @@ def test_a_training_ends_in_a_tokenizer_that_loads(tmp_path: Path) -> None:
 def test_sizes_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         replace(TokenizerConfig(), batch_size=0)
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every_step = {"num_workers": 0, "checkpoint_every_seconds": 0.0}
+    whole = tiny_config(tmp_path / "whole", steps=6)
+    train(replace(whole, loop=replace(whole.loop, **every_step)))
+    killed = tiny_config(tmp_path / "killed", steps=6)
+    killed = replace(killed, loop=replace(killed.loop, **every_step))
+    make_batch = DepthBatches.__call__
+
+    def die_at_step_4(self: DepthBatches, step: int, rank: int, world: int) -> dict[str, torch.Tensor]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return make_batch(self, step, rank, world)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DepthBatches, "__call__", die_at_step_4)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed)
+    assert train(killed).resumed_from == 4
+    first, second = (VQVAE.from_pretrained(config.out).state_dict() for config in (whole, killed))
+    assert all(first[name].equal(second[name]) for name in first)
