@@ -1,7 +1,7 @@
 """Trains a depth tokenizer on rendered scenes: `python -m train.tokenizer`.
 
-    python -m train.tokenizer --config train/configs/tokenizer.yaml     # the shipped default, 17 minutes on one core
-    python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # passes every bar, 6 minutes
+    python -m train.tokenizer --config train/configs/tokenizer.yaml  # the shipped default, 17 minutes on one core
+    python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all bars, 6 minutes
 
 Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.depth_augment`), so that
 measured maps pass through the same codes. A killed run goes on where it stopped when started again. Order accuracy on
