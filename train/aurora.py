@@ -20,7 +20,7 @@ from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
 from train.base import IGNORE, save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
-from train.config import parse_config
+from train.config import flatten, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
@@ -60,7 +60,9 @@ class AuroraConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=2000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60)
+        default_factory=lambda: LoopConfig(
+            steps=2000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.03, precision="bf16"
+        )
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +115,9 @@ def _adapt(model: nn.Module, vocabulary: PerceptionVocabulary, config: AuroraCon
                 kept[new] = grad[new]
                 return kept
 
-            for table in {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            for table in {
+                id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())
+            }.values():
                 table.register_hook(only_new_rows)
         return model
     from peft import LoraConfig, get_peft_model
@@ -121,7 +125,9 @@ def _adapt(model: nn.Module, vocabulary: PerceptionVocabulary, config: AuroraCon
     names = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     rows = {"trainable_token_indices": sorted(vocabulary.ids.values())} if config.train_rows == "new" else {}
     kept = ["multi_modal_projector"] + ([] if rows else ["embed_tokens", "lm_head"])
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=names, modules_to_save=kept, **rows)
+    lora = LoraConfig(
+        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=names, modules_to_save=kept, **rows
+    )
     return get_peft_model(model, lora)
 
 
@@ -156,8 +162,19 @@ def train(config: AuroraConfig) -> FitResult:
     tower = model.model.vision_tower
     model = _adapt(model, vocabulary, config)
     groups = _parameter_groups(model, tower, config.tower_lr_ratio)
-    result = fit(model, batches, task_loss, config.loop, Path(config.run_dir), param_groups=groups, title=config.arm)
-    save(model, processor, vocabulary, depth_tokenizer, Path(config.out))
+    settings = {k: v for k, v in flatten(config).items() if not k.startswith("loop.") and k not in ("run_dir", "out")}
+    result = fit(
+        model,
+        batches,
+        task_loss,
+        config.loop,
+        config.run_dir,
+        param_groups=groups,
+        title=config.arm,
+        fingerprint=settings,
+    )
+    if result.is_main:
+        save(model, processor, vocabulary, depth_tokenizer, Path(config.out))
     return result
 
 

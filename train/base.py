@@ -42,12 +42,14 @@ class BaseConfig:
     tower: str = "runs/tower/tower"
     store: str = "runs/scenes/standard"
     num_scenes: int = 40_000
-    batch_size: int = 32
-    tower_lr_ratio: float = 0.25
+    batch_size: int = 16
+    tower_lr_ratio: float = 0.15
     """learning rate of the tower over that of the rest"""
     size: TinySize = field(default_factory=TinySize)
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=3000, learning_rate=1.2e-3, weight_decay=0.05, warmup_steps=100)
+        default_factory=lambda: LoopConfig(
+            steps=3200, learning_rate=2e-3, weight_decay=0.05, warmup_steps=100, min_lr_ratio=0.03, precision="bf16"
+        )
     )
 
 
@@ -126,7 +128,7 @@ def language_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tupl
 
 
 def save_half(model: nn.Module, folder: Path) -> None:
-    """Saves a bfloat16... kept in float16 copy without touching the model that trains on."""
+    """Writes a float16 copy, without touching the model itself."""
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
 

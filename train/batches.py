@@ -22,6 +22,7 @@ from train.augment import normalise_pixels, photometric, to_pixels
 from train.base import IGNORE, collate
 from train.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
 from vqvae import VQVAE
+from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
@@ -42,14 +43,14 @@ class TaskMaker:
 
     def readings(self, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
         """What the decoded map says at the points: 0 farthest .. 99 nearest, (count,)."""
-        h, w = self.vocabulary.depth_grid
         with torch.no_grad():
-            near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64)).view(1, h, w))[0]  # (S, S) in [0, 1]
-        size = near.shape[-1]
-        columns, rows = (points * size).astype(int).clip(0, size - 1).T
-        return np.round(near.numpy()[rows, columns] * 99).astype(int).clip(0, 99)
+            near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])  # (1, S, S) in [0, 1]
+        values = values_at(near, torch.from_numpy(points)[None])[0]  # (count,)
+        return np.round(values.numpy() * 99).astype(int).clip(0, 99)
 
-    def make(self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Example] | None:
+    def make(
+        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, Example] | None:
         """(image, example), or None where the scene does not lend itself to the task.
 
         `codes`: depth codes (h * w,) of the scene as it stands, mirrored or not.
@@ -134,7 +135,8 @@ class TaskBatches:
         tail = encode_target(self.text_tokenizer, vocabulary, example.target) + [self.text_tokenizer.eos_token_id]
         depth, locations = set(vocabulary.code_ids("depth")), set(vocabulary.code_ids("boxes"))
         weight = [
-            self.weights.depth if i in depth else self.weights.location if i in locations else self.weights.text for i in tail
+            self.weights.depth if i in depth else self.weights.location if i in locations else self.weights.text
+            for i in tail
         ]
         return head + tail, [IGNORE] * len(head) + tail, weight
 

@@ -18,7 +18,7 @@ from perception.evaluation.comparison import compare, print_comparison
 from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
 from perception.evaluation.scenes import scene_items
 from perception.model import PerceptionModel
-from perception.tokenizers.depth import DepthTokenizer, draw_nearness
+from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig, train
 from train.config import parse_config
 from train.loop import FitResult, LoopConfig
@@ -39,7 +39,7 @@ class QuickstartConfig:
     looks: tuple[str, ...] = ("standard", "shifted")
     aurora: AuroraConfig = field(
         default_factory=lambda: AuroraConfig(
-            loop=LoopConfig(steps=220, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20),
+            loop=LoopConfig(steps=220, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
         )
     )
 
@@ -60,7 +60,9 @@ def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitR
         )
         results[arm] = train(arm_config)
         waiting = 100 * results[arm].data_wait_share
-        console.print(f"final loss {results[arm].final_loss:.3f}; {waiting:.1f} % of the time went into waiting for data")
+        console.print(
+            f"final loss {results[arm].final_loss:.3f}; {waiting:.1f} % of the time went into waiting for data"
+        )
     return results
 
 
@@ -76,11 +78,16 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Fi
     decoded = tokenizer.decode(codes, depth_range=normalised.depth_range, size=tuple(depth.shape))[0]
     figures = depth_errors(decoded[None], depth[None], valid[None]).means()
     said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    console.print(f"\nreal depth (stereo motorcycle, {100 * (1 - valid.float().mean()):.1f} % holes), 100 tokens: {said}")
-    near = (1 / depth).masked_fill(~valid, 0)
-    near = near / near.max()
-    pictures = [draw_nearness(near), draw_nearness(tokenizer.decode(codes, size=tuple(depth.shape))[0])]
-    words = "<h2>A measured depth map through the tokenizer</h2><p>Stereo motorcycle: the ground truth (holes are darkest), "
+    console.print(
+        f"\nreal depth (stereo motorcycle, {100 * (1 - valid.float().mean()):.1f} % holes), 100 tokens: {said}"
+    )
+    near = torch.where(valid, 1 / depth, torch.nan)
+    low, high = near[valid].min(), near[valid].max()
+    decoded_near = tokenizer.decode(codes, size=tuple(depth.shape))[0]
+    pictures = [DepthTokenizer.draw((near - low) / (high - low)), DepthTokenizer.draw(decoded_near)]
+    words = (
+        "<h2>A measured depth map through the tokenizer</h2><p>Stereo motorcycle: the ground truth (holes are grey), "
+    )
     words += f"and what 100 tokens keep of it. {said}</p>"
     return [words, [Figure(side_by_side(pictures), "<b>ground truth and decoded</b>")]]
 
@@ -104,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
         f"Two copies of the tiny base, {config.aurora.loop.steps} steps of {config.aurora.batch_size} samples each on the "
         f"same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are the first of each kind."
     )
-    report = write_report(folder / "report.html", "Perception tokens: drawing first, or answering at once", intro, sections)
+    report = write_report(
+        folder / "report.html", "Perception tokens: drawing first, or answering at once", intro, sections
+    )
     console.print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Report: {report}")
     console.print(f'Next: perception ask IMAGE "How many red cubes are there?" --model {folder / "aurora" / "model"}')
 

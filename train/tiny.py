@@ -83,7 +83,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, vision: SwinConfig, size: TinySize) -> LlavaForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, vision: SwinConfig, size: TinySize
+) -> LlavaForConditionalGeneration:
     """An untrained LLaVA with tied embeddings that sees an image as 100 tokens."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),

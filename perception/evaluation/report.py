@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from perception.chains import Answer
 from perception.evaluation.comparison import Comparison
 from perception.evaluation.scenes import Item, Outcome
 from perception.model import PerceptionModel, load_image
-from perception.tokenizers.boxes import BoxTokenizer
-from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers import TOKENIZERS, DepthTokenizer
 
 _SIDE = 240
 _STYLE = """
@@ -55,22 +55,27 @@ def _mark(value: object, answer: object) -> str:
     return f'<span class="{name}">{html.escape(str(value))} ({name})</span>'
 
 
+def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> Image.Image:
+    """The image, and beside it every span of an answer as a picture."""
+    pictures = [image]
+    enlarged = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
+    for span in answer.spans:
+        if span.modality == "depth":
+            pictures.append(DepthTokenizer.draw(DepthTokenizer(model.depth_tokenizer).decode(span.codes)))
+        else:
+            tokenizer = TOKENIZERS[span.modality](model.vocabulary.num_locations)
+            pictures.append(tokenizer.draw(tokenizer.decode(span.codes), enlarged))
+    return side_by_side(pictures)
+
+
 def example_figure(model: PerceptionModel, item: Item, chain: Outcome, direct: Outcome) -> Figure:
     """The image, what the model drew on its way, and both answers."""
-    image = load_image(item.image)
-    pictures = [image]
-    for span in chain.answer.spans:
-        if span.modality == "depth":
-            pictures.append(DepthTokenizer(model.depth_tokenizer).draw(span.codes))
-        elif span.modality == "boxes":
-            enlarged = image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-            pictures.append(BoxTokenizer(model.vocabulary.num_locations).draw(span.codes, enlarged))
     caption = (
         f"<b>{html.escape(item.question)}</b><br>answer: {html.escape(str(item.answer))}<br>"
         f"drawing first: {_mark(chain.answer.value, item.answer)}<br>"
         f"at once: {_mark(direct.answer.value, item.answer)}<br><small>{html.escape(chain.answer.text)}</small>"
     )
-    return Figure(side_by_side(pictures), caption)
+    return Figure(drawn_answer(model, load_image(item.image), chain.answer), caption)
 
 
 def example_figures(

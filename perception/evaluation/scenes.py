@@ -10,11 +10,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from perception.chains import Answer, prompt_for
+from perception.chains import LETTERS, Answer, prompt_for
 from perception.model import PerceptionModel, Prompt
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
+from vqvae.metrics import values_at
 
 HELD_OUT_SEED = 50_000_000
 """First seed of held-out scenes; trainings take theirs from zero up."""
@@ -110,13 +111,6 @@ def evaluate_items(
     return [outcomes[i] for i in range(len(items))]
 
 
-def nearness_at(near: Tensor, points_xy: np.ndarray) -> np.ndarray:
-    """Values (count,) of a map (S, S) at points (count, 2) in [0, 1]."""
-    size = near.shape[-1]
-    columns, rows = (points_xy * size).astype(int).clip(0, size - 1).T
-    return near.cpu().numpy()[rows, columns]
-
-
 def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Share of depth items whose *drawn* map, decoded, is highest at the right point: AURORA's measure of its maps."""
     hits: dict[str, list[bool]] = {}
@@ -124,8 +118,8 @@ def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: 
         drawn = [s for s in outcome.answer.spans if s.modality == "depth"]
         if item.kind != "depth" or not drawn:
             continue
-        h, w = model.vocabulary.depth_grid
         with torch.no_grad():
-            near = model.depth_tokenizer.decode(torch.tensor(drawn[-1].codes).view(1, h, w))[0]
-        hits.setdefault(item.group, []).append("ABCDE"[int(nearness_at(near, item.points_xy).argmax())] == item.answer)
+            near = model.depth_tokenizer.decode(torch.tensor(drawn[-1].codes)[None])  # (1, S, S)
+        at_points = values_at(near, torch.from_numpy(item.points_xy)[None])[0]  # (count,)
+        hits.setdefault(item.group, []).append(LETTERS[int(at_points.argmax())] == item.answer)
     return {group: float(np.mean(values)) for group, values in hits.items()}

@@ -1,0 +1,28 @@
+"""Where the weights that come with the package lie: in a checkout's folders, or inside an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+FOLDERS = {
+    "depth-scenes-100": "tokenizers",
+    "tiny-base": "models",
+    "aurora-tiny": "models",
+}
+"""Name of each shipped artefact, and the folder of the checkout that holds it."""
+
+
+def shipped(name: str) -> Path:
+    """Folder of a shipped tokenizer or model.
+
+    Raises:
+        ValueError: for an unknown name, or a file that this installation lacks.
+    """
+    if name not in FOLDERS:
+        raise ValueError(f"nothing called {name!r} is shipped; known names: {', '.join(FOLDERS)}")
+    places = [_PACKAGE.parent / FOLDERS[name] / name, _PACKAGE / f"_{FOLDERS[name]}" / name]
+    for place in places:
+        if (place / "config.json").exists():
+            return place
+    raise ValueError(f"{name} is not part of this installation; clone the repository, or train it with train/")
