@@ -1,0 +1,48 @@
+# Every target does its own set-up: it needs make and a Python of 3.11 or newer with venv, and no activated environment.
+# Another interpreter: make test PYTHON=python3.12. Settings of a recipe: make quickstart ARGS="--num_scenes 8000".
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+# The first interpreter that runs, is new enough and can make environments.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	echo $$p; break; fi; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+quickstart: $(READY) ## fine-tune the shipped base twice, with and without perception tokens, and compare
+	@$(BIN)/python -m train.quickstart $(ARGS)
+
+test: lint ## all checks and tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+
+# Written last, so that an installation cut short is taken up again; an environment without a working pip is made anew.
+$(READY): pyproject.toml
+	@python="$(PYTHON)"; if [ -z "$$python" ]; then \
+		echo "Python 3.11 or newer with venv was not found (Debian, Ubuntu: apt install python3-venv)."; \
+		echo "If it lies elsewhere: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		echo "Making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); }
+	@echo "Installing into $(VENV) (minutes the first time: torch with CUDA is large). Details: $(VENV)/install.log"
+	@rm -f $(VENV)/.failed
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[train,dev]' \
+		|| touch $(VENV)/.failed; } | tee $(VENV)/install.log \
+		| sed -n -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\).* \(([0-9.]* [MG]B)\).*/  \2 \3/p' \
+			-e 's/^Installing collected.*/  unpacking/p'
+	@if [ -e $(VENV)/.failed ]; then tail -n 5 $(VENV)/install.log; \
+		echo "Installing failed; run the same command again to go on."; exit 1; fi
+	@touch $@

@@ -1,0 +1,130 @@
+"""The house itself: what may import what, what stays light, and that the README's examples run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("vqvae", "perception", "train", "demos", "benchmarks")
+ABOVE = {
+    "vqvae": {"perception", "train", "demos", "benchmarks", "transformers", "accelerate"},
+    "perception": {"train", "demos", "benchmarks", "accelerate", "gradio"},
+    "train": {"demos", "benchmarks"},
+}
+"""What a package must not import, anywhere in its code: vqvae <- perception <- train, demos, benchmarks."""
+HEAVY = {"transformers", "gradio", "plotly", "peft", "accelerate", "datasets", "diffusers", "matplotlib", "skimage"}
+MAX_LINES = 400
+MAX_NEW_MODULES = 400
+"""Modules that `import perception, vqvae` may load beyond torch's; 185 when this was written."""
+NOT_RUN = "<!-- not run -->"
+_BLOCK = re.compile(rf"(?P<mark>{NOT_RUN}\s*\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def kept_files() -> list[Path]:
+    """Files under version control, or about to be; all files outside hidden folders where there is no git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    return [p for p in ROOT.rglob("*") if p.is_file() and not any(part[0] == "." for part in p.relative_to(ROOT).parts)]
+
+
+def imported(path: Path) -> set[str]:
+    """First names of all modules that a file imports, inside functions too, TYPE_CHECKING blocks included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_from_the_root_tokenizers_is_hugging_face_s_and_imports_are_light() -> None:
+    said = python(
+        "import sys, torch; before = set(sys.modules); import perception, vqvae; new = set(sys.modules) - before;"
+        "print(len(new), *sorted({name.split('.')[0] for name in new}));"
+        "import tokenizers; print(tokenizers.Tokenizer.__name__, tokenizers.__file__)"
+    ).splitlines()
+    count, *new = said[0].split()
+    assert not HEAVY & set(new), f"import perception, vqvae loads {sorted(HEAVY & set(new))}"
+    assert int(count) <= MAX_NEW_MODULES
+    name, path = said[1].split(maxsplit=1)
+    assert name == "Tokenizer" and Path(path).parent != ROOT / "tokenizers"
+
+
+@pytest.mark.parametrize("folder", ["tokenizers", "models"])
+def test_folders_of_weights_hold_no_python_and_nothing_pickled(folder: str) -> None:
+    forbidden = {".py", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy"}
+    assert [p for p in (ROOT / folder).rglob("*") if p.suffix in forbidden] == []
+
+
+@pytest.mark.parametrize("package", sorted(ABOVE))
+def test_arrows_run_one_way(package: str) -> None:
+    wrong = {}
+    for path in modules(package):
+        if found := imported(path) & ABOVE[package]:
+            wrong[str(path.relative_to(ROOT))] = sorted(found)
+    assert wrong == {}
+
+
+def test_no_file_names_a_place_on_somebody_s_machine() -> None:
+    place = re.compile("/" + r"(home|Users|root|work)" + r"/[\w.-]+")
+    found = []
+    for path in kept_files():
+        with contextlib.suppress(UnicodeDecodeError):
+            lines = path.read_text().splitlines()
+            found += [f"{path.relative_to(ROOT)}: {m[0]}" for line in lines if (m := place.search(line))]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_stay_short(package: str) -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in modules(package)}
+    assert {name: n for name, n in lengths.items() if n >= MAX_LINES} == {}
+
+
+def documents() -> list[Path]:
+    """READMEs with examples: the repository's and the cards of what ships."""
+    return [p for p in kept_files() if p.name == "README.md"]
+
+
+def examples(text: str) -> list[tuple[int, str]]:
+    """(line, code) of each python block of a Markdown text, but for those under the not-run mark."""
+    blocks = (m for m in _BLOCK.finditer(text) if not m["mark"])
+    return [(text.count("\n", 0, m.start("code")), m["code"]) for m in blocks]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_of_readmes_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a document in one go, as a reader pastes them; from a folder that looks like the root, so that what
+    they write does not land in the checkout."""
+    for entry in ROOT.iterdir():
+        if entry.name[0] != "." and entry.name != "runs":
+            (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__example__"}
+    for line, code in examples(path.read_text()):
+        exec(compile("\n" * line + code, str(path), "exec"), namespace)
+
+
+def test_marked_examples_are_left_out() -> None:
+    text = f"a\n```python\nx = 1\n```\n{NOT_RUN}\n```python\nx = 2\n```\n```sh\nls\n```\n"
+    assert examples(text) == [(2, "x = 1\n")]
