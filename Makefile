@@ -39,10 +39,10 @@ $(READY): pyproject.toml
 		echo "Making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV) (minutes the first time: torch with CUDA is large). Details: $(VENV)/install.log"
 	@rm -f $(VENV)/.failed
-	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[train,dev]' \
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[train,dev]' 2>&1 \
 		|| touch $(VENV)/.failed; } | tee $(VENV)/install.log \
 		| sed -n -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\).* \(([0-9.]* [MG]B)\).*/  \2 \3/p' \
 			-e 's/^Installing collected.*/  unpacking/p'
-	@if [ -e $(VENV)/.failed ]; then tail -n 5 $(VENV)/install.log; \
+	@if [ -e $(VENV)/.failed ]; then grep -A 5 '^ *ERROR' $(VENV)/install.log || tail -n 5 $(VENV)/install.log; \
 		echo "Installing failed; run the same command again to go on."; exit 1; fi
 	@touch $@
