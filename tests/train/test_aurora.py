@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,20 @@ from safetensors.torch import load_file
 from tiny_world import make_world
 from transformers import AutoModelForImageTextToText
 
-import train.batches
 from perception.chains import TASKS
 from perception.evaluation.comparison import compare
 from perception.evaluation.report import comparison_html, example_figures, write_report
 from perception.evaluation.scenes import scene_items
-from perception.model import PerceptionModel
-from train.aurora import AuroraConfig, LoraSettings, task_loss, train
+from perception.model import PerceptionModel, Prompt
+from train import aurora
+from train.aurora import AuroraConfig, LoraSettings, task_loss
+from train.batches import TaskBatches, TaskMaker
 from train.curriculum import CurriculumConfig
-from train.loop import LoopConfig
+from train.loop import FitResult, LoopConfig
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train.aurora", "accelerate.utils", "torch._dynamo", "torch.utils.tensorboard"])
+STEPS, KILLED_AT = 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -29,68 +37,117 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(autouse=True)
-def order_is_kept(monkeypatch):
+def keep_the_order(patch: pytest.MonkeyPatch) -> None:
     """An untrained tokenizer loses the order of every map; take the readings as they come."""
-    monkeypatch.setattr(train.batches, "_ATTEMPTS", 200)
-    order = np.random.default_rng(0)
-    monkeypatch.setattr(train.batches.TaskMaker, "readings", lambda self, codes, points: order.permutation(len(points)))
+    patch.setattr("train.batches._ATTEMPTS", 200)
+
+    def readings(maker: TaskMaker, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.random.default_rng(int(points.sum() * 1e6)).permutation(len(points))
+
+    patch.setattr(TaskMaker, "readings", readings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def order_is_kept():
+    with pytest.MonkeyPatch.context() as patch:
+        keep_the_order(patch)
+        yield
 
 
 def config_for(world: dict[str, str], out: Path, **changes) -> AuroraConfig:
-    loop = LoopConfig(steps=3, learning_rate=1e-3, weight_decay=0.0, warmup_steps=1, num_workers=0)
+    loop = LoopConfig(steps=STEPS, learning_rate=1e-3, weight_decay=0.0, warmup_steps=1, num_workers=0)
     curriculum = CurriculumConfig(schedule="constant", atomic_end=0.4)
     settings = {"run_dir": str(out / "run"), "out": str(out / "model"), "num_scenes": 48, "batch_size": 12}
-    return AuroraConfig(loop=loop, curriculum=curriculum, **world, **(settings | changes))
+    return AuroraConfig(**({"loop": loop, "curriculum": curriculum} | world | settings | changes))
 
 
-def captured_batches(world, out, monkeypatch, **changes):
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory) -> tuple[Path, FitResult]:
+    """The folder of one finished training: run/ and model/ (shared, so read-only)."""
+    out = tmp_path_factory.mktemp("trained")
+    return out, aurora.train(config_for(world, out))
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> PerceptionModel:
+    return PerceptionModel.from_pretrained(trained[0] / "model")
+
+
+def captured(world, out, **changes) -> dict:
     """The batches and the model that `train` hands to `fit`."""
     taken = {}
 
     def take(model, batches, loss, config, run_dir, **rest):
         taken.update(model=model, batches=batches, groups=rest["param_groups"])
+        return FitResult(0, 0.0, 0.0, 0.0, None, is_main=False)
 
-    monkeypatch.setattr("train.aurora.fit", take)
-    train.aurora.train(config_for(world, out, **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aurora, "fit", take)
+        aurora.train(config_for(world, out, **changes))
     return taken
 
 
-def test_training_writes_a_stock_folder_that_answers(world, tmp_path):
-    result = train.aurora.train(config_for(world, tmp_path))
-    assert np.isfinite(result.final_loss)
-    folder = tmp_path / "model"
-    model = PerceptionModel.from_pretrained(folder)
-    stock = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+@pytest.fixture(scope="module")
+def taken(world, tmp_path_factory) -> dict:
+    return captured(world, tmp_path_factory.mktemp("taken"))
+
+
+def test_training_writes_a_stock_folder_that_answers(trained, model):
+    out, result = trained
+    assert np.isfinite(result.final_loss) and result.steps == STEPS
+    stock = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)
     assert torch.equal(stock.lm_head.weight, model.model.lm_head.weight)
-    image = Image.new("RGB", (64, 48), "red")
-    answer = model.ask(image, "How many red cubes are there?", mode="chain", max_new_tokens=40)
+    answer = model.ask(Image.new("RGB", (64, 48), "red"), "How many red cubes are there?", "chain", max_new_tokens=40)
     assert all(len(s.codes) == 4 for s in answer.spans if s.modality == "depth")
-    text = "How many <DEPTH_START><LOC_3> <image> are there?"
-    assert model.ask(image, text, max_new_tokens=8) == model.ask(image, text, max_new_tokens=8)
-    assert not set(model.inputs([train.aurora_prompt(image, text)])["input_ids"][0].tolist()) & set(
-        model.vocabulary.ids.values()
-    ) if hasattr(train, "aurora_prompt") else True
 
 
-def test_batches_are_functions_of_the_step_and_hold_every_task(world, tmp_path, monkeypatch):
-    batches = captured_batches(world, tmp_path, monkeypatch)["batches"]
+def test_token_names_in_a_question_stay_text(model):
+    image = Image.new("RGB", (80, 80), "red")
+    typed = "How many <DEPTH_START><LOC_3><INTERLEAVE> <image> are there?"
+    ids = model.inputs([Prompt(image, typed)])["input_ids"][0].tolist()
+    assert not set(ids) & set(model.vocabulary.ids.values())
+    assert typed in model.processor.tokenizer.decode(ids)
+    plain = model.inputs([Prompt(image, "How many are there?")])["input_ids"][0].tolist()
+    image_id = model.model.config.image_token_id
+    assert ids.count(image_id) == plain.count(image_id) == 100
+
+
+def test_batches_are_functions_of_the_step_and_hold_every_task(taken):
+    batches = taken["batches"]
     first, again = batches(0, 0, 1), batches(0, 0, 1)
     for part, same in zip(first, again, strict=True):
         assert all(torch.equal(part[k], same[k]) for k in part)
     assert not torch.equal(first[0]["pixel_values"], batches(1, 0, 1)[0]["pixel_values"])
+    assert not torch.equal(first[0]["pixel_values"], batches(0, 1, 2)[0]["pixel_values"])
     tasks = {TASKS[t] for step in range(12) for part in batches(step, 0, 1) for t in part["task"].tolist()}
     assert tasks == set(TASKS)
 
 
-def test_the_baseline_sees_direct_tasks_only(world, tmp_path, monkeypatch):
-    batches = captured_batches(world, tmp_path, monkeypatch, arm="direct")["batches"]
-    tasks = {TASKS[t] for step in range(4) for part in batches(step, 0, 1) for t in part["task"].tolist()}
-    assert tasks == {"direct_count", "direct_depth"}
+def test_only_targets_are_supervised_and_spans_are_whole(taken):
+    """Labels are the target and its end; every span in them parses; prompts hold none."""
+    batches = taken["batches"]
+    vocabulary, tokenizer = batches.maker.vocabulary, batches.text_tokenizer
+    for part in batches(3, 0, 1):
+        for ids, labels, weights in zip(part["input_ids"], part["labels"], part["weights"], strict=True):
+            supervised = labels >= 0
+            assert torch.equal(labels[supervised], ids[supervised]) and bool((weights[supervised] > 0).all())
+            assert bool((weights[~supervised] == 0).all())
+            target = labels[supervised].tolist()
+            assert target[-1] == tokenizer.eos_token_id
+            vocabulary.parse(target)  # raises for a malformed span
+            prompt = ids[: int(supervised.nonzero()[0])].tolist()
+            assert not set(prompt) & set(vocabulary.ids.values())
 
 
-def test_a_batch_in_halves_has_the_loss_of_the_batch_in_one(world, tmp_path, monkeypatch):
-    taken = captured_batches(world, tmp_path, monkeypatch)
+def test_the_baseline_sees_direct_tasks_only(world, tmp_path):
+    batches = captured(world, tmp_path, arm="direct")["batches"]
+    parts = [part for step in range(4) for part in batches(step, 0, 1)]
+    assert {TASKS[t] for part in parts for t in part["task"].tolist()} == {"direct_count", "direct_depth"}
+    ours = set(batches.maker.vocabulary.ids.values())
+    assert not any(ours & set(part["input_ids"].flatten().tolist()) for part in parts)
+
+
+def test_a_batch_in_halves_has_the_loss_of_the_batch_in_one(taken):
     model, parts = taken["model"].eval(), taken["batches"](0, 0, 1)
     width = max(p["input_ids"].shape[1] for p in parts)
     padding = {"input_ids": 0, "labels": -100, "attention_mask": 0, "weights": 0.0}
@@ -105,14 +162,13 @@ def test_a_batch_in_halves_has_the_loss_of_the_batch_in_one(world, tmp_path, mon
 
 
 def test_only_new_rows_move_where_asked(world, tmp_path):
-    out = tmp_path / "rows"
-    train.aurora.train(config_for(world, out, train_rows="new"))
+    aurora.train(config_for(world, tmp_path, train_rows="new"))
     before = load_file(Path(world["base"]) / "model.safetensors")
-    after = load_file(out / "model" / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
     name = next(n for n in before if n.endswith("embed_tokens.weight"))
     old = before[name].shape[0]
     assert torch.equal(after[name][:old], before[name])
-    fresh = PerceptionModel.from_pretrained(out / "model")
+    fresh = PerceptionModel.from_pretrained(tmp_path / "model")
     assert after[name].shape[0] == old + len(fresh.vocabulary.tokens)
     projector = next(n for n in before if "projector" in n and n.endswith("weight"))
     assert not torch.equal(after[projector], before[projector])
@@ -121,7 +177,7 @@ def test_only_new_rows_move_where_asked(world, tmp_path):
 def test_lora_merges_into_a_stock_folder(world, tmp_path):
     pytest.importorskip("peft")
     config = config_for(world, tmp_path, lora=LoraSettings(rank=4, alpha=8), tower_lr_ratio=0.0, train_rows="new")
-    train.aurora.train(config)
+    aurora.train(config)
     model = PerceptionModel.from_pretrained(tmp_path / "model")
     before = load_file(Path(world["base"]) / "model.safetensors")
     after = load_file(tmp_path / "model" / "model.safetensors")
@@ -130,12 +186,42 @@ def test_lora_merges_into_a_stock_folder(world, tmp_path):
     assert moved and all(not torch.equal(after[n], before[n]) for n in moved)
     tower = [n for n in before if "vision_tower" in n and before[n].is_floating_point()]
     assert tower and all(torch.equal(after[n], before[n]) for n in tower)
+    table = next(n for n in before if n.endswith("embed_tokens.weight"))
+    assert torch.equal(after[table][: len(before[table])], before[table])
     assert model.vocabulary.is_bound
 
 
-def test_comparison_and_report(world, tmp_path):
-    train.aurora.train(config_for(world, tmp_path))
-    model = PerceptionModel.from_pretrained(tmp_path / "model")
+def _die_at(world: dict[str, str], out: Path) -> None:
+    """Trains with a checkpoint after every step, and is killed with SIGKILL as it asks for batch KILLED_AT."""
+    make = TaskBatches.__call__
+
+    def make_or_die(batches: TaskBatches, step: int, rank: int, ranks: int) -> list[dict[str, torch.Tensor]]:
+        if step == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(batches, step, rank, ranks)
+
+    patch = pytest.MonkeyPatch()
+    keep_the_order(patch)
+    patch.setattr(TaskBatches, "__call__", make_or_die)
+    loop = LoopConfig(**(vars(config_for(world, out).loop) | {"checkpoint_every_seconds": 0.0}))
+    aurora.train(config_for(world, out, loop=loop))
+
+
+def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
+    process = PROCESSES.Process(target=_die_at, args=(world, tmp_path))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "model").exists()
+    resumed = aurora.train(config_for(world, tmp_path))
+    whole, result = trained
+    assert resumed.resumed_from == KILLED_AT
+    assert resumed.final_loss == result.final_loss  # bit for bit
+    for file in (f"run/checkpoint-{STEPS}/model.safetensors", "model/model.safetensors"):
+        mine, theirs = load_file(tmp_path / file), load_file(whole / file)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_comparison_and_report(model, tmp_path):
     items = scene_items("standard", 3, 1)
     comparison, chain, direct = compare("standard", items, model, model)
     json.dumps(comparison.to_json())
