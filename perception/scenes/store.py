@@ -30,7 +30,6 @@ def _shard_path(folder: Path, index: int) -> Path:
 
 def _render_shard(job: tuple[Path, int, list[int], str, int]) -> int:
     folder, index, seeds, look, image_size = job
-    torch.set_num_threads(1)
     parts = [render_scenes(seeds[i : i + _BATCH], look, image_size) for i in range(0, len(seeds), _BATCH)]
     objects = [
         [[o.color, o.shape, *(round(v, 5) for v in o.box_xyxy), round(o.depth, 4), round(o.visible_share, 3)] for o in row]
@@ -106,7 +105,7 @@ class SceneStore:
                 for job in jobs:
                     progress.advance(task, _render_shard(job))
             else:  # "spawn": a forked child of a process that has used torch's threads can hang
-                with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
                     for done in pool.imap_unordered(_render_shard, jobs):
                         progress.advance(task, done)
         cls._join(folder, wanted, len(shards))

@@ -152,7 +152,11 @@ def test_a_store_gives_back_the_scenes_and_goes_on_after_a_stop(tmp_path, monkey
         SceneStore.build(tmp_path / "s", range(8), image_size=32, workers=1)
     with pytest.raises(ValueError, match="not a finished scene store"):
         SceneStore.open(tmp_path / "s")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     store = SceneStore.build(tmp_path / "s", range(8), image_size=32, workers=1)
+    assert torch.get_num_threads() == 2  # building must not slow down the training that comes after it
+    torch.set_num_threads(threads)
     assert calls == [0, 1, 1]
     expected = render_scenes(range(8), image_size=32)
     assert np.array_equal(store.images, expected.images.numpy())
