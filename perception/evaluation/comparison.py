@@ -1,9 +1,10 @@
-"""AURORA-style against direct answers: the same questions, put to both, with intervals; and what the tokens are worth."""
+"""AURORA-style against direct answers: the same questions, put to both, with intervals; what the tokens are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,8 +36,26 @@ class Comparison:
     drawn_map_order: dict[str, float]
     """share of drawn maps that are highest at the right point, by group"""
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
+        """What `to_json` gave. Raises ValueError naming what is missing."""
+        try:
+            return cls(
+                data["look"],
+                _nested_intervals(data["accuracy"]),
+                {name: Interval(**cell) for name, cell in data["gain"].items()},
+                _nested_intervals(data["interventions"]),
+                dict(data["drawn_map_order"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no stored comparison ({error}); measure it anew") from None
+
+
+def _nested_intervals(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Interval]]:
+    return {name: {arm: Interval(**cell) for arm, cell in arms.items()} for name, arms in cells.items()}
 
 
 def _rows(items: Sequence[Item], name: str) -> list[int]:
@@ -51,33 +70,57 @@ def compare(
     look: str, items: Sequence[Item], aurora: PerceptionModel, direct: PerceptionModel, with_interventions: bool = True
 ) -> tuple[Comparison, list[Outcome], list[Outcome]]:
     """Measures both models on `items`; returns the figures and the outcomes of the chain and of the baseline."""
-    arms = {
-        "direct": evaluate_items(direct, items, "direct", title=f"{look}: baseline"),
-        "chain": evaluate_items(aurora, items, "chain", title=f"{look}: chains of perception"),
-        "aurora, direct": evaluate_items(aurora, items, "direct", title=f"{look}: aurora, answering at once"),
+    at_once = evaluate_items(direct, items, "direct", title=f"{look}: baseline")
+    chosen = INTERVENTIONS if with_interventions else ()
+    comparison, chain = compare_with(look, items, aurora, [o.correct for o in at_once], chosen)
+    return comparison, chain, at_once
+
+
+def compare_with(
+    look: str,
+    items: Sequence[Item],
+    aurora: PerceptionModel,
+    direct_correct: Sequence[bool],
+    interventions: Sequence[str] = INTERVENTIONS,
+) -> tuple[Comparison, list[Outcome]]:
+    """As `compare`, with a baseline of which only is known which items it got right.
+
+    Returns:
+        the figures and the outcomes of the chain.
+
+    Raises:
+        ValueError: where the baseline's outcomes are not one an item, or an intervention is unknown.
+    """
+    if len(direct_correct) != len(items):
+        raise ValueError(f"{len(items)} items need as many outcomes of the baseline, got {len(direct_correct)}")
+    chain = evaluate_items(aurora, items, "chain", title=f"{look}: chains of perception")
+    without = evaluate_items(aurora, items, "direct", title=f"{look}: aurora, answering at once")
+    correct = {
+        "direct": [float(value) for value in direct_correct],
+        "chain": [float(o.correct) for o in chain],
+        "aurora, direct": [float(o.correct) for o in without],
     }
     rows = {name: _rows(items, name) for name in GROUPS}
     accuracy = {
-        name: {arm: _interval(outcomes, rows[name]) for arm, outcomes in arms.items()} for name in GROUPS if rows[name]
+        name: {arm: bootstrap_interval([values[i] for i in rows[name]]) for arm, values in correct.items()}
+        for name in GROUPS
+        if rows[name]
     }
     gain = {
-        name: paired_difference(
-            [float(arms["chain"][i].correct) for i in rows[name]], [float(arms["direct"][i].correct) for i in rows[name]]
-        )
+        name: paired_difference([correct["chain"][i] for i in rows[name]], [correct["direct"][i] for i in rows[name]])
         for name in accuracy
     }
-    measured = [name for name in ("counting", "depth, 3-5 points") if rows[name]]
-    interventions = {name: {"own": accuracy[name]["chain"]} for name in measured}
-    for intervention in INTERVENTIONS if with_interventions else ():
-        chosen = [i for name in measured for i in rows[name]]
-        subset = [items[i] for i in chosen]
+    replaced = {name: {"own": accuracy[name]["chain"]} for name in ("counting", "depth, 3-5 points") if rows[name]}
+    chosen = [i for name in replaced for i in rows[name]]
+    subset = [items[i] for i in chosen]
+    for intervention in interventions:
         forced = forced_chains(aurora, subset, intervention)
         outcomes = evaluate_items(aurora, subset, "chain", forced, title=f"{look}: {intervention} spans")
-        for name in measured:
+        for name in replaced:
             places = [k for k, i in enumerate(chosen) if i in set(rows[name])]
-            interventions[name][intervention] = _interval(outcomes, places)
-    order = map_order_accuracy(aurora, items, arms["chain"])
-    return Comparison(look, accuracy, gain, interventions, order), arms["chain"], arms["direct"]
+            replaced[name][intervention] = _interval(outcomes, places)
+    order = map_order_accuracy(aurora, items, chain)
+    return Comparison(look, accuracy, gain, replaced, order), chain
 
 
 def accuracy_table(comparison: Comparison) -> Table:

@@ -1,7 +1,7 @@
 """Does a model use the perception it draws? Its spans are replaced, and the answer read again.
 
-Every chain is begun for the model: with the true spans, with another image's, with the true ones shuffled, or with random
-ones. A model that reasons over its tokens gains from the first and loses from the others.
+Every chain is begun for the model: with the true spans, with another image's, with the true ones shuffled, or with
+random ones. A model that reasons over its tokens gains from the first and loses from the others.
 """
 
 from __future__ import annotations

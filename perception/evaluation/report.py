@@ -119,13 +119,15 @@ def _figure_html(figure: Figure) -> str:
     figure.image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     alt = html.escape(figure.caption.split("</b>")[0].removeprefix("<b>"))
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{figure.caption}</figcaption></figure>'
+    picture = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f"<figure>{picture}<figcaption>{figure.caption}</figcaption></figure>"
 
 
 def write_report(path: str | Path, title: str, intro: str, sections: Sequence[str | Sequence[Figure]]) -> Path:
     """Writes the page. A section is HTML text or a list of figures."""
     parts = [
-        s if isinstance(s, str) else '<div class="cards">' + "".join(_figure_html(f) for f in s) + "</div>" for s in sections
+        s if isinstance(s, str) else '<div class="cards">' + "".join(_figure_html(f) for f in s) + "</div>"
+        for s in sections
     ]
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def _depth_item(scene: Scene, rng: np.random.Generator, count: int) -> Item | No
 
 
 def scene_items(look: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:
-    """`num_count` counting questions and `num_depth` depth questions of each of 2 to 5 points, each on its own scene."""
+    """`num_count` counting and, for each of 2 to 5 points, `num_depth` depth questions, each on its own scene."""
     rng = np.random.default_rng((first_seed, len(look)))
     makers: list[Callable[[Scene], Item | None]] = [lambda scene: _count_item(scene, rng)] * num_count
     for count in DEPTH_COUNTS:
@@ -100,8 +101,11 @@ def evaluate_items(
     ]
     order = sorted(range(len(items)), key=lambda i: (items[i].kind, items[i].group, len(prompts[i].forced)))
     outcomes: dict[int, Outcome] = {}
-    with Progress(transient=True) as progress:
-        task = progress.add_task(title or f"answering ({mode})", total=len(items))
+    console, title = Console(), title or f"answering ({mode})"
+    if not console.is_terminal:
+        console.print(f"{title}: {len(items)} questions", markup=False, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=len(items))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             answers = model.answer([prompts[i] for i in rows])

@@ -1,0 +1,72 @@
+"""Bars: a name, a figure, what it has to reach, and the line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from perception.evaluation.comparison import Comparison
+from perception.evaluation.interventions import INTERVENTIONS
+
+GAIN_BARS = {"counting": 10.0, "depth, 3-5 points": 6.0}
+"""Points of accuracy above the baseline, by row of the tables."""
+DROPS = {
+    "counting": ("other image", "random"),
+    "depth, 3-5 points": ("other image", "shuffled", "random"),
+}
+"""Replaced spans that must cost accuracy. Shuffled boxes keep their number, all that counting reads off them."""
+
+_WORDS = {"other image": "of another image", "shuffled": "shuffled", "random": "at random"}
+_SOME = 0.1
+"""Points: more than nothing."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One promise. `figure` and `bar` are in `unit`; a figure at the bar meets it."""
+
+    name: str
+    figure: float
+    bar: float
+    unit: str = "points"
+
+    @property
+    def met(self) -> bool:
+        return self.figure >= self.bar
+
+    def line(self) -> str:
+        """ "name: figure unit, bar, ok" or "... short by so much"."""
+        verdict = "ok" if self.met else f"SHORT by {self.bar - self.figure:.1f}"
+        return f"{self.name}: {self.figure:.1f} {self.unit}, bar {self.bar:.1f}, {verdict}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "met": self.met}
+
+
+def comparison_bars(shifted: Comparison) -> list[Bar]:
+    """Every bar of the comparison, on the shifted look.
+
+    A gain has two: its size, and that the intervals do not overlap (the chain's low end minus the baseline's high end).
+    Oracle spans must lift the answer. Each replaced span of `DROPS` must drop it, intervals apart. Interventions that
+    were not measured have no bar.
+    """
+    bars = []
+    for row, least in GAIN_BARS.items():
+        arms = shifted.accuracy[row]
+        bars.append(Bar(f"{row}: gain over answering directly", 100 * shifted.gain[row].mean, least))
+        apart = 100 * (arms["chain"].low - arms["direct"].high)
+        bars.append(Bar(f"{row}: gap between the intervals", apart, _SOME))
+    for row, cells in shifted.interventions.items():
+        own = cells["own"]
+        if "oracle" in cells:
+            bars.append(Bar(f"{row}: lift by oracle spans", 100 * (cells["oracle"].mean - own.mean), _SOME))
+        for name in INTERVENTIONS:
+            if name in cells and name in DROPS[row]:
+                gap = 100 * (own.low - cells[name].high)
+                bars.append(Bar(f"{row}: drop by spans {_WORDS[name]}, between the intervals", gap, _SOME))
+    return bars
+
+
+def all_met(bars: Sequence[Bar]) -> bool:
+    return all(bar.met for bar in bars)
