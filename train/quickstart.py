@@ -1,29 +1,34 @@
 """The proof on the spot (`python -m train.quickstart`, or `make quickstart`).
 
 Fine-tunes the shipped base twice from the same start, on the same images, for the same number of steps: once to answer
-directly, once AURORA-style. Then it asks both the same held-out questions, prints the table and writes a report.
+directly, once AURORA-style. Then it asks both the same held-out questions, prints the table and writes a report and a
+`summary.json` with all figures, minutes and peak memory.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from perception.datasets.motorcycle import motorcycle_depth
-from perception.evaluation.comparison import compare, print_comparison
+from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
 from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
 from perception.evaluation.scenes import scene_items
 from perception.model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig, train
-from train.config import parse_config
+from train.config import flatten, parse_config
 from train.loop import FitResult, LoopConfig
+from train.memory import PeakMemory, peak_memory
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "aurora_vs_direct.json"
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class QuickstartConfig:
 def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitResult]:
     """Both arms, from one base, on one set of images, for one number of steps."""
     results = {}
-    for arm, words in (("direct", "to answer directly"), ("aurora", "AURORA-style, with perception tokens")):
-        console.print(f"\n[bold]Fine-tuning {words}[/] ({config.aurora.loop.steps} steps)")
+    arms = {"direct": "to answer directly", "aurora": "AURORA-style, with perception tokens"}
+    for number, (arm, words) in enumerate(arms.items(), start=1):
+        console.print(f"\n[bold]{number} of 4: fine-tuning {words}[/] ({config.aurora.loop.steps} steps)")
         folder = Path(config.run_dir) / arm
         arm_config = replace(
             config.aurora,
@@ -59,9 +65,11 @@ def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitR
             num_scenes=config.num_scenes,
         )
         results[arm] = train(arm_config)
-        waiting = 100 * results[arm].data_wait_share
+        fit = results[arm]
         console.print(
-            f"final loss {results[arm].final_loss:.3f}; {waiting:.1f} % of the time went into waiting for data"
+            f"{fit.seconds / 60:.1f} minutes, final loss {fit.final_loss:.3f}; "
+            f"{100 * fit.data_wait_share:.1f} % of a step went into waiting for data",
+            highlight=False,
         )
     return results
 
@@ -75,7 +83,8 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Fi
     valid = torch.isfinite(depth) & (depth > 0)
     normalised = tokenizer.normalise(depth[None])
     codes = tokenizer.encode(depth[None])
-    decoded = tokenizer.decode(codes, depth_range=normalised.depth_range, size=tuple(depth.shape))[0]
+    size = (depth.shape[0], depth.shape[1])
+    decoded = tokenizer.decode(codes, depth_range=normalised.depth_range, size=size)[0]
     figures = depth_errors(decoded[None], depth[None], valid[None]).means()
     said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     console.print(
@@ -83,7 +92,7 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Fi
     )
     near = torch.where(valid, 1 / depth, torch.nan)
     low, high = near[valid].min(), near[valid].max()
-    decoded_near = tokenizer.decode(codes, size=tuple(depth.shape))[0]
+    decoded_near = tokenizer.decode(codes, size=size)[0]
     pictures = [DepthTokenizer.draw((near - low) / (high - low)), DepthTokenizer.draw(decoded_near)]
     words = (
         "<h2>A measured depth map through the tokenizer</h2><p>Stereo motorcycle: the ground truth (holes are grey), "
@@ -92,30 +101,86 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Fi
     return [words, [Figure(side_by_side(pictures), "<b>ground truth and decoded</b>")]]
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = parse_config(QuickstartConfig, argv)
-    console, start = Console(), time.monotonic()
-    fine_tune_both(config, console)
-    folder = Path(config.run_dir)
-    aurora = PerceptionModel.from_pretrained(folder / "aurora" / "model")
-    direct = PerceptionModel.from_pretrained(folder / "direct" / "model")
-    console.print("\n[bold]Asking both the same held-out questions[/]")
+def shipped_figures(console: Console, path: Path = RESULTS) -> None:
+    """Prints the shipped checkpoint's figures, as `benchmarks.aurora_vs_direct` stored them; else nothing."""
+    if not path.exists():
+        return
+    stored = json.loads(path.read_text())
+    steps = ((stored["aurora"].get("training") or {}).get("steps")) or "many more"
+    console.print(
+        f"\n[bold]What a longer training buys[/]: the shipped models/aurora-tiny, {steps} steps, same questions"
+    )
+    for data in stored["looks"].values():
+        console.print(accuracy_table(Comparison.from_json(data)))
+
+
+def ask_both(
+    config: QuickstartConfig, aurora: PerceptionModel, direct: PerceptionModel, console: Console
+) -> tuple[list[Comparison], list[str | list[Figure]]]:
+    """Compares the two on held-out scenes of each look: the figures, and the report's sections."""
+    comparisons: list[Comparison] = []
     sections: list[str | list[Figure]] = []
     for look in config.looks:
         items = scene_items(look, config.num_count, config.num_depth)
         comparison, chain, at_once = compare(look, items, aurora, direct, with_interventions=look == config.looks[0])
         print_comparison(comparison, console)
+        comparisons.append(comparison)
         sections += [comparison_html(comparison), example_figures(aurora, items, chain, at_once, each=2)]
+    return comparisons, sections
+
+
+def write_summary(
+    config: QuickstartConfig, fits: dict[str, FitResult], comparisons: list[Comparison], seconds: float
+) -> PeakMemory:
+    """Writes `summary.json`: what was trained, what it reached, how long it took, how much memory; returns the last."""
+    memory = peak_memory()
+    summary = {
+        "minutes": round(seconds / 60, 2),
+        "peak_memory_gb": {"process": round(memory.process / 1e9, 3), "largest_worker": round(memory.child / 1e9, 3)},
+        "config": flatten(config),
+        "training": {arm: asdict(fit) for arm, fit in fits.items()},
+        "looks": {comparison.look: comparison.to_json() for comparison in comparisons},
+    }
+    (Path(config.run_dir) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return memory
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(QuickstartConfig, argv)
+    console, start = Console(), time.monotonic()
+    console.print(
+        f"Two copies of {config.aurora.base}, the same {config.num_scenes} rendered scenes, "
+        f"{config.aurora.loop.steps} steps each: one learns to answer directly, one to draw what it sees first. "
+        f"Everything is written to {config.run_dir}; a run that is killed goes on when started again.",
+        markup=False,
+        highlight=False,
+    )
+    fits = fine_tune_both(config, console)
+    folder = Path(config.run_dir)
+    aurora = PerceptionModel.from_pretrained(folder / "aurora" / "model")
+    direct = PerceptionModel.from_pretrained(folder / "direct" / "model")
+    console.print("\n[bold]3 of 4: asking both the same held-out questions[/]")
+    comparisons, sections = ask_both(config, aurora, direct, console)
+    shipped_figures(console)
+    console.print("\n[bold]4 of 4: a measured depth map through the tokenizer, and the report[/]")
     sections += motorcycle_section(aurora.depth_tokenizer, console)
     intro = (
-        f"Two copies of the tiny base, {config.aurora.loop.steps} steps of {config.aurora.batch_size} samples each on the "
-        f"same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are the first of each kind."
+        f"Two copies of the tiny base, {config.aurora.loop.steps} steps of {config.aurora.batch_size} samples each on "
+        f"the same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are not picked."
     )
     report = write_report(
         folder / "report.html", "Perception tokens: drawing first, or answering at once", intro, sections
     )
-    console.print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Report: {report}")
-    console.print(f'Next: perception ask IMAGE "How many red cubes are there?" --model {folder / "aurora" / "model"}')
+    seconds = time.monotonic() - start
+    memory = write_summary(config, fits, comparisons, seconds)
+    console.print(f"\n{seconds / 60:.1f} minutes, peak memory {memory}", highlight=False)
+    console.print(f"Report:  {report}\nSummary: {folder / 'summary.json'}", highlight=False, soft_wrap=True)
+    model = folder / "aurora" / "model"
+    console.print(
+        f'Next:    perception ask IMAGE "How many red cubes are there?" --draw drawn.png --model {model}',
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""The README's picture, of a model that does not think."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import figures
+from perception.chains import Answer
+from perception.vocabulary import Span
+from vqvae import VQVAE, VQVAEConfig
+
+
+class Oracle:
+    """Draws the same thing whatever it sees, and says 4 or A."""
+
+    def __init__(self) -> None:
+        self.vocabulary = SimpleNamespace(num_locations=100)
+        small = VQVAEConfig(image_size=16, downsample=8, codebook_size=8, codebook_dim=4, channels=8)
+        self.depth_tokenizer = VQVAE(small).eval()
+
+    def ask(self, image: Any, text: str, mode: str) -> Answer:
+        assert mode == "chain"
+        if text.startswith("How many"):
+            return Answer("4.", (Span("boxes", (10, 20, 40, 60, 50, 50, 90, 80)),), 4)
+        spans = (Span("points", (10, 20, 40, 60)), Span("depth", (0, 3, 5, 7)))
+        return Answer("A 90, B 20, so A.", spans, "A")
+
+
+def test_the_sheet_shows_image_drawing_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "RENDERED", 64)
+    model: Any = Oracle()
+    answers = [figures.first_answer(model, kind, "standard", 7, whatever=True) for kind in ("count", "depth")]
+    sheet = figures.answer_sheet(model, answers)
+    assert 900 <= sheet.width <= 1100
+    corner = np.asarray(sheet)[:20, :20]
+    assert (corner == 255).all() and np.asarray(sheet).std() > 20
+    assert figures.drawn_panel(model, answers[0])[1] == "2 boxes"
+    assert figures.drawn_panel(model, answers[1])[1] == "a depth map of 4 tokens, light is near, 2 points"
+
+
+def test_scenes_are_searched_until_the_answer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "RENDERED", 64)
+    found = figures.first_answer(Oracle(), "count", "standard", 7)  # type: ignore[arg-type]
+    assert found.right and found.question.answer == 4
+    monkeypatch.setattr(Oracle, "ask", lambda *_, **__: Answer("", (), None))
+    monkeypatch.setattr(figures, "_TRIES", 2)
+    with pytest.raises(ValueError, match=r"answers none of 2 count questions right; train it longer"):
+        figures.first_answer(Oracle(), "count", "standard", 7)  # type: ignore[arg-type]
+
+
+def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures.main(["--model", str(tmp_path / "no"), "--out", str(tmp_path / "a.png")]) == 2
+    assert "does not exist" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
