@@ -1,8 +1,8 @@
 """The one training loop: tokenizers, the tiny base, AURORA and its baseline all run through `fit`.
 
 Everything a step does is a function of its number: the batch, the learning rate and the random numbers (reseeded
-before each step). So a run killed at any instant and started again goes on from its newest checkpoint and, on a CPU,
-ends with the same bits as a run that was never killed.
+before each step). So a run killed at any instant and started again goes on from its newest checkpoint and, on a CPU
+and with as many threads, ends with the same bits as a run that was never killed.
 
 Start it with `python -m train.X` on one device or `accelerate launch -m train.X` on several (data-parallel; `run_dir`
 must then be on a disk that all nodes share).
@@ -15,13 +15,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list, send_to_device
 from rich.console import Console
@@ -161,7 +162,8 @@ def fit(
         batches = _batches(
             batch_fn, config, accelerator, state.step
         )  # before the display: workers fork from one thread
-        with Display(title, config.steps, state.step, display_console, accelerator.is_main_process) as display:
+        display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
+        with display, _same_bits(accelerator.device):
             state = _run(trainer, batches, state, checkpoints, display, on_log)
     share = state.wait_seconds / state.seconds if state.seconds else 0.0
     accelerator.wait_for_everyone()
@@ -304,6 +306,23 @@ def _batches(batch_fn: BatchFn, config: LoopConfig, accelerator: Accelerator, st
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _same_bits(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels on a CPU, where they cost next to nothing: by default the threads of an indexed sum (the
+    gradient of a table of position biases, say) add up in whatever order they come."""
+    settings: Any = torch.utils.deterministic  # a property of the module, which type checkers do not see
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        settings.fill_uninitialized_memory = False  # would fill every new tensor, to no gain here
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        settings.fill_uninitialized_memory = fills
 
 
 def _accelerator(config: LoopConfig) -> Accelerator:

@@ -317,6 +317,35 @@ def test_the_learning_rate_is_a_function_of_the_step(schedule: str) -> None:
     assert rates[-1] == (1.0 if schedule == "constant" else pytest.approx(0.1, abs=0.05))
 
 
+def test_sums_of_a_step_do_not_depend_on_the_order_of_threads(tmp_path: Path) -> None:
+    """Indexed sums of this size are spread over threads, whose additions come in any order by default."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(8, 4))
+
+        def forward(self, index: Tensor) -> Tensor:  # (N,) -> (N, 4)
+            return self.table[index]
+
+    def make(step: int, shard: int, num_shards: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(8, (50_000,), generator=generator), torch.randn(50_000, 4, generator=generator)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return (model(batch[0]) - batch[1]).square().sum(), {}
+
+    threads, results = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    for number in range(3):
+        model = Table()
+        fit(model, make, loss, replace(CONFIG, grad_clip=0), tmp_path / str(number))
+        results.append(model.table.detach())
+    torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not torch.are_deterministic_algorithms_enabled(), "the caller's setting is left as it was"
+
+
 def test_bf16_runs_in_autocast_and_keeps_fp32_weights(tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
 
