@@ -1,7 +1,7 @@
 """Fine-tunes a vision-language model with perception tokens, AURORA-style (`python -m train.aurora`).
 
-One run, one checkpoint, for depth and counting: atomic tasks first, chains and direct answers mixed in by the curriculum.
-`--arm direct` trains the baseline on the same images: it only ever answers directly.
+One run, one checkpoint, for depth and counting: atomic tasks first, chains and direct answers mixed in by the
+curriculum. `--arm direct` trains the baseline on the same images: it only ever answers directly.
 """
 
 from __future__ import annotations
@@ -94,17 +94,24 @@ def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tu
     return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
 
 
-def _parameter_groups(model: nn.Module, tower: nn.Module, ratio: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: Any, tower: nn.Module, ratio: float, decay_rows: bool) -> list[dict[str, Any]]:
+    """The tower at its own rate; the embedding tables without weight decay where old rows must stay as they are."""
     tower.requires_grad_(ratio > 0)
     tower_ids = {id(p) for p in tower.parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tower_ids]
-    groups: list[dict[str, Any]] = [{"params": rest, "lr_scale": 1.0}]
+    tables = {id(t.weight) for t in (model.get_input_embeddings(), model.get_output_embeddings())}
+    kept = [p for p in rest if id(p) in tables and not decay_rows]
+    kept_ids = {id(p) for p in kept}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if id(p) not in kept_ids]},
+        {"params": kept, "weight_decay": 0.0},
+    ]
     if ratio > 0:
         groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": ratio})
     return groups
 
 
-def _adapt(model: nn.Module, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> nn.Module:
+def _adapt(model: Any, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> Any:
     """Wraps the model in LoRA where asked; the projector stays trainable, new rows or all rows too."""
     if config.lora.rank == 0:
         if config.train_rows == "new":
@@ -161,7 +168,7 @@ def train(config: AuroraConfig) -> FitResult:
     )
     tower = model.model.vision_tower
     model = _adapt(model, vocabulary, config)
-    groups = _parameter_groups(model, tower, config.tower_lr_ratio)
+    groups = _parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")
     settings = {k: v for k, v in flatten(config).items() if not k.startswith("loop.") and k not in ("run_dir", "out")}
     result = fit(
         model,
@@ -178,7 +185,7 @@ def train(config: AuroraConfig) -> FitResult:
     return result
 
 
-def save(model: nn.Module, processor: Any, vocabulary: PerceptionVocabulary, depth: VQVAE, out: Path) -> None:
+def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth: VQVAE, out: Path) -> None:
     """A merged, stock transformers folder with the vocabulary and the depth tokenizer beside it."""
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     save_half(merged, out)
@@ -188,7 +195,7 @@ def save(model: nn.Module, processor: Any, vocabulary: PerceptionVocabulary, dep
 
 
 def _row_sources(config: AuroraConfig, depth_tokenizer: VQVAE) -> dict[str, Any]:
-    """What the new rows are made of. Depth codes are sorted by nearness, so code k reads as its hundredth of the way."""
+    """What new rows are made of. Depth codes are sorted by nearness, so code k reads as its hundredth of the way."""
     if config.new_rows == "codebook":
         return {"codebook": depth_tokenizer.codebook}
     if config.new_rows == "mean":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perception import chains
 from perception.chains import ChatPrompt, Example, encode_target
-from perception.scenes.markers import LETTERS, choose_markers, draw_markers, marker_nearness
+from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
@@ -74,13 +74,13 @@ class TaskMaker:
             return None
         if task == chains.DIRECT_DEPTH:
             return question.image, chains.direct(task, question.text, question.answer)
-        points = self._points(question.points_xy)
+        drawn = self._points(question.points_xy)
         if task == chains.ATOMIC_POINTS:
-            return question.image, chains.atomic_points(points)
+            return question.image, chains.atomic_points(drawn)
         readings = self.readings(codes, question.points_xy)
         if LETTERS[int(readings.argmax())] != question.answer:
             return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
-        return question.image, chains.chain_depth(question.text, points, depth, readings.tolist(), question.answer)
+        return question.image, chains.chain_depth(question.text, drawn, depth, readings.tolist(), question.answer)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class TaskBatches:
     def _encode(self, example: Example) -> tuple[list[int], list[int], list[float]]:
         vocabulary = self.maker.vocabulary
         head = list(self.head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
-        tail = encode_target(self.text_tokenizer, vocabulary, example.target) + [self.text_tokenizer.eos_token_id]
+        tail = [*encode_target(self.text_tokenizer, vocabulary, example.target), self.text_tokenizer.eos_token_id]
         depth, locations = set(vocabulary.code_ids("depth")), set(vocabulary.code_ids("boxes"))
         weight = [
             self.weights.depth if i in depth else self.weights.location if i in locations else self.weights.text

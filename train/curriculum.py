@@ -1,8 +1,8 @@
 """Which task a training sample is, as a function of the step.
 
-AURORA trains on atomic tasks first and mixes in chains and direct answers as it goes. As run by its authors the share of
-atomic tasks falls 1.0, 0.9, .. 0.1 over ten pseudo-epochs ("phases" below); its paper writes a softmax over difficulty
-instead. Both are here, a straight line and a constant beside them.
+AURORA trains on atomic tasks first and mixes in chains and direct answers as it goes. As run by its authors the share
+of atomic tasks falls 1.0, 0.9, .. 0.1 over ten pseudo-epochs ("phases" below); its paper writes a softmax over
+difficulty instead. Both are here, a straight line and a constant beside them.
 """
 
 from __future__ import annotations

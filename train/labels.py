@@ -37,8 +37,8 @@ def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     for start in track(range(0, len(store), _BATCH), description="depth codes", transient=True):
         depth = torch.from_numpy(store.depth[start : start + _BATCH].astype(np.float32))
         for mirrored in (0, 1):
-            codes = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
-            both[mirrored].append(codes.flatten(1).to(torch.int16).numpy())
+            encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
+            both[mirrored].append(encoded.flatten(1).to(torch.int16).numpy())
     codes = np.stack([np.concatenate(part) for part in both])
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, codes)

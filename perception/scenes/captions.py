@@ -18,6 +18,7 @@ from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.questions import draw_selection, select, things_text
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
+from perception.tokenizers.boxes import ROWS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Conversation:
 
     image: Tensor
     turns: tuple[tuple[str, str], ...]
+    points_xy: np.ndarray | None = None
+    """(count, 2) of the markers drawn on the image, or None"""
 
 
 def place(value: float) -> int:
@@ -38,8 +41,10 @@ def place_text(values: Iterable[float]) -> str:
 
 
 def _list_boxes(items: list[SceneObject], named: bool) -> str:
+    """Boxes in the order of `BoxTokenizer`: by the row of their centre, of ten, then from left to right."""
     if not items:
         return "nothing."
+    items = sorted(items, key=lambda o: (int(o.center_xy[1] * ROWS), o.center_xy[0]))
     names = (f"{o.color} {o.shape} " if named else "" for o in items)
     return ", ".join(name + place_text(o.box_xyxy) for name, o in zip(names, items, strict=True)) + "."
 
@@ -89,15 +94,24 @@ def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
     return f"What is {letters[index]} on?", f"{what}."
 
 
+def lookups(scene: Scene, rng: np.random.Generator, count: int = 9) -> Conversation:
+    """`count` questions with short answers, each about one place or one marker: what the base learns to read first."""
+    points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng)
+    image = scene.image if points is None else draw_markers(scene.image, points)
+    askers = [_ask_what] if points is None else [_ask_what, partial(_ask_letters, points), partial(_ask_letters, points)]
+    turns = dict(askers[rng.integers(len(askers))](scene, rng) for _ in range(count))
+    return Conversation(image, tuple(turns.items()), points)
+
+
 def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Conversation:
-    """Turns about one image until they hold `budget` words: a caption in two of five, plain questions otherwise.
+    """Turns about one image until they hold `budget` words: a caption in three of ten, plain questions otherwise.
 
     Half of the images bear lettered markers. Conversations of like length waste little on padding.
     """
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
-    turns = dict([caption(scene)]) if rng.random() < 0.4 else {}
-    askers = [_ask_where, _ask_where, _ask_what, _ask_what, _ask_whether]
+    turns = dict([caption(scene)]) if rng.random() < 0.3 else {}
+    askers = [_ask_where] * 2 + [_ask_what] * 4 + [_ask_whether]
     if points is not None:
         askers += [partial(_ask_letters, points)] * 3
     for _ in range(14):
@@ -106,4 +120,4 @@ def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Co
         question, answer = askers[rng.integers(len(askers))](scene, rng)
         turns[question] = answer
     listed = list(turns.items())
-    return Conversation(image, tuple(listed[i] for i in rng.permutation(len(listed))))
+    return Conversation(image, tuple(listed[i] for i in rng.permutation(len(listed))), points)

@@ -1,4 +1,4 @@
-"""Scenes as a parquet dataset: images as PNG, depth as float16 rows, objects as structs (`python -m perception.scenes.export`)."""
+"""Scenes as a parquet dataset (`python -m perception.scenes.export`): PNG images, float16 depth, objects as structs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=1000, help="number of scenes")
     parser.add_argument("--image-size", type=int, default=96, help="side of the images in pixels")
     args = parser.parse_args(argv)
-    paths = export_parquet(args.folder, range(args.first_seed, args.first_seed + args.count), args.look, args.image_size)
+    paths = export_parquet(
+        args.folder, range(args.first_seed, args.first_seed + args.count), args.look, args.image_size
+    )
     print(f"{args.count} scenes in {len(paths)} file(s) under {args.folder}")
 
 

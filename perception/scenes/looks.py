@@ -1,4 +1,4 @@
-"""The two looks of the scenes: *standard*, on which everything is trained, and *shifted*, kept for tests of generalisation."""
+"""The two looks of the scenes: *standard*, on which all is trained, and *shifted*, kept for tests of generalisation."""
 
 from __future__ import annotations
 

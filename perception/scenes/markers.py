@@ -65,9 +65,9 @@ def _draw_points(rng: np.random.Generator, near: np.ndarray, allowed: np.ndarray
 def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.ndarray | None:
     """Places for `count` markers on a scene: (count, 2) points (x, y), or None where the scene has no room.
 
-    Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets the
-    nearest marker is not the lowest in the image, so that height alone does not answer (HardBLINK's point). Letters are
-    balanced: the order is random.
+    Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets
+    the nearest marker is not the lowest in the image, so that height alone does not answer (HardBLINK's point). Letters
+    are balanced: the order is random.
     """
     if not 2 <= count <= len(LETTERS):
         raise ValueError(f"count of markers must be 2 to {len(LETTERS)}, got {count}")

@@ -217,7 +217,9 @@ def _decal_shade(scenes: SceneParameters, u: Tensor, v: Tensor, wall: Tensor, rg
     return rgb
 
 
-def _shade(scenes: SceneParameters, origin: Tensor, direction: Tensor, hit: Tensor, slot: Tensor, t_back: Tensor) -> Tensor:
+def _shade(
+    scenes: SceneParameters, origin: Tensor, direction: Tensor, hit: Tensor, slot: Tensor, t_back: Tensor
+) -> Tensor:
     """Colours (B, P, 3) in [0, 1]: Lambert light with shadows, a little gloss, procedural textures."""
     is_object = hit < t_back  # (B, P)
     t = torch.minimum(hit, t_back)
@@ -231,7 +233,9 @@ def _shade(scenes: SceneParameters, origin: Tensor, direction: Tensor, hit: Tens
     back_u, back_v = point[0], torch.where(wall, point[1], point[2])
     back_rgb = torch.where(wall[None], scenes.wall_rgb.T[..., None], scenes.floor_rgb.T[..., None])  # (3, B, P)
     back_rgb = _decal_shade(scenes, back_u, back_v, wall, back_rgb)
-    rgb = torch.where(is_object[None], scenes.rgb.gather(1, slot[..., None].expand(-1, -1, 3)).permute(2, 0, 1), back_rgb)
+    rgb = torch.where(
+        is_object[None], scenes.rgb.gather(1, slot[..., None].expand(-1, -1, 3)).permute(2, 0, 1), back_rgb
+    )
     kind = torch.where(is_object, scenes.texture.gather(1, slot), torch.where(wall, 0, scenes.floor_texture[:, None]))
     contrast = torch.where(is_object, scenes.texture_contrast.gather(1, slot), scenes.floor_contrast[:, None])
     phase = scenes.texture_phase.gather(1, slot) * is_object
@@ -260,7 +264,9 @@ def _drop_hidden(hits: Tensor, t_back: Tensor, present: Tensor) -> Tensor:
     return present & (visible >= MIN_VISIBLE_SHARE * own.clamp_min(1)) & (visible >= MIN_VISIBLE_AREA * area)
 
 
-def _describe(scenes: SceneParameters, slots: Tensor, depth: Tensor, own: Tensor) -> tuple[Tensor, list[list[SceneObject]]]:
+def _describe(
+    scenes: SceneParameters, slots: Tensor, depth: Tensor, own: Tensor
+) -> tuple[Tensor, list[list[SceneObject]]]:
     """Object ids (B, H, W) renumbered row-major by box, and the objects in that order."""
     size = slots.shape[-1]
     ids, objects = torch.zeros_like(slots, dtype=torch.int16), []

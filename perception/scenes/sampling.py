@@ -91,7 +91,9 @@ def _uniforms(seeds: Sequence[int], look: str) -> np.ndarray:
     """(B, N) uniform numbers, one Philox stream a scene."""
     size = _NUM_GLOBALS + MAX_OBJECTS * _PER_OBJECT + NUM_DECALS * _PER_DECAL
     key = zlib.crc32(look.encode())
-    rows = [np.random.Generator(np.random.Philox(key=[key, int(seed)])).random(size, dtype=np.float64) for seed in seeds]
+    rows = [
+        np.random.Generator(np.random.Philox(key=[key, int(seed)])).random(size, dtype=np.float64) for seed in seeds
+    ]
     return np.stack(rows) if rows else np.zeros((0, size))
 
 
@@ -177,7 +179,9 @@ def sample_scenes(seeds: Sequence[int], look: str = "standard") -> SceneParamete
     jitter = (2 * objects[:, :, 6:9] - 1) * ranges.color_jitter
     rgb = (np.array(ranges.palette)[color] + jitter).clip(0.02, 1.0)
     camera_height = _between(g[:, 6], ranges.camera_height)
-    aim = 0.5 * (ranges.distance[0] + ranges.distance[1]) - 0.3 + 0.6 * g[:, 10]  # the floor point in the image's middle
+    aim = (
+        0.5 * (ranges.distance[0] + ranges.distance[1]) - 0.3 + 0.6 * g[:, 10]
+    )  # the floor point in the image's middle
     floor_tone, wall_tone = 0.85 + 0.3 * g[:, 11], 0.85 + 0.3 * g[:, 12]
 
     def real(x: np.ndarray) -> Tensor:
@@ -204,7 +208,9 @@ def sample_scenes(seeds: Sequence[int], look: str = "standard") -> SceneParamete
         light=real(_light(g, ranges)),
         light_rgb=real(np.array(ranges.light_color)[None] * (0.75 + 0.35 * g[:, 14:15])),
         ambient=real(_between(g[:, 15], ranges.ambient)),
-        floor_rgb=real(np.array(ranges.floor_colors)[_choose(g[:, 16], len(ranges.floor_colors))] * floor_tone[:, None]),
+        floor_rgb=real(
+            np.array(ranges.floor_colors)[_choose(g[:, 16], len(ranges.floor_colors))] * floor_tone[:, None]
+        ),
         wall_rgb=real(np.array(ranges.wall_colors)[_choose(g[:, 17], len(ranges.wall_colors))] * wall_tone[:, None]),
         floor_texture=torch.from_numpy(_texture_ids(g[:, 18], ranges.floor_textures)),
         floor_contrast=real(_between(g[:, 19], ranges.texture_contrast)),

@@ -1,7 +1,7 @@
 """Scenes on disk: rendered once by several processes, read as memory maps by every training run.
 
-A store is a folder of plain `.npy` arrays and one `scenes.json`, made in shards; a build that is killed goes on where it
-stopped. The JSON is written last, so a folder without it is half built and says so.
+A store is a folder of plain `.npy` arrays and one `scenes.json`, made in shards; a build that is killed goes on where
+it stopped. The JSON is written last, so a folder without it is half built and says so.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ def _shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.npz"
 
 
+def _fields(item: SceneObject) -> list[str | float]:
+    box = (round(value, 5) for value in item.box_xyxy)
+    return [item.color, item.shape, *box, round(item.depth, 4), round(item.visible_share, 3)]
+
+
 def _render_shard(job: tuple[Path, int, list[int], str, int]) -> int:
     folder, index, seeds, look, image_size = job
     parts = [render_scenes(seeds[i : i + _BATCH], look, image_size) for i in range(0, len(seeds), _BATCH)]
-    objects = [
-        [[o.color, o.shape, *(round(v, 5) for v in o.box_xyxy), round(o.depth, 4), round(o.visible_share, 3)] for o in row]
-        for part in parts
-        for row in part.objects
-    ]
+    objects = [[_fields(item) for item in row] for part in parts for row in part.objects]
     path = _shard_path(folder, index)
     temporary = path.with_suffix(f".tmp{os.getpid()}.npz")
     np.savez(

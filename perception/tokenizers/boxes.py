@@ -13,6 +13,10 @@ from perception.tokenizers.locations import as_places, draw_label, mark_color, t
 from perception.vocabulary import PerceptionVocabulary, Span
 
 
+ROWS = 10
+"""Rows of the order in which boxes are written"""
+
+
 def _as_boxes(value: Any) -> NDArray[np.float64]:
     boxes = as_places(value, 4, "boxes")  # (n, 4)
     flipped = (boxes[:, 2:] < boxes[:, :2]).any(1)  # (n,)
@@ -23,10 +27,18 @@ def _as_boxes(value: Any) -> NDArray[np.float64]:
     return boxes
 
 
+def _row_and_column(bins: NDArray[np.int64], num_locations: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Twice the centre's column (n,), and its row of ROWS (n,), of boxes (n, 4) in bins: the last is the first key."""
+    columns, heights = bins[:, 0] + bins[:, 2], bins[:, 1] + bins[:, 3]  # (n,), twice the centres
+    return columns, heights * ROWS // (2 * num_locations)
+
+
 class BoxTokenizer:
     """Boxes to flat location bins and back; a decoded side is off by half a bin at most.
 
-    Boxes are written row by row: by the bin of their top side, then of their left, then bottom, then right.
+    Boxes are written row by row: the image is cut into `ROWS` rows, a box belongs to the row of its centre, and boxes of
+    a row go from left to right by their centres; equal centres by their sides. A reader that scans the image meets
+    objects in just this order, which a small model learns sooner than the order of their upper edges.
     """
 
     modality = "boxes"
@@ -43,7 +55,7 @@ class BoxTokenizer:
         """
         boxes = _as_boxes(boxes_xyxy)  # (n, 4)
         bins = to_bins(boxes, self.num_locations)  # (n, 4)
-        order = np.lexsort((bins[:, 2], bins[:, 3], bins[:, 0], bins[:, 1]))  # the last key counts first
+        order = np.lexsort((*bins.T, *_row_and_column(bins, self.num_locations)))  # the last key counts first
         return [int(code) for code in bins[order].ravel()]
 
     def decode(self, codes: Sequence[int]) -> NDArray[np.float64]:
