@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.provenance import ROOT
 from perception.chains import Answer
+from perception.evaluation.scenes import depth_tokenizer_of
 from perception.model import PerceptionModel, load_image
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
@@ -90,8 +91,8 @@ def drawn_panel(model: PerceptionModel, answered: Answered) -> tuple[Image.Image
     bins, picture, said = model.vocabulary.num_locations, image, []
     for span in sorted(answered.answer.spans, key=lambda s: s.modality != "depth"):  # the map lies under the points
         if span.modality == "depth":
-            picture = DepthTokenizer.draw(DepthTokenizer(model.depth_tokenizer).decode(span.codes), image)
-            said.append(f"a depth map of {len(span.codes)} tokens, light is near")
+            picture = DepthTokenizer.draw(DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes), image)
+            said.append(f"{len(span.codes)} depth tokens")
         elif span.modality == "boxes":
             picture = BoxTokenizer(bins).draw(BoxTokenizer(bins).decode(span.codes), picture)
             said.append(f"{len(span.codes) // 4} boxes")

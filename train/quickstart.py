@@ -18,7 +18,7 @@ from rich.console import Console
 from perception.datasets.motorcycle import motorcycle_depth
 from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
 from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
-from perception.evaluation.scenes import scene_items
+from perception.evaluation.scenes import depth_tokenizer_of, scene_items
 from perception.model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig, train
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     comparisons, sections = ask_both(config, aurora, direct, console)
     shipped_figures(console)
     console.print("\n[bold]4 of 4: a measured depth map through the tokenizer, and the report[/]")
-    sections += motorcycle_section(aurora.depth_tokenizer, console)
+    sections += motorcycle_section(depth_tokenizer_of(aurora), console)
     intro = (
         f"Two copies of the tiny base, {config.aurora.loop.steps} steps of {config.aurora.batch_size} samples each on "
         f"the same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are not picked."

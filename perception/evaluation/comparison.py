@@ -62,6 +62,12 @@ def _rows(items: Sequence[Item], name: str) -> list[int]:
     return [i for i, item in enumerate(items) if item.group in GROUPS[name]]
 
 
+def _evenly(rows: Sequence[int], most: int | None) -> list[int]:
+    """At most `most` of the rows, evenly spaced: rows are sorted by group."""
+    count = len(rows) if most is None else min(most, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def _interval(outcomes: Sequence[Outcome], rows: Sequence[int]) -> Interval:
     return bootstrap_interval([float(outcomes[i].correct) for i in rows])
 
@@ -82,8 +88,13 @@ def compare_with(
     aurora: PerceptionModel,
     direct_correct: Sequence[bool],
     interventions: Sequence[str] = INTERVENTIONS,
+    max_replaced: int | None = None,
 ) -> tuple[Comparison, list[Outcome]]:
     """As `compare`, with a baseline of which only is known which items it got right.
+
+    Args:
+        direct_correct: whether the baseline answered each item right, in the items' order.
+        max_replaced: items of each row whose spans are replaced, taken evenly; None for all.
 
     Returns:
         the figures and the outcomes of the chain.
@@ -110,15 +121,16 @@ def compare_with(
         name: paired_difference([correct["chain"][i] for i in rows[name]], [correct["direct"][i] for i in rows[name]])
         for name in accuracy
     }
-    replaced = {name: {"own": accuracy[name]["chain"]} for name in ("counting", "depth, 3-5 points") if rows[name]}
-    chosen = [i for name in replaced for i in rows[name]]
-    subset = [items[i] for i in chosen]
+    chosen = {name: _evenly(rows[name], max_replaced) for name in ("counting", "depth, 3-5 points") if rows[name]}
+    replaced = {name: {"own": _interval(chain, places)} for name, places in chosen.items()}
+    subset = [items[i] for places in chosen.values() for i in places]
     for intervention in interventions:
         forced = forced_chains(aurora, subset, intervention)
         outcomes = evaluate_items(aurora, subset, "chain", forced, title=f"{look}: {intervention} spans")
-        for name in replaced:
-            places = [k for k, i in enumerate(chosen) if i in set(rows[name])]
-            replaced[name][intervention] = _interval(outcomes, places)
+        start = 0
+        for name, places in chosen.items():
+            replaced[name][intervention] = _interval(outcomes, range(start, start + len(places)))
+            start += len(places)
     order = map_order_accuracy(aurora, items, chain)
     return Comparison(look, accuracy, gain, replaced, order), chain
 

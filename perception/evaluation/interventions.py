@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from perception.evaluation.scenes import Item
+from perception.evaluation.scenes import Item, depth_tokenizer_of
 from perception.model import PerceptionModel
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.points import PointTokenizer
@@ -25,7 +25,7 @@ def true_span(model: PerceptionModel, item: Item) -> Span:
     if item.kind == "count":
         return Span("boxes", tuple(BoxTokenizer(model.vocabulary.num_locations).encode(item.boxes_xyxy)))
     with torch.no_grad():
-        codes = model.depth_tokenizer.encode(item.scene.depth[None])
+        codes = depth_tokenizer_of(model).encode(item.scene.depth[None])
     return Span("depth", tuple(codes.flatten().tolist()))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from perception.chains import Answer
 from perception.evaluation.comparison import Comparison
-from perception.evaluation.scenes import Item, Outcome
+from perception.evaluation.scenes import Item, Outcome, depth_tokenizer_of
 from perception.model import PerceptionModel, load_image
 from perception.tokenizers import TOKENIZERS, DepthTokenizer
 
@@ -61,7 +61,7 @@ def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> 
     enlarged = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
     for span in answer.spans:
         if span.modality == "depth":
-            pictures.append(DepthTokenizer.draw(DepthTokenizer(model.depth_tokenizer).decode(span.codes)))
+            pictures.append(DepthTokenizer.draw(DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes)))
         else:
             tokenizer = TOKENIZERS[span.modality](model.vocabulary.num_locations)
             pictures.append(tokenizer.draw(tokenizer.decode(span.codes), enlarged))

@@ -16,6 +16,7 @@ from perception.model import PerceptionModel, Prompt
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
+from vqvae import VQVAE
 from vqvae.metrics import values_at
 
 HELD_OUT_SEED = 50_000_000
@@ -115,6 +116,14 @@ def evaluate_items(
     return [outcomes[i] for i in range(len(items))]
 
 
+def depth_tokenizer_of(model: PerceptionModel) -> VQVAE:
+    """The depth tokenizer of a model. Raises ValueError where it has none."""
+    tokenizer: VQVAE | None = model.depth_tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no depth tokenizer, so its maps cannot be read; add its depth_tokenizer folder")
+    return tokenizer
+
+
 def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Share of depth items whose *drawn* map, decoded, is highest at the right point: AURORA's measure of its maps."""
     hits: dict[str, list[bool]] = {}
@@ -123,7 +132,7 @@ def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: 
         if item.kind != "depth" or not drawn:
             continue
         with torch.no_grad():
-            near = model.depth_tokenizer.decode(torch.tensor(drawn[-1].codes)[None])  # (1, S, S)
+            near = depth_tokenizer_of(model).decode(torch.tensor(drawn[-1].codes)[None])  # (1, S, S)
         at_points = values_at(near, torch.from_numpy(item.points_xy)[None])[0]  # (count,)
         hits.setdefault(item.group, []).append(LETTERS[int(at_points.argmax())] == item.answer)
     return {group: float(np.mean(values)) for group, values in hits.items()}

@@ -40,7 +40,7 @@ def test_the_sheet_shows_image_drawing_and_words(monkeypatch: pytest.MonkeyPatch
     corner = np.asarray(sheet)[:20, :20]
     assert (corner == 255).all() and np.asarray(sheet).std() > 20
     assert figures.drawn_panel(model, answers[0])[1] == "2 boxes"
-    assert figures.drawn_panel(model, answers[1])[1] == "a depth map of 4 tokens, light is near, 2 points"
+    assert figures.drawn_panel(model, answers[1])[1] == "4 depth tokens, 2 points"
 
 
 def test_scenes_are_searched_until_the_answer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
