@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from perception.model import PerceptionModel
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
 console = Console()
@@ -19,10 +22,14 @@ Model = Annotated[
 ]
 
 
-def _load(model: str | None) -> Any:
+def _load(model: str | None) -> PerceptionModel:
+    from transformers.utils import logging
+
     from perception.model import PerceptionModel
     from perception.shipped import shipped
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it warns of when weights do not fit is an error of ours, with the remedy
     return PerceptionModel.from_pretrained(model if model is not None else shipped("aurora-tiny"))
 
 
@@ -31,13 +38,15 @@ def ask(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help='Such as "How many red cubes are there?"')],
     model: Model = None,
-    mode: Annotated[str, typer.Option(help="chain draws perception first, direct answers at once, auto chooses.")] = "auto",
+    mode: Annotated[str, typer.Option(help="chain draws first, direct answers at once, auto chooses.")] = "auto",
     draw: Annotated[Path | None, typer.Option(help="Save a picture of what the model drew here (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Ask a question about an image."""
     from perception.model import load_image
 
+    if draw is not None and not draw.absolute().parent.is_dir():
+        raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
     loaded_image = load_image(image)
     perception = _load(model)
     answer = perception.ask(loaded_image, question, mode)
@@ -50,12 +59,13 @@ def ask(
             word = {"depth": "a depth map, codes", "boxes": "boxes", "points": "points"}[span.modality]
             console.print(f"drew {word}: {number[span.modality]}", style="dim")
         console.print(f"said: {answer.text}", style="dim", markup=False)
-        console.print(f"{'no answer could be read' if answer.value is None else answer.value}", style="bold")
+        said = "no answer could be read" if answer.value is None else str(answer.value)
+        console.print(said, style="bold", markup=False, highlight=False)
     if draw is not None:
         from perception.evaluation.report import drawn_answer
 
         drawn_answer(perception, loaded_image, answer).save(draw)
-        console.print(f"picture: {draw}", style="dim")
+        Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -99,8 +109,9 @@ def main() -> None:
     """Runs the command line; an error a user can mend is one line and exit code 1."""
     try:
         app()
-    except ValueError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False)
+    except (ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        Console(stderr=True).print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from perception.chains import Answer, ChatPrompt, prompt_for, read_ids
 from perception.grammar import SpanGrammar, SpanLogitsProcessor
+from perception.model_folder import check_files, read_model, read_processor
 from perception.vocabulary import PerceptionVocabulary
+
+if TYPE_CHECKING:
+    from vqvae import VQVAE
 
 ImageLike = Any
 """A path, a PIL image, or a (H, W, 3) uint8 array or tensor."""
-
-_FILES = ("config.json", "model.safetensors", "perception_vocabulary.json")
 
 
 def load_image(image: ImageLike) -> Image.Image:
@@ -43,12 +44,11 @@ def load_image(image: ImageLike) -> Image.Image:
             raise ValueError(f"{path} is too large an image ({error}); scale it down") from error
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    array = image.numpy() if isinstance(image, Tensor) else image
-    if getattr(array, "ndim", 0) != 3 or array.shape[2] != 3 or str(array.dtype) != "uint8":
-        raise ValueError(
-            f"an image array must be (H, W, 3) uint8, got {getattr(array, 'shape', type(array).__name__)} "
-            f"{getattr(array, 'dtype', '')}"
-        )
+    array = image.cpu().numpy() if isinstance(image, Tensor) else image
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape or str(dtype) != "uint8":
+        got = type(array).__name__ if shape is None else f"{tuple(shape)} {dtype}"
+        raise ValueError(f"an image array must be (H, W, 3) uint8, got {got}; scale to 0..255 and move colours last")
     return Image.fromarray(array)
 
 
@@ -65,39 +65,44 @@ class Prompt:
 class PerceptionModel:
     """A transformers image-text-to-text model, its processor, its perception vocabulary and its depth tokenizer."""
 
-    def __init__(self, model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth_tokenizer: Any = None):
+    def __init__(
+        self, model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth_tokenizer: VQVAE | None = None
+    ):
+        """Raises ValueError where the four do not belong together."""
         vocabulary.check(model, processor.tokenizer)
+        _check_depth_tokenizer(depth_tokenizer, vocabulary)
         self.model = model.eval()
         self.processor = processor
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
         self.prompt = ChatPrompt.from_processor(processor)
+        image_id = getattr(model.config, "image_token_id", None)
+        self.grammar = SpanGrammar(
+            vocabulary,
+            eos_id=processor.tokenizer.eos_token_id,
+            vocab_size=len(processor.tokenizer),
+            banned_ids=() if image_id is None else (image_id,),  # an image token without its image is no text
+        )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu", dtype: Any = torch.float32):
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PerceptionModel:
         """Loads a folder written by `save_pretrained` or by `train.aurora`, or a hub name.
 
         Raises:
             ValueError: naming the file that is missing, half written, or does not match its weights.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         from vqvae import VQVAE
 
-        folder = Path(path)
-        if folder.exists():
-            _check_folder(folder)
-        elif str(path).startswith((".", "/")) or str(path).count("/") != 1:
-            raise ValueError(f"{path} does not exist; give the folder of a trained model or a hub name")
-        else:
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(path)))
+        folder = Path(path) if Path(path).exists() else _fetch(str(path))
+        check_files(folder)
         vocabulary = PerceptionVocabulary.load(folder)
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)
+        processor, model = read_processor(folder), read_model(folder, dtype)
+        vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
-        return cls(model, processor, vocabulary, VQVAE.from_pretrained(depth).eval() if depth.exists() else None)
+        depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None
+        return cls(model.to(device), processor, vocabulary, depth_tokenizer)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a stock transformers folder with the vocabulary and the depth tokenizer beside it."""
@@ -113,7 +118,8 @@ class PerceptionModel:
         Args:
             image: a path, a PIL image, or a (H, W, 3) uint8 array.
             question: plain text; names of perception tokens inside it stay plain text.
-            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the question calls for it.
+            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the question is of a kind
+                that a chain fits.
             max_new_tokens: room for the whole answer; a depth map takes its grid and two tokens.
 
         Raises:
@@ -149,8 +155,7 @@ class PerceptionModel:
         inputs = self.inputs(prompts)
         width = inputs["input_ids"].shape[1]
         tokenizer = self.processor.tokenizer
-        grammar = SpanGrammar(self.vocabulary, eos_id=tokenizer.eos_token_id)
-        processor = SpanLogitsProcessor(grammar, max_length=width + max_new_tokens)
+        processor = SpanLogitsProcessor(self.grammar, max_length=width + max_new_tokens)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
         out = self.model.generate(**inputs, logits_processor=[processor], **settings)
         stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -169,30 +174,28 @@ class PerceptionModel:
         ]
 
 
-def _check_folder(folder: Path) -> None:
-    missing = [name for name in _FILES if not (folder / name).exists()]
-    if "model.safetensors" in missing and (folder / "model.safetensors.index.json").exists():
-        missing.remove("model.safetensors")
-    if missing:
+def _fetch(name: str) -> Path:
+    """Folder of a model of the hub, downloaded where it is not in the cache."""
+    from huggingface_hub import snapshot_download
+
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise ValueError(f"{name} does not exist; give the folder of a trained model or a hub name")
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder} is not a finished perception model: {', '.join(missing)} missing; "
-            "train one with `python -m train.aurora` or copy the whole folder anew"
+            f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); give the folder "
+            "of a trained model, or try again with a connection"
+        ) from error
+
+
+def _check_depth_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabulary) -> None:
+    if tokenizer is None:
+        return
+    made = (tokenizer.config.codebook_size, (tokenizer.config.grid_size,) * 2)
+    named = (vocabulary.depth_codes, tuple(vocabulary.depth_grid))
+    if made != named:
+        raise ValueError(
+            f"the depth tokenizer makes {made[0]} codes on a grid of {made[1]}, the vocabulary names {named[0]} on "
+            f"{named[1]}; use the depth_tokenizer folder that was saved with the model"
         )
-    _check_safetensors(folder)
-
-
-def _check_safetensors(folder: Path) -> None:
-    """Refuses files that were cut short: the header states where the last tensor ends."""
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little") if len(start) == 8 else -1
-            text = file.read(length) if 0 < length < size else b""
-        try:
-            header = json.loads(text)
-            end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError):
-            end = -1
-        if end != size:
-            raise ValueError(f"{path} is half written or corrupt ({size} bytes); copy it anew or train again")

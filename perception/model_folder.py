@@ -1,0 +1,109 @@
+"""Strict reading of a perception model's folder: whole files that belong together, or an error that names the one at
+fault. Left to itself transformers fills tensors that a file lacks with random numbers, and only prints so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from perception.vocabulary import FILE_NAME
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILES = ("config.json", _WEIGHTS, "tokenizer.json", FILE_NAME)
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_REMEDY = "copy the whole folder anew, or train again"
+
+
+def check_files(folder: Path) -> None:
+    """Raises ValueError naming what is missing from a model's folder, or cut short."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = [name for name in _FILES if name not in present and not (name == _WEIGHTS and _INDEX in present)]
+    if not present.intersection(_PROCESSORS):
+        missing.append(_PROCESSORS[0])
+    if missing:
+        raise ValueError(
+            f"{folder} is not a finished perception model: {', '.join(missing)} missing; "
+            "train one with `python -m train.aurora` or copy the whole folder anew"
+        )
+    contents = {path.name: _read_json(path) for path in sorted(folder.glob("*.json"))}
+    for name in sorted(set(contents.get(_INDEX, {}).get("weight_map", {}).values())):
+        if name not in present:
+            raise ValueError(f"{folder / name} is missing and {_INDEX} lists it; {_REMEDY}")
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_safetensors(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is half written or no JSON ({error}); {_REMEDY}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}; {_REMEDY}")
+    return values
+
+
+def _check_safetensors(path: Path) -> None:
+    """Refuses a file that was cut short: its header states where the last tensor ends."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little") if len(start) == 8 else -1
+        text = file.read(length) if 0 < length < size else b""
+    try:
+        header = json.loads(text)
+        end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        end = -1
+    if end != size:
+        raise ValueError(f"{path} is half written or corrupt ({size} bytes); {_REMEDY}")
+
+
+def read_model(folder: Path, dtype: Any) -> Any:
+    """The transformers model of a folder.
+
+    Raises:
+        ValueError: where the config names no model that is known, or the weights are not those that it describes.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        # Sizes that differ are reported below, with the rest.
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'config.json'} gives no model ({_first_line(error)}); {_REMEDY}") from error
+    sized = [f"{name} {tuple(got)} for {tuple(expected)}" for name, got, expected in found["mismatched_keys"]]
+    problems = {"lacks": found["missing_keys"], "has unknown": found["unexpected_keys"], "has": sized}
+    said = [f"{word} {_some(names)}" for word, names in problems.items() if names]
+    if said:
+        raise ValueError(f"{folder / _WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
+    return model
+
+
+def read_processor(folder: Path) -> Any:
+    """The transformers processor of a folder; ValueError where tokenizer or image processor cannot be built."""
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # Hugging Face's tokenizers raise no narrower class
+        raise ValueError(
+            f"{folder} gives no processor: tokenizer.json, tokenizer_config.json or {_PROCESSORS[0]} is wrong "
+            f"({_first_line(error)}); {_REMEDY}"
+        ) from error
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"{folder} has no processor of images and text, got a {type(processor).__name__}; {_REMEDY}")
+    return processor
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

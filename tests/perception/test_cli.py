@@ -1,0 +1,108 @@
+"""The command line on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_perception import build_perception
+from typer.testing import CliRunner
+
+from perception import cli
+
+QUESTION = "How many red cubes are there?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A saved model."""
+    path = tmp_path_factory.mktemp("model")
+    build_perception().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    Image.new("RGB", (64, 48), "red").save(path)
+    return path
+
+
+def run(*args: object) -> str:
+    """Standard output of a call that goes well."""
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def error_of(monkeypatch, capsys, *args: object) -> str:
+    """The one line that `main` prints for a mistake of the user's, with exit code 1."""
+    monkeypatch.setattr(sys, "argv", ["perception", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    assert ended.value.code == 1 and captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", ["ask", "info", "evaluate"])
+def test_every_command_has_help(command):
+    assert command in run("--help")
+    assert "--model" in run(command, "--help")
+
+
+@pytest.mark.parametrize("mode", ["chain", "direct", "auto"])
+def test_ask_answers(folder, picture, mode):
+    lines = run("ask", picture, QUESTION, "--model", folder, "--mode", mode).splitlines()
+    assert any(line.startswith("said:") for line in lines) and lines[-1]
+
+
+def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
+    drawn = tmp_path / "drawn.png"
+    said = run("ask", picture, QUESTION, "-m", folder, "--json", "--draw", drawn)
+    answer = json.loads(said)
+    assert answer.keys() == {"answer", "text", "spans"}
+    assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
+    with Image.open(drawn) as image:
+        assert image.height == 240
+
+
+def test_info_describes_the_model(folder):
+    said = run("info", "--model", folder)
+    assert "LlavaForConditionalGeneration" in said and "8 on a grid of (2, 2)" in said and "10" in said
+
+
+def test_evaluate_prints_every_group(folder):
+    said = run("evaluate", "-m", folder, "--num-count", 2, "--num-depth", 1, "--mode", "direct", "--look", "shifted")
+    assert all(name in said for name in ("count", "depth-2", "depth-3", "depth-4", "depth-5"))
+
+
+def test_mistakes_are_one_line_and_exit_code_1(folder, picture, tmp_path, monkeypatch, capsys):
+    text = tmp_path / "notes with a rather long name, so that the line would be wrapped at eighty columns.png"
+    text.write_text("not an image")
+
+    def said(*args: object) -> str:
+        return error_of(monkeypatch, capsys, *args)
+
+    assert "not an image" in said("ask", text, QUESTION, "-m", folder)
+    assert "does not exist" in said("ask", tmp_path / "none.png", QUESTION, "-m", folder)
+    assert "question is empty" in said("ask", picture, " ", "-m", folder)
+    assert "known modes: chain, direct, auto" in said("ask", picture, QUESTION, "-m", folder, "--mode", "fast")
+    assert "is not a folder" in said("ask", picture, QUESTION, "-m", folder, "--draw", tmp_path / "no" / "a.png")
+    assert "does not exist" in said("info", "-m", tmp_path / "nothing")
+    assert "config.json" in said("info", "-m", tmp_path)
+    assert "shifted" in said("evaluate", "-m", folder, "--look", "sepia", "--num-count", 1, "--num-depth", 1)
+
+
+def test_a_process_of_its_own_says_the_error_and_ends_with_1(tmp_path):
+    """As the shell sees it. The image is read before any model is, so a mistake costs no waiting."""
+    image = tmp_path / "none.png"
+    command = [sys.executable, "-m", "perception.cli", "ask", str(image), QUESTION]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr == f"error: {image} does not exist or is not a file; give the path of an image\n"
