@@ -1,8 +1,8 @@
 """Chains of perception: how a task becomes a prompt and a target, and how an answer is read back.
 
-Three kinds of task (AURORA, arXiv 2412.03548, section 4): *atomic* tasks ask for perception itself, *chain* tasks draw
-perception first and then answer, *direct* tasks answer at once. A target is a sequence of plain text and `Span`s; what a
-model writes is read back into the same.
+Three kinds of task (AURORA, arXiv 2412.03548, section 4): *atomic* tasks ask for perception itself, *chain* tasks
+draw perception first and then answer, *direct* tasks answer at once. A target is a sequence of plain text and `Span`s;
+what a model writes is read back into the same.
 """
 
 from __future__ import annotations

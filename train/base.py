@@ -16,16 +16,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SwinModel
 
-from perception.scenes.captions import conversation, lookups
+from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place_text
 from perception.scenes.looks import COLORS, SHAPES
 from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from train.augment import normalise_pixels, photometric, to_pixels
-from train.config import parse_config
+from train.config import flatten, parse_config
 from train.loop import LoopConfig, fit
-from train.tiny import NUM_IMAGE_TOKENS, TinySize, build_model, build_processor, start_numbers, train_text_tokenizer
-from train.tower import dense_targets
+from train.tiny import (
+    NUM_IMAGE_TOKENS,
+    TinySize,
+    build_model,
+    build_processor,
+    start_layers,
+    start_numbers,
+    train_text_tokenizer,
+)
+from train.tower import cell_of, dense_targets
 
 IGNORE = -100
 TASK_WORDS = [
@@ -34,6 +42,19 @@ TASK_WORDS = [
     "Draw the boxes of the red cubes. Draw the marked points. Which of these is the farthest, and which is near?",
 ]
 """The words of fine-tuning. The base never reads them; its tokenizer should not fall to pieces over them."""
+
+
+@dataclass(frozen=True)
+class StageSteps:
+    """Lengths of the stages in which the base learns to look; what is left of the run is the whole mixture.
+
+    Taught everything at once it learns the language of captions and never where to look: its answers stay the same
+    whatever the image. One marker, a few markers, then short questions about single places teach it to attend.
+    """
+
+    one_marker: int = 200
+    few_markers: int = 400
+    lookups: int = 300
 
 
 @dataclass(frozen=True)
@@ -46,15 +67,15 @@ class BaseConfig:
     tower: str = "runs/tower/tower"
     store: str = "runs/scenes/standard"
     num_scenes: int = 40_000
-    batch_size: int = 16
-    tower_lr_ratio: float = 0.15
-    """learning rate of the tower over that of the rest"""
-    lookup_steps: int = 600
-    """first steps, on short questions about single places: without them the long captions drown what they teach"""
+    batch_size: int = 32
+    """of the first two stages, whose rows are short; the last has half of it"""
+    tower_lr_ratio: float = 0.0
+    """learning rate of the tower over that of the rest; 0 freezes it"""
+    stages: StageSteps = field(default_factory=lambda: StageSteps())
     size: TinySize = field(default_factory=TinySize)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=3200, learning_rate=2e-3, weight_decay=0.05, warmup_steps=100, min_lr_ratio=0.03, precision="bf16"
+            steps=3000, learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, min_lr_ratio=0.05, precision="bf16"
         )
     )
 
@@ -106,14 +127,12 @@ def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: tuple[tuple[str, str
     return ids, labels
 
 
-def name_cells(
-    tokenizer: PreTrainedTokenizerFast, scene: Scene, points: np.ndarray | None, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """What the language model should say *at* visual tokens: (cell, id of a word) for the cells that hold something.
+def name_cells(scene: Scene, points: np.ndarray | None, rng: np.random.Generator) -> dict[int, str]:
+    """What the language model should say *at* visual tokens: a word by cell, for cells that hold something.
 
-    A marked cell is called by its letter, a cell of an object by its colour or (every other cell) its shape, ten empty
-    ones " nothing". It takes the projector a few hundred steps to learn these words in place; from captions alone a
-    small model was still blind after six thousand images.
+    The cell of a marker or of an object's centre is called by the number of its left side (every other cell: of its
+    top), other cells of objects by their colour (every other one: shape), ten empty ones " nothing". These words need
+    no attention to be learned, and once they are, attending to the right cell is all that an answer takes.
     """
     targets = dense_targets(scene, points)
     named: dict[int, str] = {}
@@ -121,8 +140,16 @@ def name_cells(
         named[int(cell)] = COLORS[kind // len(SHAPES)] if (cell // 10 + cell) % 2 else SHAPES[kind % len(SHAPES)]
     empty = np.flatnonzero(targets["covers"].sum(1) == 0)
     named |= {int(cell): "nothing" for cell in rng.permutation(empty)[:10]}
-    named |= {int(cell): LETTERS[number] for cell, number in zip(*np.nonzero(targets["letters"]), strict=True)}
-    return [(cell, tokenizer.encode(f" {word}", add_special_tokens=False)[0]) for cell, word in named.items()]
+    for item in scene.objects:
+        cell = cell_of(*item.center_xy)
+        named[cell] = place_text([item.box_xyxy[(cell // 10 + cell) % 2]])
+    return named | name_markers(points)
+
+
+def name_markers(points: np.ndarray | None) -> dict[int, str]:
+    """The markers of `name_cells` alone."""
+    cells = {cell_of(*point): point for point in (points if points is not None else ())}
+    return {cell: place_text([point[(cell // 10 + cell) % 2]]) for cell, point in cells.items()}
 
 
 @dataclass(frozen=True)
@@ -133,19 +160,38 @@ class BaseBatches:
     tokenizer: PreTrainedTokenizerFast
     batch_size: int
     seed: int
-    lookup_steps: int = 0
+    stages: StageSteps
+
+    def _row(self, step: int, rng: np.random.Generator) -> tuple[Conversation, dict[int, str]] | None:
+        """A conversation of the step's stage and the words of its cells; None where the scene does not suit."""
+        scene = scene_of(self.store, int(rng.integers(len(self.store))), rng)
+        talk: Conversation | None
+        markers_end = self.stages.one_marker + self.stages.few_markers
+        if step < markers_end:
+            talk = markers_only(scene, rng, 1 if step < self.stages.one_marker else 3)
+            return None if talk is None else (talk, name_markers(talk.points_xy))
+        early = step < markers_end + self.stages.lookups
+        share = rng.random()
+        if early and share < 0.5:
+            talk = markers_only(scene, rng, int(rng.integers(1, len(LETTERS) + 1)))
+        else:
+            talk = lookups(scene, rng) if early or share < 0.25 else conversation(scene, rng)
+        return None if talk is None else (talk, name_cells(scene, talk.points_xy, rng))
 
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
+        whole = step >= self.stages.one_marker + self.stages.few_markers + self.stages.lookups
         images, rows = [], []
-        for index in rng.integers(len(self.store), size=self.batch_size):
-            scene = scene_of(self.store, int(index), rng)
-            talk = lookups(scene, rng) if step < self.lookup_steps else conversation(scene, rng)
+        while len(rows) < (max(1, self.batch_size // 2) if whole else self.batch_size):
+            made = self._row(step, rng)
+            if made is None:
+                continue
+            talk, named = made
             images.append(talk.image)
             ids, labels = encode_turns(self.tokenizer, talk.turns)
             first = ids.index(self.tokenizer.convert_tokens_to_ids("<image>"))
-            for cell, word in name_cells(self.tokenizer, scene, talk.points_xy, rng):
-                labels[first + cell + 1] = word  # logits at a position are held against the label of the next
+            for cell, word in named.items():  # logits at a position are held against the label of the next
+                labels[first + cell + 1] = self.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
             rows.append((ids, labels))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
@@ -171,18 +217,30 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_text_tokenizer(text_corpus(store), config.size.text_vocab_size)
     tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
     model = build_model(tokenizer, tower.config, config.size)
-    start_numbers(model, tokenizer)
     model.model.vision_tower.load_state_dict(tower.state_dict())
+    batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed, config.stages)
+    start_numbers(model, tokenizer)
+    start_layers(model, batches(0, 0, 1)["pixel_values"])
     tower_parameters = list(model.model.vision_tower.parameters())
+    model.model.vision_tower.requires_grad_(config.tower_lr_ratio > 0)
     taken = {id(p) for p in tower_parameters}
-    groups = [
-        {"params": tower_parameters, "lr_scale": config.tower_lr_ratio},
-        {"params": [p for p in model.parameters() if id(p) not in taken], "lr_scale": 1.0},
-    ]
-    batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed, config.lookup_steps)
-    fit(model, batches, language_loss, config.loop, Path(config.run_dir), param_groups=groups, title="base")
-    save_half(model, Path(config.out))
-    build_processor(tokenizer).save_pretrained(config.out)
+    groups = [{"params": [p for p in model.parameters() if id(p) not in taken], "lr_scale": 1.0}]
+    if config.tower_lr_ratio > 0:
+        groups.append({"params": tower_parameters, "lr_scale": config.tower_lr_ratio})
+    settings = {k: v for k, v in flatten(config).items() if not k.startswith("loop.") and k not in ("run_dir", "out")}
+    result = fit(
+        model,
+        batches,
+        language_loss,
+        config.loop,
+        Path(config.run_dir),
+        param_groups=groups,
+        title="base",
+        fingerprint=settings,
+    )
+    if result.is_main:
+        save_half(model, Path(config.out))
+        build_processor(tokenizer).save_pretrained(config.out)
 
 
 if __name__ == "__main__":

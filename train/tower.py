@@ -1,8 +1,7 @@
 """Stage 0 of the tiny base: a vision tower that knows what is where (`python -m train.tower`).
 
 A Swin transformer learns, cell by cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
-objects centred in it, and the lettered markers. It sees no depth and no count: those are left to fine-tuning. Ten minutes
-of this on two cores save the language stage an hour, because localisation is what takes long to learn from text.
+objects centred in it, and the lettered markers. It sees no depth and no count: those are left to fine-tuning.
 """
 
 from __future__ import annotations
@@ -88,6 +87,11 @@ class DenseTower(nn.Module):
         return dict(zip(_FIELDS, out.split(list(_FIELDS.values()), dim=-1), strict=True))
 
 
+def cell_of(x: float, y: float) -> int:
+    """The cell of the grid, row-major, that holds a point (x, y) in [0, 1]."""
+    return min(GRID - 1, int(y * GRID)) * GRID + min(GRID - 1, int(x * GRID))
+
+
 def fourier_code(values: np.ndarray) -> np.ndarray:
     """Code (..., n * 16) of values (..., n) in [0, 1]: cosines, then sines, of each value's half turns."""
     angles = np.pi * np.asarray(values, dtype=np.float64)[..., None] * np.array(FREQUENCIES)  # (..., n, 8)
@@ -107,15 +111,13 @@ def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarr
     targets = {name: np.zeros((GRID * GRID, size), dtype=np.float32) for name, size in _FIELDS.items()}
     for number, (item, kind) in enumerate(zip(scene.objects, kinds, strict=True), start=1):
         targets["covers"][(ids == number).mean(1) >= 0.12, kind] = 1
-        x, y = item.center_xy
-        column, row = min(GRID - 1, int(x * GRID)), min(GRID - 1, int(y * GRID))
-        cell = row * GRID + column
+        cell = cell_of(*item.center_xy)
         targets["centres"][cell, kind] = 1
         targets["box"][cell] = fourier_code(np.array(item.box_xyxy))
     for number, (x, y) in enumerate(points if points is not None else ()):
-        column, row = min(GRID - 1, int(x * GRID)), min(GRID - 1, int(y * GRID))
-        targets["letters"][row * GRID + column, number] = 1
-        targets["point"][row * GRID + column] = fourier_code(np.array([x, y]))
+        cell = cell_of(x, y)
+        targets["letters"][cell, number] = 1
+        targets["point"][cell] = fourier_code(np.array([x, y]))
     targets["place"][:] = fourier_code((np.stack(np.divmod(np.arange(GRID * GRID), GRID)[::-1], axis=1) + 0.5) / GRID)
     return targets
 
@@ -150,7 +152,7 @@ def _focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the focal losses and of the squared errors of the codes of places: of every cell, of boxes and points where there are any."""
+    """Focal losses, and squared errors of the codes of places: of every cell; of boxes and points where they are."""
     out = model(batch["pixel_values"])
     parts = {name: _focal(out[name], batch[name]) for name in ("covers", "centres", "letters")}
     for name, where in (("box", "centres"), ("point", "letters")):

@@ -6,7 +6,7 @@ Places are hundredths of the image's side, so "34" names the same strip of the i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,9 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
     points_xy: np.ndarray | None = None
     """(count, 2) of the markers drawn on the image, or None"""
+
+
+_Asker = Callable[[Scene, np.random.Generator], tuple[str, str]]
 
 
 def place(value: float) -> int:
@@ -94,11 +97,23 @@ def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
     return f"What is {letters[index]} on?", f"{what}."
 
 
-def lookups(scene: Scene, rng: np.random.Generator, count: int = 9) -> Conversation:
-    """`count` questions with short answers, each about one place or one marker: what the base learns to read first."""
+def markers_only(scene: Scene, rng: np.random.Generator, count: int) -> Conversation | None:
+    """Where each of `count` markers is, in random order; None where the scene has no room for markers."""
+    points = choose_markers(scene, max(2, count), rng)
+    if points is None:
+        return None
+    points = points[:count]
+    turns = [(f"Where is {name}?", f"{place_text(p)}.") for name, p in zip(LETTERS, points, strict=False)]
+    return Conversation(draw_markers(scene.image, points), tuple(turns[i] for i in rng.permutation(count)), points)
+
+
+def lookups(scene: Scene, rng: np.random.Generator, count: int = 7) -> Conversation:
+    """`count` questions with short answers, each about one place or one marker."""
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng)
     image = scene.image if points is None else draw_markers(scene.image, points)
-    askers = [_ask_what] if points is None else [_ask_what, partial(_ask_letters, points), partial(_ask_letters, points)]
+    askers: list[_Asker] = [_ask_what]
+    if points is not None:
+        askers += [partial(_ask_letters, points)] * 2
     turns = dict(askers[rng.integers(len(askers))](scene, rng) for _ in range(count))
     return Conversation(image, tuple(turns.items()), points)
 
@@ -111,7 +126,7 @@ def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Co
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
     turns = dict([caption(scene)]) if rng.random() < 0.3 else {}
-    askers = [_ask_where] * 2 + [_ask_what] * 4 + [_ask_whether]
+    askers: list[_Asker] = [_ask_where] * 2 + [_ask_what] * 4 + [_ask_whether]
     if points is not None:
         askers += [partial(_ask_letters, points)] * 3
     for _ in range(14):

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from perception.tokenizers.locations import as_places, draw_label, mark_color, text_to_codes, to_bins, to_places
 from perception.vocabulary import PerceptionVocabulary, Span
 
-
 ROWS = 10
 """Rows of the order in which boxes are written"""
 
@@ -36,9 +35,9 @@ def _row_and_column(bins: NDArray[np.int64], num_locations: int) -> tuple[NDArra
 class BoxTokenizer:
     """Boxes to flat location bins and back; a decoded side is off by half a bin at most.
 
-    Boxes are written row by row: the image is cut into `ROWS` rows, a box belongs to the row of its centre, and boxes of
-    a row go from left to right by their centres; equal centres by their sides. A reader that scans the image meets
-    objects in just this order, which a small model learns sooner than the order of their upper edges.
+    Boxes are written row by row: the image is cut into `ROWS` rows, a box belongs to the row of its centre, and boxes
+    of a row go from left to right by their centres; equal centres by their sides. A model that scans the image's tokens
+    meets the objects in just this order.
     """
 
     modality = "boxes"

@@ -77,7 +77,7 @@ def test_examples_refuse_unknown_tasks_and_empty_questions():
 
 
 def test_what_is_written_is_read_back(extended):
-    model, tokenizer, vocabulary = extended
+    _, tokenizer, vocabulary = extended
     for example, kind in [
         (chains.chain_count("How many?", BOXES), "count"),
         (chains.chain_depth("Which is closest?", POINTS, DEPTH, [9, 41], "B"), "depth"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -12,6 +11,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HIDDEN_SIZE = 16
 IMAGE_SIZE = 16
