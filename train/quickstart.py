@@ -28,6 +28,7 @@ from train.memory import PeakMemory, peak_memory
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
+_SET_BY_ARM = {f"aurora.{name}" for name in ("arm", "run_dir", "out", "store", "num_scenes")}
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "aurora_vs_direct.json"
 
 
@@ -137,7 +138,7 @@ def write_summary(
     summary = {
         "minutes": round(seconds / 60, 2),
         "peak_memory_gb": {"process": round(memory.process / 1e9, 3), "largest_worker": round(memory.child / 1e9, 3)},
-        "config": flatten(config),
+        "config": {name: value for name, value in flatten(config).items() if name not in _SET_BY_ARM},
         "training": {arm: asdict(fit) for arm, fit in fits.items()},
         "looks": {comparison.look: comparison.to_json() for comparison in comparisons},
     }

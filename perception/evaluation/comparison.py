@@ -135,24 +135,29 @@ def compare_with(
     return Comparison(look, accuracy, gain, replaced, order), chain
 
 
+def _compact(interval: Interval) -> str:
+    """Mean and half the interval's width: six columns of them fit a terminal of 80."""
+    return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"
+
+
 def accuracy_table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.look} look: accuracy, % [95 % interval]", title_justify="left")
-    for column in ("task", "n", "direct", "chain of perception", "gain, points", "same model, direct"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title=f"{comparison.look} look: accuracy, % ±95 % interval", title_justify="left")
+    for column in ("task", "n", "direct", "drawing first", "gain", "same model, direct"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
     for name, arms in comparison.accuracy.items():
-        cells = [str(arms["direct"]), str(arms["chain"]), str(comparison.gain[name]), str(arms["aurora, direct"])]
-        table.add_row(name, str(arms["direct"].count), *cells)
+        measured = (arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
+        table.add_row(name, str(arms["direct"].count), *(_compact(interval) for interval in measured))
     return table
 
 
 def intervention_table(comparison: Comparison) -> Table:
     table = Table(title=f"{comparison.look} look: accuracy when the span is replaced", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     columns = list(next(iter(comparison.interventions.values())))
     for column in columns:
         table.add_column(column, justify="right")
     for name, cells in comparison.interventions.items():
-        table.add_row(name, *(str(cells[column]) for column in columns))
+        table.add_row(name, *(_compact(cells[column]) for column in columns))
     return table
 
 

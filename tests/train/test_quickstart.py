@@ -46,14 +46,14 @@ def test_memory_is_in_bytes() -> None:
 
 
 def test_the_shipped_checkpoint_s_figures_are_shown_where_they_are(tmp_path: Path) -> None:
-    console = Console(record=True, width=120)
+    console = Console(record=True, width=80)
     quickstart.shipped_figures(console, tmp_path / "none.json")
     assert console.export_text() == ""
     stored = {"aurora": {"training": {"steps": 9000}}, "looks": {"shifted": COMPARISON.to_json()}}
     (tmp_path / "r.json").write_text(json.dumps(stored))
     quickstart.shipped_figures(console, tmp_path / "r.json")
     text = console.export_text()
-    assert "aurora-tiny, 9000 steps" in text and "shifted look: accuracy" in text and "50.0 [40.0, 60.0]" in text
+    assert "aurora-tiny, 9000 steps" in text and "shifted look: accuracy" in text and "50.0 ±10.0" in text
 
 
 def test_a_misspelt_setting_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
