@@ -181,7 +181,8 @@ class BaseBatches:
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
         whole = step >= self.stages.one_marker + self.stages.few_markers + self.stages.lookups
-        images, rows = [], []
+        images: list[Tensor] = []
+        rows: list[tuple[list[int], list[int]]] = []
         while len(rows) < (max(1, self.batch_size // 2) if whole else self.batch_size):
             made = self._row(step, rng)
             if made is None:

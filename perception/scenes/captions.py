@@ -126,7 +126,7 @@ def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Co
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
     turns = dict([caption(scene)]) if rng.random() < 0.3 else {}
-    askers: list[_Asker] = [_ask_where] * 2 + [_ask_what] * 4 + [_ask_whether]
+    askers: list[_Asker] = [*[_ask_where] * 2, *[_ask_what] * 4, _ask_whether]
     if points is not None:
         askers += [partial(_ask_letters, points)] * 3
     for _ in range(14):

@@ -97,7 +97,7 @@ class SceneStore:
         if plan.exists() and json.loads(plan.read_text()) != wanted:
             raise ValueError(f"{folder} is a half-built store of other scenes; delete it or name another folder")
         plan.write_text(json.dumps(wanted))
-        shards = [list(wanted["seeds"][i : i + SHARD]) for i in range(0, len(seeds), SHARD)]
+        shards = [[int(s) for s in seeds[i : i + SHARD]] for i in range(0, len(seeds), SHARD)]
         jobs = [(folder, i, s, look, image_size) for i, s in enumerate(shards) if not _shard_path(folder, i).exists()]
         with Progress(transient=True) as progress:
             task = progress.add_task(f"rendering {look} scenes", total=sum(len(j[2]) for j in jobs))

@@ -1,0 +1,125 @@
+"""The tower's dense targets, its batches and its loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from perception.scenes.looks import COLORS, SHAPES
+from perception.scenes.markers import choose_markers
+from perception.scenes.scene import Scene
+from perception.scenes.store import SceneStore
+from train.tower import (
+    GRID,
+    DenseTower,
+    TowerBatches,
+    TowerConfig,
+    cell_of,
+    dense_loss,
+    dense_targets,
+    fourier_code,
+    tower_config,
+)
+
+CELL = 80 // GRID
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> SceneStore:
+    return SceneStore.build(tmp_path_factory.mktemp("scenes") / "store", range(16), workers=1)
+
+
+@pytest.fixture(scope="module")
+def scenes(store) -> list[Scene]:
+    return [Scene.from_store(store, index) for index in store]
+
+
+@pytest.fixture(scope="module")
+def tower() -> DenseTower:
+    torch.manual_seed(0)
+    return DenseTower(tower_config(TowerConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 1))))
+
+
+def places_of(code: np.ndarray) -> np.ndarray:
+    """What a Fourier code (n * 16,) stands for: the first cosine of each value is that of half a turn."""
+    return np.arccos(np.clip(code.reshape(-1, 16)[:, 0], -1, 1)) / np.pi
+
+
+def kind(color: str, shape: str) -> int:
+    return COLORS.index(color) * len(SHAPES) + SHAPES.index(shape)
+
+
+def test_fourier_codes_are_distinct_and_smooth():
+    values = np.linspace(0, 1, 101)
+    codes = fourier_code(values[:, None])
+    assert codes.shape == (101, 16) and np.abs(places_of(codes) - values).max() < 1e-3
+    distances = np.linalg.norm(codes[:, None] - codes[None], axis=-1)
+    near, far = distances[np.arange(100), np.arange(1, 101)], distances[0, 50:]
+    assert near.min() > 0.1 and near.max() < far.min()
+
+
+def test_covers_are_the_kinds_whose_pixels_a_cell_holds(scenes):
+    for scene in scenes:
+        covers = dense_targets(scene, None)["covers"].reshape(GRID, GRID, -1)
+        for row in range(GRID):
+            for column in range(GRID):
+                pixels = scene.object_ids[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+                shares = [(pixels == n).float().mean() for n in range(1, len(scene.objects) + 1)]
+                expected = {kind(o.color, o.shape) for o, s in zip(scene.objects, shares, strict=True) if s >= 0.12}
+                assert set(covers[row, column].nonzero()[0].tolist()) == expected
+
+
+def test_every_object_and_marker_is_in_the_cell_of_its_centre(scenes):
+    rng = np.random.default_rng(0)
+    marked = 0
+    for scene in scenes:
+        points = choose_markers(scene, 4, rng)
+        targets = dense_targets(scene, points)
+        last = {cell_of(*item.center_xy): item for item in scene.objects}  # of two in one cell the last has the box
+        for item in scene.objects:
+            assert targets["centres"][cell_of(*item.center_xy), kind(item.color, item.shape)] == 1
+        for cell, item in last.items():
+            assert np.allclose(places_of(targets["box"][cell]), item.box_xyxy, atol=2e-3)
+        assert (targets["centres"].sum(1) > 0).sum() == len(last)
+        if points is not None:
+            marked += 1
+            for number, point in enumerate(points):
+                assert targets["letters"][cell_of(*point), number] == 1
+                assert np.allclose(places_of(targets["point"][cell_of(*point)]), point, atol=2e-3)
+            assert targets["letters"].sum() == 4
+    assert marked > 0
+
+
+def test_every_cell_says_where_it_is(scenes):
+    place = dense_targets(scenes[0], None)["place"]
+    for cell in range(GRID * GRID):
+        x, y = places_of(place[cell])
+        assert cell_of(x, y) == cell and (x * GRID) % 1 == pytest.approx(0.5, abs=0.02)
+
+
+def test_batches_are_functions_of_the_step_and_hold_no_depth(store):
+    batches = TowerBatches(store, 4, seed=0)
+    first, again, next_one = batches(3, 0, 1), batches(3, 0, 1), batches(4, 0, 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["pixel_values"], next_one["pixel_values"])
+    assert not torch.equal(first["pixel_values"], batches(3, 1, 2)["pixel_values"])
+    assert first["pixel_values"].shape == (4, 3, 80, 80)
+    assert first["pixel_values"].min() >= -1 and first["pixel_values"].max() <= 1
+    assert set(first) == {"pixel_values", "covers", "centres", "letters", "box", "point", "place"}
+
+
+def test_the_loss_falls_to_nothing_at_the_targets_and_trains_every_weight(store, tower):
+    batch = TowerBatches(store, 2, seed=0)(0, 0, 1)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, pixel_values):
+            hot = ("covers", "centres", "letters")
+            return {k: 40 * (v - 0.5) if k in hot else v for k, v in batch.items() if k != "pixel_values"}
+
+    assert float(dense_loss(Perfect(), batch, 0)[0]) < 1e-3
+    loss, parts = dense_loss(tower, batch, 0)
+    assert torch.isfinite(loss) and parts.keys() == {"covers", "centres", "letters", "box", "point", "place"}
+    loss.backward()
+    still = [n for n, p in tower.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert [name for name in still if "layernorm" not in name] == []  # the final norm is not read, see forward
