@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from perception.evaluation.scenes import HELD_OUT_SEED
-from perception.scenes.captions import conversation, lookups, markers_only, place
+from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place
 from perception.scenes.looks import COLORS, SHAPES
 from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
@@ -57,19 +57,22 @@ def tokenizer(store):
     return train_text_tokenizer(text_corpus(store, size=32), 640)
 
 
-def talks(store):
-    """Every kind of talk about every scene and its mirror image, with the scene."""
+@pytest.fixture(scope="module")
+def talks(store) -> list[tuple[Scene, Conversation]]:
+    """Every kind of talk about every scene, mirrored or not, with the scene."""
     rng = np.random.default_rng(0)
-    for index in list(store) * 4:
+    made = []
+    for index in list(store) * 2:
         scene = scene_of(store, index, rng)
         for talk in (conversation(scene, rng), lookups(scene, rng), markers_only(scene, rng, 1 + index % 5)):
             if talk is not None:
-                yield scene, talk
+                made.append((scene, talk))
+    return made
 
 
-def test_nothing_counts_compares_depth_or_names_a_token(store):
-    turns = [turn for _, talk in talks(store) for turn in talk.turns]
-    assert len(turns) > 1000
+def test_nothing_counts_compares_depth_or_names_a_token(talks):
+    turns = [turn for _, talk in talks for turn in talk.turns]
+    assert len(turns) > 500
     assert [question for question, _ in turns if not QUESTIONS.fullmatch(question)] == []
     assert [answer for _, answer in turns if not ANSWERS.fullmatch(answer)] == []
 
@@ -80,10 +83,10 @@ def test_the_tokenizer_s_text_names_no_perception_token(store, tokenizer):
     assert all(len(tokenizer.encode(f" {n}", add_special_tokens=False)) == 1 for n in range(100))
 
 
-def test_answers_are_true(store):
+def test_answers_are_true(talks):
     """Places of markers and what stands at a place, checked against the scene itself."""
     seen = 0
-    for scene, talk in talks(store):
+    for scene, talk in talks:
         for question, answer in talk.turns:
             if letter := re.fullmatch(rf"Where is ({_LETTER})\?", question):
                 x, y = talk.points_xy[LETTERS.index(letter[1])]
@@ -145,7 +148,7 @@ def test_batches_are_functions_of_the_step_in_every_stage(store, tokenizer, step
     assert len(one["input_ids"]) == (4 if step < 3 else 2)
     image = one["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")
     assert (image.sum(1) == NUM_IMAGE_TOKENS).all()
-    named = one["labels"][image] != IGNORE  # words at visual tokens; the first of them cannot be predicted from one
+    named = one["labels"][image] != IGNORE  # words at visual tokens
     answered = (one["labels"] != IGNORE) & (one["labels"] == one["input_ids"])
     assert named.any() and (answered.sum(1) > 0).all()
 
