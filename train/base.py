@@ -217,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     store = SceneStore.build(config.store, range(config.num_scenes))
     tokenizer = train_text_tokenizer(text_corpus(store), config.size.text_vocab_size)
     tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
+    tower.config.name_or_path = ""  # else the folder it lay in is written into the config
     model = build_model(tokenizer, tower.config, config.size)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed, config.stages)
