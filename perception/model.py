@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perception.chains import Answer, ChatPrompt, prompt_for, read_ids
 from perception.grammar import SpanGrammar, SpanLogitsProcessor
-from perception.model_folder import check_files, read_model, read_processor
+from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.vocabulary import PerceptionVocabulary
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PerceptionModel:
         """
         from vqvae import VQVAE
 
-        folder = Path(path) if Path(path).exists() else _fetch(str(path))
+        folder = find_folder(path)
         check_files(folder)
         vocabulary = PerceptionVocabulary.load(folder)
         processor, model = read_processor(folder), read_model(folder, dtype)
@@ -172,21 +172,6 @@ class PerceptionModel:
         return [
             read_ids(tokenizer, self.vocabulary, ids, prompt.kind) for ids, prompt in zip(rows, prompts, strict=True)
         ]
-
-
-def _fetch(name: str) -> Path:
-    """Folder of a model of the hub, downloaded where it is not in the cache."""
-    from huggingface_hub import snapshot_download
-
-    if name.startswith((".", "/")) or name.count("/") != 1:
-        raise ValueError(f"{name} does not exist; give the folder of a trained model or a hub name")
-    try:
-        return Path(snapshot_download(name))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); give the folder "
-            "of a trained model, or try again with a connection"
-        ) from error
 
 
 def _check_depth_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabulary) -> None:

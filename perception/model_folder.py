@@ -11,21 +11,48 @@ from typing import Any
 from perception.vocabulary import FILE_NAME
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_FILES = ("config.json", _WEIGHTS, "tokenizer.json", FILE_NAME)
+_FILES = ("config.json", _WEIGHTS, "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _REMEDY = "copy the whole folder anew, or train again"
 
 
-def check_files(folder: Path) -> None:
-    """Raises ValueError naming what is missing from a model's folder, or cut short."""
+def find_folder(name: str | Path) -> Path:
+    """The folder of that name, or of the hub's model of that name, downloaded where it is not in the cache.
+
+    Raises:
+        ValueError: where there is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    if str(name).startswith((".", "/")) or str(name).count("/") != 1:
+        raise ValueError(f"{name} does not exist; give the folder of a model or a hub name")
+    try:
+        return Path(snapshot_download(str(name)))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); give the folder "
+            "of a model, or try again with a connection"
+        ) from error
+
+
+def check_files(folder: Path, has_vocabulary: bool = True) -> None:
+    """Raises ValueError naming what is missing from a model's folder, or cut short.
+
+    Args:
+        has_vocabulary: whether it is a perception model's, and not that of a base model without perception tokens.
+    """
+    needed = (*_FILES, FILE_NAME) if has_vocabulary else _FILES
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [name for name in _FILES if name not in present and not (name == _WEIGHTS and _INDEX in present)]
+    missing = [name for name in needed if name not in present and not (name == _WEIGHTS and _INDEX in present)]
     if not present.intersection(_PROCESSORS):
         missing.append(_PROCESSORS[0])
     if missing:
+        what, recipe = ("perception", "train.aurora") if has_vocabulary else ("base", "train.base")
         raise ValueError(
-            f"{folder} is not a finished perception model: {', '.join(missing)} missing; "
-            "train one with `python -m train.aurora` or copy the whole folder anew"
+            f"{folder} is not a finished {what} model: {', '.join(missing)} missing; "
+            f"train one with `python -m {recipe}` or copy the whole folder anew"
         )
     contents = {path.name: _read_json(path) for path in sorted(folder.glob("*.json"))}
     for name in sorted(set(contents.get(_INDEX, {}).get("weight_map", {}).values())):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from perception.chains import TASKS, ChatPrompt
+from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
 from train.base import IGNORE, save_half
@@ -139,11 +139,16 @@ def _adapt(model: Any, vocabulary: PerceptionVocabulary, config: AuroraConfig) -
 
 
 def train(config: AuroraConfig) -> FitResult:
-    """Runs or resumes a fine-tuning and writes the finished model to `config.out`."""
+    """Runs or resumes a fine-tuning and writes the finished model to `config.out`.
+
+    Raises:
+        ValueError: naming the file of base or depth tokenizer that is missing, half written, or does not fit.
+    """
     torch.manual_seed(config.loop.seed)
-    processor = AutoProcessor.from_pretrained(config.base)
-    model = AutoModelForImageTextToText.from_pretrained(config.base, dtype=torch.float32)
-    depth_tokenizer = VQVAE.from_pretrained(config.depth_tokenizer).eval()
+    base = find_folder(config.base)
+    check_files(base, has_vocabulary=False)
+    processor, model = read_processor(base), read_model(base, torch.float32)
+    depth_tokenizer = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
     store = SceneStore.build(config.store, range(config.first_seed, config.first_seed + config.num_scenes))
     vocabulary = PerceptionVocabulary(
         depth_codes=depth_tokenizer.config.codebook_size,

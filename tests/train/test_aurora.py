@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -230,6 +231,34 @@ def test_comparison_and_report(model, tmp_path):
     figures = example_figures(model, items, chain, direct, each=1)
     page = write_report(tmp_path / "r.html", "t", "i", [comparison_html(comparison), figures]).read_text()
     assert page.count("<figure>") == len(figures) == 5 and "counting" in page
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "said"),
+    [
+        (
+            "base",
+            "config.json",
+            "not a finished base model: config.json missing; train one with .*train.base",
+        ),
+        ("base", "model.safetensors", "model.safetensors is half written.*copy the whole folder anew"),
+        ("depth_tokenizer", "model.safetensors", "model.safetensors is cut short.*fetch it anew"),
+    ],
+)
+def test_half_written_folders_are_named_before_anything_is_made(world, tmp_path, part, file, said):
+    folder = tmp_path / "copy"
+    shutil.copytree(world[part], folder)
+    data = (folder / file).read_bytes()
+    (folder / file).unlink() if file == "config.json" else (folder / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=said):
+        aurora.train(config_for(world | {part: str(folder), "store": str(tmp_path / "store")}, tmp_path))
+    assert not (tmp_path / "store").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["base", "depth_tokenizer"])
+def test_missing_folders_are_named(world, tmp_path, part):
+    with pytest.raises(ValueError, match="models/none is no folder here"):
+        aurora.train(config_for(world | {part: "models/none"}, tmp_path))
 
 
 def test_bad_settings_name_the_known_ones(world, tmp_path):
