@@ -25,4 +25,7 @@ def shipped(name: str) -> Path:
     for place in places:
         if (place / "config.json").exists():
             return place
-    raise ValueError(f"{name} is not part of this installation; clone the repository, or train it with train/")
+    raise ValueError(
+        f"{name} does not ship with this installation; name a folder with --model (make quickstart leaves one in "
+        "runs/quickstart/aurora/model), or train it with train/"
+    )

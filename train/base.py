@@ -36,6 +36,7 @@ from train.tiny import (
 from train.tower import cell_of, dense_targets
 
 IGNORE = -100
+_MAX_MISSES = 1000
 TASK_WORDS = [
     "How many objects are there? Draw their boxes first. There are many things, so count the points.",
     "Which point is closest to the camera, A, B, C, D or E? Draw the depth map first. A 1, B 2, so A.",
@@ -183,9 +184,13 @@ class BaseBatches:
         whole = step >= self.stages.one_marker + self.stages.few_markers + self.stages.lookups
         images: list[Tensor] = []
         rows: list[tuple[list[int], list[int]]] = []
-        while len(rows) < (max(1, self.batch_size // 2) if whole else self.batch_size):
+        wanted, misses = max(1, self.batch_size // 2) if whole else self.batch_size, 0
+        while len(rows) < wanted:
             made = self._row(step, rng)
             if made is None:
+                misses += 1
+                if misses > _MAX_MISSES:
+                    raise ValueError(f"{misses} scenes of {self.store.folder} had no room for markers; render others")
                 continue
             talk, named = made
             images.append(talk.image)
