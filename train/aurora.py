@@ -18,6 +18,7 @@ from perception.chains import TASKS, ChatPrompt
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
+from train.attention import use_plain_attention
 from train.base import IGNORE, save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
 from train.config import flatten, parse_config
@@ -171,6 +172,7 @@ def train(config: AuroraConfig) -> FitResult:
         steps=config.loop.steps,
         seed=config.loop.seed,
     )
+    use_plain_attention(model.model.language_model)
     tower = model.model.vision_tower
     model = _adapt(model, vocabulary, config)
     groups = _parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")

@@ -21,6 +21,7 @@ from perception.scenes.looks import COLORS, SHAPES
 from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
+from train.attention import use_plain_attention
 from train.augment import normalise_pixels, photometric, to_pixels
 from train.config import flatten, parse_config
 from train.loop import LoopConfig, fit
@@ -228,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed, config.stages)
     start_numbers(model, tokenizer)
     start_layers(model, batches(0, 0, 1)["pixel_values"])
+    use_plain_attention(model.model.language_model)
     tower_parameters = list(model.model.vision_tower.parameters())
     model.model.vision_tower.requires_grad_(config.tower_lr_ratio > 0)
     taken = {id(p) for p in tower_parameters}

@@ -119,14 +119,14 @@ def lookups(scene: Scene, rng: np.random.Generator, count: int = 7) -> Conversat
 
 
 def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Conversation:
-    """Turns about one image until they hold `budget` words: a caption in three of ten, plain questions otherwise.
+    """Turns about one image until they hold `budget` words: a caption in half of them, plain questions otherwise.
 
     Half of the images bear lettered markers. Conversations of like length waste little on padding.
     """
     points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
-    turns = dict([caption(scene)]) if rng.random() < 0.3 else {}
-    askers: list[_Asker] = [*[_ask_where] * 2, *[_ask_what] * 4, _ask_whether]
+    turns = dict([caption(scene)]) if rng.random() < 0.5 else {}
+    askers: list[_Asker] = [*[_ask_where] * 5, *[_ask_what] * 3, _ask_whether]
     if points is not None:
         askers += [partial(_ask_letters, points)] * 3
     for _ in range(14):
