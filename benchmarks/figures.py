@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from benchmarks.provenance import ROOT
+from train.provenance import ROOT
 from perception.chains import Answer
 from perception.evaluation.scenes import depth_tokenizer_of
 from perception.model import PerceptionModel, load_image

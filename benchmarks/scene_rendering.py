@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.provenance import ROOT, provenance
+from train.provenance import ROOT, provenance
 from perception.scenes.render import render_scenes
 from train.aurora import AuroraConfig, train
 from train.loop import LoopConfig

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.provenance import ROOT, provenance
+from train.provenance import ROOT, provenance
 from perception.datasets.motorcycle import motorcycle_depth
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.scenes.markers import MIN_GAP, choose_markers

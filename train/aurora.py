@@ -6,6 +6,7 @@ curriculum. `--arm direct` trains the baseline on the same images: it only ever 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from perception.vocabulary import PerceptionVocabulary
 from train.attention import use_plain_attention
 from train.base import IGNORE, save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
-from train.config import flatten, parse_config
+from train.config import command_line, flatten, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
 from vqvae import VQVAE
+
+
+TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class AuroraConfig:
     store: str = "runs/scenes/standard"
     num_scenes: int = 40_000
     first_seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 16
     num_locations: int = 100
     new_rows: str = "description"
     """how new rows start: mean, description, codebook"""
@@ -62,7 +66,7 @@ class AuroraConfig:
     weights: TokenWeights = field(default_factory=TokenWeights)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.03, precision="bf16"
+            steps=7000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.03, precision="bf16"
         )
     )
 
@@ -189,7 +193,22 @@ def train(config: AuroraConfig) -> FitResult:
     )
     if result.is_main:
         save(model, processor, vocabulary, depth_tokenizer, Path(config.out))
+        record = json.dumps(training_record(config, result), indent=1)
+        (Path(config.out) / TRAINING_FILE).write_text(record + "\n")
     return result
+
+
+def training_record(config: AuroraConfig, result: FitResult) -> dict[str, Any]:
+    """What a model's folder says of its training: command, steps, samples a step, scenes, minutes, last loss."""
+    return {
+        "command": command_line("train.aurora", config),
+        "steps": result.steps,
+        "samples_a_step": config.batch_size * result.shards,
+        "scenes": config.num_scenes,
+        "minutes": round(result.seconds / 60, 1),
+        "final_loss": round(result.final_loss, 4),
+        "waiting_for_data": round(result.data_wait_share, 4),
+    }
 
 
 def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth: VQVAE, out: Path) -> None:

@@ -69,15 +69,22 @@ class BaseConfig:
     tower: str = "runs/tower/tower"
     store: str = "runs/scenes/standard"
     num_scenes: int = 40_000
-    batch_size: int = 32
-    """of the first two stages, whose rows are short; the last has half of it"""
+    batch_size: int = 16
+    """of the first stages, whose rows are short; the last has half of it"""
     tower_lr_ratio: float = 0.0
     """learning rate of the tower over that of the rest; 0 freezes it"""
     stages: StageSteps = field(default_factory=lambda: StageSteps())
     size: TinySize = field(default_factory=TinySize)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=3000, learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, min_lr_ratio=0.05, precision="bf16"
+            steps=7000,
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            warmup_steps=20,
+            schedule="wsd",
+            min_lr_ratio=0.05,
+            decay_share=0.3,
+            precision="bf16",
         )
     )
 

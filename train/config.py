@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import shlex
 import sys
 import textwrap
 import types
@@ -80,6 +81,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + item.name] = _plain(value)
     return flat
+
+
+def command_line(module: str, config: Any) -> str:
+    """`python -m module --field value ...` that builds `config`: what differs from its class's defaults (all fields
+    need one)."""
+    defaults = flatten(type(config)())
+    words = ["python", "-m", module]
+    for name, value in flatten(config).items():
+        if value != defaults[name]:
+            words += [f"--{name}", *(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))]
+    return " ".join(words)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class FitResult:
     """step of the checkpoint this call went on from"""
     is_main: bool = True
     """whether this process is the one of a distributed run that should write results"""
+    shards: int = 1
+    """batches to an optimiser step, over devices and gradient accumulation"""
 
 
 def fit(
@@ -167,7 +169,9 @@ def fit(
             state = _run(trainer, batches, state, checkpoints, display, on_log)
     share = state.wait_seconds / state.seconds if state.seconds else 0.0
     accelerator.wait_for_everyone()
-    return FitResult(state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process)
+    return FitResult(
+        state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process, num_shards
+    )
 
 
 def _run(
@@ -330,7 +334,10 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     kwargs = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=config.find_unused_parameters
     )
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[kwargs])
+    # Told of the CPU, accelerate joins the processes of a launch without GPUs; else each of them would train apart.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available() or None, mixed_precision="no", kwargs_handlers=[kwargs]
+    )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
         raise ValueError(

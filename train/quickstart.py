@@ -22,9 +22,10 @@ from perception.evaluation.scenes import depth_tokenizer_of, scene_items
 from perception.model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig, train
-from train.config import flatten, parse_config
+from train.config import command_line, flatten, parse_config
 from train.loop import FitResult, LoopConfig
 from train.memory import PeakMemory, peak_memory
+from train.provenance import provenance
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
@@ -45,7 +46,7 @@ class QuickstartConfig:
     looks: tuple[str, ...] = ("standard", "shifted")
     aurora: AuroraConfig = field(
         default_factory=lambda: AuroraConfig(
-            loop=LoopConfig(steps=220, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
+            loop=LoopConfig(steps=500, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
         )
     )
 
@@ -136,6 +137,9 @@ def write_summary(
     """Writes `summary.json`: what was trained, what it reached, how long it took, how much memory; returns the last."""
     memory = peak_memory()
     summary = {
+        "command": command_line("train.quickstart", config),
+        **provenance(),
+        "seed": config.aurora.loop.seed,
         "minutes": round(seconds / 60, 2),
         "peak_memory_gb": {"process": round(memory.process / 1e9, 3), "largest_worker": round(memory.child / 1e9, 3)},
         "config": {name: value for name, value in flatten(config).items() if name not in _SET_BY_ARM},

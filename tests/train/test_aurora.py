@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,8 @@ def test_training_writes_a_stock_folder_that_answers(trained, model):
     assert torch.equal(stock.lm_head.weight, model.model.lm_head.weight)
     answer = model.ask(Image.new("RGB", (64, 48), "red"), "How many red cubes are there?", "chain", max_new_tokens=40)
     assert all(len(s.codes) == 4 for s in answer.spans if s.modality == "depth")
+    record = json.loads((out / "model" / "training.json").read_text())
+    assert record["steps"] == STEPS and record["samples_a_step"] == 12 and "--batch_size 12" in record["command"]
 
 
 def test_token_names_in_a_question_stay_text(model):
@@ -220,6 +224,21 @@ def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
     for file in (f"run/checkpoint-{STEPS}/model.safetensors", "model/model.safetensors"):
         mine, theirs = load_file(tmp_path / file), load_file(whole / file)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_two_processes_train_one_model(world, tmp_path):
+    """`accelerate launch` with two processes: the samples of both go into every step, and one of them writes."""
+    out = tmp_path / "model"
+    settings = {"run_dir": tmp_path / "run", "out": out, "num_scenes": 48, "batch_size": 3, "arm": "direct"}
+    settings |= {"loop.steps": 2, "loop.warmup_steps": 0, "loop.num_workers": 0} | world
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "train.aurora"]
+    command += [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(aurora.__file__).parents[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done: ") == 2
+    assert json.loads((out / "training.json").read_text())["samples_a_step"] == 6
+    assert PerceptionModel.from_pretrained(out).vocabulary.depth_codes == 8
 
 
 def test_comparison_and_report(model, tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from train.config import flatten, parse_config
+from train.aurora import AuroraConfig
+from train.config import command_line, flatten, parse_config
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,22 @@ def test_help_shows_every_field_with_type_default_and_meaning(capsys: pytest.Cap
 def test_flat_settings_are_plain_values() -> None:
     flat = flatten(Outer("n"))
     assert flat["loop.steps"] == 30 and flat["looks"] == ["standard"] and "loop" not in flat
+
+
+def test_a_command_line_builds_the_config_it_was_made_of() -> None:
+    argv = [
+        "--arm",
+        "direct",
+        "--store",
+        "my scenes",
+        "--curriculum.temperature",
+        "0.5",
+        "2.0",
+        "--loop.compile",
+        "true",
+    ]
+    config = parse_config(AuroraConfig, argv)
+    words = shlex.split(command_line("train.aurora", config))
+    assert words[:3] == ["python", "-m", "train.aurora"] and len(words) == 3 + len(argv)
+    assert parse_config(AuroraConfig, words[3:]) == config
+    assert command_line("train.aurora", AuroraConfig()) == "python -m train.aurora"

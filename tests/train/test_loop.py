@@ -233,13 +233,16 @@ def test_accumulation_equals_batch(tmp_path: Path) -> None:
 
 def _distributed_run(rank: int, world: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     model = tiny_model(dropout=0.0)
     model.average.requires_grad_(False)
     model.eval()
     model.train = lambda mode=True: model  # type: ignore[assignment, method-assign]  # the average is not synced here
     result = fit(model, make_batch, squared_error, replace(CONFIG, steps=6), folder)
+    assert result.shards == world, "the processes did not find each other"
     if result.is_main:
         torch.save({"weights": model.state_dict(), "loss": result.final_loss}, f"{folder}-{world}.pt")
 
