@@ -30,11 +30,11 @@ from rich.console import Console
 from benchmarks.bars import all_met, comparison_bars
 from benchmarks.comparison_page import DIRECT_COMMAND, comparison_page
 from benchmarks.outcomes import StaleOutcomes, StoredOutcomes
-from train.provenance import ROOT, provenance
 from perception.evaluation.comparison import Comparison, compare_with, print_comparison
 from perception.evaluation.interventions import INTERVENTIONS
 from perception.evaluation.scenes import HELD_OUT_SEED, Item, evaluate_items, scene_items
 from perception.model import PerceptionModel
+from train.provenance import ROOT, provenance
 
 AURORA = ROOT / "models" / "aurora-tiny"
 DIRECT = ROOT / "models" / "direct-tiny"

@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from train.provenance import ROOT
 from perception.chains import Answer
 from perception.evaluation.scenes import depth_tokenizer_of
 from perception.model import PerceptionModel, load_image
@@ -27,6 +26,7 @@ from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
 from perception.tokenizers import BoxTokenizer, DepthTokenizer, PointTokenizer
+from train.provenance import ROOT
 
 FIRST_SEED = 95_000_000
 RENDERED = 320

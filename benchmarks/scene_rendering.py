@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from train.provenance import ROOT, provenance
 from perception.scenes.render import render_scenes
 from train.aurora import AuroraConfig, train
 from train.loop import LoopConfig
+from train.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "scene_rendering.json"
 FIRST_SEED = 90_000_000

@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from train.provenance import ROOT, provenance
 from perception.datasets.motorcycle import motorcycle_depth
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.scenes.markers import MIN_GAP, choose_markers
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
+from train.provenance import ROOT, provenance
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors, nearest_is_right, order_is_right
 from vqvae.normalisation import nearness_to_depth

@@ -28,7 +28,6 @@ from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
 from vqvae import VQVAE
 
-
 TRAINING_FILE = "training.json"
 
 

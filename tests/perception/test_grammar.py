@@ -1,66 +1,18 @@
-"""The language of spans: the automaton, the logits processor, and the exports."""
+"""The language of spans: the automaton and the logits processor."""
 
 from __future__ import annotations
 
 import random
 import re
-import time
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
-from torch import Tensor
+from random_spans import EOS, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
+from tiny_models import build_llava, build_tokenizer, image_inputs
 
 from perception.grammar import GrammarState, SpanGrammar, SpanLogitsProcessor
 from perception.vocabulary import PerceptionVocabulary, Span, SpanError
-
-EOS = 2
-NUM_TEXT = 32
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"allow": ("depth",)},
-    {"allow": ("boxes",), "max_boxes": 2},
-    {"allow": ("boxes", "points"), "max_points": 1, "interleave": True},
-    {"ordered_boxes": False},
-    {"allow": (), "interleave": True},
-    {"max_boxes": 0},
-]
-
-
-def bound(**settings: Any) -> PerceptionVocabulary:
-    """A vocabulary whose ids stand in no order after 32 ids of text."""
-    vocabulary = PerceptionVocabulary(**settings)
-    ids = list(range(NUM_TEXT, NUM_TEXT + len(vocabulary.tokens)))
-    random.Random(0).shuffle(ids)
-    return PerceptionVocabulary(**settings, ids=dict(zip(vocabulary.tokens, ids, strict=True)))
-
-
-SMALL = bound(depth_codes=8, depth_grid=(2, 3), num_locations=12)
-
-
-def random_decodes(
-    grammar: SpanGrammar, batch: int, max_length: int, seed: int = 0, prompt: Tensor | None = None, spare: int = 7
-) -> list[list[int]]:
-    """Sequences sampled from random logits that favour STARTs and codes, as long as max_length or up to EOS."""
-    vocabulary = grammar.vocabulary
-    size = NUM_TEXT + len(vocabulary.tokens) + spare
-    generator = torch.Generator().manual_seed(seed)
-    processor = SpanLogitsProcessor(grammar, max_length=max_length)
-    bias = torch.zeros(size)
-    bias[[vocabulary.start_id(m) for m in ("depth", "boxes", "points")]] = 2.0
-    bias[EOS] = -1.0
-    ids = torch.zeros(batch, 0, dtype=torch.long) if prompt is None else prompt
-    done = torch.zeros(batch, dtype=torch.bool)
-    while ids.shape[1] < max_length and not done.all():
-        noise = -torch.empty(batch, size).exponential_(generator=generator).log_()  # Gumbel: argmax samples
-        chosen = (processor(ids, torch.zeros(batch, size)) + bias + noise).argmax(-1)
-        ids = torch.cat([ids, torch.where(done, 0, chosen)[:, None]], 1)
-        done |= chosen == EOS
-    return ids.tolist()
-
-
-# The processor
 
 
 def test_no_malformed_span_in_10_000_random_decodes() -> None:
@@ -187,27 +139,6 @@ def test_padding_rows_and_placeholders() -> None:
         SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, torch.zeros(1, 40))
 
 
-def test_overhead_is_small() -> None:
-    """A step of a large batch on a real vocabulary: the work is a few passes over the scores."""
-    vocabulary = bound()
-    grammar = SpanGrammar(vocabulary, vocab_size=32_000)
-    processor = SpanLogitsProcessor(grammar, max_length=4096)
-    ids, scores = torch.randint(3, NUM_TEXT, (8, 2048)), torch.randn(8, 32_000)
-    ids[:, -50] = vocabulary.start_id("depth")
-    ids[:, -49:] = vocabulary.code_ids("depth")[0]
-
-    def seconds(function: Any) -> float:
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    processor(ids, scores)
-    assert seconds(lambda: processor(ids, scores)) < 5 * seconds(lambda: scores.log_softmax(-1).argsort(-1))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -306,107 +237,3 @@ def test_a_batch_decodes_as_its_rows_alone() -> None:
         single = model.generate(**alone, max_new_tokens=24, do_sample=False, logits_processor=[processor])[0]
         answer = single[int(kept.sum()) :].tolist()
         assert out[i, inputs["input_ids"].shape[1] :][: len(answer)].tolist() == answer
-
-
-# Other engines
-
-
-def to_text(vocabulary: PerceptionVocabulary, ids: list[int], letters: str = "ab <DLOC_BX>9") -> str:
-    names = {i: name for name, i in vocabulary.ids.items()}
-    return "".join(names.get(i, letters[i % len(letters)]) for i in ids)
-
-
-def is_well_formed(grammar: SpanGrammar, text: str) -> bool:
-    """By the automaton, over token names and characters."""
-    vocabulary = grammar.vocabulary
-    pieces = re.split("(" + "|".join(map(re.escape, vocabulary.tokens)) + ")", text)
-    return grammar.accepts([vocabulary.ids.get(piece, 3) for piece in pieces if piece])
-
-
-def mutations(vocabulary: PerceptionVocabulary, text: str, rng: random.Random) -> list[str]:
-    """The text with a token or a character dropped, doubled, replaced or put in."""
-    pieces = [p for p in re.split(r"(<[A-Z]+_?\w*>)|(.)", text) if p]
-    changed = []
-    for _ in range(8):
-        at, new = rng.randrange(len(pieces) + 1), rng.choice([*vocabulary.tokens, "a", "<", "<LOC_12>", "<LOC_01>"])
-        kind = rng.randrange(4)
-        after = pieces[at + (kind in (0, 2)) :]
-        changed.append("".join(pieces[:at] + {0: [], 1: pieces[at : at + 1], 2: [new], 3: [new]}[kind] + after))
-    return changed
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("naming", ["default", "aurora"])
-def test_regex_matches_exactly_the_well_formed(settings: dict[str, Any], naming: str) -> None:
-    vocabulary = bound(depth_codes=11, depth_grid=(2, 2), num_locations=12, naming=naming)
-    grammar = SpanGrammar(vocabulary, **settings)
-    pattern, rng = re.compile(grammar.to_regex()), random.Random(0)
-    verdicts = {True: 0, False: 0}
-    for ids in random_decodes(grammar, 60, 24, spare=0):
-        text = to_text(vocabulary, ids)
-        assert pattern.fullmatch(text)
-        for other in mutations(vocabulary, text, rng):
-            expected = is_well_formed(grammar, other)
-            assert bool(pattern.fullmatch(other)) == expected, other
-            verdicts[expected] += 1
-    assert min(verdicts.values()) > 50
-
-
-def test_regex_of_the_default_vocabulary() -> None:
-    vocabulary = bound()
-    pattern = re.compile(SpanGrammar(vocabulary).to_regex())
-    boxes, depth = Span("boxes", (9, 10, 9, 99)), Span("depth", (127,) * 100)
-    answer = f"There are {vocabulary.span_text(boxes)}{vocabulary.span_text(depth)} 1."
-    assert pattern.fullmatch(answer) and pattern.fullmatch("a < b, <LOC_100> and <DEPTH_128> are text")
-    for n in range(100):
-        one = f"<BOX_START><LOC_{n}><LOC_0><LOC_{{}}><LOC_0><BOX_END>"
-        assert [bool(pattern.fullmatch(one.format(m))) for m in range(100)] == [m >= n for m in range(100)]
-    assert not pattern.fullmatch(answer.replace("<DEPTH_127>", "", 1))
-
-
-def ebnf_to_regex(grammar: str) -> str:
-    """GBNF without recursion, its rules put into one another."""
-    rules = dict(line.split(" ::= ") for line in grammar.strip().split("\n"))
-
-    def expand(rule: str) -> str:
-        out = ""
-        for token in re.findall(r'"[^"]*"|\[[^\]]*\]|[a-z][a-z-]*|\{[\d,]*\}|[()|*]', rule):
-            if token[0] == '"':
-                out += re.escape(token[1:-1])
-            elif token in rules:
-                out += f"(?:{expand(rules[token])})"
-            else:
-                out += "(?:" if token == "(" else token
-        return out
-
-    return expand(rules["root"])
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_ebnf_matches_the_well_formed(settings: dict[str, Any]) -> None:
-    grammar = SpanGrammar(SMALL, **settings)
-    loose = SpanGrammar(SMALL, **{**settings, "ordered_boxes": False})
-    pattern, rng = re.compile(ebnf_to_regex(grammar.to_ebnf())), random.Random(0)
-    for ids in random_decodes(grammar, 60, 24, spare=0):
-        text = to_text(SMALL, ids, "ab >9BLOC_X")  # without a bare "<"
-        assert pattern.fullmatch(text)
-        for other in mutations(SMALL, text, rng):
-            if "<<" not in other and not re.search("<LOC_(01|12)>|<$|<a", other):
-                assert bool(pattern.fullmatch(other)) == is_well_formed(loose, other), other
-
-
-def test_ebnf_reads_well() -> None:
-    lines = SpanGrammar(bound()).to_ebnf().splitlines()
-    assert lines[0] == "root ::= ( depth | boxes | points | text )*"
-    assert 'depth ::= "<DEPTH_START>" depth-code{100} "<DEPTH_END>"' in lines
-    assert 'location ::= "<LOC_" ( [0-9] | [1-9] [0-9] ) ">"' in lines
-    assert SpanGrammar(bound(), max_boxes=15).to_ebnf().count("box{0,15}") == 1
-
-
-def test_decoded_text_of_a_tokenizer_is_what_the_regex_reads() -> None:
-    tokenizer = build_tokenizer()
-    vocabulary = PerceptionVocabulary().extend(build_llama(tokenizer), tokenizer)
-    ids = vocabulary.encode_plain(tokenizer, "Boxes ") + vocabulary.span_ids(Span("boxes", (1, 2, 3, 4)))
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    assert text == "Boxes <BOX_START><LOC_1><LOC_2><LOC_3><LOC_4><BOX_END>"
-    assert re.fullmatch(SpanGrammar(vocabulary).to_regex(), text)
