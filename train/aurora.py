@@ -22,10 +22,11 @@ from perception.vocabulary import PerceptionVocabulary
 from train.attention import use_plain_attention
 from train.base import IGNORE, save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
-from train.config import command_line, flatten, parse_config
+from train.config import command_line, fingerprint, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
+from train.optimizer import parameter_groups
 from vqvae import VQVAE
 
 TRAINING_FILE = "training.json"
@@ -65,7 +66,13 @@ class AuroraConfig:
     weights: TokenWeights = field(default_factory=TokenWeights)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=7000, learning_rate=1e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.03, precision="bf16"
+            steps=7000,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup_steps=60,
+            min_lr_ratio=0.03,
+            precision="bf16",
+            find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
         )
     )
 
@@ -96,23 +103,6 @@ def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tu
             rows = part["task"] == task
             sums.setdefault(TASKS[task], []).append(losses[rows].sum().detach() / weights[rows].sum())
     return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
-
-
-def _parameter_groups(model: Any, tower: nn.Module, ratio: float, decay_rows: bool) -> list[dict[str, Any]]:
-    """The tower at its own rate; the embedding tables without weight decay where old rows must stay as they are."""
-    tower.requires_grad_(ratio > 0)
-    tower_ids = {id(p) for p in tower.parameters()}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tower_ids]
-    tables = {id(t.weight) for t in (model.get_input_embeddings(), model.get_output_embeddings())}
-    kept = [p for p in rest if id(p) in tables and not decay_rows]
-    kept_ids = {id(p) for p in kept}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if id(p) not in kept_ids]},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    if ratio > 0:
-        groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": ratio})
-    return groups
 
 
 def _adapt(model: Any, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> Any:
@@ -178,8 +168,7 @@ def train(config: AuroraConfig) -> FitResult:
     use_plain_attention(model.model.language_model)
     tower = model.model.vision_tower
     model = _adapt(model, vocabulary, config)
-    groups = _parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")
-    settings = {k: v for k, v in flatten(config).items() if not k.startswith("loop.") and k not in ("run_dir", "out")}
+    groups = parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")
     result = fit(
         model,
         batches,
@@ -188,7 +177,7 @@ def train(config: AuroraConfig) -> FitResult:
         config.run_dir,
         param_groups=groups,
         title=config.arm,
-        fingerprint=settings,
+        fingerprint=fingerprint(config, free=("run_dir", "out")),
     )
     if result.is_main:
         save(model, processor, vocabulary, depth_tokenizer, Path(config.out))

@@ -23,8 +23,9 @@ from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from train.attention import use_plain_attention
 from train.augment import normalise_pixels, photometric, to_pixels
-from train.config import flatten, parse_config
+from train.config import fingerprint, parse_config
 from train.loop import LoopConfig, fit
+from train.optimizer import parameter_groups
 from train.tiny import (
     NUM_IMAGE_TOKENS,
     TinySize,
@@ -237,13 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     start_numbers(model, tokenizer)
     start_layers(model, batches(0, 0, 1)["pixel_values"])
     use_plain_attention(model.model.language_model)
-    tower_parameters = list(model.model.vision_tower.parameters())
-    model.model.vision_tower.requires_grad_(config.tower_lr_ratio > 0)
-    taken = {id(p) for p in tower_parameters}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in taken], "lr_scale": 1.0}]
-    if config.tower_lr_ratio > 0:
-        groups.append({"params": tower_parameters, "lr_scale": config.tower_lr_ratio})
-    settings = {k: v for k, v in flatten(config).items() if not k.startswith("loop.") and k not in ("run_dir", "out")}
+    groups = parameter_groups(model, model.model.vision_tower, config.tower_lr_ratio)
     result = fit(
         model,
         batches,
@@ -252,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         Path(config.run_dir),
         param_groups=groups,
         title="base",
-        fingerprint=settings,
+        fingerprint=fingerprint(config, free=("run_dir", "out")),
     )
     if result.is_main:
         save_half(model, Path(config.out))

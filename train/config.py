@@ -83,6 +83,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def fingerprint(config: Any, free: Sequence[str]) -> dict[str, Any]:
+    """The settings of a recipe that decide what is trained: all but `free`, and but its loop's, which `fit` knows."""
+    return {name: v for name, v in flatten(config).items() if name not in free and not name.startswith("loop.")}
+
+
 def command_line(module: str, config: Any) -> str:
     """`python -m module --field value ...` that builds `config`: what differs from its class's defaults (all fields
     need one)."""

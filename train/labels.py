@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import track
 
 from perception.scenes.store import SceneStore
@@ -23,16 +24,20 @@ def _fingerprint(tokenizer: VQVAE) -> str:
     return digest.hexdigest()[:12]
 
 
-@torch.no_grad()
 def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
 
     The file's name carries a fingerprint of the tokenizer's weights: another tokenizer never reads these codes.
     """
     path = Path(store.folder) / f"depth-codes-{_fingerprint(tokenizer)}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    tokenizer.eval()
+    with FileLock(path.with_suffix(".lock")):  # of several processes of one training the first encodes, the others wait
+        if not path.exists():
+            _encode(store, tokenizer.eval(), path)
+    return np.load(path, mmap_mode="r")
+
+
+@torch.no_grad()
+def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
     both: list[list[np.ndarray]] = [[], []]
     for start in track(range(0, len(store), _BATCH), description="depth codes", transient=True):
         depth = torch.from_numpy(store.depth[start : start + _BATCH].astype(np.float32))
@@ -43,4 +48,3 @@ def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, codes)
     temporary.replace(path)
-    return codes

@@ -62,3 +62,22 @@ def build_optimizer(
     if not groups:
         raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def parameter_groups(
+    model: Any, tower: nn.Module, tower_lr_ratio: float, decay_rows: bool = True
+) -> list[dict[str, Any]]:
+    """Groups for `build_optimizer`: the vision tower at its own rate (frozen here where the ratio is 0), and the
+    embedding tables without weight decay where old rows must stay as they are."""
+    tower.requires_grad_(tower_lr_ratio > 0)
+    of_tower = {id(p) for p in tower.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in of_tower]
+    tables = {id(t.weight) for t in (model.get_input_embeddings(), model.get_output_embeddings())}
+    kept = [p for p in rest if id(p) in tables and not decay_rows]
+    kept_ids = {id(p) for p in kept}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if id(p) not in kept_ids]},
+        {"params": kept, "weight_decay": 0.0},
+        {"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": tower_lr_ratio},
+    ]
+    return [group for group in groups if group["params"]]

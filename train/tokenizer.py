@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
-from train.config import flatten, parse_config
+from train.config import fingerprint, parse_config
 from train.depth_augment import training_batch
 from train.loop import FitResult, LoopConfig, fit
 from vqvae import VQVAE, VQVAEConfig
@@ -108,13 +108,8 @@ def train(config: TokenizerConfig) -> FitResult:
     store = SceneStore.build(config.store, seeds, image_size=size)
     model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = DepthBatches(store, config.batch_size, config.loop.seed)
-    free = (
-        "run_dir",
-        "out",
-        "store",
-        "num_held_out",
-    )  # what may change when a run is resumed; `fit` sees to loop's own
-    settings = {k: v for k, v in flatten(config).items() if k not in free and not k.startswith("loop.")}
+    free = ("run_dir", "out", "store", "num_held_out")  # what may change when a run is resumed
+    settings = fingerprint(config, free)
     result = fit(
         model, batches, tokenizer_loss, config.loop, Path(config.run_dir), title="tokenizer", fingerprint=settings
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import Progress
 
 from perception.scenes.render import SceneObject, render_scenes
@@ -86,19 +87,26 @@ class SceneStore:
         """
         folder = Path(folder)
         wanted = {"look": look, "image_size": image_size, "seeds": [int(s) for s in seeds]}
-        if (folder / "scenes.json").exists():
-            store = cls.open(folder)
-            same = store.look == look and list(store.seeds) == wanted["seeds"] and store.images.shape[1] == image_size
-            if not same:
-                raise ValueError(f"{folder} holds other scenes than asked for; delete it or name another folder")
-            return store
         folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # of several processes of one training the first renders, the others wait
+            if not (folder / "scenes.json").exists():
+                cls._render(folder, wanted, workers)
+        store = cls.open(folder)
+        same = store.look == look and list(store.seeds) == wanted["seeds"] and store.images.shape[1] == image_size
+        if not same:
+            raise ValueError(f"{folder} holds other scenes than asked for; delete it or name another folder")
+        return store
+
+    @classmethod
+    def _render(cls, folder: Path, wanted: dict, workers: int | None) -> None:
+        """Renders what is missing of the shards, then joins them."""
         plan = folder / "plan.json"
         if plan.exists() and json.loads(plan.read_text()) != wanted:
             raise ValueError(f"{folder} is a half-built store of other scenes; delete it or name another folder")
         plan.write_text(json.dumps(wanted))
-        shards = [[int(s) for s in seeds[i : i + SHARD]] for i in range(0, len(seeds), SHARD)]
-        jobs = [(folder, i, s, look, image_size) for i, s in enumerate(shards) if not _shard_path(folder, i).exists()]
+        seeds, look, size = wanted["seeds"], wanted["look"], wanted["image_size"]
+        shards = [seeds[i : i + SHARD] for i in range(0, len(seeds), SHARD)]
+        jobs = [(folder, i, s, look, size) for i, s in enumerate(shards) if not _shard_path(folder, i).exists()]
         with Progress(transient=True) as progress:
             task = progress.add_task(f"rendering {look} scenes", total=sum(len(j[2]) for j in jobs))
             workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
@@ -110,7 +118,6 @@ class SceneStore:
                     for done in pool.imap_unordered(_render_shard, jobs):
                         progress.advance(task, done)
         cls._join(folder, wanted, len(shards))
-        return cls.open(folder)
 
     @staticmethod
     def _join(folder: Path, wanted: dict, num_shards: int) -> None:

@@ -227,14 +227,16 @@ def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
 
 
 def test_two_processes_train_one_model(world, tmp_path):
-    """`accelerate launch` with two processes: the samples of both go into every step, and one of them writes."""
+    """As `torchrun` starts them on a CPU: the samples of both go into every step, and one of them writes."""
     out = tmp_path / "model"
     settings = {"run_dir": tmp_path / "run", "out": out, "num_scenes": 48, "batch_size": 3, "arm": "direct"}
     settings |= {"loop.steps": 2, "loop.warmup_steps": 0, "loop.num_workers": 0} | world
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "train.aurora"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "train.aurora"]
     command += [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(aurora.__file__).parents[1])
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else None
+    root = Path(aurora.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=root, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done: ") == 2
     assert json.loads((out / "training.json").read_text())["samples_a_step"] == 6
