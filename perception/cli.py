@@ -1,4 +1,4 @@
-"""The command line: `perception ask`, `perception evaluate`, `perception info`."""
+"""The command line: `perception ask`, `evaluate`, `info`, `tokenize`, `detokenize`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from perception.model import PerceptionModel
+    from vqvae import VQVAE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
 console = Console()
@@ -103,6 +104,72 @@ def info(model: Model = None) -> None:
     table.add_row("perception tokens", str(len(vocabulary.tokens)))
     table.add_row("depth tokenizer", "yes" if perception.depth_tokenizer is not None else "none")
     console.print(table)
+
+
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", "-t", help="Folder or hub name; default: the shipped depth-scenes-100.")
+]
+
+
+def _load_tokenizer(name: str | None) -> VQVAE:
+    import torch
+
+    from perception.shipped import shipped
+    from vqvae import VQVAE
+
+    model = VQVAE.from_pretrained(name if name is not None else shipped("depth-scenes-100"))
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+@app.command()
+def tokenize(
+    source: Annotated[Path, typer.Argument(help="A depth file (npy, png, pfm, exr, mat ..) or a folder of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (and a .json beside it) or .txt.")],
+    tokenizer: Tokenizer = None,
+    meaning: Annotated[str, typer.Option(help="depth, or inverse for disparity and inverse depth.")] = "depth",
+    scale: Annotated[
+        float | None, typer.Option(help="Metres a unit; default: 0.001 for 16-bit images, 1 for others.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of a file that holds several.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Maps encoded at once.", min=1)] = 32,
+    shard: Annotated[
+        str, typer.Option(help="i/n: job i (from 0) of n side by side; shown in the name of OUT.")
+    ] = "0/1",
+) -> None:
+    """Turn depth maps into codes. A job that was stopped goes on where it was."""
+    from perception.datasets.depth_files import DepthFormat
+    from perception.depth_jobs import tokenize as run
+
+    index, count = _shard(shard)
+    if count > 1:
+        out = out.with_name(f"{out.stem}-{index:05d}-of-{count:05d}{out.suffix}")
+    codes = run(source, out, _load_tokenizer(tokenizer), DepthFormat(meaning, scale, key), batch_size, (index, count))
+    console.print(f"{len(codes.names)} maps of {codes.codes.shape[1]} codes: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def detokenize(
+    codes: Annotated[Path, typer.Argument(help="What `perception tokenize` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the maps are written to.")],
+    tokenizer: Tokenizer = None,
+    form: Annotated[
+        str, typer.Option("--format", help="npy (unit of the input), png (16-bit millimetres) or color (a picture).")
+    ] = "npy",
+    batch_size: Annotated[int, typer.Option(help="Maps decoded at once.", min=1)] = 32,
+) -> None:
+    """Turn codes back into depth maps, each of its own size and range."""
+    from perception.datasets.code_files import DepthCodes
+    from perception.depth_jobs import detokenize as run
+
+    written = run(DepthCodes.read(codes), out, _load_tokenizer(tokenizer), form, batch_size)
+    console.print(f"{len(written)} maps: {out}", markup=False, soft_wrap=True)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard must read i/n, such as 0/4, got {text!r}")
+    return int(index), int(count)
 
 
 def main() -> None:

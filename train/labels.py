@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,12 @@ from vqvae import VQVAE
 _BATCH = 256
 
 
-def _fingerprint(tokenizer: VQVAE) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
 
     The file's name carries a fingerprint of the tokenizer's weights: another tokenizer never reads these codes.
     """
-    path = Path(store.folder) / f"depth-codes-{_fingerprint(tokenizer)}.npy"
+    path = Path(store.folder) / f"depth-codes-{tokenizer.fingerprint()}.npy"
     with FileLock(path.with_suffix(".lock")):  # of several processes of one training the first encodes, the others wait
         if not path.exists():
             _encode(store, tokenizer.eval(), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ class VQVAE(
     def codebook(self) -> Tensor:
         """(K, D): the vectors of the codes"""
         return self.quantizer.codebook
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the weights' SHA-256: codes belong to the tokenizer of the same ones."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def normalise(self, depth: Tensor, mask: Tensor | None = None) -> Normalised:
         """Depth (B, H, W) and its validity (B, H, W) to what the encoder sees. Raises ValueError for bad input."""

@@ -1,0 +1,169 @@
+"""Depth maps from every kind of file, to codes in every kind of file, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perception.datasets.code_files import DepthCodes
+from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
+from perception.depth_jobs import detokenize, tokenize
+from vqvae import VQVAE, VQVAEConfig
+
+DEPTH = np.linspace(1, 4, 12 * 20, dtype=np.float32).reshape(12, 20)
+ENDINGS = ("npy", "npz", "png", "tif", "pfm", "exr", "h5", "mat")
+
+
+def write(path: Path, depth: np.ndarray) -> Path:
+    """Depth in metres by the ending's own custom."""
+    if path.suffix == ".npy":
+        np.save(path, depth)
+    elif path.suffix == ".npz":
+        np.savez(path, rgb=np.zeros(3), depth=depth)
+    elif path.suffix in (".png", ".tif"):
+        Image.fromarray(np.round(depth * 1000).astype(np.uint16)).save(path)
+    elif path.suffix == ".pfm":
+        path.write_bytes(b"Pf\n%d %d\n-1.0\n" % depth.shape[::-1] + depth[::-1].astype("<f4").tobytes())
+    elif path.suffix == ".exr":
+        openexr = pytest.importorskip("OpenEXR")
+        header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+        openexr.File(header, {"Z": np.ascontiguousarray(depth)}).write(str(path))
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            file["depths"] = depth.T if path.suffix == ".mat" else depth
+    return path
+
+
+def model_of(seed: int = 0) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(VQVAEConfig(image_size=16, downsample=8, codebook_size=8, codebook_dim=4, channels=8)).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> VQVAE:
+    return model_of()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_kind_of_file_holds_the_same_depth(ending: str, tmp_path: Path) -> None:
+    ((suffix, depth),) = read_depth(write(tmp_path / f"d.{ending}", DEPTH))
+    assert suffix == "" and depth.dtype == torch.float32
+    torch.testing.assert_close(depth, torch.from_numpy(DEPTH), atol=5.1e-4, rtol=0)
+
+
+def test_many_maps_in_one_file_disparity_and_units(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.npy", np.stack([DEPTH, 2 * DEPTH]))
+    assert [suffix for suffix, _ in read_depth(file)] == [":0", ":1"]
+    disparity = np.where(DEPTH > 2, 10 / DEPTH, 0)
+    ((_, depth),) = read_depth(write(tmp_path / "e.npy", disparity), DepthFormat("inverse", scale=10.0))
+    assert torch.equal(depth.isnan(), torch.from_numpy(DEPTH <= 2))
+    torch.testing.assert_close(depth[depth.isfinite()], torch.from_numpy(DEPTH[DEPTH > 2]))
+
+
+def broken(path: Path) -> Path:
+    path.write_bytes(write(path, DEPTH).read_bytes()[:60])
+    return path
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_cut_short_is_named(ending: str, tmp_path: Path) -> None:
+    file = broken(tmp_path / f"d.{ending}")
+    with pytest.raises(ValueError, match=rf"d\.{ending} cannot be read as depth .*fetch or write it anew"):
+        list(read_depth(file))
+
+
+def test_what_is_no_depth_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    np.savez(tmp_path / "two.npz", a=DEPTH, b=DEPTH)
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    for name, said in (("photo.png", "mode RGB"), ("two.npz", "holds a, b"), ("words.npy", r"<U1 of shape \(1,\)")):
+        with pytest.raises(ValueError, match=said):
+            list(read_depth(tmp_path / name))
+    with pytest.raises(ValueError, match=r"unknown ending '.jpg'; known: .*\.exr"):
+        list(read_depth(tmp_path / "a.jpg"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no depth file"):
+        depth_files(tmp_path / "empty")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five maps of two sizes in nested folders."""
+    source = tmp_path / "maps"
+    (source / "b").mkdir(parents=True)
+    write(source / "a.png", DEPTH)
+    write(source / "b" / "a.png", DEPTH[::-1])
+    write(source / "many.npy", np.random.default_rng(0).uniform(1, 5, (3, 9, 7)).astype(np.float32))
+    return source
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npy", "txt"])
+def test_codes_survive_their_file_and_decode_to_size_and_unit(
+    ending: str, folder: Path, tmp_path: Path, model: VQVAE
+) -> None:
+    out = tmp_path / f"codes.{ending}"
+    made = tokenize(folder, out, model, batch_size=2)
+    read = DepthCodes.read(out)
+    assert made.names == read.names == ("a.png", "b/a.png", "many.npy:0", "many.npy:1", "many.npy:2")
+    assert np.array_equal(made.codes, read.codes) and np.array_equal(made.ranges, read.ranges)
+    assert read.codes[0].tolist() == model.encode(torch.from_numpy(np.round(DEPTH, 3))[None]).flatten().tolist()
+    written = detokenize(read, tmp_path / "back", model)
+    assert [p.relative_to(tmp_path / "back").as_posix() for p in written][1:3] == ["b/a.png.npy", "many.npy-0.npy"]
+    first = np.load(written[0])
+    assert first.shape == DEPTH.shape and 0.99 <= first.min() <= first.max() <= 4.01
+    assert np.load(written[2]).shape == (9, 7)
+    pictures = detokenize(read, tmp_path / "back", model, "color")
+    assert Image.open(pictures[0]).size == (20, 12)
+    ((_, again),) = read_depth(detokenize(read, tmp_path / "back", model, "png")[0])
+    np.testing.assert_allclose(again, first, atol=5.1e-4)
+
+
+def test_a_job_stopped_by_a_bad_file_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, model: VQVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perception.depth_jobs.FILES_A_PART", 1)
+    bad, out = write(folder / "many2.npy", np.full((4, 4), np.nan, np.float32)), tmp_path / "codes.npy"
+    with pytest.raises(ValueError, match=r"many2\.npy holds no valid depth"):
+        tokenize(folder, out, model)
+    assert not out.exists() and len(list(tmp_path.glob("codes.npy.parts/part-*.npy"))) == 3
+    with pytest.raises(ValueError, match="another job has done so far"):
+        tokenize(folder, out, model, DepthFormat(scale=2.0))
+    write(bad, DEPTH)
+    (folder / "a.png").write_bytes(b"")  # done before, so it is not read again
+    assert len(tokenize(folder, out, model).names) == 6
+    assert not out.with_name("codes.npy.parts").exists()
+
+
+def test_shards_make_up_the_whole(folder: Path, tmp_path: Path, model: VQVAE) -> None:
+    whole = tokenize(folder, tmp_path / "w.txt", model)
+    shards = [tokenize(folder, tmp_path / f"{i}.txt", model, shard=(i, 2)) for i in range(2)]
+    assert sorted(whole.names) == sorted(name for shard in shards for name in shard.names)
+    with pytest.raises(ValueError, match="make fewer shards"):
+        tokenize(folder, tmp_path / "x.txt", model, shard=(7, 8))
+
+
+def test_codes_of_another_tokenizer_and_broken_files_of_codes_are_refused(
+    folder: Path, tmp_path: Path, model: VQVAE
+) -> None:
+    codes = tokenize(folder, tmp_path / "c.txt", model)
+    with pytest.raises(ValueError, match="decode with the one that made them"):
+        detokenize(codes, tmp_path / "back", model_of(1))
+    assert not (tmp_path / "back").exists()
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.7, got 0\.\.8"):
+        replace(codes, codes=np.where(codes.codes == codes.codes.max(), 8, 0))
+    for ending in ("parquet", "npy", "txt"):
+        path = tmp_path / f"d.{ending}"
+        codes.write(path)
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(ValueError, match=rf"d\.{ending} is no whole file of depth codes"):
+            DepthCodes.read(path)
+        with pytest.raises(ValueError, match=r"gone.* does not exist; write it by `perception tokenize`"):
+            DepthCodes.read(tmp_path / f"gone.{ending}")
+    with pytest.raises(ValueError, match="files of codes end in .npy, .parquet, .txt"):
+        codes.write(tmp_path / "c.csv")
