@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from perception.cli import app
 from perception.datasets.code_files import DepthCodes
 from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
 from perception.depth_jobs import detokenize, tokenize
@@ -71,6 +73,7 @@ def broken(path: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, of the TIFF
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_cut_short_is_named(ending: str, tmp_path: Path) -> None:
     file = broken(tmp_path / f"d.{ending}")
@@ -167,3 +170,21 @@ def test_codes_of_another_tokenizer_and_broken_files_of_codes_are_refused(
             DepthCodes.read(tmp_path / f"gone.{ending}")
     with pytest.raises(ValueError, match="files of codes end in .npy, .parquet, .txt"):
         codes.write(tmp_path / "c.csv")
+
+
+def test_the_command_line_goes_there_and_back(folder: Path, tmp_path: Path, model: VQVAE) -> None:
+    model.save_pretrained(tmp_path / "tokenizer")
+    chosen = ["--tokenizer", str(tmp_path / "tokenizer")]
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [*map(str, arguments), *chosen], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "4 maps of 4 codes" in run("tokenize", folder, "--out", tmp_path / "c.npy", "--shard", "0/2")
+    made = sorted(path.name for path in tmp_path.glob("c-*"))
+    assert made == ["c-00000-of-00002.json", "c-00000-of-00002.npy"]
+    said = run("detokenize", tmp_path / "c-00000-of-00002.npy", "--out", tmp_path / "back", "--format", "png")
+    assert "maps: " in said and (tmp_path / "back" / "a.png.png").exists()
+    with pytest.raises(ValueError, match="--shard must read i/n, such as 0/4, got '1'"):
+        CliRunner().invoke(app, ["tokenize", str(folder), "-o", "c.npy", "--shard", "1"], catch_exceptions=False)
