@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.tokenizers.locations import text_to_codes
 from perception.vocabulary import PerceptionVocabulary, Span
 
 
@@ -146,9 +147,9 @@ def _read_text(path: Path) -> DepthCodes:
     header = json.loads(first.removeprefix("# "))
     vocabulary = PerceptionVocabulary(depth_codes=header["codebook_size"], depth_grid=tuple(header["grid"]))
     cells = [line.split("\t") for line in lines]
-    spans = [vocabulary.parse_text(row[5]) for row in cells]
+    codes = [text_to_codes(vocabulary, "depth", row[5]) for row in cells]
     ranges, sizes = ([(kind(row[at]), kind(row[at + 1])) for row in cells] for kind, at in ((float, 1), (int, 3)))
-    return _build(header, [json.loads(row[0]) for row in cells], [span.codes for (span,) in spans], ranges, sizes)
+    return _build(header, [json.loads(row[0]) for row in cells], codes, ranges, sizes)
 
 
 def _build(header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: Any) -> DepthCodes:
