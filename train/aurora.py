@@ -7,6 +7,7 @@ curriculum. `--arm direct` trains the baseline on the same images: it only ever 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
 from train.optimizer import parameter_groups
 from vqvae import VQVAE
+from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 TRAINING_FILE = "training.json"
 
@@ -180,7 +182,7 @@ def train(config: AuroraConfig) -> FitResult:
         fingerprint=fingerprint(config, free=("run_dir", "out")),
     )
     if result.is_main:
-        save(model, processor, vocabulary, depth_tokenizer, Path(config.out))
+        save(model, processor, vocabulary, find_folder(config.depth_tokenizer), Path(config.out))
         record = json.dumps(training_record(config, result), indent=1)
         (Path(config.out) / TRAINING_FILE).write_text(record + "\n")
     return result
@@ -199,12 +201,14 @@ def training_record(config: AuroraConfig, result: FitResult) -> dict[str, Any]:
     }
 
 
-def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth: VQVAE, out: Path) -> None:
-    """A merged, stock transformers folder with the vocabulary and the depth tokenizer beside it."""
+def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth_tokenizer: Path, out: Path) -> None:
+    """A merged, stock transformers folder; beside it the vocabulary and the depth tokenizer's own files."""
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     save_half(merged, out)
     processor.save_pretrained(out)
-    depth.save_pretrained(out / "depth_tokenizer")
+    (out / "depth_tokenizer").mkdir(exist_ok=True)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        shutil.copyfile(depth_tokenizer / name, out / "depth_tokenizer" / name)
     vocabulary.save(out)
 
 
