@@ -25,6 +25,7 @@ from vqvae import VQVAE
 from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
+_FOREIGN_GAP = 3  # of 99, that the nearest marker of a foreign map must lead by
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
 
 
@@ -49,11 +50,13 @@ class TaskMaker:
         return np.round(values.numpy() * 99).astype(int).clip(0, 99)
 
     def make(
-        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator
+        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, foreign: bool = False
     ) -> tuple[Tensor, Example] | None:
         """(image, example), or None where the scene does not lend itself to the task.
 
-        `codes`: depth codes (h * w,) of the scene as it stands, mirrored or not.
+        Args:
+            codes: depth codes (h * w,) of the scene as it stands, mirrored or not.
+            foreign: the codes are another scene's; what a depth chain answers is then what they say.
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
@@ -78,9 +81,12 @@ class TaskMaker:
         if task == chains.ATOMIC_POINTS:
             return question.image, chains.atomic_points(drawn)
         readings = self.readings(codes, question.points_xy)
-        if LETTERS[int(readings.argmax())] != question.answer:
+        nearest = LETTERS[int(readings.argmax())]
+        if foreign and np.diff(np.sort(readings))[-1] < _FOREIGN_GAP:
+            return None
+        if not foreign and nearest != question.answer:
             return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
-        return question.image, chains.chain_depth(question.text, drawn, depth, readings.tolist(), question.answer)
+        return question.image, chains.chain_depth(question.text, drawn, depth, readings.tolist(), nearest)
 
 
 @dataclass(frozen=True)
@@ -119,24 +125,28 @@ class TaskBatches:
             return direct_only(self.curriculum)
         return task_shares(self.curriculum, step / max(1, self.steps))
 
-    def _row(self, task: str, rng: np.random.Generator) -> tuple[Tensor, Example]:
+    def _row(self, task: str, rng: np.random.Generator) -> tuple[Tensor, Example, bool]:
+        """Image, example, and whether the map in it is another image's."""
+        share = self.curriculum.foreign_maps if task == chains.CHAIN_DEPTH else 0.0
+        foreign = share > 0 and bool(rng.random() < share)
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
             scene = Scene.from_store(self.store, index)
             scene = scene.flipped() if mirrored else scene
-            made = self.maker.make(task, scene, self.codes[mirrored, index], rng)
+            shown = int(rng.integers(len(self.store))) if foreign else index
+            made = self.maker.make(task, scene, self.codes[mirrored, shown], rng, foreign)
             if made is not None:
-                return made
+                return *made, foreign
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
-    def _encode(self, example: Example) -> tuple[list[int], list[int], list[float]]:
+    def _encode(self, example: Example, foreign: bool = False) -> tuple[list[int], list[int], list[float]]:
         vocabulary = self.maker.vocabulary
         head = list(self.head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
         tail = [*encode_target(self.text_tokenizer, vocabulary, example.target), self.text_tokenizer.eos_token_id]
         depth, locations = set(vocabulary.code_ids("depth")), set(vocabulary.code_ids("boxes"))
+        of_map = 0.0 if foreign else self.weights.depth
         weight = [
-            self.weights.depth if i in depth else self.weights.location if i in locations else self.weights.text
-            for i in tail
+            of_map if i in depth else self.weights.location if i in locations else self.weights.text for i in tail
         ]
         return head + tail, [IGNORE] * len(head) + tail, weight
 
@@ -144,9 +154,9 @@ class TaskBatches:
         rng = np.random.default_rng((self.seed, step, rank))
         tasks = draw_tasks(self.shares(step), self.batch_size, rng)
         rows = [self._row(task, rng) for task in tasks]
-        encoded = [self._encode(example) for _, example in rows]
+        encoded = [self._encode(example, foreign) for _, example, foreign in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        pixels = normalise_pixels(photometric(to_pixels(torch.stack([image for image, _ in rows])), generator))
+        pixels = normalise_pixels(photometric(to_pixels(torch.stack([image for image, _, _ in rows])), generator))
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
         halves = [order[: len(order) // 2], order[len(order) // 2 :]] if len(order) > 1 else [order]
         return [self._collate(half, encoded, tasks, pixels) for half in halves]

@@ -41,6 +41,9 @@ class CurriculumConfig:
     """share of depth tasks beside counting tasks, in every kind"""
     points_share: float = 0.15
     """of the atomic depth tasks, the share that draws marked points instead of the map"""
+    foreign_maps: float = 0.0
+    """of the depth chains, the share whose map is another image's: not learned, but read, and answered from. The image
+    shows the truth too, so without these nothing makes a model read the map it drew"""
     temperature: tuple[float, float] = (0.3, 3.0)
     """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
 
@@ -49,7 +52,7 @@ class CurriculumConfig:
             raise ValueError(f"unknown schedule {self.schedule!r}; known schedules: {', '.join(SCHEDULES)}")
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
-        for name in ("atomic_start", "atomic_end", "chain_share", "depth_share", "points_share"):
+        for name in ("atomic_start", "atomic_end", "chain_share", "depth_share", "points_share", "foreign_maps"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 

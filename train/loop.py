@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from train.checkpoints import Checkpoints, RunState
+from train.memory import release_memory
 from train.optimizer import build_optimizer, learning_rate_at
 from train.progress import Display, RunLog
 from train.scalars import RunningMean, Scalars, to_floats
@@ -297,6 +298,7 @@ def _batches(batch_fn: BatchFn, config: LoopConfig, accelerator: Accelerator, st
         workers = {"prefetch_factor": config.prefetch, "worker_init_fn": _one_thread}
         if sys.platform.startswith("linux"):
             workers["multiprocessing_context"] = "fork"  # batch functions may be closures over large stores
+            release_memory()
     loader: DataLoader[Any] = DataLoader(
         _Steps(batch_fn, parts, accelerator.process_index, accelerator.num_processes),
         batch_size=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_world import make_world
 from transformers import AutoModelForImageTextToText
 
-from perception.chains import TASKS
+from perception.chains import CHAIN_DEPTH, TASKS
 from perception.evaluation.comparison import compare
 from perception.evaluation.report import comparison_html, example_figures, write_report
 from perception.evaluation.scenes import scene_items
@@ -45,7 +46,7 @@ def keep_the_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("train.batches._ATTEMPTS", 200)
 
     def readings(maker: TaskMaker, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return np.random.default_rng(int(points.sum() * 1e6)).permutation(len(points))
+        return 10 * np.random.default_rng(int(points.sum() * 1e6)).permutation(len(points))
 
     patch.setattr(TaskMaker, "readings", readings)
 
@@ -142,6 +143,20 @@ def test_only_targets_are_supervised_and_spans_are_whole(taken):
             vocabulary.parse(target)  # raises for a malformed span
             prompt = ids[: int(supervised.nonzero()[0])].tolist()
             assert not set(prompt) & set(vocabulary.ids.values())
+
+
+def test_a_foreign_map_is_read_and_not_learned(world, tmp_path):
+    """The chain goes through another image's map: readings and answer are the map's, and its codes weigh nothing."""
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=1.0)
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    batch = made(3, 0, 1)
+    vocabulary = made.maker.vocabulary
+    depth = torch.isin(batch[0]["labels"], torch.tensor(vocabulary.code_ids("depth")))
+    assert depth.any() and not batch[0]["weights"][depth].any()
+    assert (batch[0]["weights"][(batch[0]["labels"] >= 0) & ~depth] > 0).all()
+    row = made._row(CHAIN_DEPTH, np.random.default_rng(0))[1]
+    said = dict(re.findall(r"([A-E]) (\d+)", row.target[-1]))
+    assert row.answer == max(said, key=lambda letter: int(said[letter]))
 
 
 def test_the_baseline_sees_direct_tasks_only(world, tmp_path):
