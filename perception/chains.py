@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS = "atomic_depth", "atomic_boxes", "atomic_points"
+ATOMIC_READINGS = "atomic_readings"
 CHAIN_COUNT, CHAIN_DEPTH = "chain_count", "chain_depth"
 DIRECT_COUNT, DIRECT_DEPTH = "direct_count", "direct_depth"
-ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS)
+ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS, ATOMIC_READINGS)
 CHAIN = (CHAIN_COUNT, CHAIN_DEPTH)
 DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
 TASKS = (*ATOMIC, *CHAIN, *DIRECT)
@@ -60,6 +61,14 @@ def atomic_boxes(things: str, boxes: Span) -> Example:
 
 def atomic_points(points: Span) -> Example:
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
+
+
+def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]) -> Example:
+    """A depth map, then places on it (spans of one point) and what the map says there: 0 farthest .. 99 nearest."""
+    read: list[str | Span] = []
+    for point, value in zip(points, readings, strict=True):
+        read += [point, f" {value}"]
+    return Example(ATOMIC_READINGS, "Draw the depth map and read it at points.", (depth, *read), "")
 
 
 def direct(task: str, question: str, answer: str) -> Example:

@@ -1,10 +1,11 @@
-"""The grammar of spans in transformers' `generate`."""
+"""The grammar of spans on batches of ids, and in transformers' `generate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -60,12 +61,100 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
     return _Tables(kinds.to(device), codes.to(device), masks.to(device), location_ids.to(device))
 
 
+class GrammarMasks:
+    """The automaton of `SpanGrammar` on batches of sequences: what may follow them, and their prefixes."""
+
+    def __init__(self, grammar: SpanGrammar):
+        self.grammar = grammar
+        self._tables: dict[tuple[torch.device, int], _Tables] = {}
+
+    def after(self, ids: Tensor, num_logits: int, count: int = 1, remaining: Tensor | None = None) -> Tensor:
+        """Which ids may come after the last `count` prefixes of sequences, the shortest prefix first.
+
+        Args:
+            ids: (B, L), any padding on the left; well-formed as far as they go, else what follows means nothing.
+            num_logits: V, columns of the answer.
+            count: of prefixes: of `ids` without their last count - 1 ids, .., of `ids` whole.
+            remaining: (B, count), room in tokens after each prefix; None for no limit. No span is started that has not
+                the room to end, and boxes and points are ended in time.
+
+        Returns:
+            (B, count, V) bool.
+        """
+        tables = self._tables_for(ids.device, num_logits)
+        modality, seen = self._open_spans(tables, ids, count)  # (B, count) each
+        allowed = tables.masks[self._states(modality, seen, remaining)]  # (B, count, V), a copy
+        if remaining is not None:
+            for name in self.grammar.allow:
+                allowed[..., self.grammar.vocabulary.start_id(name)] &= remaining >= self.grammar.shortest(name)
+        if self.grammar.ordered_boxes:
+            bounded = (modality == 1 + MODALITIES.index("boxes")) & (seen % 4 >= 2)  # (B, count)
+            if bool(bounded.any()):
+                # x2 stands two after x1, y2 two after y1
+                two_before = F.pad(ids, (count + 1, 0), value=-1)[:, -count - 1 : -1]  # (B, count)
+                lowest = torch.where(bounded, tables.codes[_lookup(tables, two_before)], 0)  # (B, count)
+                bins = torch.arange(len(tables.location_ids), device=ids.device)  # (N,)
+                allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
+        return allowed
+
+    def _tables_for(self, device: torch.device, num_logits: int) -> _Tables:
+        key = (device, num_logits)
+        if key not in self._tables:
+            self._tables[key] = _build_tables(self.grammar, num_logits, device)
+        return self._tables[key]
+
+    def _open_spans(self, tables: _Tables, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Of prefixes of ids (B, L): the open span's modality, 1 + its place in MODALITIES or 0; its codes: (B, count).
+
+        A span is open where the last id that is no code is a START.
+        """
+        ids = F.pad(ids, (1, 0), value=-1)  # no prefix is empty
+        length = ids.shape[1]
+        width = min(length, self.grammar.vocabulary.depth_length + 1 + count)
+        while True:
+            kinds = tables.kinds[_lookup(tables, ids[:, length - width :])]  # (B, width)
+            places = torch.arange(width, device=ids.device)
+            last = torch.where(kinds != _CODE, places, -1).cummax(1).values[:, width - count :]  # (B, count)
+            if width == length or bool((last[:, 0] >= 0).all()):
+                break
+            width = min(length, 2 * width)
+        kind = kinds.gather(1, last.clamp_min(0))  # (B, count)
+        modality = torch.where(kind == _CODE, _OTHER, kind)  # codes that no START begins are nobody's
+        return modality, places[width - count :] - last
+
+    def _states(self, modality: Tensor, seen: Tensor, remaining: Tensor | None) -> Tensor:
+        """Rows of `masks` for open spans with so many codes; all (B, count)."""
+
+        def grouped(name: str, any_or_end: int, end: int) -> Tensor:
+            size, most = GROUP_SIZES[name], self.grammar.most_codes(name)
+            full = seen >= (torch.inf if most is None else most)
+            if remaining is not None:
+                full = full | (remaining <= size)
+            return torch.where(seen % size == 0, torch.where(full, end, any_or_end), _LOCATION)
+
+        states = torch.stack(
+            [
+                torch.full_like(seen, _OUTSIDE),
+                torch.where(seen < self.grammar.vocabulary.depth_length, _DEPTH_CODE, _DEPTH_END),
+                grouped("boxes", _BOX_OR_END, _BOX_END),
+                grouped("points", _POINT_OR_END, _POINT_END),
+            ]
+        )  # (4, B, count)
+        return states.gather(0, modality[None])[0]
+
+
+def mask_scores(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Scores (..., V) with -inf where an id is not allowed; 0 for all allowed ones where none has a finite score."""
+    masked = scores.masked_fill(~allowed, -torch.inf)
+    stuck = masked.amax(-1, keepdim=True) == -torch.inf  # (..., 1)
+    return masked.masked_fill(stuck & allowed, 0)
+
+
 class SpanLogitsProcessor(LogitsProcessor):
     """Lets `generate` write well-formed spans only, whatever the model: greedy, sampled, beams, batches, any number of
     spans and mixed modalities, and spans that the prompt begins.
 
-    The state is read from the ids at every step, so beams may be reordered and one processor may serve many calls. A
-    span is open where the last id that is no code is a START; only the ids since then are looked at.
+    The state is read from the ids at every step, so beams may be reordered and one processor may serve many calls.
 
     The prompt must be well-formed as far as it goes. Where other processors have left no allowed id, all allowed ones
     get the score 0.
@@ -82,70 +171,15 @@ class SpanLogitsProcessor(LogitsProcessor):
         """
         self.grammar = grammar
         self.max_length = max_length
-        self._tables: dict[tuple[torch.device, int], _Tables] = {}
+        self._masks = GrammarMasks(grammar)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) with -inf for every id that may not follow input_ids (B, L)."""
-        key = (scores.device, scores.shape[-1])
-        if key not in self._tables:
-            self._tables[key] = _build_tables(self.grammar, scores.shape[-1], scores.device)
-        tables = self._tables[key]
-        remaining = None if self.max_length is None else self.max_length - input_ids.shape[1]
-        modality, count = self._open_spans(tables, input_ids)  # (B,), (B,)
-        allowed = tables.masks[self._states(modality, count, remaining)]  # (B, V), a copy
-        if remaining is not None:
-            for name in self.grammar.allow:
-                if remaining < self.grammar.shortest(name):
-                    allowed[:, self.grammar.vocabulary.start_id(name)] = False
-        if self.grammar.ordered_boxes and input_ids.shape[1] >= 2:
-            # x2 stands two after x1, y2 two after y1
-            partner = tables.codes[_lookup(tables, input_ids[:, -2])]  # (B,)
-            bounded = (modality == 1 + MODALITIES.index("boxes")) & (count % 4 >= 2)
-            lowest = torch.where(bounded, partner, 0)  # (B,)
-            bins = torch.arange(len(tables.location_ids), device=scores.device)  # (N,)
-            allowed[:, tables.location_ids] &= bins >= lowest[:, None]  # (B, N)
-        masked = scores.masked_fill(~allowed, -torch.inf)  # (B, V)
-        stuck = masked.amax(-1, keepdim=True) == -torch.inf  # (B, 1)
-        return masked.masked_fill(stuck & allowed, 0)
-
-    def _open_spans(self, tables: _Tables, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Of sequences (B, L): the open span's modality (B,), 1 + its place in MODALITIES or 0; its codes (B,)."""
-        length = input_ids.shape[1]
-        if length == 0:
-            zeros = input_ids.new_zeros(input_ids.shape[0], dtype=torch.long)
-            return zeros, zeros
-        width = min(length, self.grammar.vocabulary.depth_length + 2)
-        while True:
-            kinds = tables.kinds[_lookup(tables, input_ids[:, length - width :])]  # (B, width)
-            places = torch.arange(width, device=input_ids.device)
-            last = torch.where(kinds != _CODE, places, -1).amax(1)  # (B,): of the last id that is no code
-            if width == length or bool((last >= 0).all()):
-                break
-            width = min(length, 2 * width)
-        kind = kinds.gather(1, last.clamp_min(0)[:, None])[:, 0]  # (B,)
-        modality = torch.where(kind == _CODE, _OTHER, kind)  # codes that no START begins are nobody's
-        return modality, width - 1 - last
-
-    def _states(self, modality: Tensor, count: Tensor, remaining: int | None) -> Tensor:
-        """Rows of `masks` (B,) for open spans (B,) with so many codes (B,)."""
-
-        def grouped(name: str, any_or_end: int, end: int) -> Tensor:
-            size, most = GROUP_SIZES[name], self.grammar.most_codes(name)
-            no_room = remaining is not None and remaining <= size
-            full = (
-                torch.ones_like(count, dtype=torch.bool) if no_room else count >= (torch.inf if most is None else most)
-            )
-            return torch.where(count % size == 0, torch.where(full, end, any_or_end), _LOCATION)
-
-        states = torch.stack(
-            [
-                torch.full_like(count, _OUTSIDE),
-                torch.where(count < self.grammar.vocabulary.depth_length, _DEPTH_CODE, _DEPTH_END),
-                grouped("boxes", _BOX_OR_END, _BOX_END),
-                grouped("points", _POINT_OR_END, _POINT_END),
-            ]
-        )  # (4, B)
-        return states.gather(0, modality[None])[0]
+        rows, length = input_ids.shape
+        remaining = None
+        if self.max_length is not None:
+            remaining = torch.full((rows, 1), self.max_length - length, device=input_ids.device)
+        return mask_scores(scores, self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0])
 
 
 def _lookup(tables: _Tables, ids: Tensor) -> Tensor:

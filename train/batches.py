@@ -25,7 +25,9 @@ from vqvae import VQVAE
 from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
-_FOREIGN_GAP = 3  # of 99, that the nearest marker of a foreign map must lead by
+_SHOWN_GAP = 3  # of 99, that the nearest marker of a foreign or noisy map must lead by
+_READINGS = 20  # points at which a map is read
+_MOST_NOISE = 0.5  # of the codes of a noisy map are random
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
 
 
@@ -50,13 +52,14 @@ class TaskMaker:
         return np.round(values.numpy() * 99).astype(int).clip(0, 99)
 
     def make(
-        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, foreign: bool = False
+        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, shown: np.ndarray | None = None
     ) -> tuple[Tensor, Example] | None:
         """(image, example), or None where the scene does not lend itself to the task.
 
         Args:
-            codes: depth codes (h * w,) of the scene as it stands, mirrored or not.
-            foreign: the codes are another scene's; what a depth chain answers is then what they say.
+            codes: depth codes (h * w,) to be drawn: of the scene as it stands, mirrored or not.
+            shown: codes (h * w,) that stand in their place where they are read, noisy or another image's; what a depth
+                chain answers is then what these say. None: `codes` themselves.
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
@@ -72,6 +75,11 @@ class TaskMaker:
             if task == chains.DIRECT_COUNT:
                 return scene.image, chains.direct(task, count.text, str(count.answer))
             return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
+        if task == chains.ATOMIC_READINGS:
+            places = [self._points(point[None]) for point in rng.random((_READINGS, 2), dtype=np.float32)]
+            centres = np.concatenate([PointTokenizer(self.vocabulary.num_locations).decode(p.codes) for p in places])
+            readings = self.readings(codes if shown is None else shown, np.asarray(centres, np.float32))
+            return scene.image, chains.atomic_readings(depth, places, readings.tolist())
         question = depth_question(scene, rng)
         if question is None:
             return None
@@ -80,11 +88,11 @@ class TaskMaker:
         drawn = self._points(question.points_xy)
         if task == chains.ATOMIC_POINTS:
             return question.image, chains.atomic_points(drawn)
-        readings = self.readings(codes, question.points_xy)
+        readings = self.readings(codes if shown is None else shown, question.points_xy)
         nearest = LETTERS[int(readings.argmax())]
-        if foreign and np.diff(np.sort(readings))[-1] < _FOREIGN_GAP:
+        if shown is not None and np.diff(np.sort(readings))[-1] < _SHOWN_GAP:
             return None
-        if not foreign and nearest != question.answer:
+        if shown is None and nearest != question.answer:
             return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
         return question.image, chains.chain_depth(question.text, drawn, depth, readings.tolist(), nearest)
 
@@ -96,6 +104,22 @@ class TokenWeights:
     depth: float = 0.15
     location: float = 0.5
     text: float = 1.0
+
+
+@dataclass(frozen=True)
+class _TaskRow:
+    """A sample before it is encoded."""
+
+    image: Tensor
+    example: Example
+    shown: np.ndarray | None
+    """depth codes that the model reads where `example` has those it shall draw"""
+    foreign: bool
+    """whether the map is another image's, and so not to be learned"""
+
+
+def _happens(share: float, rng: np.random.Generator) -> bool:
+    return share > 0 and bool(rng.random() < share)
 
 
 @dataclass(frozen=True)
@@ -125,38 +149,49 @@ class TaskBatches:
             return direct_only(self.curriculum)
         return task_shares(self.curriculum, step / max(1, self.steps))
 
-    def _row(self, task: str, rng: np.random.Generator) -> tuple[Tensor, Example, bool]:
-        """Image, example, and whether the map in it is another image's."""
-        share = self.curriculum.foreign_maps if task == chains.CHAIN_DEPTH else 0.0
-        foreign = share > 0 and bool(rng.random() < share)
+    def _row(self, task: str, rng: np.random.Generator) -> _TaskRow:
+        curriculum = self.curriculum
+        with_map = task in (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH)
+        foreign = task == chains.ATOMIC_READINGS
+        foreign = foreign or (task == chains.CHAIN_DEPTH and _happens(curriculum.foreign_maps, rng))
+        noisy = with_map and not foreign and _happens(curriculum.noisy_maps, rng)
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
             scene = Scene.from_store(self.store, index)
             scene = scene.flipped() if mirrored else scene
-            shown = int(rng.integers(len(self.store))) if foreign else index
-            made = self.maker.make(task, scene, self.codes[mirrored, shown], rng, foreign)
+            codes = self.codes[mirrored, int(rng.integers(len(self.store))) if foreign else index]
+            shown = codes if foreign else None
+            if noisy:
+                hit = rng.random(codes.shape) < rng.random() * _MOST_NOISE
+                shown = np.where(hit, rng.integers(self.maker.tokenizer.config.codebook_size, size=codes.shape), codes)
+            made = self.maker.make(task, scene, codes, rng, shown)
             if made is not None:
-                return *made, foreign
+                return _TaskRow(*made, shown, foreign)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
-    def _encode(self, example: Example, foreign: bool = False) -> tuple[list[int], list[int], list[float]]:
-        vocabulary = self.maker.vocabulary
+    def _encode(self, row: _TaskRow) -> tuple[list[int], list[int], list[float]]:
+        """Ids, labels, and the weight of each target token."""
+        vocabulary, example = self.maker.vocabulary, row.example
         head = list(self.head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
         tail = [*encode_target(self.text_tokenizer, vocabulary, example.target), self.text_tokenizer.eos_token_id]
-        depth, locations = set(vocabulary.code_ids("depth")), set(vocabulary.code_ids("boxes"))
-        of_map = 0.0 if foreign else self.weights.depth
-        weight = [
-            of_map if i in depth else self.weights.location if i in locations else self.weights.text for i in tail
-        ]
-        return head + tail, [IGNORE] * len(head) + tail, weight
+        depth_ids = vocabulary.code_ids("depth")
+        depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
+        of_map = 0.0 if row.foreign else self.weights.depth
+        of_place = 0.0 if example.task == chains.ATOMIC_READINGS else self.weights.location  # random, not to be learned
+        weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
+        read = tail
+        if row.shown is not None:
+            shown = iter(row.shown.tolist())
+            read = [depth_ids[next(shown)] if i in depth else i for i in tail]
+        return head + read, [IGNORE] * len(head) + tail, weight
 
     def __call__(self, step: int, rank: int, world: int) -> list[dict[str, Tensor]]:
         rng = np.random.default_rng((self.seed, step, rank))
         tasks = draw_tasks(self.shares(step), self.batch_size, rng)
         rows = [self._row(task, rng) for task in tasks]
-        encoded = [self._encode(example, foreign) for _, example, foreign in rows]
+        encoded = [self._encode(row) for row in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        pixels = normalise_pixels(photometric(to_pixels(torch.stack([image for image, _, _ in rows])), generator))
+        pixels = normalise_pixels(photometric(to_pixels(torch.stack([row.image for row in rows])), generator))
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
         halves = [order[: len(order) // 2], order[len(order) // 2 :]] if len(order) > 1 else [order]
         return [self._collate(half, encoded, tasks, pixels) for half in halves]

@@ -16,6 +16,7 @@ from perception.chains import (
     ATOMIC_BOXES,
     ATOMIC_DEPTH,
     ATOMIC_POINTS,
+    ATOMIC_READINGS,
     CHAIN_COUNT,
     CHAIN_DEPTH,
     DIRECT_COUNT,
@@ -41,9 +42,16 @@ class CurriculumConfig:
     """share of depth tasks beside counting tasks, in every kind"""
     points_share: float = 0.15
     """of the atomic depth tasks, the share that draws marked points instead of the map"""
+    readings_share: float = 0.0
+    """of the atomic depth tasks, the share that reads a map, another image's, at many points: to find a place on a map
+    by its location tokens takes long to learn, and a chain asks for it two to five times only"""
     foreign_maps: float = 0.0
     """of the depth chains, the share whose map is another image's: not learned, but read, and answered from. The image
     shows the truth too, so without these nothing makes a model read the map it drew"""
+    noisy_maps: float = 0.0
+    """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
+    drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is
+    also what lets many tokens be drawn at once (`perception.decoding`)"""
     temperature: tuple[float, float] = (0.3, 3.0)
     """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
 
@@ -52,9 +60,22 @@ class CurriculumConfig:
             raise ValueError(f"unknown schedule {self.schedule!r}; known schedules: {', '.join(SCHEDULES)}")
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
-        for name in ("atomic_start", "atomic_end", "chain_share", "depth_share", "points_share", "foreign_maps"):
+        for name in (
+            "atomic_start",
+            "atomic_end",
+            "chain_share",
+            "depth_share",
+            "points_share",
+            "foreign_maps",
+            "noisy_maps",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.points_share + self.readings_share > 1:
+            raise ValueError(
+                f"points_share ({self.points_share}) and readings_share ({self.readings_share}) must not exceed 1 "
+                "together"
+            )
 
 
 def kind_shares(config: CurriculumConfig, progress: float) -> tuple[float, float, float]:
@@ -81,8 +102,9 @@ def task_shares(config: CurriculumConfig, progress: float) -> dict[str, float]:
     atomic, chain, direct = kind_shares(config, progress)
     depth, count = config.depth_share, 1 - config.depth_share
     return {
-        ATOMIC_DEPTH: atomic * depth * (1 - config.points_share),
+        ATOMIC_DEPTH: atomic * depth * (1 - config.points_share - config.readings_share),
         ATOMIC_POINTS: atomic * depth * config.points_share,
+        ATOMIC_READINGS: atomic * depth * config.readings_share,
         ATOMIC_BOXES: atomic * count,
         CHAIN_DEPTH: chain * depth,
         CHAIN_COUNT: chain * count,

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from tiny_world import make_world
 from transformers import AutoModelForImageTextToText
 
-from perception.chains import CHAIN_DEPTH, TASKS
+from perception.chains import ATOMIC_READINGS, CHAIN_DEPTH, TASKS
 from perception.evaluation.comparison import compare
 from perception.evaluation.report import comparison_html, example_figures, write_report
 from perception.evaluation.scenes import scene_items
 from perception.model import PerceptionModel, Prompt
+from perception.tokenizers.points import PointTokenizer
+from perception.vocabulary import Span
 from train import aurora
 from train.aurora import AuroraConfig, LoraSettings, task_loss
 from train.batches import TaskBatches, TaskMaker
@@ -154,9 +156,35 @@ def test_a_foreign_map_is_read_and_not_learned(world, tmp_path):
     depth = torch.isin(batch[0]["labels"], torch.tensor(vocabulary.code_ids("depth")))
     assert depth.any() and not batch[0]["weights"][depth].any()
     assert (batch[0]["weights"][(batch[0]["labels"] >= 0) & ~depth] > 0).all()
-    row = made._row(CHAIN_DEPTH, np.random.default_rng(0))[1]
-    said = dict(re.findall(r"([A-E]) (\d+)", row.target[-1]))
-    assert row.answer == max(said, key=lambda letter: int(said[letter]))
+    example = made._row(CHAIN_DEPTH, np.random.default_rng(0)).example
+    said = dict(re.findall(r"([A-E]) (\d+)", example.target[-1]))
+    assert example.answer == max(said, key=lambda letter: int(said[letter]))
+
+
+def test_a_map_is_read_at_many_points(world, tmp_path):
+    """Only what is read is learned: the map is another image's, and the points are random."""
+    curriculum = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    part, vocabulary = made(3, 0, 1)[0], made.maker.vocabulary
+    codes = torch.tensor([*vocabulary.code_ids("depth"), *vocabulary.code_ids("boxes")])
+    assert not part["weights"][torch.isin(part["labels"], codes)].any()
+    row = made._row(ATOMIC_READINGS, np.random.default_rng(0))
+    depth, *read = row.example.target
+    assert depth.codes == tuple(row.shown)
+    places = np.concatenate([PointTokenizer(vocabulary.num_locations).decode(p.codes) for p in read[::2]])
+    assert [int(text) for text in read[1::2]] == made.maker.readings(row.shown, places.astype(np.float32)).tolist()
+
+
+def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, noisy_maps=1.0)
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    row = made._row(CHAIN_DEPTH, np.random.default_rng(0))
+    drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
+    assert tuple(row.shown) != drawn.codes
+    ids, labels, _ = made._encode(row)
+    depth_ids = made.maker.vocabulary.code_ids("depth")
+    assert [depth_ids.index(i) for i in ids if i in depth_ids] == row.shown.tolist()
+    assert [depth_ids.index(i) for i in labels if i in depth_ids] == list(drawn.codes)
 
 
 def test_the_baseline_sees_direct_tasks_only(world, tmp_path):

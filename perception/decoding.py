@@ -1,0 +1,326 @@
+"""Spans at the speed of an answer: several tokens a forward, and not one of them another than plain decoding gives.
+
+Each forward takes the last confirmed id and a window of guesses behind it (`perception.drafts`). The guesses that the
+model itself would have chosen are confirmed, with one id more that it chose behind them; the rest is thrown away and
+its predictions become the next guesses. Greedy answers are the same ids as one at a time; sampled ones have the same
+distribution: a guess g is taken with the probability that the model gives it, and where it is refused the id is drawn
+from what is left (speculative sampling, Leviathan et al., arXiv 2211.17192, with drafts that are certain of
+themselves).
+
+Rows of a batch are confirmed at different speeds. The cache keeps a slot for every token that was fed; refused ones are
+masked, and cut off where no row needs what lies behind them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perception.drafts import RowDraft
+from perception.grammar import SpanGrammar
+from perception.span_processor import GrammarMasks, mask_scores
+from perception.vocabulary import PerceptionVocabulary
+
+_logger = logging.getLogger(__name__)
+_MAX_JUNK = 64  # masked slots of the cache before it is packed
+_SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are drawn; greedy by default. As in transformers: temperature, then top_k, then top_p."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: all"""
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}; do_sample=False is greedy")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], got {self.top_k} and {self.top_p}")
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(..., V) of masked scores (..., V)."""
+        scores = scores / self.temperature
+        if self.top_k and self.top_k < scores.shape[-1]:
+            least = scores.topk(self.top_k).values[..., -1:]
+            scores = scores.masked_fill(scores < least, -torch.inf)
+        if self.top_p < 1:
+            ordered, order = scores.sort(descending=True)
+            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            kept = (before < self.top_p).scatter(-1, order, before < self.top_p)
+            scores = scores.masked_fill(~kept, -torch.inf)
+        return scores.softmax(-1)
+
+
+@dataclass
+class DecodingTrace:
+    """What a call of `decode` took."""
+
+    forwards: int = 0
+    """of the model, the prompt's included"""
+    fed: int = 0
+    """tokens of all rows behind the prompt, refused ones included"""
+    confirmed: int = 0
+
+
+class _Row:
+    """One unfinished answer."""
+
+    def __init__(self, index: int, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
+        self.index = index
+        self.draft = RowDraft(vocabulary, draft)
+        self.ids: list[int] = []
+        self.span: list[int] = []
+        """the newest ids, from the last that is no code: all that the grammar looks at"""
+        self._roles = vocabulary.id_roles
+        self._read(prompt)
+
+    def _read(self, ids: Sequence[int]) -> None:
+        for token in ids:
+            role = self._roles.get(token)
+            self.span = [*self.span, token] if role is not None and role.kind == "code" else [token]
+
+    def confirm(self, new: Sequence[int], predicted: Sequence[int]) -> None:
+        self.ids += new
+        self._read(new)
+        self.draft.confirm(new, predicted)
+
+    def fed(self, width: int, filler: int) -> list[int]:
+        """The last confirmed id and guesses behind it; `filler` where there are none."""
+        ids = [self.ids[-1], *self.draft.guesses(width - 1)]
+        return ids + [filler] * (width - len(ids))
+
+
+def why_not(model: Any, cache: Any) -> str | None:
+    """Why several tokens a forward would be unsafe with this model, in words; None where they are not."""
+    for layer in cache.layers:
+        if getattr(layer, "is_sliding", False) or not getattr(layer, "is_croppable", hasattr(layer, "crop")):
+            return f"its cache has layers that cannot be cropped ({type(layer).__name__})"
+        if not isinstance(getattr(layer, "keys", None), Tensor):
+            return f"its cache has layers without keys ({type(layer).__name__})"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    return None
+
+
+class SpanDecoder:
+    """Decodes answers of one model under one grammar."""
+
+    def __init__(self, model: Any, grammar: SpanGrammar, window: int = 32):
+        """`window`: tokens of a row fed to a forward at most. Raises ValueError where it is below 2."""
+        if window < 2:
+            raise ValueError(f"window must be at least 2, the last id and a guess; got {window}")
+        self.model = model
+        self.grammar = grammar
+        self.window = window
+        self._masks = GrammarMasks(grammar)
+        self._head: Any = None  # the output layer, where it may be cut; False where it may not
+        self._warned = False
+
+    @torch.no_grad()
+    def decode(
+        self,
+        inputs: dict[str, Tensor],
+        drafts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling | None = None,
+        trace: DecodingTrace | None = None,
+    ) -> list[list[int]] | None:
+        """Ids of each row's answer behind its prompt, the stop id included where one was reached.
+
+        Args:
+            inputs: of the processor: input_ids (B, T), padded on the left, attention_mask, and the images.
+            drafts: a row each, what its answer may look like; may be empty.
+            max_new_tokens: of a row.
+
+        Returns:
+            None where the model's cache does not allow it (a warning says why, once): decode one by one instead.
+        """
+        from transformers import DynamicCache
+
+        trace, sampling = trace or DecodingTrace(), sampling or Sampling()
+        prompt, mask = inputs["input_ids"], inputs["attention_mask"]
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        logits = self._prefill(inputs, cache)  # (B, 1, V)
+        trace.forwards += 1
+        if reason := why_not(self.model, cache):
+            if not self._warned:
+                _logger.warning(
+                    "decoding one token at a time: %s has no other way, %s", type(self.model).__name__, reason
+                )
+                self._warned = True
+            return None
+        batch = _Batch(self.model, cache, mask)
+        rows = [
+            _Row(i, ids, draft, self.grammar.vocabulary)
+            for i, (ids, draft) in enumerate(zip(prompt.tolist(), drafts, strict=True))
+        ]
+        done: dict[int, list[int]] = {}
+        room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
+        num_logits = logits.shape[-1]
+        allowed = self._masks.after(prompt, num_logits, remaining=room)  # (B, 1, V)
+        predicted = _choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
+        self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
+        while rows:
+            keep = [n for n, row in enumerate(rows) if row.ids[-1] not in stop_ids and len(row.ids) < max_new_tokens]
+            if len(keep) < len(rows):
+                done |= {row.index: row.ids for n, row in enumerate(rows) if n not in keep}
+                rows = [rows[n] for n in keep]
+                if not rows:
+                    break
+                batch.select(keep)
+            width = min(self.window, 1 + max(len(row.draft.guesses(self.window - 1)) for row in rows))
+            fed = torch.tensor([row.fed(width, stop_ids[0]) for row in rows], device=prompt.device)  # (b, width)
+            left = torch.tensor([max_new_tokens - len(row.ids) for row in rows], device=prompt.device)
+            remaining = left[:, None] - torch.arange(width, device=prompt.device)  # (b, width)
+            allowed = self._masks.after(_sequences(rows, fed), num_logits, width, remaining)  # (b, width, V)
+            scores = self._scores(batch, fed, allowed)
+            trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
+            predicted = _choose(scores, fed[:, 1:], sampling)  # (b, width)
+            taken = _taken(predicted, fed, left, stop_ids)
+            batch.keep(taken, width)
+            self._confirm(rows, predicted.tolist(), taken, trace)
+        return [done[i] for i in range(len(drafts))]
+
+    def _confirm(self, rows: list[_Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
+        for row, ids, count in zip(rows, predicted, taken, strict=True):
+            row.confirm(ids[:count], ids[count:])
+            trace.confirmed += count
+
+    def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> Tensor:
+        """Logits (B, 1, V) behind the prompt."""
+        given = dict(inputs)
+        if not _has_rope_deltas(self.model):
+            given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        if self._head is None:
+            self._head = self._find_head(given)
+        logits: Tensor = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits
+
+    def _find_head(self, inputs: dict[str, Tensor]) -> Any:
+        """The output layer, where the model's logits are just what it makes of the last hidden states; else False."""
+        head, inner = self.model.get_output_embeddings(), self.model.base_model
+        if not isinstance(head, torch.nn.Linear) or inner is self.model:
+            return False
+        hidden = inner(**inputs, use_cache=False).last_hidden_state[:, -1:]  # (B, 1, D)
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits  # (B, 1, V)
+        return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
+
+    def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
+        """Masked scores (b, width, V) behind each fed id; what is not allowed is -inf."""
+        given = batch.inputs(fed)
+        if self._head is False:
+            return mask_scores(self.model(**given).logits.float(), allowed)
+        hidden = self.model.base_model(**given).last_hidden_state  # (b, width, D)
+        columns = allowed.flatten(0, 1).any(0).nonzero()[:, 0]  # (C,)
+        if len(columns) * _SLICE_SHARE > allowed.shape[-1]:
+            return mask_scores(self._head(hidden).float(), allowed)
+        bias = None if self._head.bias is None else self._head.bias[columns]
+        cut = mask_scores(F.linear(hidden, self._head.weight[columns], bias).float(), allowed[..., columns])
+        scores = cut.new_full(allowed.shape, -torch.inf)
+        scores[..., columns] = cut
+        return scores
+
+
+def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
+    """(b, L + width): what of each row the grammar looks at, -1 to its left, then the ids fed (b, width)."""
+    before = [row.span[:-1] for row in rows]  # the newest id is fed
+    longest = max(len(ids) for ids in before)
+    padded = [[-1] * (longest - len(ids)) + ids for ids in before]
+    return torch.cat([torch.tensor(padded, dtype=torch.long, device=fed.device).view(len(rows), longest), fed], 1)
+
+
+def _choose(scores: Tensor, guesses: Tensor | None, sampling: Sampling) -> Tensor:
+    """Ids (b, width) for masked scores (b, width, V): a guess (b, width - 1) that is taken stays what it is."""
+    if not sampling.do_sample:
+        return scores.argmax(-1)
+    odds = sampling.probabilities(scores)  # (b, width, V)
+    flat = odds.flatten(0, 1)  # (b * width, V)
+    if guesses is None or not guesses.shape[1]:
+        return torch.multinomial(flat, 1).view(odds.shape[:2])
+    chance = odds[:, :-1].gather(-1, guesses[..., None])[..., 0]  # (b, width - 1)
+    taken = torch.rand_like(chance) < chance
+    others = odds.clone()
+    others[:, :-1].scatter_(-1, guesses[..., None], 0.0)
+    certain = others.sum(-1, keepdim=True) <= 0  # the guess was the only choice, and so was taken
+    drawn = torch.multinomial(torch.where(certain, odds, others).flatten(0, 1), 1).view(odds.shape[:2])
+    drawn[:, :-1] = torch.where(taken, guesses, drawn[:, :-1])
+    return drawn
+
+
+def _taken(predicted: Tensor, fed: Tensor, left: Tensor, stop_ids: Sequence[int]) -> list[int]:
+    """How many of the predicted ids (b, width) of each row hold: up to the first that parts from its guess, the room
+    `left` (b,), or a stop id."""
+    matches = (predicted[:, :-1] == fed[:, 1:]).long().cumprod(1).sum(1) + 1  # (b,)
+    counts = torch.minimum(matches, left).tolist()
+    ends = torch.isin(predicted, torch.tensor(list(stop_ids), device=predicted.device)).tolist()
+    return [next((n + 1 for n in range(count) if row[n]), count) for row, count in zip(ends, counts, strict=True)]
+
+
+def _has_rope_deltas(model: Any) -> bool:
+    """Whether the model counts positions of its own (Qwen-VL): ids behind a prompt then stand rope_deltas further."""
+    return hasattr(getattr(model, "model", None), "rope_deltas")
+
+
+class _Batch:
+    """The cache of unfinished rows, and which of its slots are real."""
+
+    def __init__(self, model: Any, cache: Any, mask: Tensor):
+        self.model = model
+        self.cache = cache
+        self.mask = mask.long()  # (b, slots)
+        deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
+        self.deltas = None if deltas is None else deltas.expand(len(mask), 1)  # (b, 1)
+
+    def inputs(self, fed: Tensor) -> dict[str, Any]:
+        """What a forward over fed ids (b, width) takes."""
+        width = fed.shape[1]
+        positions = self.mask.sum(1, keepdim=True) + torch.arange(width, device=fed.device)  # (b, width)
+        if self.deltas is not None:
+            positions = (positions + self.deltas)[None].expand(3, -1, -1)  # time, height, width: all alike in text
+        return {
+            "input_ids": fed,
+            "attention_mask": torch.cat([self.mask, torch.ones_like(fed)], 1),
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
+    def keep(self, taken: Sequence[int], width: int) -> None:
+        """Of the newest `width` slots, the first `taken` of each row hold."""
+        most = max(taken)
+        held = torch.arange(most) < torch.tensor(taken)[:, None]  # (b, most)
+        if most < width:
+            self.cache.crop(most - width)
+        self.mask = torch.cat([self.mask, held.to(self.mask)], 1)
+        if self.mask.shape[1] - int(self.mask.sum(1).max()) > _MAX_JUNK:
+            self._pack()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Lets go of all other rows."""
+        places = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(places)
+        self.mask = self.mask[places]
+        self.deltas = None if self.deltas is None else self.deltas[places]
+
+    def _pack(self) -> None:
+        """Moves every row's real slots to the right and drops the columns that no row needs."""
+        kept = int(self.mask.sum(1).max())
+        order = self.mask.argsort(dim=1, stable=True)[:, -kept:]  # (b, kept)
+        for layer in self.cache.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)  # (b, heads, slots, width)
+                places = order[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+                setattr(layer, name, held.gather(2, places))
+        self.mask = self.mask.gather(1, order)
