@@ -61,8 +61,9 @@ class AuroraConfig:
     """how new rows start: mean, description, codebook"""
     train_rows: str = "all"
     """which embedding rows train: all, or new (the perception tokens' alone)"""
-    tower_lr_ratio: float = 0.5
-    """learning rate of the vision tower over that of the rest; 0 freezes it"""
+    tower_lr_ratio: float = 0.05
+    """learning rate of the vision tower over that of the rest; 0 freezes it. At half the rate the tower forgets colours
+    while the atomic tasks, which hardly ask for them, are all there is, and no count of red things recovers"""
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)

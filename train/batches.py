@@ -101,8 +101,8 @@ class TaskMaker:
 class TokenWeights:
     """Weights of target tokens in the loss. A depth map has a hundred codes and an answer one letter."""
 
-    depth: float = 0.15
-    location: float = 0.5
+    depth: float = 0.4
+    location: float = 1.0
     text: float = 1.0
 
 

@@ -36,19 +36,19 @@ class CurriculumConfig:
     phases: int = 10
     atomic_start: float = 1.0
     atomic_end: float = 0.1
-    chain_share: float = 0.75
+    chain_share: float = 0.8
     """of what is not atomic, the share of chains; the rest answers directly"""
     depth_share: float = 0.5
     """share of depth tasks beside counting tasks, in every kind"""
     points_share: float = 0.15
     """of the atomic depth tasks, the share that draws marked points instead of the map"""
-    readings_share: float = 0.0
+    readings_share: float = 0.3
     """of the atomic depth tasks, the share that reads a map, another image's, at many points: to find a place on a map
     by its location tokens takes long to learn, and a chain asks for it two to five times only"""
-    foreign_maps: float = 0.0
+    foreign_maps: float = 0.35
     """of the depth chains, the share whose map is another image's: not learned, but read, and answered from. The image
     shows the truth too, so without these nothing makes a model read the map it drew"""
-    noisy_maps: float = 0.0
+    noisy_maps: float = 0.3
     """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
     drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is
     also what lets many tokens be drawn at once (`perception.decoding`)"""
@@ -66,6 +66,7 @@ class CurriculumConfig:
             "chain_share",
             "depth_share",
             "points_share",
+            "readings_share",
             "foreign_maps",
             "noisy_maps",
         ):

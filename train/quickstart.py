@@ -46,7 +46,8 @@ class QuickstartConfig:
     looks: tuple[str, ...] = ("standard", "shifted")
     aurora: AuroraConfig = field(
         default_factory=lambda: AuroraConfig(
-            loop=LoopConfig(steps=500, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
+            tower_lr_ratio=0.0,
+            loop=LoopConfig(steps=700, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
         )
     )
 

@@ -176,7 +176,9 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
 
 
 def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
-    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, noisy_maps=1.0)
+    curriculum = CurriculumConfig(
+        "constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0, noisy_maps=1.0
+    )
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
     row = made._row(CHAIN_DEPTH, np.random.default_rng(0))
     drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
