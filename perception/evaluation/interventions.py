@@ -14,7 +14,6 @@ import torch
 from perception.evaluation.scenes import Item, depth_tokenizer_of
 from perception.model import PerceptionModel
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import Span
 
 INTERVENTIONS = ("oracle", "other image", "shuffled", "random")
@@ -48,7 +47,7 @@ def _shuffled(span: Span, rng: np.random.Generator) -> Span:
 
 
 def forced_chains(model: PerceptionModel, items: Sequence[Item], intervention: str, seed: int = 0) -> list[list[int]]:
-    """Ids each item's answer is begun with. Depth chains begin with the true points, then the replaced map.
+    """Ids each item's answer is begun with: the replaced span.
 
     Raises ValueError for an unknown intervention.
     """
@@ -66,9 +65,4 @@ def forced_chains(model: PerceptionModel, items: Sequence[Item], intervention: s
         spans = [_shuffled(span, rng) for span in spans]
     elif intervention == "random":
         spans = [_random_span(model, item.kind, rng) for item in items]
-    chains = []
-    for item, span in zip(items, spans, strict=True):
-        points = PointTokenizer(model.vocabulary.num_locations).encode(item.points_xy) if item.kind == "depth" else None
-        head = model.vocabulary.span_ids(Span("points", tuple(points))) if points is not None else []
-        chains.append(head + model.vocabulary.span_ids(span))
-    return chains
+    return [model.vocabulary.span_ids(span) for span in spans]
