@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vqvae.nesting import coarse_to_fine
+
 QUANTIZERS = ("ema", "fsq")
 NORMALISATIONS = ("relative_inverse", "relative", "metric")
 
@@ -44,6 +46,8 @@ class VQVAEConfig:
     min_depth: float | None = None
     """Only with "metric", in the unit of the depth that will come in."""
     max_depth: float | None = None
+    nested: bool = False
+    """Train so that the first n codes of a map, in the order of `cell_order`, decode too, for every n."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fsq_levels", tuple(int(n) for n in self.fsq_levels))
@@ -98,6 +102,12 @@ class VQVAEConfig:
     def num_codes(self) -> int:
         """Codes a map."""
         return self.grid_size**2
+
+    @property
+    def cell_order(self) -> tuple[int, ...]:
+        """Row-major numbers of the cells in the order in which a map's codes are written as a sequence (B, h*w): row by
+        row, or where the codes are nested, coarse to fine (`vqvae.nesting.coarse_to_fine`)."""
+        return coarse_to_fine(self.grid_size) if self.nested else tuple(range(self.num_codes))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
