@@ -115,5 +115,22 @@ class VQVAEConfig:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"unknown config keys {unknown}; known keys: {known}")
+            raise ValueError(
+                f"unknown config keys {unknown}; known keys: {known}. Where a newer version wrote them, update this one"
+            )
+        for field in fields(cls):
+            if field.name in values:
+                _check_type(field.name, values[field.name], str(field.type))
         return cls(**values)
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    """Raises ValueError where a value read from JSON is not of a field's kind."""
+    if value is None and kind.endswith("| None"):
+        return
+    wanted: tuple[type, ...] = (int, float)
+    for word, types in (("int", (int,)), ("str", (str,)), ("bool", (bool,)), ("tuple", (list, tuple))):
+        if kind.startswith(word):
+            wanted = types
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"{name} must be of type {kind}, got {value!r}")

@@ -204,7 +204,9 @@ class VQVAE(
     def _check_codes(self, codes: Tensor) -> Tensor:
         """The codes as long, (B, h, w) or (B, n)."""
         grid, size = self.config.grid_size, self.config.codebook_size
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"codes must be a tensor of integers, got {type(codes).__name__}; use torch.as_tensor")
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers, got {codes.dtype}; probabilities go to decode_soft")
         shape = tuple(codes.shape)
         if shape[1:] != (grid, grid) and not (len(shape) == 2 and self._check_length(shape[1])):

@@ -54,6 +54,14 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def _distances(vectors: Tensor, rows: Tensor) -> Tensor:
+    """(N, K) from (N, D) to (K, D), by one method for every N: left to itself, `cdist` takes another one for up to 25
+    vectors and rows, and codes would depend on the batch's size."""
+    if len(rows) > 25:
+        return torch.cdist(vectors, rows, compute_mode="use_mm_for_euclid_dist")
+    return (vectors[:, None] - rows).norm(dim=-1)  # ONNX knows no cdist without matrix products
+
+
 class EMAQuantizer(nn.Module):
     """A codebook of moving averages of the vectors it stands for (van den Oord et al. 2017, appendix A.1).
 
@@ -79,7 +87,7 @@ class EMAQuantizer(nn.Module):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """(N, K): how far vectors (N, D) are from each code's row."""
-        return torch.cdist(vectors.float(), self.codebook)
+        return _distances(vectors.float(), self.codebook)
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Codes (N,) of the nearest codebook rows of (N, D)."""
@@ -185,7 +193,7 @@ class FSQ(nn.Module):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """(N, K): how far vectors (N, D) are from each code's lattice point, in steps of the lattice."""
-        return torch.cdist(self._steps(vectors), self._lattice())
+        return _distances(self._steps(vectors), self._lattice())
 
     def _lattice(self) -> Tensor:
         """(K, D): each code's steps, 0 .. levels - 1"""
