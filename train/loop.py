@@ -180,6 +180,9 @@ def _run(
                 checkpoints.save(state, trainer.model, trainer.optimizer, trainer.averages)
                 last_saved = time.monotonic()
             if finished:
+                if step + 1 < config.steps:
+                    best = f"lowest after {state.best_step} steps ({state.best_loss:.4g})"
+                    display.say(f"stopped after {step + 1} steps: held-out loss was {best}, whose weights are kept")
                 break
     finally:
         if log is not None:

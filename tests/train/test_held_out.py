@@ -68,7 +68,9 @@ def test_the_model_ends_with_the_average_of_its_weights_also_when_it_is_resumed(
         run(tmp_path / "killed", replace(config, ema_decay=None))
 
 
-def test_training_stops_where_held_out_loss_no_longer_falls_and_keeps_the_best(tmp_path: Path) -> None:
+def test_training_stops_where_held_out_loss_no_longer_falls_and_keeps_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[Tensor] = []
     script = [3.0, 2.0, 2.5, 2.0]
 
@@ -80,6 +82,7 @@ def test_training_stops_where_held_out_loss_no_longer_falls_and_keeps_the_best(t
     config = replace(CONFIG, steps=40, evaluate_every=2, patience=2)
     result, weights = run(tmp_path, config, evaluate)
     assert result.steps == 8 and weights.equal(seen[1])
+    assert "stopped after 8 steps: held-out loss was lowest after 4 steps (2)" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     looks = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
     assert looks == [(2 * n, {"loss": loss, "figure": 7.0}) for n, loss in enumerate(script, 1)]
