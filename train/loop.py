@@ -73,6 +73,7 @@ def fit(
     param_groups: Sequence[Mapping[str, Any]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     evaluate: EvaluateFn | None = None,
+    after_step: Callable[[], None] | None = None,
     title: str = "",
     fingerprint: Mapping[str, Any] | None = None,
 ) -> FitResult:
@@ -89,6 +90,7 @@ def fit(
         on_log: called with each record of log.jsonl, but for those of held-out data.
         evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
             after the last; on the main process alone, so it must not wait for others.
+        after_step: called on every process after each optimiser step, before anything is saved or evaluated.
         fingerprint: the caller's own settings (JSON values, `train.config.flatten`); a run is not resumed with others.
 
     Raises:
@@ -114,7 +116,7 @@ def fit(
     if resumed_from is not None:
         state = checkpoints.restore(resumed_from, model, optimizer, averages)
     if state.step < config.steps and not _stopped(state, config):
-        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, averages)
+        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, averages, after_step)
         held_out = None
         if config.evaluate_every is not None and evaluate is not None:
             held_out = HeldOut(
@@ -218,9 +220,10 @@ class _Trainer:
         loss_fn: LossFn,
         config: LoopConfig,
         averages: Averages | None,
+        after_step: Callable[[], None] | None,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
-        self.averages = averages
+        self.averages, self.after_step = averages, after_step
         if config.compile:
             model.compile()
         self.objective = accelerator.prepare_model(_Objective(model, loss_fn))
@@ -257,6 +260,8 @@ class _Trainer:
         self.optimizer.step()
         if self.averages is not None:
             self.averages.update()
+        if self.after_step is not None:
+            self.after_step()
         return loss_value, means, waited
 
 

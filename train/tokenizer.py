@@ -11,7 +11,8 @@ measured maps pass through the same codes. A killed run goes on where it stopped
 held-out scenes to expect: 99 % after 500 steps; what the later steps buy is sharper edges.
 
 Several processes train one codebook: its statistics are summed over them, so that n processes with a batch each do what
-one with the n batches together does. With `gradient_accumulation` the codebook instead moves once a batch.
+one with the n batches together does. With `gradient_accumulation` too the codebook moves once an optimiser step, by all
+of its batches; only its start is made of the first batch alone.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def train(config: TokenizerConfig) -> FitResult:
     data = TrainingData.open(config)
     model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows, config.augment)
+    model.quantizer.deferred = config.loop.gradient_accumulation > 1
     result = fit(
         model,
         batches,
@@ -203,6 +205,7 @@ def train(config: TokenizerConfig) -> FitResult:
         config.loop,
         Path(config.run_dir),
         evaluate=data.evaluate,
+        after_step=model.quantizer.settle,
         title="tokenizer",
         fingerprint=_settings(config),
     )

@@ -68,6 +68,9 @@ class EMAQuantizer(nn.Module):
     Departures: it starts from the first batch; the statistics are summed over ranks before they are used, so that the
     codebooks of all ranks stay equal; codes that fall out of use are revived from the batch. All its state is in
     persistent buffers, so that training resumes where it stopped.
+
+    With `deferred` the codebook stays as it is until `settle` moves it by all batches since the last time, as one batch
+    of them all would: for gradient accumulation. Nothing is left pending between optimiser steps, so nothing is saved.
     """
 
     codebook: Tensor
@@ -79,6 +82,8 @@ class EMAQuantizer(nn.Module):
         super().__init__()
         size, dim = config.codebook_size, config.codebook_dim
         self.decay, self.dead_threshold = config.decay, config.dead_threshold
+        self.deferred = False
+        self._pending: list[tuple[Tensor, Tensor]] = []  # vectors (N, D) and codes (N,) of each batch not yet settled
         codebook = torch.randn(size, dim) / math.sqrt(dim)
         self.register_buffer("codebook", codebook)  # (K, D)
         self.register_buffer("cluster_size", torch.ones(size))  # (K,), moving average of vectors a batch
@@ -102,7 +107,9 @@ class EMAQuantizer(nn.Module):
         quantized = self.codebook[codes]  # (N, D)
         commitment = (vectors - quantized.detach()).square().mean()
         if self.training:
-            self._update(vectors.detach(), codes)
+            self._pending.append((vectors.detach(), codes))
+            if not self.deferred:
+                self.settle()
         return vectors + (quantized - vectors).detach(), codes, commitment
 
     @torch.no_grad()
@@ -128,7 +135,12 @@ class EMAQuantizer(nn.Module):
         return both[:, -1], both[:, :-1]
 
     @torch.no_grad()
-    def _update(self, vectors: Tensor, codes: Tensor) -> None:
+    def settle(self) -> None:
+        """Moves the codebook by the batches that are pending. On several ranks all of them must call it."""
+        if not self._pending:
+            return
+        vectors, codes = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        self._pending.clear()
         counts, sums = self._statistics(vectors, codes)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.vector_sum.lerp_(sums, 1 - self.decay)
@@ -179,6 +191,7 @@ class FSQ(nn.Module):
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        self.deferred = False  # as `EMAQuantizer`'s, to no effect
         levels = torch.tensor(config.fsq_levels)  # (D,)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer(
@@ -190,6 +203,9 @@ class FSQ(nn.Module):
     def _steps(self, vectors: Tensor) -> Tensor:
         """(N, D) squashed to [0, levels - 1], not yet rounded: right for odd and even numbers of levels alike."""
         return (torch.tanh(vectors.float()) + 1) / 2 * (self.levels - 1)
+
+    def settle(self) -> None:
+        """Nothing moves."""
 
     def distances(self, vectors: Tensor) -> Tensor:
         """(N, K): how far vectors (N, D) are from each code's lattice point, in steps of the lattice."""

@@ -172,6 +172,27 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert first["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
+def test_accumulated_batches_equal_one(tmp_path: Path) -> None:
+    """Once the codebook has started, which the first batch alone does."""
+
+    def without_holes(step: int, shard: int, num_shards: int) -> dict[str, Tensor]:
+        return {"depth": slopes(16, step).chunk(num_shards)[shard]}
+
+    torch.manual_seed(0)
+    started = VQVAE(replace(TINY, dead_threshold=0.0)).train()
+    started(slopes(16, 1000))
+    states = []
+    for parts in (1, 4):
+        model = VQVAE(started.config)
+        model.load_state_dict(started.state_dict())
+        model.quantizer.deferred = parts > 1
+        config = LoopConfig(steps=4, learning_rate=1e-3, num_workers=0, gradient_accumulation=parts)
+        fit(model, without_holes, tokenizer_loss, config, tmp_path / str(parts), after_step=model.quantizer.settle)
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_bf16_trains_the_tokenizer(maps: Path, tmp_path: Path) -> None:
     config = config_on(maps, tmp_path, precision="bf16", steps=3)
     train(config)
