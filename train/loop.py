@@ -44,6 +44,9 @@ LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
 """(model, batch, step) -> (loss, named scalars to show and log)."""
 
 
+_START = RunState(0, math.nan, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class FitResult:
     """How a run ended."""
@@ -79,8 +82,8 @@ def fit(
 ) -> FitResult:
     """Trains `model` in place for `config.steps` steps, from `run_dir`'s newest checkpoint where there is one.
 
-    It ends with the weights of the last step, with their moving average where `config.ema_decay` is set, and with what
-    did best on held-out data (of the averages, if there are any) where `config.patience` is.
+    It ends with the last weights, their moving average where `config.ema_decay` is set, or those (or the averages) that
+    did best on held-out data where `config.patience` is.
 
     Args:
         batch_fn: batch of (step, shard, num_shards), made in a worker process. With several devices or gradient
@@ -98,11 +101,6 @@ def fit(
         ValueError: for `config.evaluate_every` without `evaluate`.
         FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
     """
-    if config.evaluate_every is not None and evaluate is None:
-        raise ValueError(
-            f"evaluate_every ({config.evaluate_every}) needs held-out data, which this recipe does not have; set it "
-            "and patience to none"
-        )
     accelerator = _accelerator(config)
     num_shards = accelerator.num_processes * config.gradient_accumulation
     settings = {"num_shards": num_shards, **deciding_settings(config), **(fingerprint or {})}
@@ -110,30 +108,19 @@ def fit(
     model.to(accelerator.device).train()
     optimizer = build_optimizer(model, config, param_groups)
     averages = Averages(model, config.ema_decay) if config.ema_decay is not None else None
+    held_out = _held_out(evaluate, model, averages, checkpoints, accelerator, config)
     display_console = Console(stderr=True) if not sys.stdout.isatty() and sys.stderr.isatty() else Console()
     resumed_from = _newest(checkpoints, accelerator, display_console)
-    state = RunState(0, math.nan, 0.0, 0.0)
-    if resumed_from is not None:
-        state = checkpoints.restore(resumed_from, model, optimizer, averages)
+    state = _START if resumed_from is None else checkpoints.restore(resumed_from, model, optimizer, averages)
     if state.step < config.steps and not _stopped(state, config):
         trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, averages, after_step)
-        held_out = None
-        if config.evaluate_every is not None and evaluate is not None:
-            held_out = HeldOut(
-                evaluate, model, averages, checkpoints, accelerator, keep_best=config.patience is not None
-            )
-        batches = _batches(
-            batch_fn, config, accelerator, state.step
-        )  # before the display: workers fork from one thread
+        batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         with display, _same_bits(accelerator.device):
             state = _run(trainer, batches, state, checkpoints, display, on_log, held_out)
-    share = state.wait_seconds / state.seconds if state.seconds else 0.0
     accelerator.wait_for_everyone()
-    if averages is not None:
-        averages.copy_to_model()
-    if config.patience is not None and state.best_step:
-        checkpoints.load_best(model)
+    _take_final_weights(model, averages, checkpoints, state, config)
+    share = state.wait_seconds / state.seconds if state.seconds else 0.0
     return FitResult(
         state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process, num_shards
     )
@@ -190,6 +177,35 @@ def _run(
         if log is not None:
             log.close()
     return state
+
+
+def _take_final_weights(
+    model: nn.Module, averages: Averages | None, checkpoints: Checkpoints, state: RunState, config: LoopConfig
+) -> None:
+    """Leaves the model with what a finished run ends with: see `fit`."""
+    if averages is not None:
+        averages.copy_to_model()
+    if config.patience is not None and state.best_step:
+        checkpoints.load_best(model)
+
+
+def _held_out(
+    evaluate: EvaluateFn | None,
+    model: nn.Module,
+    averages: Averages | None,
+    checkpoints: Checkpoints,
+    accelerator: Accelerator,
+    config: LoopConfig,
+) -> HeldOut | None:
+    """Looks at held-out data, where they are asked for; raises ValueError where the recipe has none to look at."""
+    if config.evaluate_every is None:
+        return None
+    if evaluate is None:
+        raise ValueError(
+            f"evaluate_every ({config.evaluate_every}) needs held-out data, which this recipe does not have; set it "
+            "and patience to none"
+        )
+    return HeldOut(evaluate, model, averages, checkpoints, accelerator, keep_best=config.patience is not None)
 
 
 def _stopped(state: RunState, config: LoopConfig) -> bool:
