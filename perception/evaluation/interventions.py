@@ -24,8 +24,9 @@ def true_span(model: PerceptionModel, item: Item) -> Span:
     if item.kind == "count":
         return Span("boxes", tuple(BoxTokenizer(model.vocabulary.num_locations).encode(item.boxes_xyxy)))
     with torch.no_grad():
-        codes = depth_tokenizer_of(model).encode(item.scene.depth[None])
-    return Span("depth", tuple(codes.flatten().tolist()))
+        tokenizer = depth_tokenizer_of(model)
+        codes = tokenizer.to_sequence(tokenizer.encode(item.scene.depth[None]))  # (1, h*w)
+    return Span("depth", tuple(codes[0].tolist()))
 
 
 def _random_span(model: PerceptionModel, kind: str, rng: np.random.Generator) -> Span:
