@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,15 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
     assert depth.codes == tuple(row.shown)
     places = np.concatenate([PointTokenizer(vocabulary.num_locations).decode(p.codes) for p in read[::2]])
     assert [int(text) for text in read[1::2]] == made.maker.readings(row.shown, places.astype(np.float32)).tolist()
+
+
+def test_maps_to_be_read_are_pieced_together(taken):
+    """Each cell of a mosaic is some map's, and most mosaics are of several: one cannot be told from the others."""
+    batches = taken["batches"]
+    maps = np.broadcast_to(np.arange(len(batches.store))[None, :, None], batches.codes.shape)  # map n holds n
+    mosaics = [replace(batches, codes=maps)._mosaic(np.random.default_rng(seed)) for seed in range(40)]
+    assert all(m.shape == batches.codes.shape[2:] and np.isin(m, maps).all() for m in mosaics)
+    assert np.mean([len(set(m.tolist())) > 1 for m in mosaics]) > 0.5
 
 
 def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
