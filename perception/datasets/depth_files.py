@@ -30,7 +30,7 @@ class DepthFormat:
     meaning: str = "depth"
     """depth (larger is farther), or inverse (disparity and inverse depth: larger is nearer)"""
     scale: float | None = None
-    """metres a unit; None: a thousandth in 16-bit images, one elsewhere. Of inverse values: depth = scale / value"""
+    """metres a unit; None: a thousandth in 16-bit images, one elsewhere (8-bit ones hold inverse values alone). Of inverse values: depth = scale / value"""
     key: str | None = None
     """which array of a file that holds several"""
 
@@ -79,6 +79,11 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
             f"{path} holds {array.dtype} of shape {array.shape}; depth is numbers of shape (H, W), or (N, H, W) for "
             "several maps"
         )
+    if array.dtype == np.uint8 and meant.meaning == "depth" and reader is _image:
+        raise ValueError(
+            f"{path} is a picture of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning 'inverse' "
+            "reads, but no depth: save that as 16-bit grey"
+        )
     scale = unit if meant.scale is None else meant.scale
     for index, values in enumerate(array if array.ndim == 3 else array[None]):
         depth = torch.from_numpy(np.asarray(values, dtype=np.float32).copy())  # (H, W)
@@ -100,12 +105,12 @@ def _numpy_archive(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
 
 def _image(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
     with Image.open(path) as image:
-        if image.mode not in ("I;16", "I;16B", "I", "F"):
+        if image.mode not in ("I;16", "I;16B", "I", "F", "L"):
             raise ValueError(
                 f"a picture of mode {image.mode} has 8 bits a channel and no depth in it; save depth as 16-bit grey"
             )
         array = np.asarray(image)
-    return array, 1.0 if array.dtype.kind == "f" else MILLIMETRES
+    return array, MILLIMETRES if array.dtype.kind in "iu" and array.dtype != np.uint8 else 1.0
 
 
 def _pfm(path: Path, key: str | None) -> tuple[NDArray[Any], float]:

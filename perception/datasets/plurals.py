@@ -11,45 +11,10 @@ from functools import cache
 from typing import Any
 
 # Names in the plural, or of things that are not counted, which inflect would give another s.
-_KEPT = frozenset(
-    [
-        "binoculars",
-        "blinders",
-        "broccoli",
-        "checkers",
-        "drawers",
-        "darts",
-        "dice",
-        "earphones",
-        "eyeglasses",
-        "glasses",
-        "goggles",
-        "headphones",
-        "jeans",
-        "leggings",
-        "overalls",
-        "pants",
-        "silverware",
-        "skis",
-        "shoelaces",
-        "spectacles",
-        "sunglasses",
-        "tights",
-        "tongs",
-        "underwear",
-        "clothes",
-        "shorts",
-        "billiards",
-        "boxers",
-        "bread",
-        "rice",
-        "corn",
-        "garlic",
-        "celery",
-        "hummus",
-        "lettuce",
-    ]
-)
+_IN_THE_PLURAL = """binoculars blinders broccoli checkers drawers darts dice earphones eyeglasses glasses goggles
+headphones jeans leggings overalls pants silverware skis shoelaces spectacles sunglasses tights tongs underwear clothes
+shorts billiards boxers bread rice corn garlic celery hummus lettuce"""
+_KEPT = frozenset(_IN_THE_PLURAL.split())
 # After these letters a final s is the singular's own: bus, glass, iris. inflect's guess at their singular is wrong.
 _SINGULAR_ENDS = ("ss", "us", "is", "as", "os")
 _IRREGULAR = {"lens": "lenses", "thermos": "thermoses", "lego": "legos", "bison": "bison"}
