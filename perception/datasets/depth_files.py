@@ -30,7 +30,8 @@ class DepthFormat:
     meaning: str = "depth"
     """depth (larger is farther), or inverse (disparity and inverse depth: larger is nearer)"""
     scale: float | None = None
-    """metres a unit; None: a thousandth in 16-bit images, one elsewhere (8-bit ones hold inverse values alone). Of inverse values: depth = scale / value"""
+    """metres a unit; None: a thousandth in 16-bit images, one elsewhere. Of inverse values, the only ones that 8-bit
+    images hold: depth = scale / value"""
     key: str | None = None
     """which array of a file that holds several"""
 
@@ -81,8 +82,8 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
         )
     if array.dtype == np.uint8 and meant.meaning == "depth" and reader is _image:
         raise ValueError(
-            f"{path} is a picture of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning 'inverse' "
-            "reads, but no depth: save that as 16-bit grey"
+            f"{path} is a picture of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning "
+            "'inverse' reads, but no depth: save that as 16-bit grey"
         )
     scale = unit if meant.scale is None else meant.scale
     for index, values in enumerate(array if array.ndim == 3 else array[None]):
