@@ -73,16 +73,33 @@ class DecodingTrace:
     confirmed: int = 0
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """What ends an answer, and what a forward may do."""
+
+    most: int
+    """tokens of an answer"""
+    stop_ids: tuple[int, ...]
+    num_logits: int
+    sweeps: int | None
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        return ids[-1] in self.stop_ids or len(ids) >= self.most
+
+
 class _Row:
     """One unfinished answer."""
 
-    def __init__(self, index: int, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
-        self.index = index
+    def __init__(self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
         self.draft = RowDraft(vocabulary, draft)
         self.ids: list[int] = []
         self.span: list[int] = []
         """the newest ids, from the last that is no code: all that the grammar looks at"""
+        self.sweeps = 0
+        """forwards over the depth map that is open"""
         self._roles = vocabulary.id_roles
+        self._depth_start, self._depth_length = vocabulary.start_id("depth"), vocabulary.depth_length
+        self._depth_ids = vocabulary.code_ids("depth")
         self._read(prompt)
 
     def _read(self, ids: Sequence[int]) -> None:
@@ -95,10 +112,20 @@ class _Row:
         self._read(new)
         self.draft.confirm(new, predicted)
 
-    def fed(self, width: int, filler: int) -> list[int]:
-        """The last confirmed id and guesses behind it; `filler` where there are none."""
+    def codes_left(self) -> int:
+        """Codes that the open depth map lacks; 0 outside of one."""
+        return self._depth_length + 1 - len(self.span) if self.span[0] == self._depth_start else 0
+
+    def fed(self, width: int, filler: int, codes: int = 0) -> list[int]:
+        """The last confirmed id and guesses behind it, `filler` where there are none; the first `codes` guesses are
+        depth codes in any case."""
         ids = [self.ids[-1], *self.draft.guesses(width - 1)]
-        return ids + [filler] * (width - len(ids))
+        ids += [filler] * (width - len(ids))
+        known = set(self._depth_ids) if codes else set()
+        for place in range(1, codes + 1):
+            if ids[place] not in known:
+                ids[place] = ids[place - 1] if ids[place - 1] in known else self._depth_ids[len(known) // 2]
+        return ids
 
 
 def why_not(model: Any, cache: Any) -> str | None:
@@ -136,6 +163,7 @@ class SpanDecoder:
         stop_ids: Sequence[int],
         sampling: Sampling | None = None,
         trace: DecodingTrace | None = None,
+        sweeps: int | None = None,
     ) -> list[list[int]] | None:
         """Ids of each row's answer behind its prompt, the stop id included where one was reached.
 
@@ -143,10 +171,17 @@ class SpanDecoder:
             inputs: of the processor: input_ids (B, T), padded on the left, attention_mask, and the images.
             drafts: a row each, what its answer may look like; may be empty.
             max_new_tokens: of a row.
+            sweeps: approximate where it is given: all codes of a depth map are guessed at once, and after so many
+                forwards the guesses stand, confirmed or not. At least 2.
 
         Returns:
             None where the model's cache does not allow it (a warning says why, once): decode one by one instead.
+
+        Raises:
+            ValueError: where sweeps is below 2.
         """
+        if sweeps is not None and sweeps < 2:
+            raise ValueError(f"sweeps must be at least 2, one that guesses and one that looks again; got {sweeps}")
         from transformers import DynamicCache
 
         trace, sampling = trace or DecodingTrace(), sampling or Sampling()
@@ -161,37 +196,44 @@ class SpanDecoder:
                 )
                 self._warned = True
             return None
-        batch = _Batch(self.model, cache, mask)
-        rows = [
-            _Row(i, ids, draft, self.grammar.vocabulary)
-            for i, (ids, draft) in enumerate(zip(prompt.tolist(), drafts, strict=True))
-        ]
-        done: dict[int, list[int]] = {}
+        rows = [_Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
-        num_logits = logits.shape[-1]
-        allowed = self._masks.after(prompt, num_logits, remaining=room)  # (B, 1, V)
+        allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         predicted = _choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
-        while rows:
-            keep = [n for n, row in enumerate(rows) if row.ids[-1] not in stop_ids and len(row.ids) < max_new_tokens]
+        limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], sweeps)
+        batch, answers = _Batch(self.model, cache, mask), list(rows)
+        while True:
+            keep = [n for n, row in enumerate(rows) if not limits.ends(row.ids)]
+            if not keep:
+                return [row.ids for row in answers]
             if len(keep) < len(rows):
-                done |= {row.index: row.ids for n, row in enumerate(rows) if n not in keep}
                 rows = [rows[n] for n in keep]
-                if not rows:
-                    break
                 batch.select(keep)
-            width = min(self.window, 1 + max(len(row.draft.guesses(self.window - 1)) for row in rows))
-            fed = torch.tensor([row.fed(width, stop_ids[0]) for row in rows], device=prompt.device)  # (b, width)
-            left = torch.tensor([max_new_tokens - len(row.ids) for row in rows], device=prompt.device)
-            remaining = left[:, None] - torch.arange(width, device=prompt.device)  # (b, width)
-            allowed = self._masks.after(_sequences(rows, fed), num_logits, width, remaining)  # (b, width, V)
-            scores = self._scores(batch, fed, allowed)
-            trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
-            predicted = _choose(scores, fed[:, 1:], sampling)  # (b, width)
-            taken = _taken(predicted, fed, left, stop_ids)
-            batch.keep(taken, width)
-            self._confirm(rows, predicted.tolist(), taken, trace)
-        return [done[i] for i in range(len(drafts))]
+            self._step(rows, batch, limits, sampling, trace)
+
+    def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
+        """One forward for all unfinished rows, and what it confirms."""
+        device = batch.mask.device
+        settled = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
+        width = min(self.window, 1 + max(len(row.draft.guesses(self.window - 1)) for row in rows))
+        width = max(width, 1 + max(settled))
+        fed = torch.tensor(
+            [row.fed(width, limits.stop_ids[0], count) for row, count in zip(rows, settled, strict=True)], device=device
+        )  # (b, width)
+        left = torch.tensor([limits.most - len(row.ids) for row in rows], device=device)
+        remaining = left[:, None] - torch.arange(width, device=device)  # (b, width)
+        allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
+        scores = self._scores(batch, fed, allowed)
+        trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
+        predicted = _choose(scores, fed[:, 1:], sampling)  # (b, width)
+        for n, (row, count) in enumerate(zip(rows, settled, strict=True)):
+            row.sweeps = row.sweeps + 1 if count else 0
+            if count and limits.sweeps and row.sweeps >= limits.sweeps:
+                predicted[n, :count] = fed[n, 1 : count + 1]  # the cache holds what was fed
+        taken = _taken(predicted, fed, left, limits.stop_ids)
+        batch.keep(taken, width)
+        self._confirm(rows, predicted.tolist(), taken, trace)
 
     def _confirm(self, rows: list[_Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
         for row, ids, count in zip(rows, predicted, taken, strict=True):

@@ -152,7 +152,12 @@ class PerceptionModel:
 
     @torch.no_grad()
     def generate_ids(
-        self, prompts: Sequence[Prompt], max_new_tokens: int = 256, fast: bool = True, **kwargs: Any
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int = 256,
+        fast: bool = True,
+        sweeps: int | None = None,
+        **kwargs: Any,
     ) -> list[list[int]]:
         """Generated ids of each prompt, forced ids included, the end of sequence and padding left off.
 
@@ -161,6 +166,7 @@ class PerceptionModel:
         Args:
             prompts: a batch.
             max_new_tokens: of an answer, behind its forced ids.
+            sweeps: settles a depth map after so many forwards, confirmed or not: faster, and no longer the same ids.
             fast: False leaves all to transformers' `generate`, one token a forward; the ids are the same.
             kwargs: do_sample, temperature, top_k, top_p; or any other setting of `generate`, which is then what runs.
         """
@@ -168,7 +174,7 @@ class PerceptionModel:
         if fast and not set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"}:
             drafts = [self.drafts.look_up(p.question, p.kind)[len(p.forced) :] for p in prompts]
             stop_ids = [self.processor.tokenizer.eos_token_id]
-            rows = self.decoder.decode(inputs, drafts, max_new_tokens, stop_ids, Sampling(**kwargs))
+            rows = self.decoder.decode(inputs, drafts, max_new_tokens, stop_ids, Sampling(**kwargs), sweeps=sweeps)
             if rows is not None:
                 for prompt, row in zip(prompts, rows, strict=True):
                     self.drafts.remember(prompt.question, prompt.kind, [*prompt.forced, *row])

@@ -18,6 +18,7 @@ MIN_GAP = 20 / 255
 MIN_SPACING = 0.17
 """Smallest distance between two markers, as a share of the image's side: discs never touch."""
 _MARGIN = 0.08
+_DRAWS = 25  # of an easy or a hard set before the other is tried
 _DISC_RADIUS = 0.066
 
 _GLYPHS = {  # 5 x 5
@@ -48,30 +49,43 @@ def _largest(maps: Tensor, window: int) -> Tensor:
     return F.max_pool2d(F.max_pool2d(maps, (window, 1), 1), (1, window), 1)
 
 
-def _draw_points(rng: np.random.Generator, near: np.ndarray, allowed: np.ndarray, objects: np.ndarray, count: int):
-    """One set of `count` points that keeps the rules, or None after a few tries."""
-    size = near.shape[0]
-    places, on_objects = np.argwhere(allowed), np.argwhere(allowed & objects)
-    if len(places) < 50:
-        return None
-    chosen: list[tuple[int, int]] = []
-    for _ in range(60):
-        pool = on_objects if len(on_objects) and rng.random() < 0.65 else places
-        y, x = pool[rng.integers(len(pool))]
-        apart = all((y - v) ** 2 + (x - u) ** 2 >= (MIN_SPACING * size) ** 2 for v, u in chosen)
-        if apart and all(abs(near[y, x] - near[v, u]) >= MIN_GAP for v, u in chosen):
-            chosen.append((int(y), int(x)))
-            if len(chosen) == count:
-                return chosen
-    return None
+def _draw_points(
+    rng: np.random.Generator, near: np.ndarray, allowed: np.ndarray, objects: np.ndarray, count: int, hard: bool
+) -> list[tuple[int, int]] | None:
+    """One set of `count` pixels (y, x) that keeps the rules, the nearest first; None where a draw leads nowhere.
+
+    The nearest is the lowest in the image unless the set is hard: then the second, at least, is lower.
+    """
+    rows, columns = np.indices(near.shape)
+    free, chosen = allowed.copy(), list[tuple[int, int]]()
+    for number in range(count):
+        room = free
+        if hard and number == 0:  # somewhere below there must be something farther
+            farthest = np.where(allowed, near, np.inf).min(1)  # of each row
+            below = np.append(np.minimum.accumulate(farthest[::-1])[-2::-1], np.inf)  # of all rows below it
+            room = free & (near - below[:, None] >= MIN_GAP)
+        elif hard and number == 1:
+            room = free & (rows > chosen[0][0])
+        on_objects = room & objects
+        places = np.argwhere(on_objects if on_objects.any() and rng.random() < 0.65 else room)
+        if not len(places):
+            return None
+        y, x = (int(v) for v in places[rng.integers(len(places))])
+        chosen.append((y, x))
+        free &= (rows - y) ** 2 + (columns - x) ** 2 >= (MIN_SPACING * near.shape[0]) ** 2
+        free &= np.abs(near - near[y, x]) >= MIN_GAP
+        if number == 0:
+            free &= near < near[y, x]
+            free &= hard | (rows < y)
+    return chosen
 
 
 def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.ndarray | None:
     """Places for `count` markers on a scene: (count, 2) points (x, y), or None where the scene has no room.
 
-    Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets
-    the nearest marker is not the lowest in the image, so that height alone does not answer (HardBLINK's point). Letters
-    are balanced: the order is random.
+    Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets,
+    as far as scenes allow, the nearest marker is not the lowest in the image, so that height alone does not answer
+    (HardBLINK's point). Letters are balanced: the order is random.
     """
     if not 2 <= count <= len(LETTERS):
         raise ValueError(f"count of markers must be 2 to {len(LETTERS)}, got {count}")
@@ -82,20 +96,13 @@ def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.nda
     inner = np.zeros_like(allowed)
     inner[margin : size - margin, margin : size - margin] = True
     near, objects = near_map[0].numpy(), (scene.object_ids > 0).numpy()
-    want_hard, fallback = rng.random() < 0.5, None
-    for _ in range(6):
-        chosen = _draw_points(rng, near, allowed & inner, objects, count)
-        if chosen is None:
-            continue
-        nearest = max(chosen, key=lambda p: near[p])
-        is_hard = nearest != max(chosen)  # (y, x): the largest y is the lowest in the image
-        fallback = chosen
-        if is_hard == want_hard:
-            break
-    if fallback is None:
-        return None
-    points = np.array([[(x + 0.5) / size, (y + 0.5) / size] for y, x in fallback], dtype=np.float32)
-    return points[rng.permutation(count)]
+    hard = bool(rng.random() < 0.5)
+    for wanted in [hard] * _DRAWS + [not hard] * _DRAWS:
+        chosen = _draw_points(rng, near, allowed & inner, objects, count, wanted)
+        if chosen is not None:
+            points = np.array([[(x + 0.5) / size, (y + 0.5) / size] for y, x in chosen], dtype=np.float32)
+            return points[rng.permutation(count)]
+    return None
 
 
 def marker_nearness(depth: Tensor, points: np.ndarray) -> np.ndarray:

@@ -106,6 +106,24 @@ def test_sampled_ids_have_the_distribution_of_one_at_a_time(settings):
     assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("sweeps", [2, 3, 50])
+def test_a_map_is_settled_after_so_many_sweeps(sweeps):
+    """Well-formed always; with as many sweeps as codes the ids are those of one at a time."""
+    model = build_perception(1)
+    begun = (model.vocabulary.start_id("depth"),)
+    batch = prompts(5, begun)
+    plain = model.generate_ids(batch, max_new_tokens=5, fast=False)
+    rows = model.generate_ids(batch, max_new_tokens=5, sweeps=sweeps)
+    assert [len(row) for row in rows] == [len(row) for row in plain]
+    assert all(model.grammar.accepts(row) for row in rows)
+    if sweeps > model.vocabulary.depth_length:
+        assert rows == plain
+    trace = DecodingTrace()
+    stop = [model.processor.tokenizer.eos_token_id]
+    model.decoder.decode(model.inputs(batch), [[]] * 3, 5, stop, trace=trace, sweeps=sweeps)
+    assert trace.forwards <= 1 + min(sweeps, model.vocabulary.depth_length)
+
+
 def test_scores_are_cut_to_what_the_grammar_allows_without_changing_them():
     model, grammar, begun = one_row()
     inputs = {"input_ids": begun, "attention_mask": torch.ones_like(begun)}
@@ -151,6 +169,8 @@ def test_bad_settings_are_refused():
     model, grammar, _ = one_row()
     with pytest.raises(ValueError, match="window must be at least 2"):
         SpanDecoder(model, grammar, 1)
+    with pytest.raises(ValueError, match="sweeps must be at least 2"):
+        build_perception().generate_ids(prompts(0), sweeps=1)
     for settings in ({"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="got"):
             Sampling(True, **settings)

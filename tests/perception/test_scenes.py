@@ -112,6 +112,19 @@ def test_markers_keep_their_rules(scenes, count):
     assert made >= 8
 
 
+@pytest.mark.parametrize("look", ["standard", "shifted"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_in_half_of_the_sets_the_nearest_marker_is_not_the_lowest(look, count):
+    """Else "the lowest in the image" answers most questions, and no depth is judged."""
+    batch = render_scenes(range(700, 748), look)
+    rng, hard = np.random.default_rng(0), []
+    for scene in [Scene.from_batch(batch, i) for i in range(48)] * 2:
+        points = choose_markers(scene, count, rng)
+        if points is not None:
+            hard.append(marker_nearness(scene.depth, points).argmax() != points[:, 1].argmax())
+    assert 0.33 < np.mean(hard) < 0.6
+
+
 def test_answers_are_true(scenes):
     rng = np.random.default_rng(0)
     letters = []
