@@ -88,14 +88,19 @@ def chain_count(question: str, boxes: Span) -> Example:
     return Example(CHAIN_COUNT, f"{question} {BOXES_FIRST}", (boxes, f" {count}."), count)
 
 
-def chain_depth(question: str, points: Span, depth: Span, readings: Sequence[int], answer: str) -> Example:
-    """The marked points, the depth map, what the map says at each point (0 farthest .. 99 nearest), the answer.
+def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Sequence[int], answer: str) -> Example:
+    """The depth map, each letter with its point (spans of one point) and what the map says there, the answer.
 
-    AURORA's chain names the points' coordinates, draws the map and concludes; the readings are ours. They make the step
-    from map to answer one look-up a point, and its supervision dense.
+    AURORA's chain names the points' coordinates, draws the map and concludes. Here a point stands where it is looked
+    up, and what the map says there (0 farthest .. 99 nearest, ours) makes the look-up dense in supervision: the same
+    words as in `atomic_readings`.
     """
-    said = ",".join(f" {letter} {value}" for letter, value in zip(LETTERS, readings, strict=False))
-    return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (points, depth, f"{said}, so {answer}."), answer)
+    read: list[str | Span] = []
+    before = ""
+    for letter, point, value in zip(LETTERS, points, readings, strict=False):
+        read += [f"{before} {letter}", point]
+        before = f" {value},"
+    return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (depth, *read, f"{before} so {answer}."), answer)
 
 
 def kind_of_question(question: str) -> str | None:

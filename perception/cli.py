@@ -1,4 +1,4 @@
-"""The command line: `perception ask`, `evaluate`, `info`, `tokenize`, `detokenize`."""
+"""The command line: `perception ask`, `evaluate`, `info`, `tokenize`, `detokenize`, `export-tokenizer`."""
 
 from __future__ import annotations
 
@@ -163,6 +163,22 @@ def detokenize(
 
     written = run(DepthCodes.read(codes), out, _load_tokenizer(tokenizer), form, batch_size)
     console.print(f"{len(written)} maps: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def export_tokenizer(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the two programs are written to.")],
+    tokenizer: Tokenizer = None,
+    form: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export's .pt2).")] = "onnx",
+) -> None:
+    """Write a depth tokenizer's encoder and decoder as programs that run without this package (see vqvae.export)."""
+    from vqvae.export import export_tokenizer as export
+
+    try:
+        written = export(_load_tokenizer(tokenizer), out, form)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    console.print(f"{', '.join(path.name for path in written)}: {out}", markup=False, soft_wrap=True)
 
 
 def _shard(text: str) -> tuple[int, int]:

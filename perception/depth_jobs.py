@@ -98,7 +98,7 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
     def encode() -> None:
         depth = torch.stack(waiting)  # (b, H, W)
         sizes = torch.tensor([depth.shape[1:]] * len(depth))
-        rows.append((model.encode(depth).flatten(1).cpu(), model.normalise(depth).depth_range.cpu(), sizes))
+        rows.append((model.to_sequence(model.encode(depth)).cpu(), model.normalise(depth).depth_range.cpu(), sizes))
         waiting.clear()
 
     device = next(model.parameters()).device

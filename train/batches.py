@@ -26,6 +26,7 @@ from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
 _READINGS = 20  # points at which a map is read
+_MOST_PIECES = 8  # of other maps in a mosaic
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
 
 
@@ -87,16 +88,16 @@ class TaskMaker:
             return None
         if task == chains.DIRECT_DEPTH:
             return question.image, chains.direct(task, question.text, question.answer)
-        drawn = self._points(question.points_xy)
         if task == chains.ATOMIC_POINTS:
-            return question.image, chains.atomic_points(drawn)
+            return question.image, chains.atomic_points(self._points(question.points_xy))
         readings = self.readings(codes if shown is None else shown, question.points_xy)
         nearest = LETTERS[int(readings.argmax())]
         if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
         if shown is None and nearest != question.answer:
             return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
-        return question.image, chains.chain_depth(question.text, drawn, depth, readings.tolist(), nearest)
+        places = [self._points(point[None]) for point in question.points_xy]
+        return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), nearest)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,24 @@ class TaskBatches:
             return direct_only(self.curriculum)
         return task_shares(self.curriculum, step / max(1, self.steps))
 
+    def _mosaic(self, rng: np.random.Generator) -> np.ndarray:
+        """Codes (h * w,) of another image's map, with up to eight pieces of others set into it.
+
+        Whole maps are so alike (near below, far above) that what they say at a place can be guessed; where pieces
+        stand cannot, so a model that reads mosaics looks the place up.
+        """
+        h, w = self.maker.vocabulary.depth_grid
+
+        def other() -> np.ndarray:
+            return self.codes[int(rng.integers(2)), int(rng.integers(len(self.store)))].reshape(h, w)
+
+        codes = other().copy()
+        for _ in range(int(rng.integers(_MOST_PIECES + 1))):
+            height, width = int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1))
+            (y, x), (v, u) = rng.integers((h - height + 1, w - width + 1), size=(2, 2))
+            codes[y : y + height, x : x + width] = other()[v : v + height, u : u + width]
+        return codes.reshape(-1)
+
     def _row(self, task: str, rng: np.random.Generator) -> TaskRow:
         curriculum = self.curriculum
         with_map = task in (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH)
@@ -136,7 +155,7 @@ class TaskBatches:
             index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
             scene = Scene.from_store(self.store, index)
             scene = scene.flipped() if mirrored else scene
-            codes = self.codes[mirrored, int(rng.integers(len(self.store))) if foreign else index]
+            codes = self._mosaic(rng) if foreign else self.codes[mirrored, index]
             shown = codes if foreign else None
             if noisy:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)

@@ -1,27 +1,33 @@
 """Checkpoints of a training run: folders that are whole or are not there.
 
-`run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors and, written last, state.json with the
-sizes and SHA-256 sums of both. It is made under another name and renamed, so a run killed at any instant leaves its
-newest whole checkpoint behind. Nothing is pickled.
+`run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors (averages.safetensors, where weights are
+averaged) and, written last, state.json with the sizes and SHA-256 sums of them. It is made under another name and
+renamed, so a run killed at any instant leaves its newest whole checkpoint behind. `run_dir/best.safetensors`, where
+there is one, are the weights that did best on held-out data. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from train.averages import Averages
+
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
 
@@ -42,6 +48,12 @@ class RunState:
     """training time, killed runs counted up to their checkpoint"""
     wait_seconds: float
     """of which waiting for data"""
+    best_loss: float = math.inf
+    """lowest loss on held-out data so far"""
+    best_step: int = 0
+    """steps done when it was found; 0: not yet looked"""
+    stale_looks: int = 0
+    """looks at held-out data since then"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,9 @@ class Checkpoints:
         broken = [folder for _, folder in self._folders() if not (folder / STATE_FILE).exists()]
         return sorted(broken + list(self.run_dir.glob(f".checkpoint-*{_PARTIAL}")))
 
-    def save(self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    def save(
+        self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+    ) -> Path:
         """Writes the checkpoint of `state.step` and removes the ones beyond `keep`; returns its folder."""
         final = self.folder(state.step)
         if not (final / STATE_FILE).exists():
@@ -75,7 +89,9 @@ class Checkpoints:
             partial.mkdir(parents=True)
             save_model(model, str(partial / MODEL_FILE))
             save_file(_optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
-            files = {name: _digest(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+            if averages is not None:
+                save_file(averages.tensors(), partial / AVERAGES_FILE)
+            files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
             text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
             (partial / STATE_FILE).write_text(text + "\n")
             for path in (*partial.iterdir(), partial):
@@ -87,8 +103,10 @@ class Checkpoints:
             shutil.rmtree(self.folder(step), ignore_errors=True)
         return final
 
-    def restore(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
-        """Loads the checkpoint of `step` into both.
+    def restore(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+    ) -> RunState:
+        """Loads the checkpoint of `step` into all of them.
 
         Raises:
             CheckpointError: for a damaged file, tensors that do not fit, or other settings.
@@ -105,7 +123,22 @@ class Checkpoints:
         _guarded(lambda: load_model(model, str(folder / MODEL_FILE)), folder / MODEL_FILE)
         loaded = _guarded(lambda: load_file(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
         _guarded(lambda: _load_optimizer(model, optimizer, loaded), folder / OPTIMIZER_FILE)
-        return RunState(**{name: state[name] for name in RunState.__dataclass_fields__})
+        if averages is not None:
+            path = folder / AVERAGES_FILE
+            _guarded(lambda: averages.load(load_file(path), step), path)
+        return RunState(**{item.name: state[item.name] for item in fields(RunState) if item.name in state})
+
+    def save_best(self, model: nn.Module) -> None:
+        """Keeps the weights as those that did best so far; the file is whole or the one before."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.run_dir / f".{BEST_FILE}{_PARTIAL}"
+        save_model(model, str(partial))
+        os.replace(partial, self.run_dir / BEST_FILE)
+
+    def load_best(self, model: nn.Module) -> None:
+        """Loads what `save_best` kept. Raises CheckpointError where it is missing or does not fit."""
+        path = self.run_dir / BEST_FILE
+        _guarded(lambda: load_model(model, str(path)), path)
 
     def _folders(self) -> list[tuple[int, Path]]:
         found = ((match, path) for path in self.run_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name)))
@@ -115,7 +148,8 @@ class Checkpoints:
         path = folder / STATE_FILE
         try:
             state = json.loads(path.read_text())
-            if not {"files", "settings", *RunState.__dataclass_fields__} <= set(state):
+            needed = {item.name for item in fields(RunState) if item.default is MISSING}
+            if not {"files", "settings", *needed} <= set(state):
                 raise ValueError("keys are missing")
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
@@ -125,13 +159,18 @@ class Checkpoints:
 
     def _check_settings(self, folder: Path, stored: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(dict(self.settings)))
-        differing = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
+        differing = sorted(k for k in {*stored, *wanted} if _unless_off(stored.get(k)) != _unless_off(wanted.get(k)))
         if differing:
             listed = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing)
             raise CheckpointError(
                 f"{folder} was made with other settings ({listed}); restore them to resume, or give the new run "
                 f"another run_dir or delete {self.run_dir}"
             )
+
+
+def _unless_off(value: Any) -> Any:
+    """The value, but None for False: a switch that came after a checkpoint was made was off then."""
+    return None if value is False else value
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -43,11 +43,11 @@ class CurriculumConfig:
     points_share: float = 0.15
     """of the atomic depth tasks, the share that draws marked points instead of the map"""
     readings_share: float = 0.3
-    """of the atomic depth tasks, the share that reads a map, another image's, at many points: to find a place on a map
-    by its location tokens takes long to learn, and a chain asks for it two to five times only"""
+    """of the atomic depth tasks, the share that reads a map, a mosaic of other images', at many points: to find a place
+    on a map by its location tokens takes long to learn, and a chain asks for it two to five times only"""
     foreign_maps: float = 0.35
-    """of the depth chains, the share whose map is another image's: not learned, but read, and answered from. The image
-    shows the truth too, so without these nothing makes a model read the map it drew"""
+    """of the depth chains, the share whose map is a mosaic of other images': not learned, but read, and answered from.
+    The image shows the truth too, so without these nothing makes a model read the map it drew"""
     noisy_maps: float = 0.3
     """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
     drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is

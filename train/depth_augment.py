@@ -55,15 +55,21 @@ def random_surfaces(count: int, size: int, generator: torch.Generator, max_shape
 
 
 def bend_and_crop(inverse: Tensor, generator: torch.Generator) -> Tensor:
-    """Inverse depth (N, S, S) with each map cropped to 45-100 % of its side, sheared in depth and bent by a power."""
+    """Inverse depth (N, S, S) with each map cropped to 45-100 % of its side, sheared in depth and bent by a power.
+
+    Holes (NaN) stay holes; a map whose crop would hold nothing else is not cropped.
+    """
     count, size = inverse.shape[0], inverse.shape[-1]
     side = _uniform((count,), 0.45, 1, generator)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = _uniform((count, 2), -1, 1, generator) * (1 - side[:, None])
     grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)  # (N, S, S, 2)
-    inverse = F.grid_sample(inverse[:, None], grid, mode="nearest", align_corners=False)[:, 0]
-    low, high = inverse.amin((1, 2), keepdim=True), inverse.amax((1, 2), keepdim=True)
+    cropped = F.grid_sample(inverse[:, None], grid, mode="nearest", align_corners=False)[:, 0]
+    inverse = torch.where(cropped.isfinite().flatten(1).any(1)[:, None, None], cropped, inverse)
+    measured = inverse.isfinite()
+    low = torch.where(measured, inverse, torch.inf).amin((1, 2), keepdim=True)
+    high = torch.where(measured, inverse, -torch.inf).amax((1, 2), keepdim=True)
     nearness = (inverse - low) / (high - low).clamp_min(1e-6)  # (N, S, S) in [0, 1]
     power = _uniform((count, 1, 1), -0.7, 0.7, generator).exp()
     x, y = _pixel_grid(size)
@@ -83,30 +89,30 @@ def random_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def training_batch(scenes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Depth and mask (N, S, S) made from scenes' depth (N, S, S): half plain, a quarter bent, a quarter replaced.
+def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
+    """Depth and mask (N, S, S) made from depth (N, S, S), NaN in holes: half plain, a quarter bent, a quarter replaced.
 
     Left and right are swapped at random everywhere, up and down in the made-up quarter; holes are cut into half of all
-    that is not plain. A pure function of its inputs and the generator's state.
+    that is not plain. Without `augment` all is plain. A pure function of its inputs and the generator's state.
     """
     count, size = scenes.shape[0], scenes.shape[-1]
-    plain, bent = count // 2, count // 4
+    plain, bent = (count // 2, count // 4) if augment else (count, 0)
     made = count - plain - bent
     inverse = 1 / scenes
-    inverse = torch.cat(
-        [
-            inverse[:plain],
-            bend_and_crop(inverse[plain : plain + bent], generator),
-            random_surfaces(made, size, generator),
-        ]
-    )
+    parts = [inverse[:plain]]
+    if bent:
+        parts.append(bend_and_crop(inverse[plain : plain + bent], generator))
+    if made:
+        parts.append(random_surfaces(made, size, generator))
+    inverse = torch.cat(parts)
     flip = torch.rand((count, 1, 1), generator=generator) < 0.5
     inverse = torch.where(flip, inverse.flip(2), inverse)
     turn = torch.rand((count, 1, 1), generator=generator) < 0.5
     turn[: plain + bent] = False
     inverse = torch.where(turn, inverse.flip(1), inverse)
-    mask = torch.ones_like(inverse, dtype=torch.bool)
+    measured = inverse.isfinite()
     holed = torch.rand((count, 1, 1), generator=generator) < 0.5
     holed[:plain] = False
-    mask = torch.where(holed, random_holes(count, size, generator), mask)
+    mask = torch.where(holed, random_holes(count, size, generator) & measured, measured)
+    mask = torch.where(mask.flatten(1).any(1)[:, None, None], mask, measured)  # never an empty map
     return 1 / inverse, mask

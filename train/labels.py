@@ -34,7 +34,7 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
         depth = torch.from_numpy(store.depth[start : start + _BATCH].astype(np.float32))
         for mirrored in (0, 1):
             encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
-            both[mirrored].append(encoded.flatten(1).to(torch.int16).numpy())
+            both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).numpy())
     codes = np.stack([np.concatenate(part) for part in both])
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, codes)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from train.averages import Averages
 from train.checkpoints import Checkpoints, RunState
+from train.held_out import EvaluateFn, HeldOut
+from train.loop_config import LoopConfig, deciding_settings
 from train.memory import release_memory
 from train.optimizer import build_optimizer, learning_rate_at
 from train.progress import Display, RunLog
@@ -40,68 +43,8 @@ BatchFn = Callable[[int, int, int], Any]
 LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
 """(model, batch, step) -> (loss, named scalars to show and log)."""
 
-SCHEDULES = ("cosine", "constant", "wsd")
-PRECISIONS = ("bf16", "fp32")
-_FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
 
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """Settings of a training run."""
-
-    steps: int = 1000
-    """optimiser steps"""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    """of matrices (and convolutions, embeddings); vectors never decay"""
-    warmup_steps: int = 0
-    """steps over which the learning rate rises from 0"""
-    schedule: str = "cosine"
-    """after the warm-up: cosine, constant, or wsd (constant, then a straight line down over the last decay_share)"""
-    min_lr_ratio: float = 0.1
-    """last learning rate over the highest, for cosine and wsd"""
-    decay_share: float = 0.2
-    """wsd: share of the steps that decay"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    """largest norm of the gradient; 0 leaves it as it is"""
-    precision: str = "fp32"
-    """fp32, or bf16: autocast, on CPU and CUDA; weights stay in their own precision"""
-    gradient_accumulation: int = 1
-    """batches to an optimiser step, a device; 1 device with 8 sees the batches of 8 devices with 1"""
-    checkpoint_every_seconds: float = 180.0
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    """steps between lines of log.jsonl and tensorboard points"""
-    seed: int = 0
-    num_workers: int = 1
-    """processes that make batches; 0 makes them in between steps"""
-    prefetch: int = 4
-    """batches that a worker makes ahead"""
-    compile: bool = False
-    """torch.compile the model"""
-    find_unused_parameters: bool = False
-    """several devices only: allow steps that leave trained parameters without a gradient"""
-
-    def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
-        for name in ("steps", "gradient_accumulation", "keep_checkpoints", "log_every", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "grad_clip", "num_workers", "checkpoint_every_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("min_lr_ratio", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
+_START = RunState(0, math.nan, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -132,44 +75,52 @@ def fit(
     *,
     param_groups: Sequence[Mapping[str, Any]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    evaluate: EvaluateFn | None = None,
+    after_step: Callable[[], None] | None = None,
     title: str = "",
     fingerprint: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains `model` in place for `config.steps` steps, from `run_dir`'s newest checkpoint where there is one.
+
+    It ends with the last weights, their moving average where `config.ema_decay` is set, or those (or the averages) that
+    did best on held-out data where `config.patience` is.
 
     Args:
         batch_fn: batch of (step, shard, num_shards), made in a worker process. With several devices or gradient
             accumulation a step has several shards, a batch each.
         loss_fn: loss of a batch, a mean over it, and scalars to show and log. It may call the model several times.
         param_groups: see `build_optimizer`.
-        on_log: called with each record of log.jsonl.
+        on_log: called with each record of log.jsonl, but for those of held-out data.
+        evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
+            after the last; on the main process alone, so it must not wait for others.
+        after_step: called on every process after each optimiser step, before anything is saved or evaluated.
         fingerprint: the caller's own settings (JSON values, `train.config.flatten`); a run is not resumed with others.
 
     Raises:
         CheckpointError: for a checkpoint that is damaged or of other settings.
+        ValueError: for `config.evaluate_every` without `evaluate`.
         FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
     """
     accelerator = _accelerator(config)
     num_shards = accelerator.num_processes * config.gradient_accumulation
-    settings = {"num_shards": num_shards, **_settings(config), **(fingerprint or {})}
+    settings = {"num_shards": num_shards, **deciding_settings(config), **(fingerprint or {})}
     checkpoints = Checkpoints(Path(run_dir), settings, config.keep_checkpoints)
     model.to(accelerator.device).train()
     optimizer = build_optimizer(model, config, param_groups)
+    averages = Averages(model, config.ema_decay) if config.ema_decay is not None else None
+    held_out = _held_out(evaluate, model, averages, checkpoints, accelerator, config)
     display_console = Console(stderr=True) if not sys.stdout.isatty() and sys.stderr.isatty() else Console()
     resumed_from = _newest(checkpoints, accelerator, display_console)
-    state = RunState(0, math.nan, 0.0, 0.0)
-    if resumed_from is not None:
-        state = checkpoints.restore(resumed_from, model, optimizer)
-    if state.step < config.steps:
-        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config)
-        batches = _batches(
-            batch_fn, config, accelerator, state.step
-        )  # before the display: workers fork from one thread
+    state = _START if resumed_from is None else checkpoints.restore(resumed_from, model, optimizer, averages)
+    if state.step < config.steps and not _stopped(state, config):
+        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, averages, after_step)
+        batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         with display, _same_bits(accelerator.device):
-            state = _run(trainer, batches, state, checkpoints, display, on_log)
-    share = state.wait_seconds / state.seconds if state.seconds else 0.0
+            state = _run(trainer, batches, state, checkpoints, display, on_log, held_out)
     accelerator.wait_for_everyone()
+    _take_final_weights(model, averages, checkpoints, state, config)
+    share = state.wait_seconds / state.seconds if state.seconds else 0.0
     return FitResult(
         state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process, num_shards
     )
@@ -182,6 +133,7 @@ def _run(
     checkpoints: Checkpoints,
     display: Display,
     on_log: Callable[[dict[str, Any]], None] | None,
+    held_out: HeldOut | None,
 ) -> RunState:
     """Steps from `state` to the end; returns the state reached."""
     config, is_main = trainer.config, trainer.accelerator.is_main_process
@@ -193,14 +145,18 @@ def _run(
             start = time.perf_counter()
             loss, scalars, waited = trainer.step(step, batches, checkpoints)
             seconds = state.seconds + time.perf_counter() - start
-            state = RunState(step + 1, loss, seconds, state.wait_seconds + waited)
+            waited += state.wait_seconds
+            state = replace(state, step=step + 1, loss=loss, seconds=seconds, wait_seconds=waited)
             mean.add({"loss": loss, **scalars})
             wait_share = state.wait_seconds / max(state.seconds, 1e-9)
             display.update(step + 1, {"loss": loss, **scalars}, learning_rate_at(config, step), wait_share)
             finished = step + 1 == config.steps
+            if held_out is not None and (finished or (step + 1) % (config.evaluate_every or 1) == 0):
+                state = held_out.look(state, log)
+                finished = finished or _stopped(state, config)
             if finished or (step + 1) % config.log_every == 0:
                 means, last = mean.over_processes(trainer.accelerator)
-                state = RunState(step + 1, last, state.seconds, state.wait_seconds)
+                state = replace(state, loss=last)
                 record = {"step": step + 1, "loss": means.pop("loss"), "losses": means}
                 record |= {"lr": learning_rate_at(config, step), "wait_share": wait_share, "seconds": seconds}
                 if log is not None:
@@ -210,12 +166,51 @@ def _run(
                 mean = RunningMean()
             due = time.monotonic() - last_saved >= config.checkpoint_every_seconds
             if is_main and (due or finished):
-                checkpoints.save(state, trainer.model, trainer.optimizer)
+                checkpoints.save(state, trainer.model, trainer.optimizer, trainer.averages)
                 last_saved = time.monotonic()
+            if finished:
+                if step + 1 < config.steps:
+                    best = f"lowest after {state.best_step} steps ({state.best_loss:.4g})"
+                    display.say(f"stopped after {step + 1} steps: held-out loss was {best}, whose weights are kept")
+                break
     finally:
         if log is not None:
             log.close()
     return state
+
+
+def _take_final_weights(
+    model: nn.Module, averages: Averages | None, checkpoints: Checkpoints, state: RunState, config: LoopConfig
+) -> None:
+    """Leaves the model with what a finished run ends with: see `fit`."""
+    if averages is not None:
+        averages.copy_to_model()
+    if config.patience is not None and state.best_step:
+        checkpoints.load_best(model)
+
+
+def _held_out(
+    evaluate: EvaluateFn | None,
+    model: nn.Module,
+    averages: Averages | None,
+    checkpoints: Checkpoints,
+    accelerator: Accelerator,
+    config: LoopConfig,
+) -> HeldOut | None:
+    """Looks at held-out data, where they are asked for; raises ValueError where the recipe has none to look at."""
+    if config.evaluate_every is None:
+        return None
+    if evaluate is None:
+        raise ValueError(
+            f"evaluate_every ({config.evaluate_every}) needs held-out data, which this recipe does not have; set it "
+            "and patience to none"
+        )
+    return HeldOut(evaluate, model, averages, checkpoints, accelerator, keep_best=config.patience is not None)
+
+
+def _stopped(state: RunState, config: LoopConfig) -> bool:
+    """Whether held-out loss has not fallen for so long that training is over."""
+    return config.patience is not None and state.stale_looks >= config.patience
 
 
 class _Objective(nn.Module):
@@ -240,8 +235,11 @@ class _Trainer:
         optimizer: torch.optim.Optimizer,
         loss_fn: LossFn,
         config: LoopConfig,
+        averages: Averages | None,
+        after_step: Callable[[], None] | None,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
+        self.averages, self.after_step = averages, after_step
         if config.compile:
             model.compile()
         self.objective = accelerator.prepare_model(_Objective(model, loss_fn))
@@ -276,6 +274,10 @@ class _Trainer:
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise FloatingPointError(_diverged(step, loss_value, float(norm), checkpoints))
         self.optimizer.step()
+        if self.averages is not None:
+            self.averages.update()
+        if self.after_step is not None:
+            self.after_step()
         return loss_value, means, waited
 
 
@@ -361,13 +363,6 @@ def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console
     if accelerator.num_processes > 1:
         broadcast_object_list(newest)
     return newest[0]
-
-
-def _settings(config: LoopConfig) -> dict[str, Any]:
-    """What decides the outcome; `gradient_accumulation` counts through `num_shards`."""
-    free = (*_FREE_TO_CHANGE, "gradient_accumulation", "find_unused_parameters")
-    values = {name: getattr(config, name) for name in LoopConfig.__dataclass_fields__ if name not in free}
-    return {f"loop.{name}": list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def _seed(seed: int, step: int, shard: int) -> int:

@@ -7,12 +7,15 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from train.held_out import Evaluation
 
 SMOOTHING = 0.95
 PLAIN_SECONDS = 5.0
@@ -36,6 +39,16 @@ class RunLog:
             scalars = {"loss": record["loss"], "lr": record["lr"], "wait_share": record["wait_share"]}
             for name, value in {**scalars, **record["losses"]}.items():
                 self._board.add_scalar(name, value, record["step"])
+
+    def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """What a look at held-out data found after `step` steps: figures to both, pictures to tensorboard."""
+        figures = {"loss": evaluation.loss, **evaluation.scalars}
+        self._file.write(json.dumps({"step": step, "held_out": figures}) + "\n")
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"held_out/{name}", value, step)
+            for name, picture in evaluation.images.items():
+                self._board.add_image(f"held_out/{name}", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()

@@ -80,7 +80,9 @@ class RowEncoder:
             read = [depth_ids[next(shown)] if i in depth else i for i in tail]
         return head + read, [IGNORE] * len(head) + tail, weight
 
-    def batch(self, rows: Sequence[Encoded], tasks: Sequence[str], images: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def batch(
+        self, rows: Sequence[Encoded], tasks: Sequence[str], images: dict[str, Tensor]
+    ) -> list[dict[str, Tensor]]:
         """Two halves of like length, so that short rows are not padded to the length of depth maps.
 
         `images`: the model's image inputs, (B, ...) each.

@@ -1,16 +1,24 @@
-"""Trains a depth tokenizer on rendered scenes: `python -m train.tokenizer`.
+"""Trains a depth tokenizer on rendered scenes, or on depth maps of your own: `python -m train.tokenizer`.
 
     python -m train.tokenizer --config train/configs/tokenizer.yaml  # the shipped default, 17 minutes on one core
     python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all bars, 6 minutes
+    python -m train.tokenizer --data MAPS --store runs/maps --loop.ema_decay 0.999 \\
+        --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped in time
+    accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
 Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.depth_augment`), so that
 measured maps pass through the same codes. A killed run goes on where it stopped when started again. Order accuracy on
 held-out scenes to expect: 99 % after 500 steps; what the later steps buy is sharper edges.
+
+Several processes train one codebook: its statistics are summed over them, so that n processes with a batch each do what
+one with the n batches together does. With `gradient_accumulation` too the codebook moves once an optimiser step, by all
+of its batches; only its start is made of the first batch alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +26,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from perception.datasets.depth_files import DepthFormat
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
 from train.config import fingerprint, parse_config
 from train.depth_augment import training_batch
+from train.depth_store import DepthStore
+from train.held_out import Evaluation
 from train.loop import FitResult, LoopConfig, fit
+from train.tokenizer_view import evaluate_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.metrics import depth_errors
 from vqvae.quantizer import codebook_usage
@@ -38,10 +50,19 @@ class TokenizerConfig:
     run_dir: str = "runs/tokenizer"
     out: str = "runs/tokenizer/finished"
     """folder of the finished tokenizer, half precision"""
+    data: str | None = None
+    """none: rendered scenes. Or depth maps: a folder of files, of parquet tables, or one such file, in any unit (see
+    perception.datasets.depth_files and depth_tables). What cannot be read is named and left out"""
+    data_format: DepthFormat = field(default_factory=DepthFormat)
     store: str = "runs/scenes/tokenizer"
+    """folder where the scenes, or the maps of `data`, are kept at image_size; every set of them needs its own"""
+    augment: bool = True
+    """half of each batch is bent, cropped, holed or made up; false: the maps as they are, mirrored at most"""
     first_seed: int = 1_000_000
     num_scenes: int = 12_000
     num_held_out: int = 256
+    """scenes, or maps of `data`, that sort the codebook and report the finished tokenizer; with loop.evaluate_every as
+    many again are looked at while it trains"""
     batch_size: int = 32
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     loop: LoopConfig = field(
@@ -67,18 +88,77 @@ class TokenizerConfig:
 class DepthBatches:
     """Batch `step`: a pure function of the step, the rank and the seed."""
 
-    store: SceneStore
+    store: SceneStore | DepthStore
     batch_size: int
     seed: int
+    rows: np.ndarray | None = None
+    """(M,) of the store to train on; all where it is None"""
+    augment: bool = True
 
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
-        rows = np.sort(rng.integers(len(self.store), size=self.batch_size))
-        scenes = torch.from_numpy(self.store.depth[rows].astype(np.float32))  # (N, S, S)
-        scenes = scenes[torch.from_numpy(rng.permutation(self.batch_size))]
+        chosen = rng.integers(len(self.store) if self.rows is None else len(self.rows), size=self.batch_size)
+        rows = np.sort(chosen if self.rows is None else self.rows[chosen])
+        depth = torch.from_numpy(self.store.depth[rows].astype(np.float32))  # (N, S, S)
+        depth = depth[torch.from_numpy(rng.permutation(self.batch_size))]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        depth, mask = training_batch(scenes, generator)
+        depth, mask = training_batch(depth, generator, self.augment)
         return {"depth": depth, "mask": mask}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a configuration trains on, and the maps (N, S, S) it holds back, NaN in holes."""
+
+    config: TokenizerConfig
+    store: SceneStore | DepthStore
+    rows: np.ndarray | None
+    """(M,) of the store to train on; all where it is None"""
+    held_out_rows: np.ndarray
+    """(n,) of the store, or seeds of scenes: for the report"""
+    watched_rows: np.ndarray
+    """likewise: looked at while training"""
+
+    @classmethod
+    def open(cls, config: TokenizerConfig) -> TrainingData:
+        """Renders the scenes, or reads the maps, that are not there yet.
+
+        Raises:
+            ValueError: where nothing can be read, or too little to hold some back.
+        """
+        size, held = config.model.image_size, config.num_held_out
+        held_back = held if config.loop.evaluate_every is None else 2 * held
+        if config.data is None:
+            seeds = range(config.first_seed, config.first_seed + config.num_scenes)
+            made = np.arange(HELD_OUT_SEED, HELD_OUT_SEED + held_back)
+            return cls(config, SceneStore.build(config.store, seeds, image_size=size), None, made[:held], made[held:])
+        inverse = config.model.normalisation == "relative_inverse"
+        store = DepthStore.build(config.store, config.data, config.data_format, size, inverse)
+        if len(store) <= held_back:
+            raise ValueError(
+                f"{config.data} has {len(store)} usable depth maps, of which {held_back} are to be held back; lower "
+                f"num_held_out ({held}) or add maps"
+            )
+        shuffled = np.random.default_rng(HELD_OUT_SEED).permutation(len(store))
+        return cls(config, store, shuffled[held_back:], shuffled[:held], shuffled[held:held_back])
+
+    def _maps(self, rows: np.ndarray, look: str = "standard") -> Tensor:
+        if self.config.data is None:
+            return render_scenes(rows.tolist(), look, self.config.model.image_size).depth
+        return torch.from_numpy(self.store.depth[np.sort(rows)].astype(np.float32))
+
+    @cached_property
+    def watched(self) -> Tensor:
+        return self._maps(self.watched_rows)
+
+    def reported(self) -> dict[str, Tensor]:
+        """Held-out maps by the name they are reported under; the first ones sort the codebook."""
+        if self.config.data is not None:
+            return {"held out": self._maps(self.held_out_rows)}
+        return {look: self._maps(self.held_out_rows, look) for look in ("standard", "shifted")}
+
+    def evaluate(self, model: VQVAE) -> Evaluation:
+        return evaluate_tokenizer(model, self.watched)
 
 
 def tokenizer_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,30 +180,44 @@ def report(model: VQVAE, depth: Tensor, look: str, console: Console) -> None:
     console.print(f"{look}: {figures}, {100 * used:.0f} % of the codebook used")
 
 
+def _settings(config: TokenizerConfig) -> dict[str, object]:
+    """What decides the outcome of a training. Settings that came later are left out where they change nothing, so that
+    runs from before them go on."""
+    free = ["run_dir", "out", "store", "num_held_out"]
+    if config.loop.evaluate_every is not None or config.data is not None:
+        free.remove("num_held_out")  # decides what is trained on, or when it ends
+    unused = [] if config.data is not None else ["data_format.meaning", "data_format.scale", "data_format.key"]
+    unused += ["augment"] if config.augment else []
+    return {name: value for name, value in fingerprint(config, free).items() if name not in unused}
+
+
 def train(config: TokenizerConfig) -> FitResult:
     """Runs or resumes a training, sorts the codebook and writes the finished tokenizer to `config.out`."""
     torch.manual_seed(config.loop.seed)
-    size = config.model.image_size
-    seeds = range(config.first_seed, config.first_seed + config.num_scenes)
-    store = SceneStore.build(config.store, seeds, image_size=size)
+    data = TrainingData.open(config)
     model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = DepthBatches(store, config.batch_size, config.loop.seed)
-    free = ("run_dir", "out", "store", "num_held_out")  # what may change when a run is resumed
-    settings = fingerprint(config, free)
+    batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows, config.augment)
+    model.quantizer.deferred = config.loop.gradient_accumulation > 1
     result = fit(
-        model, batches, tokenizer_loss, config.loop, Path(config.run_dir), title="tokenizer", fingerprint=settings
+        model,
+        batches,
+        tokenizer_loss,
+        config.loop,
+        Path(config.run_dir),
+        evaluate=data.evaluate,
+        after_step=model.quantizer.settle,
+        title="tokenizer",
+        fingerprint=_settings(config),
     )
     if not result.is_main:
         return result
     model = model.cpu().eval()
-    held_out = range(HELD_OUT_SEED, HELD_OUT_SEED + config.num_held_out)
-    standard = render_scenes(held_out, "standard", size).depth
-    model.sort_codebook(standard)
+    reported = data.reported()
+    model.sort_codebook(next(iter(reported.values())))
     model.save_pretrained(config.out, dtype=torch.float16)
     finished = VQVAE.from_pretrained(config.out)  # what is reported is what was written
-    console = Console()
-    report(finished, standard, "standard", console)
-    report(finished, render_scenes(held_out, "shifted", size).depth, "shifted", console)
+    for look, depth in reported.items():
+        report(finished, depth, look, Console())
     return result
 
 

@@ -11,7 +11,8 @@ Stands alone: needs torch, safetensors and huggingface-hub, and knows nothing of
 
 from vqvae.checkpoint import CheckpointError
 from vqvae.config import VQVAEConfig
-from vqvae.model import VQVAE, Losses, VQVAEOutput
+from vqvae.losses import Losses
+from vqvae.model import VQVAE, VQVAEOutput
 from vqvae.normalisation import Normalised
 
 __all__ = ["VQVAE", "CheckpointError", "Losses", "Normalised", "VQVAEConfig", "VQVAEOutput"]

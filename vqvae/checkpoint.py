@@ -17,6 +17,7 @@ from vqvae.config import VQVAEConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class CheckpointError(ValueError):
@@ -44,8 +45,15 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         found = load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; save the tokenizer or fetch it anew") from None
+        pickled = sorted(p.name for p in path.parent.glob("*") if p.suffix in _PICKLES)
+        hint = f" ({', '.join(pickled)} beside it is pickled and never read)" if pickled else ""
+        raise CheckpointError(f"{path} is missing{hint}; save the tokenizer or fetch it anew") from None
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path} is a pickle (of torch.save, say), which can run code and is never read; write it anew by "
+                "save_pretrained, where the tokenizer was made"
+            ) from None
         raise CheckpointError(f"{path} is cut short or no safetensors file ({error}); fetch it anew") from None
     missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unexpected:
@@ -60,6 +68,12 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"{tuple(tensor.shape)}; both files must come from one save_pretrained"
             )
     return {name: found[name].to(tensor.dtype) for name, tensor in expected.items()}
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do, and the archives of torch.save. Not a byte of it is interpreted."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"\x80", b"PK\x03\x04"))
 
 
 def write_checkpoint(folder: Path, config: VQVAEConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:

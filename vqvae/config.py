@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vqvae.nesting import coarse_to_fine
+
 QUANTIZERS = ("ema", "fsq")
 NORMALISATIONS = ("relative_inverse", "relative", "metric")
 
@@ -44,6 +46,8 @@ class VQVAEConfig:
     min_depth: float | None = None
     """Only with "metric", in the unit of the depth that will come in."""
     max_depth: float | None = None
+    nested: bool = False
+    """Train so that the first n codes of a map, in the order of `cell_order`, decode too, for every n."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fsq_levels", tuple(int(n) for n in self.fsq_levels))
@@ -99,11 +103,34 @@ class VQVAEConfig:
         """Codes a map."""
         return self.grid_size**2
 
+    @property
+    def cell_order(self) -> tuple[int, ...]:
+        """Row-major numbers of the cells in the order in which a map's codes are written as a sequence (B, h*w): row by
+        row, or where the codes are nested, coarse to fine (`vqvae.nesting.coarse_to_fine`)."""
+        return coarse_to_fine(self.grid_size) if self.nested else tuple(range(self.num_codes))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
         """The config of a dict; raises ValueError naming unknown keys and the known ones."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"unknown config keys {unknown}; known keys: {known}")
+            raise ValueError(
+                f"unknown config keys {unknown}; known keys: {known}. Where a newer version wrote them, update this one"
+            )
+        for field in fields(cls):
+            if field.name in values:
+                _check_type(field.name, values[field.name], str(field.type))
         return cls(**values)
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    """Raises ValueError where a value read from JSON is not of a field's kind."""
+    if value is None and kind.endswith("| None"):
+        return
+    wanted: tuple[type, ...] = (int, float)
+    for word, types in (("int", (int,)), ("str", (str,)), ("bool", (bool,)), ("tuple", (list, tuple))):
+        if kind.startswith(word):
+            wanted = types
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"{name} must be of type {kind}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,11 @@ from torch import Tensor, nn
 
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, read_config, read_weights, write_checkpoint
 from vqvae.config import VQVAEConfig
+from vqvae.losses import GRADIENT_WEIGHT, L2_WEIGHT, Losses, reconstruction_losses
+from vqvae.nesting import random_budgets
 from vqvae.networks import Decoder, Encoder
 from vqvae.normalisation import Normalised, nearness_to_depth, normalise_depth
 from vqvae.quantizer import QUANTIZER_CLASSES, perplexity
-
-L2_WEIGHT = 2.0
-GRADIENT_WEIGHT = 0.5
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Loss terms of a batch, each a scalar. `total` is their weighted sum, to be minimised."""
-
-    l1: Tensor
-    """Mean absolute error of nearness over valid pixels"""
-    l2: Tensor
-    """Mean squared error, likewise"""
-    gradient: Tensor
-    """Mean absolute error of nearness's differences between neighbours that are both valid: sharp edges"""
-    commitment: Tensor
-    """Mean squared distance of the encoder's vectors from their codes' (zero with FSQ)"""
-    total: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,18 +33,6 @@ class VQVAEOutput:
     losses: Losses
     perplexity: Tensor
     """() of the batch's codes, 1 to codebook_size"""
-
-
-def reconstruction_losses(reconstruction: Tensor, nearness: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """L1, L2 and gradient terms of nearness (B, S, S) over the pixels in `mask` (B, S, S) bool."""
-    weight = mask.float()
-    error = (reconstruction.float() - nearness) * weight  # zero in holes
-    count = weight.sum().clamp_min(1)
-    l1, l2 = error.abs().sum() / count, error.square().sum() / count
-    across, down = weight[:, :, 1:] * weight[:, :, :-1], weight[:, 1:] * weight[:, :-1]
-    slope_across = ((error[:, :, 1:] - error[:, :, :-1]) * across).abs().sum()
-    slope_down = ((error[:, 1:] - error[:, :-1]) * down).abs().sum()
-    return l1, l2, (slope_across + slope_down) / (across.sum() + down.sum()).clamp_min(1)
 
 
 class VQVAE(
@@ -78,12 +51,22 @@ class VQVAE(
     codes and is equal on all ranks; the encoder's view is narrow and the decoder's wide.
     """
 
+    cell_order: Tensor
+    cell_rank: Tensor
+    absent: nn.Parameter
+    """(D,): stands in the place of codes that are not there. Nested models only"""
+
     def __init__(self, config: VQVAEConfig | None = None):
         super().__init__()
         self.config = config or VQVAEConfig()
         self.encoder = Encoder(self.config)
         self.quantizer = QUANTIZER_CLASSES[self.config.quantizer](self.config)
         self.decoder = Decoder(self.config)
+        order = torch.tensor(self.config.cell_order)  # (N,): cell of each place in the sequence
+        self.register_buffer("cell_order", order, persistent=False)
+        self.register_buffer("cell_rank", order.argsort(), persistent=False)  # (N,): place in the sequence of each cell
+        if self.config.nested:
+            self.absent = nn.Parameter(torch.randn(self.config.codebook_dim) / math.sqrt(self.config.codebook_dim))
 
     @property
     def codebook(self) -> Tensor:
@@ -125,12 +108,19 @@ class VQVAE(
         z = self._vectors(self.normalise(depth, mask))  # (B, h, w, D)
         return self.quantizer.encode(z.flatten(0, 2)).view(z.shape[:3])
 
+    def to_sequence(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) as the sequence (B, h*w) that is written as tokens: row by row, or coarse to fine where the
+        codes are nested (`VQVAEConfig.cell_order`). `decode` takes either form."""
+        return self._check_codes(codes).flatten(1)[:, self.cell_order]
+
     @torch.no_grad()
     def decode(self, codes: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Maps (B, S, S), or (B, *size), of codes (B, h, w) or (B, h*w).
+        """Maps (B, S, S), or (B, *size), of codes (B, h, w) or of a sequence of codes (B, h*w) (see `to_sequence`).
+
+        A nested tokenizer (`VQVAEConfig.nested`) also decodes the first n codes of a sequence, (B, n).
 
         Args:
-            codes: integers 0..K-1, row-major.
+            codes: integers 0..K-1.
             depth_range: (B, 2), near and far of each map, as `normalise(depth).depth_range`. With it the maps are depth
                 in its unit, without it nearness in [0, 1].
             size: height and width of the maps; the config's image_size where it is None.
@@ -138,36 +128,92 @@ class VQVAE(
         Raises:
             ValueError: for codes that are not integers, of another grid or out of range, or a depth_range not (B, 2).
         """
-        return self._finish(self.codebook[self._check_codes(codes)], depth_range, size)
+        codes = self._check_codes(codes)
+        vectors = self.codebook[codes]  # (B, h, w, D) or (B, n, D)
+        return self._finish(self._place(vectors) if codes.ndim == 2 else vectors, depth_range, size)
 
     def decode_soft(
         self, probabilities: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """Like `decode`, of probabilities (B, h*w, K) over the codes: the codebook's mean under them is decoded.
+        """Like `decode`, of probabilities (B, h*w, K) over the codes of a sequence, or (B, n, K) of a nested tokenizer:
+        the codebook's mean under them is decoded.
 
         Differentiable, so that a loss on the map can reach whatever made the probabilities.
         """
-        grid, size_k = self.config.grid_size, self.config.codebook_size
-        if probabilities.ndim != 3 or probabilities.shape[1:] != (grid * grid, size_k):
+        self._check_probabilities(probabilities)
+        quantized = probabilities.to(self.codebook.dtype) @ self.codebook  # (B, n, D)
+        return self._finish(self._place(quantized), depth_range, size)
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """Confidence (B, h, w) in [0, 1] of the cells of a map that is decoded from probabilities (B, n, K).
+
+        One minus the entropy of a cell's probabilities over log K, the largest there is: 1 where one code has all, 0
+        where all are alike, and 0 for the cells beyond the n first of a nested tokenizer.
+        """
+        self._check_probabilities(probabilities)
+        entropy = torch.special.entr(probabilities.float()).sum(-1)  # (B, n)
+        certainty = (1 - entropy / math.log(max(2, self.config.codebook_size))).clamp(0, 1)
+        places = F.pad(certainty, (0, self.config.num_codes - certainty.shape[1]))  # (B, N)
+        return places[:, self.cell_rank].view(-1, self.config.grid_size, self.config.grid_size)
+
+    @torch.no_grad()
+    def encode_confidence(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Confidence (B, h, w) in [0, 1] of the codes that `encode` gives depth (B, H, W), by their margin.
+
+        1 - d1 / d2, where d1 and d2 are the distances of a cell's vector from its code and from the runner-up (the
+        ratio test of Lowe 2004): 0 where the two tie and the least noise would change the code, 1 where the vector is
+        the code's own. Times the share of the cell's pixels that were measured: what fills a hole counts for nothing.
+        """
+        normalised = self.normalise(depth, mask)
+        z = self._vectors(normalised)  # (B, h, w, D)
+        if self.config.codebook_size == 1:
+            margin = torch.ones(z.shape[:3], device=z.device)
+        else:
+            nearest = self.quantizer.distances(z.flatten(0, 2)).topk(2, largest=False).values  # (B*h*w, 2)
+            ratio = nearest[:, 0] / nearest[:, 1].clamp_min(torch.finfo(nearest.dtype).tiny)
+            margin = (1 - ratio).clamp(0, 1).view(z.shape[:3])  # (B, h, w)
+        return margin * F.avg_pool2d(normalised.mask.float(), self.config.downsample)[:, 0]
+
+    def _place(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, n, D) of a sequence in their cells (B, h, w, D), `absent` in those beyond n."""
+        count, grid = vectors.shape[1], self.config.grid_size
+        if count < self.config.num_codes:
+            rest = self.absent.to(vectors.dtype).expand(len(vectors), 1, -1)
+            vectors = torch.cat([vectors, rest], 1)  # (B, n + 1, D)
+        return vectors[:, self.cell_rank.clamp(max=count)].view(-1, grid, grid, vectors.shape[-1])
+
+    def _check_length(self, count: int) -> bool:
+        """Whether a sequence of that many codes can be decoded."""
+        return count == self.config.num_codes or (self.config.nested and 0 < count < self.config.num_codes)
+
+    def _lengths(self) -> str:
+        total = self.config.num_codes
+        if self.config.nested:
+            return f"this tokenizer is nested: it reads the first 1 to {total} codes of a sequence"
+        return f"this tokenizer reads exactly {total} codes a map; fewer need one trained with nested=True"
+
+    def _check_probabilities(self, probabilities: Tensor) -> None:
+        cells, size = self.config.num_codes, self.config.codebook_size
+        shape = tuple(probabilities.shape)
+        if len(shape) != 3 or shape[2] != size or not self._check_length(shape[1]):
             raise ValueError(
-                f"probabilities must be (B, {grid * grid}, {size_k}), got {tuple(probabilities.shape)}; take the "
-                "softmax over the depth codes alone"
+                f"probabilities must be (B, {cells}, {size}), got {shape}; take the softmax over the depth codes alone "
+                f"({self._lengths()})"
             )
-        quantized = probabilities.to(self.codebook.dtype) @ self.codebook  # (B, h*w, D)
-        return self._finish(quantized.view(-1, grid, grid, quantized.shape[-1]), depth_range, size)
 
     def _check_codes(self, codes: Tensor) -> Tensor:
+        """The codes as long, (B, h, w) or (B, n)."""
         grid, size = self.config.grid_size, self.config.codebook_size
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"codes must be a tensor of integers, got {type(codes).__name__}; use torch.as_tensor")
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers, got {codes.dtype}; probabilities go to decode_soft")
-        if codes.shape[1:] not in ((grid, grid), (grid * grid,)):
-            raise ValueError(
-                f"codes must be (B, {grid}, {grid}) or (B, {grid * grid}), got {tuple(codes.shape)}; "
-                f"this tokenizer reads exactly {grid * grid} codes a map"
-            )
+        shape = tuple(codes.shape)
+        if shape[1:] != (grid, grid) and not (len(shape) == 2 and self._check_length(shape[1])):
+            raise ValueError(f"codes must be (B, {grid}, {grid}) or (B, {grid * grid}), got {shape}; {self._lengths()}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise ValueError(f"codes must lie in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}")
-        return codes.long().view(-1, grid, grid)
+        return codes.long()
 
     def _finish(self, quantized: Tensor, depth_range: Tensor | None, size: tuple[int, int] | None) -> Tensor:
         nearness = self._decode_vectors(quantized).clamp(0, 1)  # (B, S, S)
@@ -197,8 +243,15 @@ class VQVAE(
         # The codebook's moving averages need more digits than bfloat16 has.
         with torch.autocast(z.device.type, enabled=False):
             quantized, codes, commitment = self.quantizer(z.float().flatten(0, 2))
-        reconstruction = self._decode_vectors(quantized.view(z.shape))  # (B, S, S)
-        l1, l2, gradient = reconstruction_losses(reconstruction, target.nearness, target.mask[:, 0])
+        quantized = quantized.view(z.shape)  # (B, h, w, D)
+        if self.training and self.config.nested:
+            budgets = random_budgets(len(z), self.config.num_codes, z.device)  # (B,)
+            kept = (self.cell_rank < budgets[:, None]).view(*z.shape[:3], 1)
+            quantized = torch.where(kept, quantized, self.absent)
+        reconstruction = self._decode_vectors(quantized)  # (B, S, S)
+        l1, l2, gradient = reconstruction_losses(
+            reconstruction, target.nearness, target.mask[:, 0], over_ranks=self.training
+        )
         total = l1 + L2_WEIGHT * l2 + GRADIENT_WEIGHT * gradient + self.config.commitment_weight * commitment
         counts = torch.bincount(codes, minlength=self.config.codebook_size)
         losses = Losses(l1, l2, gradient, commitment, total)

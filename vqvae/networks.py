@@ -49,7 +49,10 @@ def stage_channels(config: VQVAEConfig) -> list[int]:
 
 
 class Encoder(nn.Module):
-    """(B, 2, S, S), values in [-1, 1] and validity, to (B, codebook_dim, h, w)."""
+    """(B, 2, S, S), values in [-1, 1] and validity, to (B, codebook_dim, h, w).
+
+    With nested codes it sees farther and knows each cell's place: the first codes stand for more than their own cell.
+    """
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
@@ -60,13 +63,17 @@ class Encoder(nn.Module):
             nn.Sequential(nn.SiLU(), nn.Conv2d(narrow, wide, 4, stride=2, padding=1))
             for narrow, wide in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.block = WideBlock(config.channels, kernel_size=3)
+        self.block = WideBlock(config.channels, kernel_size=7 if config.nested else 3)
+        grid = config.grid_size
+        self.place = nn.Parameter(torch.zeros(config.channels, grid, grid)) if config.nested else None  # (C, h, w)
         self.head = nn.Conv2d(config.channels, config.codebook_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(x, 2))  # (B, C0, S/2, S/2)
         for stage in self.stages:
             x = stage(x)  # (B, C, S/4, S/4), ... (B, C, h, w)
+        if self.place is not None:
+            x = x + self.place
         return self.head(self.block(x))  # (B, D, h, w)
 
 

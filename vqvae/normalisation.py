@@ -28,6 +28,11 @@ class Normalised:
         return (self.values[:, 0] + 1) / 2
 
 
+def usable_pixels(depth: Tensor) -> Tensor:
+    """Where depth, of any shape, is a measurement: finite, and so far above 0 that its inverse is finite too."""
+    return depth.isfinite() & (depth >= torch.finfo(torch.float32).tiny)
+
+
 def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
     """Pixels (B, H, W) that hold a measurement: finite, positive, and inside `mask` where one is given.
 
@@ -35,12 +40,11 @@ def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
         ValueError: for depth that is not (B, H, W), a mask of another shape, or a map with no valid pixel.
     """
     if depth.ndim != 3:
-        raise ValueError(
-            f"depth must be (B, H, W), got shape {tuple(depth.shape)}; add or drop dimensions, e.g. depth[None]"
-        )
+        hint = "maps have no channels: depth[:, 0]" if depth.ndim == 4 else "add or drop dimensions, e.g. depth[None]"
+        raise ValueError(f"depth must be (B, H, W), got shape {tuple(depth.shape)}; {hint}")
     if not 0 < depth.numel():
         raise ValueError(f"depth must hold at least one pixel, got shape {tuple(depth.shape)}")
-    valid = depth.isfinite() & (depth > 0)
+    valid = usable_pixels(depth)
     if mask is not None:
         if mask.shape != depth.shape:
             raise ValueError(
@@ -117,8 +121,12 @@ def normalise_depth(depth: Tensor, mask: Tensor | None, config: VQVAEConfig) -> 
     Raises:
         ValueError: see `valid_pixels`.
     """
+    if not isinstance(depth, Tensor) or depth.is_complex() or depth.dtype == torch.bool:
+        kind = f"a tensor of {depth.dtype}" if isinstance(depth, Tensor) else type(depth).__name__
+        raise ValueError(f"depth must be a tensor of numbers (B, H, W), got {kind}; e.g. torch.as_tensor(depth)[None]")
+    depth = depth.float()  # first: what float32 cannot hold is a hole
     valid = valid_pixels(depth, mask)
-    depth = torch.where(valid, depth, 1).float()  # holes hold a harmless 1 until they are zeroed
+    depth = torch.where(valid, depth, 1)  # holes hold a harmless 1 until they are zeroed
     depth_range = depth_ranges(depth, valid, config)  # (B, 2)
     values = 2 * depth_to_nearness(depth, depth_range, config) - 1  # (B, H, W)
     size = (config.image_size, config.image_size)

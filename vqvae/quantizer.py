@@ -37,12 +37,40 @@ def _same_on_all_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def _place_among_ranks(count: int, device: torch.device) -> tuple[int, int]:
+    """(rows on the ranks before this one, rows on all) where this rank has `count`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, count
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
+    counts[dist.get_rank()] = count
+    counts = _sum_over_ranks(counts)
+    return int(counts[: dist.get_rank()].sum()), int(counts.sum())
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Mean of a tensor without a gradient over the processes of a distributed run; itself where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        return _sum_over_ranks(x.clone()) / dist.get_world_size()
+    return x
+
+
+def _distances(vectors: Tensor, rows: Tensor) -> Tensor:
+    """(N, K) from (N, D) to (K, D), by one method for every N: left to itself, `cdist` takes another one for up to 25
+    vectors and rows, and codes would depend on the batch's size."""
+    if len(rows) > 25:
+        return torch.cdist(vectors, rows, compute_mode="use_mm_for_euclid_dist")
+    return (vectors[:, None] - rows).norm(dim=-1)  # ONNX knows no cdist without matrix products
+
+
 class EMAQuantizer(nn.Module):
     """A codebook of moving averages of the vectors it stands for (van den Oord et al. 2017, appendix A.1).
 
     Departures: it starts from the first batch; the statistics are summed over ranks before they are used, so that the
     codebooks of all ranks stay equal; codes that fall out of use are revived from the batch. All its state is in
     persistent buffers, so that training resumes where it stopped.
+
+    With `deferred` the codebook stays as it is until `settle` moves it by all batches since the last time, as one batch
+    of them all would: for gradient accumulation. Nothing is left pending between optimiser steps, so nothing is saved.
     """
 
     codebook: Tensor
@@ -54,15 +82,21 @@ class EMAQuantizer(nn.Module):
         super().__init__()
         size, dim = config.codebook_size, config.codebook_dim
         self.decay, self.dead_threshold = config.decay, config.dead_threshold
+        self.deferred = False
+        self._pending: list[tuple[Tensor, Tensor]] = []  # vectors (N, D) and codes (N,) of each batch not yet settled
         codebook = torch.randn(size, dim) / math.sqrt(dim)
         self.register_buffer("codebook", codebook)  # (K, D)
         self.register_buffer("cluster_size", torch.ones(size))  # (K,), moving average of vectors a batch
         self.register_buffer("vector_sum", codebook.clone())  # (K, D), likewise of their sum
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
+    def distances(self, vectors: Tensor) -> Tensor:
+        """(N, K): how far vectors (N, D) are from each code's row."""
+        return _distances(vectors.float(), self.codebook)
+
     def encode(self, vectors: Tensor) -> Tensor:
         """Codes (N,) of the nearest codebook rows of (N, D)."""
-        return torch.cdist(vectors.float(), self.codebook).argmin(-1)
+        return self.distances(vectors).argmin(-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, D) to quantised (N, D) with a straight-through gradient, codes (N,), and the commitment loss ()."""
@@ -73,14 +107,16 @@ class EMAQuantizer(nn.Module):
         quantized = self.codebook[codes]  # (N, D)
         commitment = (vectors - quantized.detach()).square().mean()
         if self.training:
-            self._update(vectors.detach(), codes)
+            self._pending.append((vectors.detach(), codes))
+            if not self.deferred:
+                self.settle()
         return vectors + (quantized - vectors).detach(), codes, commitment
 
     @torch.no_grad()
     def _start(self, vectors: Tensor, num_rounds: int = 5) -> None:
-        """Rows drawn from rank 0's batch, then a few rounds of k-means over every rank's."""
+        """Rows drawn from the batch of all ranks, then a few rounds of k-means over it."""
         size = self.codebook.shape[0]
-        self.codebook.copy_(_same_on_all_ranks(_draw(vectors, size)))
+        self.codebook.copy_(_draw(vectors, size))
         for _ in range(num_rounds):
             counts, sums = self._statistics(vectors, self.encode(vectors))
             used = counts > 0
@@ -99,14 +135,19 @@ class EMAQuantizer(nn.Module):
         return both[:, -1], both[:, :-1]
 
     @torch.no_grad()
-    def _update(self, vectors: Tensor, codes: Tensor) -> None:
+    def settle(self) -> None:
+        """Moves the codebook by the batches that are pending. On several ranks all of them must call it."""
+        if not self._pending:
+            return
+        vectors, codes = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        self._pending.clear()
         counts, sums = self._statistics(vectors, codes)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.vector_sum.lerp_(sums, 1 - self.decay)
         fair = counts.sum() / len(counts)  # vectors a code, were all used alike
         dead = self.cluster_size < self.dead_threshold * fair
         if bool(dead.any()):
-            revived = _same_on_all_ranks(_draw(vectors, len(counts)))[dead]
+            revived = _draw(vectors, len(counts))[dead]
             # A fifth of a fair share: enough to live a while, too little to hold the row against its first vectors.
             self.cluster_size[dead] = 0.2 * fair
             self.vector_sum[dead] = revived * 0.2 * fair
@@ -120,11 +161,21 @@ class EMAQuantizer(nn.Module):
 
 
 def _draw(vectors: Tensor, count: int) -> Tensor:
-    """`count` rows (count, D) of (N, D), without repeats where N allows; repeats are told apart by a little noise."""
-    if len(vectors) >= count:
-        return vectors[torch.randperm(len(vectors), device=vectors.device)[:count]]
-    rows = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
-    return rows + 1e-3 * torch.randn_like(rows)
+    """`count` rows (count, D) of the vectors (N, D) of all ranks, the same on each of them; without repeats where there
+    are enough, and repeats told apart by a little noise.
+
+    Which rows is up to rank 0's random numbers and the order of the ranks alone, so that two ranks draw what one with
+    the batches of both would.
+    """
+    first, total = _place_among_ranks(len(vectors), vectors.device)
+    if total >= count:
+        chosen = torch.randperm(total, device=vectors.device)[:count]
+    else:
+        chosen = torch.randint(total, (count,), device=vectors.device)
+    local = _same_on_all_ranks(chosen) - first  # (count,)
+    here = (local >= 0) & (local < len(vectors))
+    rows = _sum_over_ranks(torch.where(here[:, None], vectors[local.clamp(0, len(vectors) - 1)], 0))
+    return rows if total >= count else rows + _same_on_all_ranks(1e-3 * torch.randn_like(rows))
 
 
 class FSQ(nn.Module):
@@ -140,6 +191,7 @@ class FSQ(nn.Module):
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        self.deferred = False  # as `EMAQuantizer`'s, to no effect
         levels = torch.tensor(config.fsq_levels)  # (D,)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer(
@@ -152,6 +204,17 @@ class FSQ(nn.Module):
         """(N, D) squashed to [0, levels - 1], not yet rounded: right for odd and even numbers of levels alike."""
         return (torch.tanh(vectors.float()) + 1) / 2 * (self.levels - 1)
 
+    def settle(self) -> None:
+        """Nothing moves."""
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """(N, K): how far vectors (N, D) are from each code's lattice point, in steps of the lattice."""
+        return _distances(self._steps(vectors), self._lattice())
+
+    def _lattice(self) -> Tensor:
+        """(K, D): each code's steps, 0 .. levels - 1"""
+        return (self.order[:, None] // self.radix % self.levels).float()
+
     def encode(self, vectors: Tensor) -> Tensor:
         """Codes (N,) of (N, D)."""
         return self.rank[(self._steps(vectors).round().long() * self.radix).sum(-1)]
@@ -159,8 +222,7 @@ class FSQ(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """(K, D) in [-1, 1]"""
-        steps = self.order[:, None] // self.radix % self.levels  # (K, D)
-        return 2 * steps / (self.levels - 1) - 1
+        return 2 * self._lattice() / (self.levels - 1) - 1
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, D) to quantised (N, D) with a straight-through gradient, codes (N,), and a commitment loss of zero ()."""

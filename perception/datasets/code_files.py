@@ -21,7 +21,7 @@ class DepthCodes:
 
     names: tuple[str, ...]
     codes: NDArray[np.int64]
-    """(N, h * w), row-major"""
+    """(N, h * w), in the order of the tokenizer's sequences: row by row, or coarse to fine where it is nested"""
     ranges: NDArray[np.float64]
     """(N, 2): near and far of each map, in its unit"""
     sizes: NDArray[np.int64]

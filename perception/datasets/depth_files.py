@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -80,19 +80,19 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
             f"{path} holds {array.dtype} of shape {array.shape}; depth is numbers of shape (H, W), or (N, H, W) for "
             "several maps"
         )
-    if array.dtype == np.uint8 and meant.meaning == "depth" and reader is _image:
-        raise ValueError(
-            f"{path} is a picture of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning "
-            "'inverse' reads, but no depth: save that as 16-bit grey"
-        )
-    scale = unit if meant.scale is None else meant.scale
+    if reader is _image:
+        check_bits(array, meant, f"{path} is a picture")
     for index, values in enumerate(array if array.ndim == 3 else array[None]):
-        depth = torch.from_numpy(np.asarray(values, dtype=np.float32).copy())  # (H, W)
-        if meant.meaning == "inverse":
-            depth = torch.where(depth > 0, scale / depth, torch.nan)
-        else:
-            depth = depth * scale
-        yield ("" if array.ndim == 2 else f":{index}"), depth
+        yield ("" if array.ndim == 2 else f":{index}"), to_depth(values, unit, meant)
+
+
+def to_depth(values: NDArray[Any], unit: float, meant: DepthFormat) -> Tensor:
+    """Depth (H, W) float32 of stored numbers (H, W), whose unit is `unit` metres where the format does not say."""
+    scale = unit if meant.scale is None else meant.scale
+    depth = torch.from_numpy(np.asarray(values, dtype=np.float32).copy())  # (H, W)
+    if meant.meaning == "inverse":
+        return torch.where(depth > 0, scale / depth, torch.nan)
+    return depth * scale
 
 
 def _numpy(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
@@ -105,7 +105,21 @@ def _numpy_archive(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
 
 
 def _image(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
-    with Image.open(path) as image:
+    return picture_depth(path)
+
+
+def check_bits(values: NDArray[Any], meant: DepthFormat, what: str) -> None:
+    """Raises ValueError for values of 8 bits that are meant to be depth. `what` begins the message."""
+    if values.dtype == np.uint8 and meant.meaning == "depth":
+        raise ValueError(
+            f"{what} of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning 'inverse' reads, but "
+            "no depth: save that as 16-bit grey"
+        )
+
+
+def picture_depth(source: Path | BinaryIO) -> tuple[NDArray[Any], float]:
+    """Values (H, W) of a grey picture and metres a unit. Raises ValueError for one with colours."""
+    with Image.open(source) as image:
         if image.mode not in ("I;16", "I;16B", "I", "F", "L"):
             raise ValueError(
                 f"a picture of mode {image.mode} has 8 bits a channel and no depth in it; save depth as 16-bit grey"

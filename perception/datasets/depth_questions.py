@@ -188,7 +188,8 @@ class _Asker:
             records.append(record(chains.atomic_points(drawn), points))
             records.append(record(chains.direct(chains.DIRECT_DEPTH, question, answer), points))
             if has_chain:
-                records.append(record(chains.chain_depth(question, drawn, span, readings.tolist(), answer), points))
+                places = [Span("points", tuple(self.points.encode(point[None]))) for point in points]
+                records.append(record(chains.chain_depth(question, places, span, readings.tolist(), answer), points))
         return records
 
     def _choose(

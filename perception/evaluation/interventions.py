@@ -14,7 +14,6 @@ import torch
 from perception.evaluation.scenes import Item, depth_tokenizer_of
 from perception.model import PerceptionModel
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import Span
 
 INTERVENTIONS = ("oracle", "other image", "shuffled", "random")
@@ -25,8 +24,9 @@ def true_span(model: PerceptionModel, item: Item) -> Span:
     if item.kind == "count":
         return Span("boxes", tuple(BoxTokenizer(model.vocabulary.num_locations).encode(item.boxes_xyxy)))
     with torch.no_grad():
-        codes = depth_tokenizer_of(model).encode(item.scene.depth[None])
-    return Span("depth", tuple(codes.flatten().tolist()))
+        tokenizer = depth_tokenizer_of(model)
+        codes = tokenizer.to_sequence(tokenizer.encode(item.scene.depth[None]))  # (1, h*w)
+    return Span("depth", tuple(codes[0].tolist()))
 
 
 def _random_span(model: PerceptionModel, kind: str, rng: np.random.Generator) -> Span:
@@ -48,7 +48,7 @@ def _shuffled(span: Span, rng: np.random.Generator) -> Span:
 
 
 def forced_chains(model: PerceptionModel, items: Sequence[Item], intervention: str, seed: int = 0) -> list[list[int]]:
-    """Ids each item's answer is begun with. Depth chains begin with the true points, then the replaced map.
+    """Ids each item's answer is begun with: the replaced span.
 
     Raises ValueError for an unknown intervention.
     """
@@ -66,9 +66,4 @@ def forced_chains(model: PerceptionModel, items: Sequence[Item], intervention: s
         spans = [_shuffled(span, rng) for span in spans]
     elif intervention == "random":
         spans = [_random_span(model, item.kind, rng) for item in items]
-    chains = []
-    for item, span in zip(items, spans, strict=True):
-        points = PointTokenizer(model.vocabulary.num_locations).encode(item.points_xy) if item.kind == "depth" else None
-        head = model.vocabulary.span_ids(Span("points", tuple(points))) if points is not None else []
-        chains.append(head + model.vocabulary.span_ids(span))
-    return chains
+    return [model.vocabulary.span_ids(span) for span in spans]

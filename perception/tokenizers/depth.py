@@ -52,7 +52,7 @@ def color_table() -> NDArray[np.uint8]:
 
 
 class DepthTokenizer:
-    """Depth maps to row-major codes and back, by a VQVAE.
+    """Depth maps to codes and back, by a VQVAE: row by row, or coarse to fine where its codes are nested.
 
     Depth goes in in any unit, larger is farther. What comes out is nearness in [0, 1], 1 = nearest: the scale of a map
     is not in its codes.
@@ -102,11 +102,12 @@ class DepthTokenizer:
                     "nearest neighbours"
                 )
             mask = mask[None]
-        codes: list[int] = self.vqvae.encode(depth[None], mask).flatten().tolist()
+        codes: list[int] = self.vqvae.to_sequence(self.vqvae.encode(depth[None], mask))[0].tolist()
         return codes
 
     def decode(self, codes: Sequence[int], size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Nearness (S, S) in [0, 1], or (height, width) where `size` says so, of codes (h*w,).
+        """Nearness (S, S) in [0, 1], or (height, width) where `size` says so, of codes (h*w,), or the first n of them
+        where they are nested.
 
         Raises:
             ValueError: for codes that are not integers, too few or many, or out of range.

@@ -28,8 +28,9 @@ def test_a_counting_chain_says_the_number_of_its_boxes():
 
 
 def test_a_depth_chain_reads_its_map_before_it_concludes():
-    example = chains.chain_depth("Which point is closest?", POINTS, DEPTH, [63, 41], "A")
-    assert example.target == (POINTS, DEPTH, " A 63, B 41, so A.")
+    first, second = Span("points", (10, 20)), Span("points", (30, 40))
+    example = chains.chain_depth("Which point is closest?", (first, second), DEPTH, [63, 41], "A")
+    assert example.target == (DEPTH, " A", first, " 63, B", second, " 41, so A.")
     assert read_answer(example.target[-1], "depth") == "A"
 
 
@@ -80,7 +81,7 @@ def test_what_is_written_is_read_back(extended):
     _, tokenizer, vocabulary = extended
     for example, kind in [
         (chains.chain_count("How many?", BOXES), "count"),
-        (chains.chain_depth("Which is closest?", POINTS, DEPTH, [9, 41], "B"), "depth"),
+        (chains.chain_depth("Which is closest?", (POINTS, POINTS), DEPTH, [9, 41], "B"), "depth"),
     ]:
         ids = encode_target(tokenizer, vocabulary, example.target)
         answer = read_ids(tokenizer, vocabulary, ids, kind)

@@ -106,3 +106,17 @@ def test_a_process_of_its_own_says_the_error_and_ends_with_1(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr == f"error: {image} does not exist or is not a file; give the path of an image\n"
+
+
+def test_export_tokenizer_writes_two_programs(tmp_path, monkeypatch, capsys):
+    from vqvae import VQVAE, VQVAEConfig
+
+    tokenizer, out = tmp_path / "tokenizer", tmp_path / "out"
+    VQVAE(VQVAEConfig(image_size=16, downsample=8, codebook_size=8, codebook_dim=4, channels=8)).save_pretrained(
+        tokenizer
+    )
+    said = run("export-tokenizer", "-t", tokenizer, "--out", out, "--format", "torch")
+    assert said.startswith("encoder.pt2, decoder.pt2: ")
+    assert sorted(path.name for path in out.iterdir()) == ["decoder.pt2", "encoder.pt2"]
+    wrong = error_of(monkeypatch, capsys, "export-tokenizer", "-t", tokenizer, "-o", out, "--format", "x")
+    assert wrong == "error: unknown form 'x'; known: onnx, torch"

@@ -113,12 +113,13 @@ def test_a_deck_deals_every_letter_before_any_again() -> None:
 def test_chains_agree_with_their_own_map(made: RecordSet, model: VQVAE) -> None:
     found = [r for r in made.records if r.example.task == chains.CHAIN_DEPTH]
     for record in found:
-        points, depth, said = record.example.target
-        assert len(points.codes) == 2 * len(record.marks) and len(depth.codes) == 4
-        readings = {part.split()[0]: int(part.split()[1]) for part in said.split(", so")[0].split(",")}
-        assert record.example.answer == max(readings, key=readings.get) and said.endswith(
-            f"so {record.example.answer}."
-        )
+        depth, *rest = record.example.target
+        letters, places, said = rest[0:-1:2], rest[1::2], rest[2::2]
+        assert len(depth.codes) == 4 and [len(place.codes) for place in places] == [2] * len(record.marks)
+        readings = [int(text.split(",")[0]) for text in said]
+        assert [text.split()[-1] for text in letters] == list(LETTERS[: len(readings)])
+        assert record.example.answer == LETTERS[int(np.argmax(readings))]
+        assert said[-1].endswith(f"so {record.example.answer}.")
         assert record.asks_nearest and record.tokenizer == model.fingerprint()
 
 

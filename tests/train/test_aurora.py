@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +132,10 @@ def test_batches_are_functions_of_the_step_and_hold_every_task(taken):
     assert tasks == set(TASKS)
 
 
-def test_only_targets_are_supervised_and_spans_are_whole(taken):
+def test_only_targets_are_supervised_and_spans_are_whole(world, tmp_path):
     """Labels are the target and its end; every span in them parses; prompts hold none."""
-    batches = taken["batches"]
+    as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, foreign_maps=0.0, noisy_maps=0.0)
+    batches = captured(world, tmp_path, curriculum=as_drawn)["batches"]
     vocabulary, tokenizer = batches.maker.vocabulary, batches.text_tokenizer
     for part in batches(3, 0, 1):
         for ids, labels, weights in zip(part["input_ids"], part["labels"], part["weights"], strict=True):
@@ -175,18 +177,30 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
     assert [int(text) for text in read[1::2]] == made.maker.readings(row.shown, places.astype(np.float32)).tolist()
 
 
+def test_maps_to_be_read_are_pieced_together(taken):
+    """Each cell of a mosaic is some map's, and most mosaics are of several: one cannot be told from the others."""
+    batches = taken["batches"]
+    maps = np.broadcast_to(np.arange(len(batches.store))[None, :, None], batches.codes.shape)  # map n holds n
+    mosaics = [replace(batches, codes=maps)._mosaic(np.random.default_rng(seed)) for seed in range(40)]
+    assert all(m.shape == batches.codes.shape[2:] and np.isin(m, maps).all() for m in mosaics)
+    assert np.mean([len(set(m.tolist())) > 1 for m in mosaics]) > 0.5
+
+
 def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
     curriculum = CurriculumConfig(
         "constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0, noisy_maps=1.0
     )
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
-    row = made._row(CHAIN_DEPTH, np.random.default_rng(0))
-    drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
-    assert tuple(row.shown) != drawn.codes
-    ids, labels, _ = made._encode(row)
     depth_ids = made.maker.vocabulary.code_ids("depth")
-    assert [depth_ids.index(i) for i in ids if i in depth_ids] == row.shown.tolist()
-    assert [depth_ids.index(i) for i in labels if i in depth_ids] == list(drawn.codes)
+    differ = 0
+    for seed in range(8):  # how many codes are hit is drawn too
+        row = made._row(CHAIN_DEPTH, np.random.default_rng(seed))
+        drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
+        differ += tuple(row.shown) != drawn.codes
+        ids, labels, _ = made._encode(row)
+        assert [depth_ids.index(i) for i in ids if i in depth_ids] == row.shown.tolist()
+        assert [depth_ids.index(i) for i in labels if i in depth_ids] == list(drawn.codes)
+    assert differ
 
 
 def test_the_baseline_sees_direct_tasks_only(world, tmp_path):

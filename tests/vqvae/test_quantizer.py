@@ -60,6 +60,31 @@ def test_dead_codes_are_revived() -> None:
     assert float(quantizer.codebook.abs().max()) < 10
 
 
+def test_deferred_batches_move_the_codebook_as_one() -> None:
+    batches = torch.randn(5, 4, 40, 4, generator=torch.Generator().manual_seed(0))  # (steps, batches, N, D)
+    first = EMAQuantizer(replace(TINY, decay=0.5, dead_threshold=0.5)).train()
+    torch.manual_seed(1)
+    first(batches[0].flatten(0, 1))
+    second = EMAQuantizer(replace(TINY, decay=0.5, dead_threshold=0.5)).train()
+    second.load_state_dict(first.state_dict())
+    second.deferred = True
+    for step, parts in enumerate(batches[1:]):
+        torch.manual_seed(step)  # revived rows are drawn
+        first(parts.flatten(0, 1))
+        before = second.codebook.clone()
+        for part in parts:
+            second(part)
+        assert second.codebook.equal(before)
+        torch.manual_seed(step)
+        second.settle()
+        assert not second.codebook.equal(before)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value)
+    settled = second.codebook.clone()
+    second.settle()
+    assert second.codebook.equal(settled), "nothing is pending"
+
+
 def test_perplexity_counts_codes_in_use() -> None:
     assert float(perplexity(torch.tensor([5, 5, 5, 5]))) == pytest.approx(4)
     assert float(perplexity(torch.tensor([9, 0, 0, 0]))) == pytest.approx(1)

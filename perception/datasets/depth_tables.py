@@ -1,0 +1,90 @@
+"""Depth maps from parquet tables, one map a row.
+
+Columns: `depth` (or the one that `DepthFormat.key` names), and for numbers `height` and `width`; `name` is optional,
+others are ignored. A row's depth is a list of height * width numbers, row by row (as `perception.scenes.export` writes
+it), a list of rows, or an encoded picture with depth in it, 16-bit or float (bytes, or a struct with `bytes`, as
+Hugging Face's `datasets` stores images).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from perception.datasets.depth_files import DepthFormat, check_bits, picture_depth, to_depth
+
+_ROWS = 64
+
+
+def table_files(path: Path) -> list[Path]:
+    """The parquet file itself, or all beneath a folder, sorted by name; an empty list where there is none."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    return sorted(p for p in path.rglob("*.parquet") if p.is_file())
+
+
+def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | ValueError]]:
+    """(name, depth (H, W) float32) of every row, or (name, what is wrong with it) of one that cannot be read.
+
+    A row without a `name` goes by its number, ":0", ":1" .. Larger is farther, NaN and values up to 0 are holes.
+
+    Raises:
+        ValueError: naming the file, for one that is no parquet file or lacks the column.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from error
+    column = meant.key or "depth"
+    try:
+        file = parquet.ParquetFile(path)
+        known = file.schema_arrow.names
+        if column not in known:
+            raise ValueError(f"it has no column {column!r} but {', '.join(known)}; choose one by its key")
+        columns = [name for name in (column, "height", "width", "name") if name in known]
+        index = 0
+        for batch in file.iter_batches(_ROWS, columns=columns):
+            for row in range(batch.num_rows):
+                values = {name: batch.column(name)[row].as_py() for name in columns if name != column}
+                cell: Any = batch.column(column)[row]
+                yield str(values.get("name") or f":{index}"), _map_or_error(cell, values, meant)
+                index += 1
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a table of depth maps ({error}); fetch or write it anew") from error
+
+
+def _map_or_error(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor | ValueError:
+    try:
+        return _map(cell, values, meant)
+    except (ValueError, TypeError, OSError, SyntaxError) as error:
+        return ValueError(str(error))
+
+
+def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
+    """A cell of the depth column as a map (H, W)."""
+    value = cell.as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if value is None:
+        raise ValueError("there is no depth in this row")
+    if isinstance(value, bytes):
+        picture, unit = picture_depth(io.BytesIO(value))
+        check_bits(picture, meant, "a picture")
+        return to_depth(picture, unit, meant)
+    array = np.asarray(value, dtype=np.float32)
+    if array.ndim == 1:
+        height, width = values.get("height"), values.get("width")
+        if height is None or width is None or len(array) != height * width:
+            raise ValueError(
+                f"{len(array)} values of depth, with height {height} and width {width}; give both columns, or depth as "
+                "a list of rows"
+            )
+        array = array.reshape(height, width)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"depth must be (H, W), got shape {array.shape}")
+    return to_depth(array, 1.0, meant)

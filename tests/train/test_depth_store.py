@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perception.datasets.depth_files import DepthFormat
+from perception.datasets.depth_tables import read_depth_table
+from perception.scenes.export import export_parquet
+from perception.scenes.render import render_scenes
+from train.depth_store import DepthStore
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five usable maps of three kinds of files and sizes, and five files that cannot be used."""
+    maps = tmp_path / "maps"
+    (maps / "deep").mkdir(parents=True)
+    np.save(maps / "a.npy", np.full((20, 30), 2.0))
+    np.save(
+        maps / "deep" / "b.npy", np.stack([np.full((16, 16), 3.0), np.full((16, 16), np.nan), np.full((16, 16), 4.0)])
+    )
+    Image.fromarray(np.full((12, 10), 5000, np.uint16)).save(maps / "c.png")
+    holed = np.full((32, 32), 6.0)
+    holed[:, 16:] = 0
+    np.save(maps / "d.npy", holed)
+    np.save(maps / "x-words.npy", np.array(["a", "b"]))
+    (maps / "x-cut.npy").write_bytes((maps / "a.npy").read_bytes()[:200])
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(maps / "x-colour.png")
+    (maps / "x-empty.pfm").write_bytes(b"")
+    return maps
+
+
+def test_maps_of_all_kinds_are_read_and_what_cannot_be_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = DepthStore.build(tmp_path / "store", folder, DepthFormat(), image_size=16)
+    assert store.names == ("a.npy", "c.png", "d.npy", "deep/b.npy:0", "deep/b.npy:2")
+    assert store.depth.shape == (5, 16, 16) and store.depth.dtype == np.float32
+    assert [float(np.nanmean(m)) for m in store.depth] == pytest.approx([2, 5, 6, 3, 4])
+    assert np.isnan(store.depth[2, :, 9:]).all() and not np.isnan(store.depth[2, :, :8]).any()
+    assert set(store.skipped) == {"deep/b.npy:1", "x-colour.png", "x-cut.npy", "x-empty.pfm", "x-words.npy"}
+    said = capsys.readouterr().err
+    assert "left out: x-colour.png" in said and "5 depth maps of 8 file(s); left out: 5" in said
+    again = DepthStore.build(tmp_path / "store", folder, DepthFormat(), image_size=16)
+    assert again.names == store.names and again.skipped == store.skipped and not capsys.readouterr().err
+    assert not (tmp_path / "store" / "parts").exists()
+
+
+def test_a_build_that_was_killed_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import depth_store
+
+    monkeypatch.setattr(depth_store, "FILES_A_PART", 2)
+    whole = DepthStore.build(tmp_path / "whole", folder, DepthFormat(), 16)
+    read, done = depth_store._read_part, list[str]()
+
+    def die_at_third(path: Path, *rest: object) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        read(path, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(depth_store, "_read_part", die_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(depth_store, "_read_part", lambda path, *rest: (done.append(path.name), read(path, *rest)))
+        resumed = DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16)
+    assert len(done) == len(set(done)) == 4, "no part is read twice"
+    assert resumed.names == whole.names and np.array_equal(resumed.depth, whole.depth, equal_nan=True)
+
+
+def test_a_source_without_usable_maps_is_an_error(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="holds no depth file"):
+        DepthStore.build(tmp_path / "store", empty, DepthFormat(), 16)
+    with pytest.raises(ValueError, match="does not exist"):
+        DepthStore.build(tmp_path / "store", tmp_path / "none", DepthFormat(), 16)
+    (empty / "x.png").write_bytes((folder / "x-colour.png").read_bytes())
+    with pytest.raises(ValueError, match=r"no usable depth map; 1 could not be used:\s+x.png: .*8 bits"):
+        DepthStore.build(tmp_path / "store", empty, DepthFormat(), 16)
+    np.save(empty / "good.npy", np.full((8, 8), 1.0))
+    assert len(DepthStore.build(tmp_path / "store", empty, DepthFormat(), 16)) == 1, "mended, it goes on"
+
+
+def test_a_store_of_other_maps_is_refused(folder: Path, tmp_path: Path) -> None:
+    DepthStore.build(tmp_path / "store", folder, DepthFormat(), 16)
+    with pytest.raises(ValueError, match="holds maps of other files or settings"):
+        DepthStore.build(tmp_path / "store", folder, DepthFormat(scale=2.0), 16)
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "scenes.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds rendered scenes"):
+        DepthStore.build(tmp_path / "scenes", folder, DepthFormat(), 16)
+
+
+def test_exported_scenes_are_read_back(tmp_path: Path) -> None:
+    export_parquet(tmp_path / "tables", range(5), image_size=24, rows_per_file=3)
+    store = DepthStore.build(tmp_path / "store", tmp_path / "tables", DepthFormat(), image_size=24)
+    assert len(store) == 5 and store.names[0] == "standard-24-000000000-000000002.parquet:0"
+    torch.testing.assert_close(
+        torch.from_numpy(np.array(store.depth)), render_scenes(range(5), "standard", 24).depth, rtol=1e-3, atol=0
+    )
+
+
+def test_tables_hold_numbers_rows_or_pictures_and_bad_rows_are_told(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    picture = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 2500, np.uint16)).save(picture, "PNG")
+    image = {"bytes": picture.getvalue(), "path": None}
+    flat = pa.table(
+        {"depth": [[1.0] * 6, [1.0] * 5, None], "height": [2, 2, 2], "width": [3, 3, 3], "name": ["a", "b", "c"]}
+    )
+    parquet.write_table(flat, tmp_path / "flat.parquet")
+    rows = dict(read_depth_table(tmp_path / "flat.parquet", DepthFormat()))
+    assert rows["a"].shape == (2, 3)  # type: ignore[union-attr]
+    assert "5 values of depth, with height 2 and width 3" in str(rows["b"]) and "no depth" in str(rows["c"])
+    parquet.write_table(pa.table({"depth": [[[2.0, 4.0], [8.0, 0.0]]]}), tmp_path / "rows.parquet")
+    ((name, depth),) = read_depth_table(tmp_path / "rows.parquet", DepthFormat(meaning="inverse", scale=8.0))
+    assert name == ":0" and depth[:, 0].tolist() == [4.0, 1.0] and bool(depth[1, 1].isnan())  # type: ignore[index]
+    parquet.write_table(
+        pa.table({"depth_map": [image, {"bytes": b"no picture", "path": None}]}), tmp_path / "im.parquet"
+    )
+    good, bad = read_depth_table(tmp_path / "im.parquet", DepthFormat(key="depth_map"))
+    assert good[1].shape == (4, 6) and float(good[1][0, 0]) == 2.5  # type: ignore[union-attr, index]
+    assert isinstance(bad[1], ValueError)
+    with pytest.raises(
+        ValueError, match=r"im.parquet cannot be read.*no column 'depth' but depth_map; choose one by its key"
+    ):
+        list(read_depth_table(tmp_path / "im.parquet", DepthFormat()))
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "flat.parquet").read_bytes()[:100])
+    with pytest.raises(ValueError, match="cut.parquet cannot be read as a table of depth maps"):
+        list(read_depth_table(tmp_path / "cut.parquet", DepthFormat()))

@@ -1,0 +1,74 @@
+"""Looks at held-out data while a model trains: what is logged of them, and when they end the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import nn
+
+from train.averages import Averages
+from train.checkpoints import Checkpoints, RunState
+
+if TYPE_CHECKING:
+    from train.progress import RunLog
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a look at held-out data found."""
+
+    loss: float
+    """the lower the better; early stopping goes by it"""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """other figures, by name"""
+    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """pictures (H, W, 3) for tensorboard, by name"""
+
+
+EvaluateFn = Callable[[Any], Evaluation]
+"""(model in evaluation mode) -> what held-out data say of it"""
+
+
+class HeldOut:
+    """Evaluates a model as it trains (its averages, if there are any) and keeps count of how it does."""
+
+    def __init__(
+        self,
+        evaluate: EvaluateFn,
+        model: nn.Module,
+        averages: Averages | None,
+        checkpoints: Checkpoints,
+        accelerator: Accelerator,
+        keep_best: bool,
+    ) -> None:
+        self.evaluate, self.model, self.averages = evaluate, model, averages
+        self.checkpoints, self.accelerator, self.keep_best = checkpoints, accelerator, keep_best
+
+    def look(self, state: RunState, log: RunLog | None) -> RunState:
+        """Evaluates on the main process, logs it there, and returns the state with the new count on all of them."""
+        found: list[float | None] = [None]
+        if self.accelerator.is_main_process:
+            self.model.eval()
+            with torch.no_grad(), self.averages.in_place() if self.averages is not None else nullcontext():
+                evaluation = self.evaluate(self.model)
+                if self.keep_best and evaluation.loss < state.best_loss:
+                    self.checkpoints.save_best(self.model)
+            self.model.train()
+            if log is not None:
+                log.write_evaluation(state.step, evaluation)
+            found = [float(evaluation.loss)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        loss = found[0]
+        assert loss is not None
+        if loss < state.best_loss:
+            return replace(state, best_loss=loss, best_step=state.step, stale_looks=0)
+        return replace(state, stale_looks=state.stale_looks + 1)

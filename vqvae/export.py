@@ -1,0 +1,129 @@
+"""A tokenizer's encoder and decoder as programs of their own, for machines without this package.
+
+    from vqvae.export import export_tokenizer
+
+    export_tokenizer(model, "exported")                # encoder.onnx, decoder.onnx; needs onnx and onnxscript
+    export_tokenizer(model, "exported", form="torch")  # encoder.pt2, decoder.pt2: torch.export, for torch.export.load
+
+encoder: depth (B, S, S) float32, at the tokenizer's image_size, in any unit, larger is farther; NaN, infinite and
+non-positive pixels are holes. Gives codes (B, h, w) int64 and depth_range (B, 2) float32, near and far in the unit of
+the input; (inf, -inf) says that a map had no valid pixel and its codes mean nothing. Maps of other sizes are to be
+resized so that holes do not bleed (`vqvae.normalisation.resize_masked`): as inverse depth where the normalisation is
+"relative_inverse", else as depth.
+
+decoder: codes (B, h, w) int64, 0..K-1, to nearness (B, S, S) float32 in [0, 1], 1 = nearest; -1 stands for a code that
+is not there (nested tokenizers only). Depth from nearness is arithmetic (`vqvae.normalisation.nearness_to_depth`).
+
+Batches may have any size B. Nothing checks the input: a program has no errors.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from vqvae.model import VQVAE
+from vqvae.normalisation import Normalised, depth_ranges, depth_to_nearness, usable_pixels
+
+FORMS = {"onnx": ".onnx", "torch": ".pt2"}
+"""what can be written, and the ending of its files"""
+_ANY_BATCH = ({0: Dim("batch")},)
+
+
+class EncoderProgram(nn.Module):
+    """Depth (B, S, S) to codes (B, h, w) and depth_range (B, 2)."""
+
+    def __init__(self, model: VQVAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, depth: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        valid = usable_pixels(depth)
+        depth = torch.where(valid, depth, 1)  # (B, S, S)
+        ranges = depth_ranges(depth, valid, model.config)  # (B, 2)
+        values = torch.where(valid, 2 * depth_to_nearness(depth, ranges, model.config) - 1, 0)
+        z = model._vectors(Normalised(values[:, None], valid[:, None], ranges))  # (B, h, w, D)
+        codes = model.quantizer.encode(z.flatten(0, 2))
+        return codes.view(z.shape[0], z.shape[1], z.shape[2]), ranges
+
+
+class DecoderProgram(nn.Module):
+    """Codes (B, h, w) to nearness (B, S, S)."""
+
+    def __init__(self, model: VQVAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, codes: Tensor) -> Tensor:
+        vectors = self.model.codebook[codes.clamp_min(0)]  # (B, h, w, D)
+        if self.model.config.nested:
+            vectors = torch.where(codes[..., None] < 0, self.model.absent, vectors)
+        return self.model._decode_vectors(vectors).clamp(0, 1)
+
+
+def _programs(model: VQVAE) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Both programs on the CPU in float32, each with an input of two maps."""
+    size, grid = model.config.image_size, model.config.grid_size
+    encoder, decoder = (copy.deepcopy(model).cpu().float().eval() for _ in range(2))
+    del encoder.decoder, decoder.encoder  # a program carries its own weights only
+    ramp = torch.linspace(1, 2, 2 * size * size).view(2, size, size)
+    codes = torch.zeros(2, grid, grid, dtype=torch.long)
+    return {"encoder": (EncoderProgram(encoder), ramp), "decoder": (DecoderProgram(decoder), codes)}
+
+
+@torch.no_grad()
+def export_tokenizer(model: VQVAE, folder: str | Path, form: str = "onnx") -> list[Path]:
+    """Writes encoder and decoder to `folder`, each file whole or not at all, and returns the files.
+
+    Raises:
+        ValueError: for an unknown form.
+        ImportError: for "onnx" without the packages onnx and onnxscript.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
+    folder = Path(folder)
+    writer = _write_onnx if form == "onnx" else _write_torch
+    written = []
+    for name, (program, example) in _programs(model).items():
+        path = folder / f"{name}{FORMS[form]}"
+        partial = path.with_name(f".{name}.{os.getpid()}.partial{path.suffix}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            writer(program.eval(), example, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.append(path)
+    return written
+
+
+def _write_torch(program: nn.Module, example: Tensor, path: Path) -> None:
+    archive = io.BytesIO()  # written to a path, it would carry the name of the partial file
+    torch.export.save(torch.export.export(program, (example,), dynamic_shapes=_ANY_BATCH), archive)
+    path.write_bytes(archive.getvalue())
+
+
+def _write_onnx(program: nn.Module, example: Tensor, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("ONNX files need two packages: pip install onnx onnxscript; or write form='torch'") from error
+    inputs, outputs = ("depth", ["codes", "depth_range"]) if example.is_floating_point() else ("codes", ["nearness"])
+    torch.onnx.export(
+        program,
+        (example,),
+        path,
+        input_names=[inputs],
+        output_names=outputs,
+        dynamic_shapes=_ANY_BATCH,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
