@@ -21,10 +21,12 @@ ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS = "atomic_depth", "atomic_boxes", "ato
 ATOMIC_READINGS = "atomic_readings"
 CHAIN_COUNT, CHAIN_DEPTH = "chain_count", "chain_depth"
 DIRECT_COUNT, DIRECT_DEPTH = "direct_count", "direct_depth"
+DIRECT_OTHER = "direct_other"
 ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS, ATOMIC_READINGS)
 CHAIN = (CHAIN_COUNT, CHAIN_DEPTH)
 DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
-TASKS = (*ATOMIC, *CHAIN, *DIRECT)
+TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
+"""DIRECT_OTHER, any question of neither kind, comes with data of one's own: no curriculum over scenes draws it."""
 
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
@@ -69,6 +71,11 @@ def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]
     for point, value in zip(points, readings, strict=True):
         read += [point, f" {value}"]
     return Example(ATOMIC_READINGS, "Draw the depth map and read it at points.", (depth, *read), "")
+
+
+def direct_task(question: str) -> str:
+    """The task of answering a question at once."""
+    return {"count": DIRECT_COUNT, "depth": DIRECT_DEPTH}.get(kind_of_question(question) or "", DIRECT_OTHER)
 
 
 def direct(task: str, question: str, answer: str) -> Example:

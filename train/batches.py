@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perception import chains
-from perception.chains import ChatPrompt, Example, encode_target
+from perception.chains import ChatPrompt, Example
 from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
 from perception.scenes.scene import Scene
@@ -19,16 +19,14 @@ from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import PerceptionVocabulary, Span
 from train.augment import normalise_pixels, photometric, to_pixels
-from train.base import IGNORE, collate
 from train.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
+from train.task_rows import SHOWN_GAP, Encoded, RowEncoder, TaskRow, TokenWeights, happens, noisy_codes
 from vqvae import VQVAE
 from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
-_SHOWN_GAP = 3  # of 99, that the nearest marker of a foreign or noisy map must lead by
 _READINGS = 20  # points at which a map is read
 _MOST_PIECES = 8  # of other maps in a mosaic
-_MOST_NOISE = 0.5  # of the codes of a noisy map are random
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
 
 
@@ -51,6 +49,13 @@ class TaskMaker:
             near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])  # (1, S, S) in [0, 1]
         values = values_at(near, torch.from_numpy(points)[None])[0]  # (count,)
         return np.round(values.numpy() * 99).astype(int).clip(0, 99)
+
+    def read_at_random(self, codes: np.ndarray, rng: np.random.Generator) -> Example:
+        """A map of codes (h * w,) and what it says at random points."""
+        places = [self._points(point[None]) for point in rng.random((_READINGS, 2), dtype=np.float32)]
+        centres = np.concatenate([PointTokenizer(self.vocabulary.num_locations).decode(p.codes) for p in places])
+        readings = self.readings(codes, np.asarray(centres, np.float32))
+        return chains.atomic_readings(Span("depth", tuple(int(c) for c in codes)), places, readings.tolist())
 
     def make(
         self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, shown: np.ndarray | None = None
@@ -77,10 +82,7 @@ class TaskMaker:
                 return scene.image, chains.direct(task, count.text, str(count.answer))
             return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
         if task == chains.ATOMIC_READINGS:
-            places = [self._points(point[None]) for point in rng.random((_READINGS, 2), dtype=np.float32)]
-            centres = np.concatenate([PointTokenizer(self.vocabulary.num_locations).decode(p.codes) for p in places])
-            readings = self.readings(codes if shown is None else shown, np.asarray(centres, np.float32))
-            return scene.image, chains.atomic_readings(depth, places, readings.tolist())
+            return scene.image, self.read_at_random(codes if shown is None else shown, rng)
         question = depth_question(scene, rng)
         if question is None:
             return None
@@ -90,37 +92,12 @@ class TaskMaker:
             return question.image, chains.atomic_points(self._points(question.points_xy))
         readings = self.readings(codes if shown is None else shown, question.points_xy)
         nearest = LETTERS[int(readings.argmax())]
-        if shown is not None and np.diff(np.sort(readings))[-1] < _SHOWN_GAP:
+        if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
         if shown is None and nearest != question.answer:
             return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
         places = [self._points(point[None]) for point in question.points_xy]
         return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), nearest)
-
-
-@dataclass(frozen=True)
-class TokenWeights:
-    """Weights of target tokens in the loss. A depth map has a hundred codes and an answer one letter."""
-
-    depth: float = 0.4
-    location: float = 1.0
-    text: float = 1.0
-
-
-@dataclass(frozen=True)
-class _TaskRow:
-    """A sample before it is encoded."""
-
-    image: Tensor
-    example: Example
-    shown: np.ndarray | None
-    """depth codes that the model reads where `example` has those it shall draw"""
-    foreign: bool
-    """whether the map is another image's, and so not to be learned"""
-
-
-def _happens(share: float, rng: np.random.Generator) -> bool:
-    return share > 0 and bool(rng.random() < share)
 
 
 @dataclass(frozen=True)
@@ -168,12 +145,12 @@ class TaskBatches:
             codes[y : y + height, x : x + width] = other()[v : v + height, u : u + width]
         return codes.reshape(-1)
 
-    def _row(self, task: str, rng: np.random.Generator) -> _TaskRow:
+    def _row(self, task: str, rng: np.random.Generator) -> TaskRow:
         curriculum = self.curriculum
         with_map = task in (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH)
         foreign = task == chains.ATOMIC_READINGS
-        foreign = foreign or (task == chains.CHAIN_DEPTH and _happens(curriculum.foreign_maps, rng))
-        noisy = with_map and not foreign and _happens(curriculum.noisy_maps, rng)
+        foreign = foreign or (task == chains.CHAIN_DEPTH and happens(curriculum.foreign_maps, rng))
+        noisy = with_map and not foreign and happens(curriculum.noisy_maps, rng)
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
             scene = Scene.from_store(self.store, index)
@@ -181,28 +158,18 @@ class TaskBatches:
             codes = self._mosaic(rng) if foreign else self.codes[mirrored, index]
             shown = codes if foreign else None
             if noisy:
-                hit = rng.random(codes.shape) < rng.random() * _MOST_NOISE
-                shown = np.where(hit, rng.integers(self.maker.tokenizer.config.codebook_size, size=codes.shape), codes)
+                shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
             made = self.maker.make(task, scene, codes, rng, shown)
             if made is not None:
-                return _TaskRow(*made, shown, foreign)
+                return TaskRow(*made, shown, foreign)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
-    def _encode(self, row: _TaskRow) -> tuple[list[int], list[int], list[float]]:
-        """Ids, labels, and the weight of each target token."""
-        vocabulary, example = self.maker.vocabulary, row.example
-        head = list(self.head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
-        tail = [*encode_target(self.text_tokenizer, vocabulary, example.target), self.text_tokenizer.eos_token_id]
-        depth_ids = vocabulary.code_ids("depth")
-        depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
-        of_map = 0.0 if row.foreign else self.weights.depth
-        of_place = 0.0 if example.task == chains.ATOMIC_READINGS else self.weights.location  # random, not to be learned
-        weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
-        read = tail
-        if row.shown is not None:
-            shown = iter(row.shown.tolist())
-            read = [depth_ids[next(shown)] if i in depth else i for i in tail]
-        return head + read, [IGNORE] * len(head) + tail, weight
+    @property
+    def encoder(self) -> RowEncoder:
+        return RowEncoder(self.maker.vocabulary, self.text_tokenizer, self.prompt, self.weights)
+
+    def _encode(self, row: TaskRow) -> Encoded:
+        return self.encoder.encode(row, self.head_ids)
 
     def __call__(self, step: int, rank: int, world: int) -> list[dict[str, Tensor]]:
         rng = np.random.default_rng((self.seed, step, rank))
@@ -211,15 +178,4 @@ class TaskBatches:
         encoded = [self._encode(row) for row in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = normalise_pixels(photometric(to_pixels(torch.stack([row.image for row in rows])), generator))
-        order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
-        halves = [order[: len(order) // 2], order[len(order) // 2 :]] if len(order) > 1 else [order]
-        return [self._collate(half, encoded, tasks, pixels) for half in halves]
-
-    def _collate(self, half: list[int], encoded: list, tasks: list[str], pixels: Tensor) -> dict[str, Tensor]:
-        batch = collate([encoded[i][:2] for i in half], self.text_tokenizer.pad_token_id)
-        weights = torch.zeros(batch["labels"].shape)
-        for row, i in enumerate(half):
-            ids, _, weight = encoded[i]
-            weights[row, len(ids) - len(weight) : len(ids)] = torch.tensor(weight)
-        task_ids = torch.tensor([chains.TASKS.index(tasks[i]) for i in half])
-        return batch | {"pixel_values": pixels[half], "weights": weights, "task": task_ids}
+        return self.encoder.batch(encoded, tasks, {"pixel_values": pixels})

@@ -30,7 +30,8 @@ class DepthFormat:
     meaning: str = "depth"
     """depth (larger is farther), or inverse (disparity and inverse depth: larger is nearer)"""
     scale: float | None = None
-    """metres a unit; None: a thousandth in 16-bit images, one elsewhere. Of inverse values: depth = scale / value"""
+    """metres a unit; None: a thousandth in 16-bit images, one elsewhere. Of inverse values, the only ones that 8-bit
+    images hold: depth = scale / value"""
     key: str | None = None
     """which array of a file that holds several"""
 
@@ -79,6 +80,8 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
             f"{path} holds {array.dtype} of shape {array.shape}; depth is numbers of shape (H, W), or (N, H, W) for "
             "several maps"
         )
+    if reader is _image:
+        check_bits(array, meant, f"{path} is a picture")
     for index, values in enumerate(array if array.ndim == 3 else array[None]):
         yield ("" if array.ndim == 2 else f":{index}"), to_depth(values, unit, meant)
 
@@ -105,15 +108,24 @@ def _image(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
     return picture_depth(path)
 
 
+def check_bits(values: NDArray[Any], meant: DepthFormat, what: str) -> None:
+    """Raises ValueError for values of 8 bits that are meant to be depth. `what` begins the message."""
+    if values.dtype == np.uint8 and meant.meaning == "depth":
+        raise ValueError(
+            f"{what} of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning 'inverse' reads, but "
+            "no depth: save that as 16-bit grey"
+        )
+
+
 def picture_depth(source: Path | BinaryIO) -> tuple[NDArray[Any], float]:
-    """Values (H, W) of a picture, 16-bit or float, and metres a unit. Raises ValueError for one of 8 bits."""
+    """Values (H, W) of a grey picture and metres a unit. Raises ValueError for one with colours."""
     with Image.open(source) as image:
-        if image.mode not in ("I;16", "I;16B", "I", "F"):
+        if image.mode not in ("I;16", "I;16B", "I", "F", "L"):
             raise ValueError(
                 f"a picture of mode {image.mode} has 8 bits a channel and no depth in it; save depth as 16-bit grey"
             )
         array = np.asarray(image)
-    return array, 1.0 if array.dtype.kind == "f" else MILLIMETRES
+    return array, MILLIMETRES if array.dtype.kind in "iu" and array.dtype != np.uint8 else 1.0
 
 
 def _pfm(path: Path, key: str | None) -> tuple[NDArray[Any], float]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from perception.datasets.depth_files import DepthFormat, picture_depth, to_depth
+from perception.datasets.depth_files import DepthFormat, check_bits, picture_depth, to_depth
 
 _ROWS = 64
 
@@ -73,7 +73,9 @@ def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
     if value is None:
         raise ValueError("there is no depth in this row")
     if isinstance(value, bytes):
-        return to_depth(*picture_depth(io.BytesIO(value)), meant)
+        picture, unit = picture_depth(io.BytesIO(value))
+        check_bits(picture, meant, "a picture")
+        return to_depth(picture, unit, meant)
     array = np.asarray(value, dtype=np.float32)
     if array.ndim == 1:
         height, width = values.get("height"), values.get("width")

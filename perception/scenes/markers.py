@@ -40,9 +40,13 @@ def nearness(depth: Tensor) -> Tensor:
 def smooth_mask(near: Tensor, window: int) -> Tensor:
     """Pixels (B, H, W) around which a window of `window` pixels holds no jump in nearness above half of `MIN_GAP`."""
     padded = F.pad(near[:, None], (window // 2,) * 4, mode="replicate")
-    high = F.max_pool2d(padded, window, 1)[:, 0]
-    low = -F.max_pool2d(-padded, window, 1)[:, 0]
+    high, low = _largest(padded, window)[:, 0], -_largest(-padded, window)[:, 0]
     return high - low < MIN_GAP / 2
+
+
+def _largest(maps: Tensor, window: int) -> Tensor:
+    """Maxima of windows, down and then across: the same as in one go, in a fraction of the time on large maps."""
+    return F.max_pool2d(F.max_pool2d(maps, (window, 1), 1), (1, window), 1)
 
 
 def _draw_points(
@@ -110,12 +114,17 @@ def marker_nearness(depth: Tensor, points: np.ndarray) -> np.ndarray:
     return near[rows, columns]
 
 
+def disc_radius(height: int, width: int) -> float:
+    """Pixels from the centre of a marker to its rim, on an image of this size."""
+    return max(4.0, _DISC_RADIUS * min(height, width))
+
+
 def draw_markers(image: Tensor, points: np.ndarray) -> Tensor:
     """A copy of `image` (H, W, 3) uint8 with a lettered disc centred on each of `points` (count, 2) in [0, 1]."""
     out = image.clone()
     height, width = out.shape[:2]
-    radius = max(4.0, _DISC_RADIUS * height)
-    scale = max(1, round(height * 5 / 80 / 5))
+    radius = disc_radius(height, width)
+    scale = max(1, round(min(height, width) * 5 / 80 / 5))
     rows = torch.arange(height)[:, None] + 0.5
     columns = torch.arange(width)[None] + 0.5
     for letter, (x, y) in zip(LETTERS, points, strict=False):

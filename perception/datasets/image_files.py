@@ -1,0 +1,108 @@
+"""Images that examples are about: a file of their own, or one of many inside an HDF5 or MATLAB 7.3 file (NYUv2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ARRAY_ENDINGS = (".mat", ".h5", ".hdf5")
+_KEYS = ("images", "image", "rgb")
+"""Names an array of images goes by: NYUv2's labelled file, and single frames of depth completion sets"""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image on disk."""
+
+    path: Path
+    index: int | None = None
+    """which image of an array file that holds several; None for the only one"""
+
+    def __str__(self) -> str:
+        return str(self.path) if self.index is None else f"{self.path}:{self.index}"
+
+    def load(self) -> Image.Image:
+        """The image in RGB. Raises ValueError naming the file that is missing, corrupt or no image."""
+        if self.path.suffix.lower() in ARRAY_ENDINGS:
+            return Image.fromarray(_from_array_file(self.path, self.index))
+        from perception.model import load_image
+
+        return load_image(self.path)
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, without decoding an image file. Raises ValueError as `load`."""
+        if self.path.suffix.lower() in ARRAY_ENDINGS:
+            return array_shape(self.path)[1:]
+        check_exists(self.path)
+        try:
+            with Image.open(self.path) as image:
+                return image.height, image.width
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} cannot be read as an image ({error}); save it anew or take it out"
+            ) from error
+
+
+def check_exists(path: Path, wanted_by: str = "") -> None:
+    """Raises ValueError where a file is missing, naming who asks for it."""
+    if not path.is_file():
+        by = f"{wanted_by}: image " if wanted_by else ""
+        raise ValueError(f"{by}{path} does not exist; put it there, name the folder it lies in, or take its entry out")
+
+
+def array_shape(path: Path) -> tuple[int, int, int]:
+    """(number, height, width) of the images in an HDF5 or MATLAB file. Raises ValueError where it holds none."""
+    with _opened(path) as file:
+        shape = _dataset(path, file).shape
+    shape = shape if len(shape) == 4 else (1, *shape)
+    height, width = _height_and_width(path, shape[1:])
+    return shape[0], height, width
+
+
+def _height_and_width(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of one image as it lies in the file: (3, W, H) from MATLAB, which writes columns first; else (3, H, W) or
+    (H, W, 3)."""
+    if shape[0] == 3:
+        return (shape[2], shape[1]) if path.suffix.lower() == ".mat" else (shape[1], shape[2])
+    return shape[0], shape[1]
+
+
+def _from_array_file(path: Path, index: int | None) -> np.ndarray:
+    with _opened(path) as file:
+        data = _dataset(path, file)
+        if data.ndim == 4 and not 0 <= (index or 0) < len(data):
+            raise ValueError(f"{path} holds images 0..{len(data) - 1}, asked for {index}")
+        try:
+            values = np.asarray(data[index or 0] if data.ndim == 4 else data[()])
+        except OSError as error:
+            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it anew") from error
+    if values.shape[0] == 3:
+        values = values.transpose(2, 1, 0) if path.suffix.lower() == ".mat" else values.transpose(1, 2, 0)  # (H, W, 3)
+    return np.ascontiguousarray(values)
+
+
+def _opened(path: Path) -> Any:
+    check_exists(path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError(f"{path} needs h5py: pip install 'perception-tokens[readers]'") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}); MATLAB files must be of version 7.3") from error
+
+
+def _dataset(path: Path, file: Any) -> Any:
+    for key in _KEYS:
+        if key in file:
+            data = file[key]
+            if str(data.dtype) == "uint8" and data.ndim in (3, 4) and 3 in (data.shape[-3], data.shape[-1]):
+                return data
+            raise ValueError(f"{path}: {key} is {data.dtype} of shape {data.shape}; images are uint8 with 3 colours")
+    raise ValueError(f"{path} holds no images (an array called {', '.join(_KEYS)}); it has {', '.join(file)}")

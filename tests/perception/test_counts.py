@@ -1,0 +1,182 @@
+"""Counting questions from COCO's and LVIS's annotations, and plurals of their classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perception import chains
+from perception.datasets.coco import CountRules, read_counts
+from perception.datasets.plurals import plural
+from perception.datasets.records import RecordSet
+from perception.tokenizers.boxes import BoxTokenizer
+
+pytest.importorskip("pycocotools")
+pytest.importorskip("inflect")
+
+CATEGORIES = [{"id": n, "name": name} for n, name in ((1, "person"), (2, "teddy_bear"), (3, "knife"), (4, "bus"))]
+ALWAYS, NEVER = CountRules(zero_share=1.0), CountRules(zero_share=0.0)
+
+
+def boxes(category: int, count: int, image: int = 1, first: int = 1, **more: Any) -> list[dict[str, Any]]:
+    """`count` annotations, each 10 x 20 pixels, in a row."""
+    return [
+        {"id": first + i, "image_id": image, "category_id": category, "bbox": [5 * i, 10, 10, 20], "area": 200, **more}
+        for i in range(count)
+    ]
+
+
+def write(folder: Path, annotations: list[dict[str, Any]], images: int = 1, **entry: Any) -> Path:
+    """An annotation file of images of 100 x 50 pixels, and the images, in `folder`/images."""
+    (folder / "images").mkdir(exist_ok=True)
+    entries = []
+    for number in range(1, images + 1):
+        Image.new("RGB", (100, 50)).save(folder / "images" / f"{number:012d}.jpg")
+        entries.append({"id": number, "file_name": f"{number:012d}.jpg", "width": 100, "height": 50, **entry})
+    file = folder / "instances.json"
+    file.write_text(json.dumps({"images": entries, "annotations": annotations, "categories": CATEGORIES}))
+    return file
+
+
+def read(file: Path, rules: CountRules = NEVER) -> RecordSet:
+    return read_counts(file, file.parent / "images", 100, rules)
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        ("teddy bear", "teddy bears"),
+        ("person", "people"),
+        ("knife", "knives"),
+        ("mouse", "mice"),
+        ("sheep", "sheep"),
+        ("skis", "skis"),
+        ("scissors", "scissors"),
+        ("wine glass", "wine glasses"),
+        ("sandwich", "sandwiches"),
+        ("baby buggy", "baby buggies"),
+        ("fireman", "firemen"),
+        ("goose", "geese"),
+        ("octopus", "octopuses"),
+        ("sunglasses", "sunglasses"),
+        ("ice skates", "ice skates"),
+        ("lens", "lenses"),
+        ("bow (weapon)", "bows (weapon)"),
+    ],
+)
+def test_plurals(name: str, many: str) -> None:
+    assert plural(name) == many
+
+
+def test_the_most_frequent_class_is_counted_in_every_way(tmp_path: Path) -> None:
+    file = write(tmp_path, boxes(1, 2) + boxes(2, 3, first=10) + boxes(3, 1, first=20))
+    atomic, chain, direct = (record.example for record in read(file).records)
+    assert atomic.question == "Draw the boxes of the teddy bears." and atomic.task == chains.ATOMIC_BOXES
+    assert direct.question == "How many teddy bears are there?" and direct.target == (" 3.",)
+    drawn, said = chain.target
+    assert (chain.task, chain.answer, said) == (chains.CHAIN_COUNT, "3", " 3.")
+    decoded = BoxTokenizer(100).decode(drawn.codes)
+    np.testing.assert_allclose(decoded, [[0.05 * i + 0.005, 0.205, 0.05 * i + 0.105, 0.605] for i in range(3)])
+
+
+def test_boxes_are_cut_at_the_edge_and_those_of_no_size_named(tmp_path: Path) -> None:
+    found = boxes(1, 4)
+    for annotation, box in zip(
+        found, [[-10, -5, 30, 30], [90, 40, 30, 30], [20, 20, 0, 9], [120, 3, 5, 5]], strict=True
+    ):
+        annotation["bbox"] = box
+    made = read(write(tmp_path, found))
+    assert made.records[1].example.answer == "2"
+    assert made.records[1].example.target[0].codes == (0, 0, 20, 50, 90, 80, 99, 99)
+    assert len(made.skipped) == 2
+    assert "image 1, annotation 3: box [20, 20, 0, 9] has no area inside the image of 100 x 50" in made.skipped[0]
+
+
+def test_crowds_and_classes_too_many_to_count_are_left_out(tmp_path: Path) -> None:
+    found = boxes(1, 5) + boxes(1, 1, first=9, iscrowd=1) + boxes(2, 16, first=20) + boxes(4, 2, first=50)
+    records = read(write(tmp_path, found)).records
+    assert {record.example.answer for record in records if record.example.answer} == {"2"}
+    assert "buses" in records[0].example.question
+    alone = read(write(tmp_path, boxes(2, 16)))
+    assert not alone.records and "no class that is annotated wholly" in alone.skipped[0]
+
+
+def test_fifteen_is_asked_and_zero_of_what_is_not_there(tmp_path: Path) -> None:
+    records = read(write(tmp_path, boxes(2, 15) + boxes(1, 1, first=40)), ALWAYS).records
+    assert [record.example.answer for record in records] == ["", "15", "15", "", "0", "0"]
+    none = records[4].example
+    assert none.target[0].codes == () and none.target[1] == " 0."
+    assert "knives" in none.question or "buses" in none.question
+
+
+def test_lvis_says_what_is_absent_and_what_is_not_counted(tmp_path: Path) -> None:
+    lists = {"neg_category_ids": [4], "not_exhaustive_category_ids": [2]}
+    file = write(tmp_path, boxes(1, 2) + boxes(2, 3, first=10), images=4, **lists)
+    made = read(file, CountRules("lvis", zero_share=1.0))
+    questions = {(record.image.path.name, record.example.question) for record in made.records}
+    assert ("000000000001.jpg", "How many people are there?") in questions
+    asked = {question for _, question in questions}
+    assert not any("teddy" in question or "knives" in question for question in asked)
+    zeros = [r.image.path.name for r in made.records if r.example.answer == "0"]
+    assert len(set(zeros)) == 4 and all("buses" in r.example.question for r in made.records if r.example.answer == "0")
+
+
+def test_lvis_names_images_by_their_address(tmp_path: Path) -> None:
+    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    file = write(tmp_path, boxes(1, 2), **lists)
+    data = json.loads(file.read_text())
+    data["images"][0]["coco_url"] = "http://example.org/train2017/" + data["images"][0].pop("file_name")
+    file.write_text(json.dumps(data))
+    assert read(file, CountRules("lvis")).records[0].image.path.is_file()
+
+
+def test_the_share_of_zeros_and_their_classes_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    file = write(tmp_path, [a for i in range(1, 41) for a in boxes(1, 1, image=i, first=i)], images=40)
+    quarter = CountRules(zero_share=0.25)
+    made = read(file, quarter)
+    assert made == read(file, quarter) != read(file, CountRules(zero_share=0.25, seed=1))
+    assert 2 * 3 <= len(made.records) - 120 <= 3 * 20
+
+
+def test_bad_annotations_are_named(tmp_path: Path) -> None:
+    def broken(said: str, rules: CountRules = NEVER, **changes: Any) -> None:
+        file = write(tmp_path, boxes(1, 2))
+        data = json.loads(file.read_text())
+        for place, value in changes.items():
+            name, key = place.split("__")
+            data[name][0][key] = value
+        file.write_text(json.dumps(data))
+        with pytest.raises(ValueError, match=said):
+            read(file, rules)
+
+    broken(r"annotations\[1\]: id 2 is there twice; give each", annotations__id=2)
+    broken("annotation 1: image_id 7 is not among images", annotations__image_id=7)
+    broken("annotation 1: category_id 9 is not among categories", annotations__category_id=9)
+    broken(r"annotation 1: bbox must be four numbers .* got \[1, 2\]", annotations__bbox=[1, 2])
+    broken(r"images\[0\]: width must be above 0, got 0", images__width=0)
+    broken(r"image 1: image .*gone\.jpg does not exist; put it there", images__file_name="gone.jpg")
+    broken("lacks neg_category_ids, not_exhaustive.*COCO's, and not LVIS's", CountRules("lvis"))
+    file = write(tmp_path, [])
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ValueError, match=r"instances\.json is not whole JSON"):
+        read(file)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="must hold the lists images, annotations, categories"):
+        read(file)
+    with pytest.raises(ValueError, match="known: coco, lvis"):
+        CountRules("voc")
+
+
+def test_records_survive_their_file(tmp_path: Path) -> None:
+    made = read(write(tmp_path, boxes(1, 2)), ALWAYS)
+    made.write(tmp_path / "made.jsonl")
+    assert RecordSet.read(tmp_path / "made.jsonl") == made
+    text = (tmp_path / "made.jsonl").read_text()
+    (tmp_path / "made.jsonl").write_text(text[:-30])
+    with pytest.raises(ValueError, match=r"made\.jsonl, line 6 is no record"):
+        RecordSet.read(tmp_path / "made.jsonl")
