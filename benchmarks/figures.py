@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from perception.chains import Answer
+from perception.evaluation.report import spans_to_draw
 from perception.evaluation.scenes import depth_tokenizer_of
 from perception.model import PerceptionModel, load_image
 from perception.scenes.questions import count_question, depth_question
@@ -89,7 +90,7 @@ def drawn_panel(model: PerceptionModel, answered: Answered) -> tuple[Image.Image
     """What the model drew, as one picture, and its caption."""
     image = load_image(answered.question.image).resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
     bins, picture, said = model.vocabulary.num_locations, image, []
-    for span in sorted(answered.answer.spans, key=lambda s: s.modality != "depth"):  # the map lies under the points
+    for span in spans_to_draw(answered.answer.spans):
         if span.modality == "depth":
             picture = DepthTokenizer.draw(DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes), image)
             said.append(f"{len(span.codes)} depth tokens")

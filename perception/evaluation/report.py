@@ -16,6 +16,7 @@ from perception.evaluation.comparison import Comparison
 from perception.evaluation.scenes import Item, Outcome, depth_tokenizer_of
 from perception.model import PerceptionModel, load_image
 from perception.tokenizers import TOKENIZERS, DepthTokenizer
+from perception.vocabulary import Span
 
 _SIDE = 240
 _STYLE = """
@@ -55,16 +56,27 @@ def _mark(value: object, answer: object) -> str:
     return f'<span class="{name}">{html.escape(str(value))} ({name})</span>'
 
 
+def spans_to_draw(spans: Sequence[Span]) -> list[Span]:
+    """The spans of an answer, all points as one span at the end: a depth chain names its points one by one, and they
+    are lettered as one set, over the map that they are read from."""
+    points = tuple(code for span in spans if span.modality == "points" for code in span.codes)
+    others = [span for span in spans if span.modality != "points"]
+    return [*others, Span("points", points)] if points else others
+
+
 def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> Image.Image:
-    """The image, and beside it every span of an answer as a picture."""
+    """The image, and beside it every span of an answer as a picture; points lie on the map where there is one."""
     pictures = [image]
-    enlarged = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
-    for span in answer.spans:
+    under = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
+    for span in spans_to_draw(answer.spans):
         if span.modality == "depth":
-            pictures.append(DepthTokenizer.draw(DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes)))
+            nearness = DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes)
+            pictures.append(DepthTokenizer.draw(nearness, under))
         else:
             tokenizer = TOKENIZERS[span.modality](model.vocabulary.num_locations)
-            pictures.append(tokenizer.draw(tokenizer.decode(span.codes), enlarged))
+            on_map = span.modality == "points" and len(pictures) > 1
+            drawn = tokenizer.draw(tokenizer.decode(span.codes), pictures.pop() if on_map else under)
+            pictures.append(drawn)
     return side_by_side(pictures)
 
 

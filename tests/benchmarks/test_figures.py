@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import figures
 from perception.chains import Answer
+from perception.evaluation.report import drawn_answer, spans_to_draw
 from perception.vocabulary import Span
 from vqvae import VQVAE, VQVAEConfig
 
@@ -27,7 +29,7 @@ class Oracle:
         assert mode == "chain"
         if text.startswith("How many"):
             return Answer("4.", (Span("boxes", (10, 20, 40, 60, 50, 50, 90, 80)),), 4)
-        spans = (Span("points", (10, 20, 40, 60)), Span("depth", (0, 3, 5, 7)))
+        spans = (Span("depth", (0, 3, 5, 7)), Span("points", (10, 20)), Span("points", (40, 60)))
         return Answer("A 90, B 20, so A.", spans, "A")
 
 
@@ -41,6 +43,19 @@ def test_the_sheet_shows_image_drawing_and_words(monkeypatch: pytest.MonkeyPatch
     assert (corner == 255).all() and np.asarray(sheet).std() > 20
     assert figures.drawn_panel(model, answers[0])[1] == "2 boxes"
     assert figures.drawn_panel(model, answers[1])[1] == "4 depth tokens, 2 points"
+
+
+def test_points_named_one_by_one_are_lettered_as_one_set_over_the_map() -> None:
+    model: Any = Oracle()
+    answer = model.ask(None, "Which point is closest?", "chain")
+    assert spans_to_draw(answer.spans) == [answer.spans[0], Span("points", (10, 20, 40, 60))]
+    image = Image.new("RGB", (64, 64))
+    with_points, map_alone = drawn_answer(model, image, answer), drawn_answer(model, image, answer_of_map(answer))
+    assert with_points.size == map_alone.size and with_points.tobytes() != map_alone.tobytes()
+
+
+def answer_of_map(answer: Answer) -> Answer:
+    return Answer(answer.text, answer.spans[:1], answer.value)
 
 
 def test_scenes_are_searched_until_the_answer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
