@@ -51,13 +51,13 @@ class ReferenceVQVAE(nn.Module):
         ]
         up = [
             layer
-            for wide, narrow in itertools.pairwise((_WIDTHS[-1], *_WIDTHS[:0:-1]))
+            for wide, narrow in itertools.pairwise(_WIDTHS[::-1])
             for layer in (nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU())
-        ]
+        ][:-1]
         deepest = _WIDTHS[-1]
         self.encoder = nn.Sequential(*down, _Block(deepest), _Block(deepest), nn.Conv2d(deepest, codebook_dim, 1))
         self.decoder = nn.Sequential(
-            nn.Conv2d(codebook_dim, deepest, 3, padding=1), _Block(deepest), _Block(deepest), *up, nn.Conv2d(16, 1, 1)
+            nn.Conv2d(codebook_dim, deepest, 3, padding=1), _Block(deepest), _Block(deepest), *up
         )
         self.register_buffer("codebook", torch.randn(codebook_size, codebook_dim))  # (K, D), of moving averages
 
