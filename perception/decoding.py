@@ -29,6 +29,8 @@ from perception.vocabulary import PerceptionVocabulary
 
 _logger = logging.getLogger(__name__)
 _MAX_JUNK = 64  # masked slots of the cache before it is packed
+_AT_ONCE = 64  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
+_NARROWEST = 4  # tokens of a row fed to a forward in batches however large
 _SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
 
 
@@ -81,6 +83,8 @@ class _Limits:
     """tokens of an answer"""
     stop_ids: tuple[int, ...]
     num_logits: int
+    width: int
+    """tokens of a row fed to a forward"""
     sweeps: int | None
 
     def ends(self, ids: Sequence[int]) -> bool:
@@ -144,7 +148,7 @@ class SpanDecoder:
     """Decodes answers of one model under one grammar."""
 
     def __init__(self, model: Any, grammar: SpanGrammar, window: int = 32):
-        """`window`: tokens of a row fed to a forward at most. Raises ValueError where it is below 2."""
+        """`window`: tokens of a row fed to a forward at most, fewer in large batches. Raises ValueError below 2."""
         if window < 2:
             raise ValueError(f"window must be at least 2, the last id and a guess; got {window}")
         self.model = model
@@ -201,7 +205,8 @@ class SpanDecoder:
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         predicted = _choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
-        limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], sweeps)
+        width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
+        limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
         batch, answers = _Batch(self.model, cache, mask), list(rows)
         while True:
             keep = [n for n, row in enumerate(rows) if not limits.ends(row.ids)]
@@ -216,7 +221,7 @@ class SpanDecoder:
         """One forward for all unfinished rows, and what it confirms."""
         device = batch.mask.device
         settled = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
-        width = min(self.window, 1 + max(len(row.draft.guesses(self.window - 1)) for row in rows))
+        width = 1 + max(len(row.draft.guesses(limits.width - 1)) for row in rows)
         width = max(width, 1 + max(settled))
         fed = torch.tensor(
             [row.fed(width, limits.stop_ids[0], count) for row, count in zip(rows, settled, strict=True)], device=device
