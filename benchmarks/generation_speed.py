@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         cases = [("depth", 1, 24), ("depth", 8, 6)]
     result = {
         **provenance(),
-        "model": arguments.model,
+        "model": os.path.relpath(arguments.model, ROOT),
         "threads": torch.get_num_threads(),
         "window": model.decoder.window,
         "first_seed": FIRST_SEED,
