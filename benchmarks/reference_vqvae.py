@@ -39,7 +39,6 @@ class ReferenceVQVAE(nn.Module):
     """Depth maps (B, H, W), larger is farther, to codes (B, 10, 10) and back. Knows no holes."""
 
     image_size = 320
-    num_codes = 100
     codebook: Tensor
 
     def __init__(self, codebook_size: int = 128, codebook_dim: int = 512):
@@ -61,18 +60,17 @@ class ReferenceVQVAE(nn.Module):
         )
         self.register_buffer("codebook", torch.randn(codebook_size, codebook_dim))  # (K, D), of moving averages
 
-    def normalise(self, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse depth of maps (B, H, W) without holes, min-max to [-1, 1], (B, 1, S, S); and its ends (B, 2)."""
+    def normalise(self, depth: Tensor) -> Tensor:
+        """Inverse depth of maps (B, H, W) without holes, min-max to [-1, 1]: (B, 1, S, S)."""
         size = (self.image_size, self.image_size)
         inverse = F.interpolate(1 / depth[:, None], size, mode="bilinear", antialias=True)  # (B, 1, S, S)
-        low, high = inverse.amin((1, 2, 3)), inverse.amax((1, 2, 3))  # (B,)
-        span = (high - low).clamp_min(1e-12)
-        return 2 * (inverse - low[:, None, None, None]) / span[:, None, None, None] - 1, torch.stack([low, high], 1)
+        low, high = inverse.amin((1, 2, 3), keepdim=True), inverse.amax((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+        return 2 * (inverse - low) / (high - low).clamp_min(1e-12) - 1
 
     @torch.no_grad()
     def encode(self, depth: Tensor) -> Tensor:
         """Codes (B, 10, 10) of maps (B, H, W)."""
-        z = self.encoder(self.normalise(depth)[0]).permute(0, 2, 3, 1)  # (B, h, w, D)
+        z = self.encoder(self.normalise(depth)).permute(0, 2, 3, 1)  # (B, h, w, D)
         return torch.cdist(z.flatten(0, 2), self.codebook).argmin(-1).view(z.shape[:3])
 
     @torch.no_grad()

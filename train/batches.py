@@ -16,13 +16,13 @@ from perception.scenes.questions import boxes_of, count_question, depth_question
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.tokenizers.boxes import BoxTokenizer
+from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import PerceptionVocabulary, Span
 from train.augment import normalise_pixels, photometric, to_pixels
 from train.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
 from train.task_rows import SHOWN_GAP, Encoded, RowEncoder, TaskRow, TokenWeights, happens, noisy_codes
 from vqvae import VQVAE
-from vqvae.metrics import values_at
 
 ARMS = ("aurora", "direct")
 _READINGS = 20  # points at which a map is read
@@ -47,8 +47,7 @@ class TaskMaker:
         """What the decoded map says at the points: 0 farthest .. 99 nearest, (count,)."""
         with torch.no_grad():
             near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])  # (1, S, S) in [0, 1]
-        values = values_at(near, torch.from_numpy(points)[None])[0]  # (count,)
-        return np.round(values.numpy() * 99).astype(int).clip(0, 99)
+        return readings_at(near, points)
 
     def read_at_random(self, codes: np.ndarray, rng: np.random.Generator) -> Example:
         """A map of codes (h * w,) and what it says at random points."""

@@ -19,10 +19,10 @@ from perception.datasets.depth_pairs import DepthPair
 from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
+from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import Span
 from vqvae import VQVAE
-from vqvae.metrics import values_at
 
 MIN_PIXELS = 20
 """Smallest distance between two markers, on images of `FULL_SIZE` pixels a side and more; in proportion below"""
@@ -168,8 +168,7 @@ class _Asker:
 
         def record(example: chains.Example, marks: np.ndarray | None = None) -> Record:
             places = () if marks is None else tuple((float(x), float(y)) for x, y in marks)
-            nearest = example.task == chains.CHAIN_DEPTH
-            return Record(pair.image, example, where, places, self.fingerprint, nearest)
+            return Record(pair.image, example, where, places, self.fingerprint)
 
         records = [record(chains.atomic_depth(span))]
         chooser = PointChooser(depth, pair.image.size())
@@ -207,7 +206,7 @@ class _Asker:
                 points = chooser.draw(count, rng)
                 if points is None:
                     continue
-                readings = self.read(decoded, points)
+                readings = readings_at(decoded, points)
                 merit = 2 * bool((readings[1:] < readings[0]).all()) + (is_hard(points) == want_hard)
                 if best is None or merit > best[0]:
                     best = merit, points, readings
@@ -216,12 +215,6 @@ class _Asker:
             if best is not None:
                 return best[1:]
         return None
-
-    @staticmethod
-    def read(decoded: Tensor, points: np.ndarray) -> np.ndarray:
-        """What a map (1, S, S) in [0, 1] says at points (count, 2): 0 farthest .. 99 nearest."""
-        values = values_at(decoded, torch.from_numpy(points)[None])[0]
-        return np.round(values.numpy() * 99).astype(int).clip(0, 99)
 
     @staticmethod
     def _order(count: int, right: int, rng: np.random.Generator) -> list[int]:

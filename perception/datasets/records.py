@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ class Record:
     """points (x, y) in [0, 1] at which A, B, ... are drawn on the image"""
     tokenizer: str = ""
     """fingerprint of the depth tokenizer whose codes the example holds; "" for none, or one that is not known"""
-    asks_nearest: bool = False
-    """whether the answer is the mark that the map has nearest: a chain may then go through any other map, too"""
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,6 @@ class RecordSet:
 
     records: tuple[Record, ...]
     skipped: tuple[str, ...] = ()
-
-    def __add__(self, other: RecordSet) -> RecordSet:
-        return RecordSet(self.records + other.records, self.skipped + other.skipped)
 
     def write(self, path: Path) -> None:
         """JSON lines, one a record, whole or not at all; what was left out goes into a text file beside it."""
@@ -53,7 +47,7 @@ class RecordSet:
     def read(cls, path: Path) -> RecordSet:
         """Raises ValueError naming file and line where it is missing, cut short or holds something else."""
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; make it with `python -m train.records`")
+            raise ValueError(f"{path} does not exist; make it with RecordSet.write")
         records = []
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):
@@ -70,20 +64,13 @@ def skipped_file(path: Path) -> Path:
     return path.with_suffix(".skipped.txt")
 
 
-def check_records(records: Sequence[Record], where: str) -> None:
-    """Raises ValueError where a data set came to nothing."""
-    if not records:
-        raise ValueError(f"{where} holds nothing to train on; see what was left out, and why, above or in skipped.txt")
-
-
 def _to_json(record: Record) -> dict[str, Any]:
     example = record.example
     parts = [p if isinstance(p, str) else {"modality": p.modality, "codes": list(p.codes)} for p in example.target]
     values: dict[str, Any] = {"image": str(record.image.path), "task": example.task, "question": example.question}
     values |= {"target": parts, "answer": example.answer, "source": record.source}
     optional = {"index": record.image.index, "marks": record.marks, "tokenizer": record.tokenizer}
-    optional |= {"asks_nearest": record.asks_nearest}
-    return values | {name: value for name, value in optional.items() if value not in (None, (), "", False)}
+    return values | {name: value for name, value in optional.items() if value not in (None, (), "")}
 
 
 def _from_json(values: dict[str, Any]) -> Record:
@@ -94,5 +81,4 @@ def _from_json(values: dict[str, Any]) -> Record:
         source=values["source"],
         marks=tuple((float(x), float(y)) for x, y in values.get("marks", ())),
         tokenizer=values.get("tokenizer", ""),
-        asks_nearest=values.get("asks_nearest", False),
     )

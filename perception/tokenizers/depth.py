@@ -51,6 +51,18 @@ def color_table() -> NDArray[np.uint8]:
     return np.round(srgb.T * 255).astype(np.uint8)
 
 
+def readings_at(nearness: Tensor, points_xy: NDArray[Any]) -> NDArray[np.int64]:
+    """What a map of nearness (1, S, S) in [0, 1] says at points (n, 2), xy in [0, 1]: (n,), 0 farthest .. 99 nearest.
+
+    Raises:
+        ValueError: for points outside [0, 1].
+    """
+    from vqvae.metrics import values_at
+
+    values = values_at(nearness, torch.from_numpy(points_xy)[None])[0]  # (n,)
+    return np.round(values.numpy() * 99).astype(np.int64).clip(0, 99)
+
+
 class DepthTokenizer:
     """Depth maps to codes and back, by a VQVAE: row by row, or coarse to fine where its codes are nested.
 
