@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perception.cache_slots import pack, packed_order, why_not_packable
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
 from perception.span_processor import GrammarMasks, mask_scores
@@ -134,11 +135,8 @@ class _Row:
 
 def why_not(model: Any, cache: Any) -> str | None:
     """Why several tokens a forward would be unsafe with this model, in words; None where they are not."""
-    for layer in cache.layers:
-        if getattr(layer, "is_sliding", False) or not getattr(layer, "is_croppable", hasattr(layer, "crop")):
-            return f"its cache has layers that cannot be cropped ({type(layer).__name__})"
-        if not isinstance(getattr(layer, "keys", None), Tensor):
-            return f"its cache has layers without keys ({type(layer).__name__})"
+    if reason := why_not_packable(cache):
+        return reason
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     return None
@@ -363,11 +361,6 @@ class _Batch:
 
     def _pack(self) -> None:
         """Moves every row's real slots to the right and drops the columns that no row needs."""
-        kept = int(self.mask.sum(1).max())
-        order = self.mask.argsort(dim=1, stable=True)[:, -kept:]  # (b, kept)
-        for layer in self.cache.layers:
-            for name in ("keys", "values"):
-                held = getattr(layer, name)  # (b, heads, slots, width)
-                places = order[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
-                setattr(layer, name, held.gather(2, places))
+        order = packed_order(self.mask)  # (b, kept)
+        pack(self.cache, order)
         self.mask = self.mask.gather(1, order)

@@ -1,0 +1,192 @@
+"""`VisualTokenSelector`: which visual tokens an interleave step brings into the chain (MINT-CoT, arXiv 2506.05331).
+
+An interleave token stands at a step of the chain. Its last hidden state and those of the prompt's visual tokens are
+projected and compared; the visual tokens that fit well enough are appended to the chain as they were put in, so any
+shape of region can be looked at again. Departures from the paper: gamma is kept as its logarithm, so that it stays
+above 0; the scores are computed in the selector's own precision, whatever the model's.
+
+The modules around it: `perception.visual_tokens` (what models of transformers differ in),
+`perception.interleaved_chains` (teacher-forced batches, forward and loss), `perception.interleave_triggers` (where a
+chain looks) and `perception.interleave_generation`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from vqvae.checkpoint import CheckpointError, read_weights
+
+CONFIG_FILE = "interleave_config.json"
+WEIGHTS_FILE = "interleave.safetensors"
+
+
+def _mlp(size: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, size, bias=False), nn.GELU(), nn.Linear(size, size, bias=False))
+
+
+PROJECTORS: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda size: nn.Linear(size, size, bias=False),
+    "none": lambda size: nn.Identity(),
+    "mlp": _mlp,
+}
+"""The paper's own, and the two of its ablation."""
+
+
+@dataclass(frozen=True)
+class SelectorConfig:
+    """Of a `VisualTokenSelector`."""
+
+    hidden_size: int
+    """Width of the text model"""
+    projector: str = "linear"
+    """One of PROJECTORS"""
+    threshold: float = 0.7
+    """A visual token is selected where sigmoid(score) reaches this"""
+    temperature: float = 0.07
+    """1 / gamma to begin with; gamma is learned"""
+
+    def __post_init__(self) -> None:
+        if type(self.hidden_size) is not int or self.hidden_size < 1:
+            raise ValueError(
+                f"hidden_size must be an integer above 0, got {self.hidden_size!r}; the text model's width"
+            )
+        if self.projector not in PROJECTORS:
+            raise ValueError(f"projector must be one of {tuple(PROJECTORS)}, got {self.projector!r}")
+        if not 0 < self.threshold < 1 or not self.temperature > 0:
+            raise ValueError(
+                f"threshold must lie in (0, 1) and temperature above 0, got {self.threshold} and {self.temperature}"
+            )
+
+
+class VisualTokenSelector(nn.Module):
+    """The interleave token's embedding, two projectors and a learned gamma: all that interleaved reasoning adds.
+
+    `scores = gamma * cosine(query(interleave hidden state), key(visual hidden state))`.
+    """
+
+    def __init__(self, config: SelectorConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        """What the text model reads where the interleave token stands, whatever its row in the embeddings"""
+        self.query = PROJECTORS[config.projector](config.hidden_size)
+        self.key = PROJECTORS[config.projector](config.hidden_size)
+        self.log_gamma = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+
+    @classmethod
+    def for_model(cls, model: Any, interleave_id: int | None = None, **settings: Any) -> VisualTokenSelector:
+        """A new selector for a model of transformers.
+
+        Args:
+            model: an image-text-to-text model.
+            interleave_id: whose input row the embedding begins as; None for the mean of all rows.
+            settings: of `SelectorConfig`, but for hidden_size.
+        """
+        weight = model.get_input_embeddings().weight.detach()  # (V, H)
+        selector = cls(SelectorConfig(weight.shape[1], **settings)).to(weight.device)
+        start = weight.float().mean(0) if interleave_id is None else weight[interleave_id]
+        selector.embedding.data.copy_(start)
+        return selector
+
+    def keys(self, visual_hidden: Tensor) -> Tensor:
+        """Unit keys (..., M, H) of visual tokens' last hidden states (..., M, H)."""
+        return F.normalize(self.key(visual_hidden.to(self.log_gamma.dtype)), dim=-1)
+
+    def match(self, interleave_hidden: Tensor, keys: Tensor) -> Tensor:
+        """Scores (B, S, M) of looks' last hidden states (B, S, H) against `keys` (B, M, H)."""
+        queries = F.normalize(self.query(interleave_hidden.to(keys.dtype)), dim=-1)  # (B, S, H)
+        return self.log_gamma.exp() * queries @ keys.transpose(-1, -2)
+
+    def forward(self, interleave_hidden: Tensor, visual_hidden: Tensor) -> Tensor:
+        """Scores (B, S, M) of S looks a row, hidden states (B, S, H), over its M visual tokens, (B, M, H)."""
+        return self.match(interleave_hidden, self.keys(visual_hidden))
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Which visual tokens (...) are selected, by their scores (...)."""
+        return scores.sigmoid() >= self.config.threshold
+
+    # Files
+
+    def save(self, folder: str | Path) -> None:
+        """Writes interleave_config.json and interleave.safetensors, each whole or not at all, beside the model."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        contents = {
+            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+            CONFIG_FILE: (json.dumps(asdict(self.config), indent=2) + "\n").encode(),
+        }
+        for name, content in contents.items():
+            draft = folder / f".{name}.{os.getpid()}.partial"
+            draft.write_bytes(content)
+            draft.replace(folder / name)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: Any = None) -> VisualTokenSelector:
+        """The selector saved in a model's folder, in evaluation mode and float32.
+
+        Args:
+            folder: holds both files.
+            model: checked to be as wide, where it is given.
+
+        Raises:
+            CheckpointError: a ValueError, for a file that is missing, cut or mismatched, missing or unknown keys or
+                tensors, or a model of another width.
+        """
+        path = Path(folder) / CONFIG_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path} is missing: the folder holds no model that reasons over visual tokens; train one, or save the "
+                "selector beside the model: selector.save(folder)"
+            ) from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path} is no whole JSON ({error}); copy the folder anew") from None
+        expected = {f.name for f in fields(SelectorConfig)}
+        if not isinstance(values, dict) or values.keys() != expected:
+            got = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise CheckpointError(f"{path} must hold exactly the keys {sorted(expected)}, got {got}; save it again")
+        try:
+            selector = cls(SelectorConfig(**values))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        width = selector.config.hidden_size
+        if model is not None and model.get_input_embeddings().weight.shape[1] != width:
+            raise CheckpointError(
+                f"{path} is made for a text model {width} wide, the model is "
+                f"{model.get_input_embeddings().weight.shape[1]}; load the selector that was saved with the model"
+            )
+        selector.load_state_dict(read_weights(Path(folder) / WEIGHTS_FILE, selector.state_dict()), strict=True)
+        return selector.eval()
+
+
+def selection_losses(scores: Tensor, targets: Tensor, candidates: Tensor) -> Tensor:
+    """Binary cross-entropy of each look (...), selected tokens weighted by the look's negatives / positives.
+
+    A look of nothing, or of everything, is not weighted. A mean over tokens; the caller takes the mean over looks, so
+    that it may be one over several batches.
+
+    Args:
+        scores: (..., M).
+        targets: (..., M) bool, the tokens that should be selected.
+        candidates: (..., M) bool, the tokens that are the row's own; 0 for a look without any.
+    """
+    positives = (targets & candidates).sum(-1).to(scores.dtype)  # (...)
+    negatives = (~targets & candidates).sum(-1).to(scores.dtype)
+    mixed = (positives > 0) & (negatives > 0)
+    weight = torch.where(mixed, negatives / positives.clamp_min(1), 1)  # (...)
+    losses = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none")  # (..., M)
+    losses = torch.where(targets, losses * weight[..., None], losses)
+    return (losses * candidates).sum(-1) / candidates.sum(-1).clamp_min(1)

@@ -1,0 +1,302 @@
+"""Chains with interleave steps as teacher-forced batches: inputs, labels, forward, loss.
+
+A chain is a prompt and an answer; an answer is a list of ids and `Look`s. In the sequence a look stands as the
+interleave token and, behind it, the selected visual tokens between the model's vision markers; a look that selects
+nothing is the interleave token alone. `perception.interleave_generation` writes exactly these sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perception.interleave import VisualTokenSelector, selection_losses
+from perception.visual_tokens import (
+    VisualFeatures,
+    VisualLayout,
+    chain_positions,
+    check_count,
+    check_images,
+    embed,
+    gather_columns,
+    images_of,
+    placeholder_sources,
+    read_text,
+    visual_columns,
+)
+
+IGNORED = -100
+"""The label of a token that the cross-entropy leaves out"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """An interleave step: the visual tokens it brings in, numbered from 0 over all images of its row, in the prompt's
+    order (row-major within an image of LLaVA's or Qwen-VL's)."""
+
+    tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        tokens = tuple(int(token) for token in self.tokens)
+        if list(tokens) != sorted(set(tokens)) or (tokens and tokens[0] < 0):
+            raise ValueError(
+                f"a look's tokens must be different, ascending numbers from 0, got {tokens[:8]}; sorted(set(tokens))"
+            )
+        object.__setattr__(self, "tokens", tokens)
+
+
+Answer = Sequence[int | Look]
+"""Ids and looks. An answer that was cut off right behind a generated interleave token ends in its bare id."""
+
+
+def look_ids(look: Look, layout: VisualLayout) -> list[int]:
+    """Ids of a look as it stands in a sequence."""
+    if not look.tokens:
+        return [layout.interleave_id]
+    return [layout.interleave_id, *layout.before, *[layout.image_id] * len(look.tokens), *layout.after]
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which tokens of an answer the cross-entropy supervises. The defaults are the paper's."""
+
+    interleave: bool = False
+    """The interleave token: True where the model writes it itself"""
+    next_token: bool = False
+    """The first token behind a look"""
+
+
+@dataclass(frozen=True)
+class InterleavedBatch:
+    """Teacher-forced chains, padded on the left."""
+
+    ids: Tensor
+    """(B, L)"""
+    attention_mask: Tensor
+    """(B, L), 1 where a token is real"""
+    labels: Tensor
+    """(B, L), IGNORED where not supervised; labels[:, t] is the id at t, predicted at t - 1"""
+    sources: Tensor
+    """(B, L), see perception.visual_tokens"""
+    visual_columns: Tensor
+    """(B, M), where the prompt's visual tokens stand; -1 for none"""
+    look_columns: Tensor
+    """(B, S), where the interleave tokens stand; -1 for none"""
+    targets: Tensor
+    """(B, S, M) bool, what each look selects"""
+    images: dict[str, Any]
+    """Pixel values and what belongs to them, for the model"""
+
+    @property
+    def candidates(self) -> Tensor:
+        """(B, S, M) bool: pairs of a look and a visual token of its own row."""
+        return (self.look_columns >= 0)[:, :, None] & (self.visual_columns >= 0)[:, None]
+
+    @property
+    def num_labels(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def num_looks(self) -> int:
+        """Looks that have visual tokens to choose from."""
+        return int(self.candidates.any(-1).sum())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> InterleavedBatch:
+        """On a device; pixel values in `dtype`, where it is given."""
+        images = {
+            name: value.to(device, dtype if dtype and value.is_floating_point() else None)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in self.images.items()
+        }
+        names = ("ids", "attention_mask", "labels", "sources", "visual_columns", "look_columns", "targets")
+        return replace(self, images=images, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass
+class _Row:
+    """One chain as it is put together."""
+
+    ids: list[int]
+    labels: list[int]
+    sources: list[int]
+    looks: list[tuple[int, Look]]
+    """Place of the interleave token, and what it selects"""
+
+
+def _lay_out(
+    prompt: list[int], own: list[int], answer: Answer, row: int, layout: VisualLayout, rule: LabelRule
+) -> _Row:
+    """A row of a batch. `own`: sources of the prompt, those of its visual tokens from 0 up being its own numbers."""
+    visual = [source for source in own if source >= 0]
+    out = _Row(list(prompt), [IGNORED] * len(prompt), list(own), [])
+    supervised = True
+    for place, part in enumerate(answer):
+        if not isinstance(part, Look):
+            if part == layout.interleave_id and place < len(answer) - 1:
+                raise ValueError(f"row {row}: id {part} at {place} is the interleave token; give the look as a Look")
+            keep = rule.interleave if part == layout.interleave_id else supervised
+            out.ids.append(part)
+            out.labels.append(part if keep else IGNORED)
+            out.sources.append(-1)
+            supervised = True
+            continue
+        if part.tokens and part.tokens[-1] >= len(visual):
+            raise ValueError(
+                f"row {row}: a look selects visual token {part.tokens[-1]} and the row's images have {len(visual)}, "
+                "0 to one less; remap its indices from their own grid to the model's"
+            )
+        out.looks.append((len(out.ids), part))
+        ids = look_ids(part, layout)
+        out.ids += ids
+        out.labels += [ids[0] if rule.interleave else IGNORED] + [IGNORED] * (len(ids) - 1)
+        inserted = iter(part.tokens)
+        out.sources += [visual[next(inserted)] if i == layout.image_id else -1 for i in ids]
+        supervised = rule.next_token
+    return out
+
+
+def build_batch(
+    layout: VisualLayout,
+    inputs: Mapping[str, Any],
+    answers: Sequence[Answer],
+    pad_id: int,
+    rule: LabelRule | None = None,
+) -> InterleavedBatch:
+    """Teacher-forced inputs of prompts and their answers. Needs no model: it can run where data is loaded.
+
+    Args:
+        layout: of the model.
+        inputs: the processor's, of the prompts alone: input_ids (B, T), attention_mask where rows are padded (on either
+            side), and the images.
+        answers: a row each; with the end of sequence, if it is to be learned.
+        pad_id: any id; it is masked.
+        rule: the paper's by default.
+
+    Raises:
+        ValueError: for a look that is out of range or stands as a bare id, or rows that are not as many as answers.
+    """
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    if len(answers) != len(ids):
+        raise ValueError(f"there are {len(ids)} prompts and {len(answers)} answers; give one answer a prompt")
+    sources = placeholder_sources(torch.where(mask.bool(), ids, -1), layout.image_id)
+    rows = []
+    for n, answer in enumerate(answers):
+        real = mask[n].bool()
+        rows.append(_lay_out(ids[n][real].tolist(), sources[n][real].tolist(), answer, n, layout, rule or LabelRule()))
+    longest, most = max(len(row.ids) for row in rows), max(len(row.looks) for row in rows)
+    batch_ids = torch.full((len(rows), longest), pad_id)
+    labels, batch_sources = torch.full_like(batch_ids, IGNORED), torch.full_like(batch_ids, -1)
+    prompt_sources, batch_mask = batch_sources.clone(), torch.zeros_like(batch_ids)
+    look_columns = torch.full((len(rows), most), -1)
+    for n, row in enumerate(rows):
+        start, prompt_end = longest - len(row.ids), int(mask[n].sum())
+        batch_ids[n, start:] = torch.tensor(row.ids)
+        labels[n, start:] = torch.tensor(row.labels)
+        batch_sources[n, start:] = torch.tensor(row.sources)
+        prompt_sources[n, start : start + prompt_end] = batch_sources[n, start : start + prompt_end]
+        batch_mask[n, start:] = 1
+        for s, (place, _) in enumerate(row.looks):
+            look_columns[n, s] = start + place
+    columns = visual_columns(prompt_sources)  # (B, M)
+    targets = torch.zeros(len(rows), most, columns.shape[1], dtype=torch.bool)
+    for n, row in enumerate(rows):
+        for s, (_, look) in enumerate(row.looks):
+            targets[n, s, list(look.tokens)] = True
+    images = images_of(inputs)
+    return InterleavedBatch(batch_ids, batch_mask, labels, batch_sources, columns, look_columns, targets, images)
+
+
+@dataclass(frozen=True)
+class InterleavedOutput:
+    """What a forward over a batch gives."""
+
+    logits: Tensor
+    """(T, V), of the supervised tokens alone, row by row"""
+    labels: Tensor
+    """(T,)"""
+    scores: Tensor
+    """(B, S, M), of every look for every visual token of its row; elsewhere without meaning"""
+    targets: Tensor
+    """(B, S, M) bool"""
+    candidates: Tensor
+    """(B, S, M) bool: where scores mean something"""
+
+
+@dataclass(frozen=True)
+class InterleavedLoss:
+    total: Tensor
+    cross_entropy: Tensor
+    selection: Tensor
+
+
+class InterleavedModel(nn.Module):
+    """A model of transformers, unmodified, and its selector: one module to train, wrap and move.
+
+    Every parameter of the selector takes part in every forward, so that DDP finds gradients (zeros) for all of them in
+    a batch that never looks.
+    """
+
+    def __init__(self, model: Any, selector: VisualTokenSelector, layout: VisualLayout):
+        """Raises ValueError where the selector is made for another width."""
+        super().__init__()
+        width = model.get_input_embeddings().weight.shape[1]
+        if selector.config.hidden_size != width:
+            raise ValueError(
+                f"the selector is made for a text model {selector.config.hidden_size} wide, the model is {width}; use "
+                "VisualTokenSelector.for_model(model)"
+            )
+        self.model = model
+        self.selector = selector
+        self.layout = layout
+
+    def hidden(self, batch: InterleavedBatch) -> Tensor:
+        """Last hidden states (B, L, H). Raises ValueError where images and placeholders do not match."""
+        is_placeholder = torch.zeros_like(batch.ids, dtype=torch.bool)
+        there = batch.visual_columns >= 0
+        rows = torch.arange(len(there), device=there.device)[:, None].expand_as(there)
+        is_placeholder[rows[there], batch.visual_columns[there]] = True
+        check_images(self.model, self.layout, batch.images | {"input_ids": batch.ids.where(is_placeholder, -1)})
+        features = VisualFeatures.encode(self.model, batch.images)
+        check_count(int(there.sum()), len(features.tokens))
+        positions = chain_positions(self.model, batch.ids, is_placeholder, batch.attention_mask, batch.images)
+        embeds = embed(self.model, self.layout, self.selector.embedding, batch.ids, batch.sources, features)
+        return read_text(self.model, embeds, batch.attention_mask, positions, batch.sources, features)
+
+    def forward(self, batch: InterleavedBatch) -> InterleavedOutput:
+        hidden = self.hidden(batch)  # (B, L, H)
+        looking = gather_columns(hidden, batch.look_columns)  # (B, S, H)
+        scores = self.selector(looking, gather_columns(hidden, batch.visual_columns))  # (B, S, M)
+        supervised = batch.labels[:, 1:] != IGNORED  # (B, L - 1)
+        logits = self.model.get_output_embeddings()(hidden[:, :-1][supervised])  # (T, V)
+        return InterleavedOutput(logits, batch.labels[:, 1:][supervised], scores, batch.targets, batch.candidates)
+
+
+def interleaved_loss(
+    output: InterleavedOutput,
+    selection_weight: float = 1.0,
+    num_labels: int | None = None,
+    num_looks: int | None = None,
+) -> InterleavedLoss:
+    """Cross-entropy a supervised token plus `selection_weight` times the selection loss a look.
+
+    Args:
+        num_labels: what the cross-entropy is divided by: the supervised tokens of all batches of an optimizer step, so
+            that several small batches are one large one. None for those of this batch.
+        num_looks: likewise, looks.
+    """
+    looks = output.candidates.any(-1)  # (B, S)
+    num_labels = len(output.labels) if num_labels is None else num_labels
+    num_looks = int(looks.sum()) if num_looks is None else num_looks
+    summed = F.cross_entropy(output.logits.float(), output.labels, reduction="sum")
+    cross_entropy = summed / max(num_labels, 1)
+    chosen = selection_losses(output.scores, output.targets, output.candidates)  # (B, S)
+    selection = chosen.sum() / max(num_looks, 1)
+    return InterleavedLoss(cross_entropy + selection_weight * selection, cross_entropy, selection)
