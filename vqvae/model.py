@@ -343,6 +343,6 @@ class VQVAE(
                 )
                 for name in (CONFIG_NAME, WEIGHTS_NAME)
             ]
-        model = cls(read_config(paths[0]))
+        model = cls(read_config(paths[0], VQVAEConfig))
         model.load_state_dict(read_weights(paths[1], model.state_dict()), strict=True)
         return model.eval()
