@@ -46,6 +46,9 @@ class VQVAEConfig:
     min_depth: float | None = None
     """Only with "metric", in the unit of the depth that will come in."""
     max_depth: float | None = None
+    fill_holes: bool = True
+    """Whether the encoder sees holes filled in from around them (`vqvae.holes`), or as zeros that a mask tells of. What
+    is not measured counts for no loss either way."""
     nested: bool = False
     """Train so that the first n codes of a map, in the order of `cell_order`, decode too, for every n."""
 
