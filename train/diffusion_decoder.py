@@ -56,8 +56,8 @@ class DiffusionTrainingConfig:
     layers_per_block: int = 1
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2500,
-            learning_rate=6e-4,
+            steps=2200,
+            learning_rate=8e-4,
             warmup_steps=100,
             min_lr_ratio=0.02,
             precision="bf16",

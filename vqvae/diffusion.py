@@ -74,8 +74,9 @@ def _diffusers() -> Any:
 class DiffusionDecoder(nn.Module):
     """Codes of one tokenizer to maps, by a few steps of DDIM (Song et al. 2021) with a seeded start.
 
-    It predicts velocities (Salimans and Ho 2022) under a cosine schedule that ends in noise alone (Lin et al. 2024), so
-    that few steps, and even one, make sense. Its state holds the U-Net; the tokenizer is saved apart.
+    It predicts the clean residual, under a cosine schedule that ends in noise alone (Lin et al. 2024), so that few
+    steps, and even one, make sense. Predicting velocities left noise in flat places: nearly all of a residual is zero.
+    Its state holds the U-Net; the tokenizer is saved apart.
     """
 
     def __init__(self, tokenizer: VQVAE, config: DiffusionDecoderConfig | None = None):
@@ -103,7 +104,7 @@ class DiffusionDecoder(nn.Module):
         self.scheduler = diffusers.DDIMScheduler(
             num_train_timesteps=self.config.train_timesteps,
             beta_schedule="squaredcos_cap_v2",
-            prediction_type="v_prediction",
+            prediction_type="sample",
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
             clip_sample=False,
@@ -139,7 +140,8 @@ class DiffusionDecoder(nn.Module):
         return codes, torch.where(valid, truth.nearness - plain, 0), valid
 
     def forward(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss () of maps (B, H, W): mean squared error of the velocity over valid pixels, at random times."""
+        """The loss () of maps (B, H, W): mean squared error of the predicted residual, in units of its scale, at
+        random times over valid pixels."""
         with torch.no_grad():
             codes, residual, valid = self.residual(depth, mask)
             _, conditions = self._conditions(codes)
@@ -149,9 +151,8 @@ class DiffusionDecoder(nn.Module):
         times = torch.randint(self.config.train_timesteps, (len(target),), device=target.device)
         noise = torch.randn_like(target)
         noisy = self.scheduler.add_noise(target, noise, times)
-        velocity = self.scheduler.get_velocity(target, noise, times)
         predicted = self.unet(torch.cat([noisy, conditions], 1), times).sample
-        return ((predicted.float() - velocity).square() * weight).sum() / weight.sum()
+        return ((predicted.float() - target).square() * weight).sum() / weight.sum()
 
     @torch.no_grad()
     def decode(
@@ -186,8 +187,8 @@ class DiffusionDecoder(nn.Module):
         current = start.to(conditions).expand(len(codes), -1, -1, -1)  # (B, p*p, S/p, S/p)
         self.scheduler.set_timesteps(num_steps)
         for time in self.scheduler.timesteps.tolist():
-            velocity = self.unet(torch.cat([current, conditions], 1), time).sample
-            current = self.scheduler.step(velocity.float(), time, current).prev_sample
+            predicted = self.unet(torch.cat([current, conditions], 1), time).sample
+            current = self.scheduler.step(predicted.float(), time, current).prev_sample
         residual = self.config.residual_scale * F.pixel_shuffle(current, self.config.patch_size)[:, 0]  # (B, S, S)
         nearness = (plain + residual).clamp(0, 1)
         if size is not None:
