@@ -29,7 +29,7 @@ POINT_COUNTS = (2, 3, 4, 5)
 _BATCH = 50
 _SETS_A_MAP = 100
 """Sets of points of each number on a measured map"""
-_DRAWS = 4000
+_DRAWS = 40_000
 _INVERSE = VQVAEConfig()
 
 Figures = dict[str, object]

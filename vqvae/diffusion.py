@@ -7,6 +7,7 @@ steps settle for one of the sharp maps that the codes allow. Needs diffusers.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class DiffusionDecoder(nn.Module):
                 f"{tokenizer.fingerprint()}; give the one it was trained with"
             )
         diffusers = _diffusers()
-        self._tokenizer = [tokenizer.eval().requires_grad_(False)]  # in a list: none of this module's state
+        self._tokenizer = [copy.deepcopy(tokenizer).eval().requires_grad_(False)]  # in a list: none of its own state
         folded = self.config.patch_size**2
         levels = len(self.config.channels)
         self.unet = diffusers.UNet2DModel(
@@ -112,7 +113,7 @@ class DiffusionDecoder(nn.Module):
 
     @property
     def tokenizer(self) -> VQVAE:
-        """The tokenizer whose codes are read, frozen."""
+        """The tokenizer whose codes are read: a copy, frozen."""
         return self._tokenizer[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> DiffusionDecoder:
@@ -142,7 +143,8 @@ class DiffusionDecoder(nn.Module):
     def forward(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss () of maps (B, H, W): mean squared error of the predicted residual, in units of its scale, at
         random times over valid pixels."""
-        with torch.no_grad():
+        # In float32: rounded to bfloat16, the plain map would be off by a level of 255, and that would be learnt.
+        with torch.no_grad(), torch.autocast(depth.device.type, enabled=False):
             codes, residual, valid = self.residual(depth, mask)
             _, conditions = self._conditions(codes)
         p = self.config.patch_size
