@@ -29,13 +29,18 @@ def _cell(row: dict[str, Any], chosen: str, figure: str, factor: float = 1, digi
     return "-" if value is None else f"{factor * value['mean']:.{digits}f}"
 
 
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["tokens"], row["codebook_size"], row["quantizer"], row["nested"], row["seed"]
+
+
 def table(rows: Sequence[dict[str, Any]], chosen: str) -> str:
     """The figures on one set as a Markdown table, a line a tokenizer."""
     orders = [f"order of {number}, %" for number in (2, 3, 4, 5)]
     head = ["tokens", "codes", "quantizer", "bits", *_FIGURES.values(), "delta2", "edges F1", *orders, "codes used, %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in sorted(rows, key=lambda r: (r["tokens"], r["codebook_size"], r["quantizer"], r["seed"])):
+    for row in sorted(rows, key=_place):
         kind = row["quantizer"].upper() + (f", seed {row['seed']}" if row["seed"] else "")
+        kind += ", first of a nested 100" if row["nested"] else ""
         cells = [str(row["tokens"]), str(row["codebook_size"]), kind, str(row["bits"])]
         cells += [_cell(row, chosen, figure) for figure in (*_FIGURES, "delta2", "boundary_f1")]
         cells += [_cell(row, chosen, f"order_{number}", 100, 1) for number in (2, 3, 4, 5)]
@@ -100,24 +105,21 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path = PLOT) -> Path:
 
 
 def _curves(axis: Any, rows: Sequence[dict[str, Any]], chosen: str, figure: str) -> None:
-    for size, color in _COLORS.items():
-        for quantizer, style in _STYLES.items():
-            line = [r for r in rows if (r["codebook_size"], r["quantizer"], r["seed"]) == (size, quantizer, 0)]
-            line = sorted((r for r in line if figure in r["results"].get(chosen, {})), key=lambda r: r["tokens"])
-            values = [r["results"][chosen][figure] for r in line]
-            tokens = [r["tokens"] for r in line]
-            axis.plot(
-                tokens,
-                [value["mean"] for value in values],
-                style,
-                color=color,
-                marker="o",
-                markersize=3,
-                label=f"{size}, {quantizer.upper()}",
-            )
-            if quantizer == "ema":
-                low, high = ([value[end] for value in values] for end in ("low", "high"))
-                axis.fill_between(tokens, low, high, color=color, alpha=0.12, linewidth=0)
+    kinds = [(size, kind, False) for size in _COLORS for kind in _STYLES]
+    for size, quantizer, nested in [*kinds, (128, "ema", True)]:
+        wanted = (size, quantizer, nested, 0)
+        line = [r for r in rows if (r["codebook_size"], r["quantizer"], r["nested"], r["seed"]) == wanted]
+        line = sorted((r for r in line if figure in r["results"].get(chosen, {})), key=_place)
+        if not line:
+            continue
+        values, tokens = [r["results"][chosen][figure] for r in line], [r["tokens"] for r in line]
+        color, style = ("black", ":") if nested else (_COLORS[size], _STYLES[quantizer])
+        label = f"{size}, {quantizer.upper()}" + (", one nested tokenizer" if nested else "")
+        means = [value["mean"] for value in values]
+        axis.plot(tokens, means, style, color=color, marker="o", markersize=3, label=label)
+        if quantizer == "ema":
+            low, high = ([value[end] for value in values] for end in ("low", "high"))
+            axis.fill_between(tokens, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ _INVERSE = VQVAEConfig()
 
 Figures = dict[str, object]
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Depth (B, H, W), NaN in holes, to nearness (B, H, W) in [0, 1] and codes (B, h, w)"""
+"""Depth (B, H, W), NaN in holes, to nearness (B, H, W) in [0, 1] and codes (B, h, w) or (B, n)"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class DepthSet:
     """of each number of points P, and of each map of each batch, (n, P, 2): n sets of places (x, y) in [0, 1]"""
 
 
-def reconstruct_with(model: VQVAE) -> Reconstruct:
-    """Encoding and decoding at the maps' own size."""
+def reconstruct_with(model: VQVAE, first: int | None = None) -> Reconstruct:
+    """Encoding and decoding at the maps' own size; of a nested tokenizer by the first so many codes."""
 
     def reconstruct(depth: Tensor) -> tuple[Tensor, Tensor]:
-        codes = model.encode(depth)
+        codes = model.to_sequence(model.encode(depth))[:, :first]
         return model.decode(codes, size=(depth.shape[1], depth.shape[2])), codes
 
     return reconstruct

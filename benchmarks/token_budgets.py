@@ -1,7 +1,8 @@
 """What a depth map loses at each number of tokens and size of codebook: `python -m benchmarks.token_budgets`.
 
 Trains a tokenizer for each of 16 to 400 tokens a map, 128 to 4,096 codes, with an EMA codebook and with FSQ: 36 of
-them, and two more seeds of the shipped design, all on the shipped tokenizer's data. Each is then measured on held-out
+them; two more seeds of the shipped design; and a nested one, whose first n tokens decode too. All on the shipped
+tokenizer's data. Each is then measured on held-out
 scenes of both looks at 160 x 160 and on the measured maps whose packages are installed. About two hours on two cores;
 what is trained stays in --runs, so a run that was stopped goes on. Writes `benchmarks/results/token_budgets.json`, the
 table `benchmarks/results/token_budgets.md` and the plot `docs/token_budgets.png`.
@@ -52,10 +53,12 @@ class Variant:
     codebook_size: int
     quantizer: str
     seed: int = 0
+    nested: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.tokens}-{self.codebook_size}-{self.quantizer}" + (f"-seed{self.seed}" if self.seed else "")
+        more = (f"-seed{self.seed}" if self.seed else "") + ("-nested" if self.nested else "")
+        return f"{self.tokens}-{self.codebook_size}-{self.quantizer}{more}"
 
     @property
     def model(self) -> VQVAEConfig:
@@ -67,13 +70,19 @@ class Variant:
             codebook_dim=len(levels) or 16,
             quantizer=self.quantizer,
             fsq_levels=levels,
+            nested=self.nested,
         )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of first tokens that it is measured at."""
+        return tuple(n for n in BUDGETS if n <= self.tokens) if self.nested else (self.tokens,)
 
 
 def variants() -> list[Variant]:
-    """The grid, and two more seeds of the shipped design for the spread of trainings."""
+    """The grid, two more seeds of the shipped design for the spread of trainings, and that design nested."""
     grid = [Variant(tokens, size, kind) for size in CODEBOOKS for kind in ("ema", "fsq") for tokens in BUDGETS]
-    return grid + [Variant(100, 128, "ema", seed) for seed in (1, 2)]
+    return grid + [Variant(100, 128, "ema", seed) for seed in (1, 2)] + [Variant(100, 128, "ema", nested=True)]
 
 
 def training(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_000) -> TokenizerConfig:
@@ -117,15 +126,16 @@ def depth_sets(scenes: int) -> dict[str, DepthSet]:
 
 
 def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
-    """A row for each tokenizer: what it is, its size in bits a map, and its figures on each set."""
+    """A row for each tokenizer, of a nested one for each length: what it is, bits a map, and its figures on each set."""
     sets = depth_sets(scenes)
     rows = []
     for variant in track(variants(), description="measuring"):
-        model = finished(variant, folder, steps)
-        reconstruct = reconstruct_with(model)
-        results = {name: figures(reconstruct, chosen, variant.codebook_size) for name, chosen in sets.items()}
-        bits = variant.tokens * (variant.codebook_size - 1).bit_length()
-        rows.append({**vars(variant), "bits": bits, "results": results})
+        model, size = finished(variant, folder, steps), variant.codebook_size
+        for tokens in variant.lengths:
+            reconstruct = reconstruct_with(model, tokens if variant.nested else None)
+            results = {name: figures(reconstruct, chosen, size) for name, chosen in sets.items()}
+            bits = tokens * (size - 1).bit_length()
+            rows.append({**vars(variant), "tokens": tokens, "bits": bits, "results": results})
     return rows
 
 
