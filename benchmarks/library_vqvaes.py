@@ -1,5 +1,5 @@
-"""Depth tokenizers of the size of AURORA's, from the libraries that people would take: diffusers' `VQModel`, and the
-reference's convolutions around the quantizer of `vector-quantize-pytorch` as that library advises to set it."""
+"""Depth tokenizers of the size of AURORA's, from the libraries that people would take: diffusers' `VQModel`, and a
+convolutional autoencoder around the quantizer of `vector-quantize-pytorch`, set as that library advises."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ class _LibraryCodebook(nn.Module):
 
 
 class LibraryQuantizerVQVAE(ReferenceVQVAE):
-    """The reference with the quantizer of `vector-quantize-pytorch`."""
+    """The reference's inner stages, which hold nearly all of its parameters, on 80 x 80 maps, with the quantizer of
+    `vector-quantize-pytorch`."""
+
+    image_size = 80
+    widths = (1, 64, 128, 256)
 
     def __init__(self, codebook_size: int = 128, codebook_dim: int = 512):
         super().__init__(codebook_size, codebook_dim)

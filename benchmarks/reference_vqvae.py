@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 COMMITMENT_WEIGHT = 0.25
 DECAY = 0.99
-_WIDTHS = (1, 16, 32, 64, 128, 256)
 _COUNT_FLOOR = 1e-5
 
 
@@ -93,20 +92,22 @@ class ReferenceVQVAE(nn.Module):
     """Depth maps (B, H, W), larger is farther, to codes (B, 10, 10) and back. Knows no holes."""
 
     image_size = 320
+    widths = (1, 16, 32, 64, 128, 256)
+    """Channels at full, half .. and the codes' resolution"""
 
     def __init__(self, codebook_size: int = 128, codebook_dim: int = 512):
         super().__init__()
         down = [
             layer
-            for narrow, wide in itertools.pairwise(_WIDTHS)
+            for narrow, wide in itertools.pairwise(self.widths)
             for layer in (nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU())
         ]
         up = [
             layer
-            for wide, narrow in itertools.pairwise(_WIDTHS[::-1])
+            for wide, narrow in itertools.pairwise(self.widths[::-1])
             for layer in (nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU())
         ][:-1]
-        deepest = _WIDTHS[-1]
+        deepest = self.widths[-1]
         self.encoder = nn.Sequential(*down, _Block(deepest), _Block(deepest), nn.Conv2d(deepest, codebook_dim, 1))
         self.decoder = nn.Sequential(
             nn.Conv2d(codebook_dim, deepest, 3, padding=1), _Block(deepest), _Block(deepest), *up

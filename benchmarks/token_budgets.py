@@ -126,7 +126,7 @@ def depth_sets(scenes: int) -> dict[str, DepthSet]:
 
 
 def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
-    """A row for each tokenizer, of a nested one for each length: what it is, bits a map, and its figures on each set."""
+    """A row a tokenizer, of a nested one a row a length: what it is, bits a map, and its figures on each set."""
     sets = depth_sets(scenes)
     rows = []
     for variant in track(variants(), description="measuring"):

@@ -1,8 +1,8 @@
 """Is ours better than AURORA's tokenizer, trained alike? `python -m benchmarks.tokenizer_peers`.
 
 Four tokenizers of 100 tokens and 128 codes see the same number of the same rendered scenes, as they are: ours, AURORA's
-design built from its description (`benchmarks.reference_vqvae`) with its optimiser and schedule, the same with the
-quantizer of vector-quantize-pytorch, and diffusers' VQModel (`benchmarks.library_vqvaes`). Each is then measured on
+design built from its description (`benchmarks.reference_vqvae`) with its optimiser and schedule, and with the same ones
+an autoencoder around vector-quantize-pytorch and diffusers' VQModel (`benchmarks.library_vqvaes`). Each is measured on
 held-out scenes at 320 x 320, the reference's own size, and on measured maps, holes filled in for those who know none.
 About two hours on one core; what is trained stays in --runs, so a run that was stopped goes on. Writes
 `benchmarks/results/tokenizer_peers.json` and `.md`.
@@ -44,7 +44,7 @@ OURS, REFERENCE = "ours", "AURORA's design"
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     OURS: VQVAE,
     REFERENCE: ReferenceVQVAE,
-    "AURORA's design, vector-quantize-pytorch": LibraryQuantizerVQVAE,
+    "vector-quantize-pytorch autoencoder": LibraryQuantizerVQVAE,
     "diffusers VQModel": DiffusersVQVAE,
 }
 IMAGES = 48_000
