@@ -46,7 +46,7 @@ def test_a_training_ends_in_a_decoder_that_loads_and_a_killed_one_goes_on(tmp_pa
     again = DiffusionDecoder.from_pretrained(more.out, tokenizer)
     torch.testing.assert_close(again.decode(codes), decoder.decode(codes), atol=2e-3, rtol=0)  # went on from there
     with pytest.raises(ValueError, match="make them the same"):
-        train(replace(more, image_size=16))
+        train(replace(more, patch_size=8))
 
 
 def test_sizes_of_nothing_are_refused() -> None:
