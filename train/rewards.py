@@ -23,7 +23,7 @@ Reward = Callable[..., list[float]]
 """(completions, **columns) -> one number in [0, 1] a completion."""
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
-_MARKED = re.compile(r"(?:\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?\s*(?P<said>[^\n]*))")
+_MARKED = re.compile(r"\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?")
 _OPTION = re.compile(r"\(?([A-H])\)?\.?")
 _TOLERANCE = 1e-4
 """Relative: answers that differ by less are the same number."""
@@ -31,9 +31,11 @@ _TOLERANCE = 1e-4
 
 def final_answer(completion: str) -> str:
     """What a completion says its answer is: behind the last "answer" or within the last box, else its last number."""
-    marked = [found["boxed"] or found["said"] or "" for found in _MARKED.finditer(completion)]
+    marked = list(_MARKED.finditer(completion))
     if marked:
-        return marked[-1].strip().rstrip(".").strip()
+        boxed = marked[-1]["boxed"]
+        said = completion[marked[-1].end() :].partition("\n")[0] if boxed is None else boxed
+        return said.strip().rstrip(".").strip()
     numbers = re.findall(_NUMBER, completion)
     return numbers[-1] if numbers else ""
 
