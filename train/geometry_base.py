@@ -1,0 +1,246 @@
+"""Stage 0 of geometry: a tiny model that reads figures (`python -m train.geometry_base`).
+
+A stock LLaVA, a Swin tower and a small Llama from nothing, learns to say what is written in a figure and where; it has
+never seen a solution. What is written in a cell of the visual grid is also supervised at that cell's visual token
+itself: words that need no attention to be learned, and once they are, looking at the right cell is all an answer takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast, SwinConfig
+
+from perception.interleave import VisualTokenSelector
+from perception.interleave_triggers import InterleaveSettings
+from perception.interleaved_chains import InterleavedModel
+from perception.visual_tokens import VisualLayout
+from perception.vocabulary import PerceptionVocabulary
+from train.attention import use_plain_attention
+from train.config import command_line, fingerprint, parse_config
+from train.geometry_data import GeometryData, read_problems
+from train.interleave import InterleavedFolder
+from train.interleaved_rows import ChainBatches, ChainProblem, Mark
+from train.loop import FitResult, LoopConfig, fit
+from train.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
+
+READ_ALL = "What is written in the figure?"
+NEAREST = "What is written nearest to {}?"
+_TEXT_VOCABULARY = 900
+_NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class GeometrySize:
+    """Sizes of the tiny model of figures."""
+
+    image_size: int = 128
+    grid_size: int = 8
+    """Visual tokens a side"""
+    embed_dim: int = 32
+    """Of the tower's first level; every level has twice the width of the one before"""
+    depths: tuple[int, ...] = (1, 2, 2)
+    num_heads: tuple[int, ...] = (1, 2, 4)
+    window_size: int = 8
+    hidden_size: int = 160
+    num_layers: int = 4
+    text_heads: int = 5
+    intermediate_size: int = 400
+
+    def __post_init__(self) -> None:
+        if self.image_size % (self.grid_size << (len(self.depths) - 1)):
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of grid_size ({self.grid_size}) times 2 to the "
+                f"power of the levels less one ({len(self.depths) - 1})"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.grid_size, self.grid_size
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of what the first level reads as one"""
+        return self.image_size // (self.grid_size << (len(self.depths) - 1))
+
+
+@dataclass(frozen=True)
+class GeometryBaseConfig:
+    """Configuration of the reading stage."""
+
+    out: str = "runs/geometry/base/model"
+    run_dir: str = "runs/geometry/base"
+    data: GeometryData = field(default_factory=GeometryData)
+    size: GeometrySize = field(default_factory=GeometrySize)
+    batch_size: int = 16
+    cell_weight: float = 1.0
+    """of the words at visual tokens, beside the answers"""
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=3000,
+            learning_rate=1.5e-3,
+            weight_decay=0.02,
+            warmup_steps=50,
+            min_lr_ratio=0.05,
+            precision="bf16",
+            find_unused_parameters=True,
+        )
+    )
+
+
+# The untrained model
+
+
+def geometry_tokenizer(problems: Sequence[ChainProblem]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over solutions; every whole number to 360 is one token."""
+    numbers = [" " + " ".join(str(n) for n in range(361)) + "." for _ in range(400)]
+    lines = [" ".join(["Step 1: Step 2: Step 3: Answer: USER: ASSISTANT:", READ_ALL, NEAREST, _NOTHING])] * 200
+    for problem in problems:
+        lines += [problem.question, *(f"Step {n}: {step.text}" for n, step in enumerate(problem.steps))]
+    letters = [" " + " ".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ")] * 200
+    return train_text_tokenizer(numbers + letters + lines, _TEXT_VOCABULARY)
+
+
+def geometry_processor(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -> LlavaProcessor:
+    """Any image is squashed to a square and scaled to [-1, 1]."""
+    processor = build_processor(tokenizer)
+    processor.image_processor.size = {"height": size.image_size, "width": size.image_size}
+    processor.patch_size = size.image_size // size.grid_size
+    return processor
+
+
+def build_geometry_model(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA that sees an image as grid_size x grid_size tokens."""
+    vision = SwinConfig(
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        embed_dim=size.embed_dim,
+        depths=list(size.depths),
+        num_heads=list(size.num_heads),
+        window_size=size.window_size,
+        use_absolute_embeddings=True,
+        drop_path_rate=0.0,
+    )
+    text = TinySize(size.hidden_size, size.num_layers, size.text_heads, size.intermediate_size)
+    model = build_model(tokenizer, vision, text)
+    model.config.image_seq_length = size.grid_size**2
+    return model
+
+
+# What is read
+
+
+def cell_of(mark: Mark, grid: tuple[int, int]) -> int:
+    rows, columns = grid
+    return min(rows - 1, int(mark.place_xy[1] * rows)) * columns + min(columns - 1, int(mark.place_xy[0] * columns))
+
+
+def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[int, int]) -> ChainProblem:
+    """A question about what is written in a problem's figure: all of it in rows, or the nearest to one mark."""
+    marks = sorted(problem.marks, key=lambda mark: cell_of(mark, grid))
+    names = [mark.text for mark in marks]
+    unique = [n for n, name in enumerate(names) if names.count(name) == 1]
+    if len(marks) < 2 or not unique or rng.random() < 0.4:
+        return replace(problem, question=READ_ALL, answer=" ".join(names) or _NOTHING, steps=())
+    chosen = marks[unique[int(rng.integers(len(unique)))]]
+    others = [mark for mark in marks if mark is not chosen]
+    here = np.array(chosen.place_xy)
+    nearest = min(others, key=lambda mark: float(np.hypot(*(np.array(mark.place_xy) - here))))
+    return replace(problem, question=NEAREST.format(chosen.text), answer=nearest.text, steps=())
+
+
+@dataclass(frozen=True)
+class ReadingBatches(ChainBatches):
+    """Reading tasks, with what is written in a cell as the label at its visual token."""
+
+    grid: tuple[int, int] = (8, 8)
+
+    def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
+        share = dict(super().__call__(step, shard, num_shards))
+        problems = self.chosen(step)[shard::num_shards]
+        words = torch.full(share["batch"].visual_columns.shape, -100)
+        tokenizer = self.encoder.processor.tokenizer
+        nothing = tokenizer.encode(f" {_NOTHING}", add_special_tokens=False)[0]
+        for row, problem in enumerate(problems):
+            rng = np.random.default_rng((self.seed, step, shard, row))
+            words[row, torch.from_numpy(rng.permutation(words.shape[1])[: words.shape[1] // 6])] = nothing
+            for mark in problem.marks:
+                words[row, cell_of(mark, self.grid)] = tokenizer.encode(f" {mark.text}", add_special_tokens=False)[0]
+        return {**share, "words": words, "nothing": nothing}
+
+
+@dataclass(frozen=True)
+class ReadingLoss:
+    """Cross-entropy of the answers, and of the words at visual tokens."""
+
+    cell_weight: float
+
+    def __call__(
+        self, model: InterleavedModel, share: Mapping[str, Any], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, words = share["batch"], share["words"]
+        hidden = model.hidden(batch)  # (B, L, H)
+        labelled = words != -100
+        rows = torch.arange(len(words), device=words.device)[:, None].expand_as(words)
+        head = model.model.get_output_embeddings()
+        at_cells = head(hidden[rows[labelled], batch.visual_columns[labelled]]).float()  # (n, V)
+        cells = torch.nn.functional.cross_entropy(at_cells, words[labelled])
+        supervised = batch.labels[:, 1:] != -100
+        logits = head(hidden[:, :-1][supervised]).float()
+        answers = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:][supervised], reduction="sum")
+        text = answers / share["num_labels"] * share["num_shards"]
+        something = words[labelled] != share["nothing"]
+        right = ((at_cells.argmax(-1) == words[labelled]) & something).sum() / something.sum().clamp_min(1)
+        scalars = {"text": text.detach(), "cells": cells.detach(), "cells_right": right}
+        return text + self.cell_weight * cells, scalars
+
+
+def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
+    """Runs or resumes the stage and writes the finished model to `config.out`."""
+    torch.manual_seed(config.loop.seed)
+    problems = read_problems(config.data) if problems is None else problems
+    size = config.size
+    tokenizer = geometry_tokenizer([problems[n] for n in range(min(len(problems), 2000))])
+    model = build_geometry_model(tokenizer, size)
+    processor = geometry_processor(tokenizer, size)
+    vocabulary = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2).extend(model, tokenizer)
+    layout = VisualLayout.of(model, vocabulary.interleave_id, tokenizer)
+    interleaved = InterleavedModel(model, VisualTokenSelector.for_model(model, vocabulary.interleave_id), layout)
+    interleaved.selector.requires_grad_(False)
+    folder = InterleavedFolder(interleaved, processor, vocabulary, InterleaveSettings(max_looks=0))
+    batches = ReadingBatches(
+        folder.encoder,
+        problems,
+        config.batch_size,
+        config.loop.seed,
+        lambda problem, rng: reading_task(problem, rng, size.grid),
+        size.grid,
+    )
+    start_layers(model, batches(0, 0, 1)["batch"].images["pixel_values"])
+    use_plain_attention(model.model.language_model)
+    result = fit(
+        interleaved,
+        batches,
+        ReadingLoss(config.cell_weight),
+        config.loop,
+        config.run_dir,
+        title="base",
+        fingerprint=fingerprint(config, free=("run_dir", "out")),
+    )
+    if result.is_main:
+        record = {"command": command_line("train.geometry_base", config), "steps": result.steps}
+        replace(folder, model=interleaved.cpu()).save(config.out, record)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"done: {train(parse_config(GeometryBaseConfig, argv))}")
+
+
+if __name__ == "__main__":
+    main()

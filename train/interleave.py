@@ -1,0 +1,231 @@
+"""Fine-tunes a vision-language model on chains of visual tokens (`python -m train.interleave`): the supervised stages.
+
+Stage `text` learns the solutions alone; stage `interleaved` goes on with looks at their steps: cross-entropy plus
+binary cross-entropy of the selection (MINT-CoT, arXiv 2506.05331, stages 1 and 2). The vision encoder stays frozen
+unless asked. `train.reinforce` is the third stage, `train.geometry_base` makes the tiny model that all begin with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception.interleave import CONFIG_FILE, VisualTokenSelector
+from perception.interleave_triggers import InterleaveSettings
+from perception.interleaved_chains import InterleavedModel, interleaved_loss
+from perception.model_folder import find_folder, read_model, read_processor
+from perception.visual_tokens import VisualLayout, unwrapped
+from perception.vocabulary import PerceptionVocabulary
+from train.attention import use_plain_attention
+from train.base import save_half
+from train.config import command_line, fingerprint, parse_config
+from train.geometry_data import GeometryData, read_problems
+from train.interleaved_rows import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
+from train.loop import FitResult, LoopConfig, fit
+
+TRAINING_FILE = "training.json"
+SETTINGS_FILE = "interleave_settings.json"
+STAGES = ("text", "interleaved")
+_TOWERS = ("vision_tower", "visual", "vision_model")
+
+
+@dataclass(frozen=True)
+class InterleaveConfig:
+    """Configuration of a supervised stage."""
+
+    stage: str = "interleaved"
+    """text, or interleaved"""
+    start: str = "runs/geometry/base/model"
+    """folder of the model to go on from"""
+    out: str = "runs/geometry/interleaved/model"
+    run_dir: str = "runs/geometry/interleaved"
+    data: GeometryData = field(default_factory=GeometryData)
+    regions: str = "own"
+    """what looks bring in: own, or a control: boxes, whole, random"""
+    trigger: str = "headings"
+    """headings, or generated"""
+    projector: str = "linear"
+    """of a new selector: linear, none, mlp"""
+    batch_size: int = 16
+    """rows of an optimiser step, over all devices"""
+    selection_weight: float = 1.0
+    """of the selection's loss beside the cross-entropy"""
+    tower_lr_ratio: float = 0.0
+    """learning rate of the vision encoder over that of the rest; 0 freezes it"""
+    selector_lr_ratio: float = 1.0
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=1000,
+            learning_rate=5e-4,
+            weight_decay=0.01,
+            warmup_steps=30,
+            min_lr_ratio=0.05,
+            precision="bf16",
+            find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("stage", STAGES), ("regions", tuple(REGIONS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+
+    @property
+    def settings(self) -> InterleaveSettings:
+        return InterleaveSettings(trigger=self.trigger, max_looks=0 if self.stage == "text" else 12)
+
+
+@dataclass(frozen=True)
+class InterleavedFolder:
+    """A model's folder, read: the model with its selector and what turns problems into its batches."""
+
+    model: InterleavedModel
+    processor: Any
+    vocabulary: PerceptionVocabulary
+    settings: InterleaveSettings
+
+    @property
+    def encoder(self) -> ChainEncoder:
+        return ChainEncoder(self.processor, self.vocabulary, self.model.layout, self.settings)
+
+    def save(self, out: str | Path, record: Mapping[str, Any] | None = None) -> None:
+        """A stock transformers folder in half precision; beside it vocabulary, selector and settings."""
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_half(self.model.model, folder)
+        self.processor.save_pretrained(folder)
+        self.vocabulary.save(folder)
+        self.model.selector.save(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
+        if record is not None:  # last: a folder with it is whole
+            (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
+
+
+def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None, **new: Any) -> InterleavedFolder:
+    """Reads a model's folder in float32; a selector is begun where it has none.
+
+    Args:
+        settings: None for those it was trained with.
+        new: of `SelectorConfig`, for a selector that is begun.
+    """
+    path = find_folder(str(folder))
+    processor, model = read_processor(path), read_model(path, torch.float32)
+    vocabulary = PerceptionVocabulary.load(path).bind(processor.tokenizer)
+    layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
+    if (path / CONFIG_FILE).exists():
+        selector = VisualTokenSelector.load(path, model)
+    else:
+        selector = VisualTokenSelector.for_model(model, vocabulary.interleave_id, **new)
+    if settings is None:
+        kept = path / SETTINGS_FILE
+        settings = InterleaveSettings(**json.loads(kept.read_text())) if kept.exists() else InterleaveSettings()
+    use_plain_attention(unwrapped(model).get_decoder())
+    return InterleavedFolder(InterleavedModel(model, selector, layout), processor, vocabulary, settings)
+
+
+def tower_of(model: Any) -> nn.Module:
+    """The vision encoder of a model of transformers. Raises ValueError where it is under no known name."""
+    inner = unwrapped(model).base_model
+    for name in _TOWERS:
+        if isinstance(found := getattr(inner, name, None), nn.Module):
+            return found
+    raise ValueError(f"{type(inner).__name__} has no vision encoder under the names {', '.join(_TOWERS)}")
+
+
+def interleaved_groups(
+    model: InterleavedModel, tower_lr_ratio: float, selector_lr_ratio: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for `build_optimizer`: the vision encoder (frozen here where its ratio is 0), the selector, the rest."""
+    tower = tower_of(model.model)
+    tower.requires_grad_(tower_lr_ratio > 0)
+    apart = {id(p) for p in (*tower.parameters(), *model.selector.parameters())}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},
+        {"params": list(model.selector.parameters()), "lr_scale": selector_lr_ratio},
+        {"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": tower_lr_ratio},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True)
+class ChainLoss:
+    """Loss of a shard of a step: shards average to the loss of all rows at once, whatever rows each holds."""
+
+    selection_weight: float
+
+    def __call__(self, model: Any, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model(share["batch"])
+        found = interleaved_loss(output, self.selection_weight, share["num_labels"], share["num_looks"])
+        scalars = {"text": found.cross_entropy.detach() * share["num_shards"]}
+        if share["num_looks"]:
+            chosen = model.selector.select(output.scores) & output.candidates
+            hits = (chosen & output.targets).sum()
+            both = chosen.sum() + (output.targets & output.candidates).sum()
+            scalars |= {
+                "selection": found.selection.detach() * share["num_shards"],
+                "selection_f1": (2 * hits / both.clamp_min(1)).float(),
+            }
+        return found.total * share["num_shards"], scalars
+
+
+def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
+    """Runs or resumes a stage and writes the finished model to `config.out`.
+
+    Args:
+        problems: instead of those of `config.data`.
+    """
+    torch.manual_seed(config.loop.seed)
+    folder = read_interleaved(config.start, config.settings, projector=config.projector)
+    problems = read_problems(config.data) if problems is None else problems
+    if config.regions != "own":
+        problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
+    batches = ChainBatches(folder.encoder, problems, config.batch_size, config.loop.seed)
+    result = fit(
+        folder.model,
+        batches,
+        ChainLoss(config.selection_weight),
+        config.loop,
+        config.run_dir,
+        param_groups=interleaved_groups(folder.model, config.tower_lr_ratio, config.selector_lr_ratio),
+        title=config.stage,
+        fingerprint=fingerprint(config, free=("run_dir", "out")),
+    )
+    if result.is_main:
+        record = {
+            "command": command_line("train.interleave", config),
+            "steps": result.steps,
+            "minutes": round(result.seconds / 60, 1),
+            "final_loss": round(result.final_loss, 4),
+        }
+        replace(folder, model=folder.model.cpu()).save(config.out, record)
+    return result
+
+
+@dataclass(frozen=True)
+class Substituted(Sequence[ChainProblem]):
+    """Problems whose steps look at other regions."""
+
+    problems: Sequence[ChainProblem]
+    regions: str
+    grid: tuple[int, int]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        return with_regions(self.problems[index], self.regions, self.grid, hash((self.seed, int(index))) % 2**31)
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"done: {train(parse_config(InterleaveConfig, argv))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Problems with step-by-step solutions as rows of interleaved training: prompts, answers with looks, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perception.chains import ChatPrompt
+from perception.interleave_triggers import GENERATED, InterleaveSettings
+from perception.interleaved_chains import InterleavedBatch, LabelRule, Look, build_batch
+from perception.visual_tokens import VisualLayout, images_of
+from perception.vocabulary import PerceptionVocabulary
+
+HEADING = "Step {}:"
+"""What `InterleaveSettings.heading` finds by default"""
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """A step of a solution and the visual tokens that it looks at."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something written in a figure."""
+
+    text: str
+    place_xy: tuple[float, float]
+    """Its centre, in [0, 1]"""
+
+
+@dataclass(frozen=True)
+class ChainProblem:
+    """What a row is made of. Without steps, `answer` is the whole of what the model shall say."""
+
+    image: Any
+    """(H, W, 3) uint8, or what the processor takes"""
+    question: str
+    answer: str
+    steps: tuple[ChainStep, ...] = ()
+    kind: str = ""
+    """The family it belongs to"""
+    marks: tuple[Mark, ...] = ()
+    """What is written in the image, where that is known"""
+
+
+def _covered(low: float, high: float, count: int) -> np.ndarray:
+    """How much of each of `count` equal parts of [0, 1] lies between low and high, (count,)."""
+    parts = np.arange(count)
+    return np.clip(np.minimum(high * count, parts + 1) - np.maximum(low * count, parts), 0, 1)
+
+
+def tokens_of_boxes(boxes_xyxy: Any, grid: tuple[int, int], least: float = 0.15) -> tuple[int, ...]:
+    """The cells of a grid (rows, columns), row-major, that boxes in [0, 1] cover by `least` of their area; of a box too
+    small for that, the cell that holds its centre."""
+    rows, columns = grid
+    tokens: set[int] = set()
+    for x1, y1, x2, y2 in np.reshape(np.asarray(boxes_xyxy, float), (-1, 4)):
+        xs, ys = _covered(x1, x2, columns), _covered(y1, y2, rows)
+        hit = np.flatnonzero(np.outer(ys, xs) >= least).tolist()
+        middle = min(rows - 1, int((y1 + y2) / 2 * rows)) * columns + min(columns - 1, int((x1 + x2) / 2 * columns))
+        tokens |= set(hit or [middle])
+    return tuple(sorted(tokens))
+
+
+# What looks bring in
+
+
+def _hull(tokens: Sequence[int], grid: tuple[int, int]) -> tuple[int, ...]:
+    if not tokens:
+        return ()
+    rows, columns = np.divmod(np.asarray(tokens), grid[1])
+    inside = np.zeros(grid, dtype=bool)
+    inside[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return tuple(np.flatnonzero(inside).tolist())
+
+
+Regions = Callable[[Sequence[int], tuple[int, int], np.random.Generator], tuple[int, ...]]
+"""(tokens of a step, grid (rows, columns), random) -> the tokens that are brought in instead."""
+REGIONS: dict[str, Regions] = {
+    "own": lambda tokens, grid, rng: tuple(tokens),
+    "boxes": lambda tokens, grid, rng: _hull(tokens, grid),
+    "whole": lambda tokens, grid, rng: tuple(range(grid[0] * grid[1])),
+    "random": lambda tokens, grid, rng: tuple(
+        sorted(rng.choice(grid[0] * grid[1], size=len(tokens), replace=False).tolist())
+    ),
+}
+"""The selection itself, and the controls: its bounding box, the whole image again, as many tokens at random."""
+
+
+def with_regions(problem: ChainProblem, regions: str, grid: tuple[int, int], seed: int) -> ChainProblem:
+    """The problem with other tokens at its steps, the same for the same seed. Raises ValueError for an unknown name."""
+    if regions not in REGIONS:
+        raise ValueError(f"unknown regions {regions!r}; known: {', '.join(REGIONS)}")
+    rng = np.random.default_rng(seed)
+    steps = tuple(replace(step, tokens=REGIONS[regions](step.tokens, grid, rng)) for step in problem.steps)
+    return replace(problem, steps=steps)
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class ChainEncoder:
+    """Turns problems into a model's prompts and teacher-forced batches."""
+
+    processor: Any
+    vocabulary: PerceptionVocabulary
+    layout: VisualLayout
+    settings: InterleaveSettings
+
+    @property
+    def prompt(self) -> ChatPrompt:
+        return ChatPrompt.from_processor(self.processor)
+
+    @property
+    def rule(self) -> LabelRule:
+        """The paper's where looks stand at headings; where the model writes them, all of them are supervised."""
+        generated = self.settings.trigger == GENERATED
+        return LabelRule(interleave=generated, next_token=generated)
+
+    def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
+        """Prompts as the processor would give them, padded on the left; questions are plain text, whatever they hold."""
+        tokenizer, prompt = self.processor.tokenizer, self.prompt
+        images = [problem.image for problem in problems]
+        head = self.processor(
+            text=[prompt.before] * len(images),
+            images=images,
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
+        rows = [
+            ids[mask.bool()].tolist() + prompt.tail_ids(tokenizer, self.vocabulary, problem.question)
+            for ids, mask, problem in zip(head["input_ids"], head["attention_mask"], problems, strict=True)
+        ]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask, **images_of(head)}
+
+    def answer(self, problem: ChainProblem) -> list[int | Look]:
+        """Ids and looks of a solution, with the end of sequence: "Step 1:", look, text, ..., "Answer: 42"."""
+        tokenizer = self.processor.tokenizer
+
+        def encode(text: str) -> list[int]:
+            return self.vocabulary.encode_plain(tokenizer, text)
+
+        parts: list[int | Look] = []
+        most = self.settings.max_looks
+        for number, step in enumerate(problem.steps, start=1):
+            parts += encode(("\n" if number > 1 else " ") + HEADING.format(number))
+            if most is None or number <= most:
+                parts.append(Look(step.tokens))
+            parts += encode(f" {step.text}")
+        parts += encode(f"\nAnswer: {problem.answer}" if problem.steps else f" {problem.answer}")
+        return [*parts, tokenizer.eos_token_id]
+
+    def counts(self, problem: ChainProblem) -> tuple[int, int]:
+        """Supervised tokens and looks of a row."""
+        parts = self.answer(problem)
+        looks = sum(isinstance(part, Look) for part in parts)
+        per_look = int(self.rule.interleave) - int(not self.rule.next_token)  # every look has a token behind it
+        return len(parts) - looks + looks * per_look, looks
+
+    def batch(self, problems: Sequence[ChainProblem]) -> InterleavedBatch:
+        pad_id = self.processor.tokenizer.pad_token_id
+        answers = [self.answer(problem) for problem in problems]
+        return build_batch(self.layout, self.inputs(problems), answers, pad_id, self.rule)
+
+
+@dataclass(frozen=True)
+class ChainBatches:
+    """Batch `step`: a pure function of step, shard and seed; the rows of a step do not depend on its shards."""
+
+    encoder: ChainEncoder
+    problems: Sequence[ChainProblem]
+    batch_size: int
+    """Rows of a step, over all shards"""
+    seed: int
+    augment: Callable[[ChainProblem, np.random.Generator], ChainProblem] | None = None
+
+    def rows(self, step: int) -> list[int]:
+        """Numbers of the problems of a step: every epoch has each once, in an order of its own."""
+        first, count = step * self.batch_size, len(self.problems)
+        return [
+            int(np.random.default_rng((self.seed, place // count)).permutation(count)[place % count])
+            for place in range(first, first + self.batch_size)
+        ]
+
+    def chosen(self, step: int) -> list[ChainProblem]:
+        problems = [self.problems[row] for row in self.rows(step)]
+        if self.augment is None:
+            return problems
+        return [self.augment(p, np.random.default_rng((self.seed, step, n))) for n, p in enumerate(problems)]
+
+    def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
+        if self.batch_size % num_shards:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of the shards of a step ({num_shards}: devices "
+                "times gradient accumulation); change one of them"
+            )
+        problems = self.chosen(step)
+        counts = [self.encoder.counts(problem) for problem in problems]
+        return {
+            "batch": self.encoder.batch(problems[shard::num_shards]),
+            "num_labels": sum(labels for labels, _ in counts),
+            "num_looks": sum(looks for _, looks in counts),
+            "num_shards": num_shards,
+        }
