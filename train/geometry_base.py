@@ -162,7 +162,7 @@ class ReadingBatches(ChainBatches):
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
         share = dict(super().__call__(step, shard, num_shards))
-        problems = self.chosen(step)[shard::num_shards]
+        problems = self.shares(step, shard, num_shards)
         words = torch.full(share["batch"].visual_columns.shape, -100)
         tokenizer = self.encoder.processor.tokenizer
         nothing = tokenizer.encode(f" {_NOTHING}", add_special_tokens=False)[0]

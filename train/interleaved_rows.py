@@ -128,7 +128,7 @@ class ChainEncoder:
         return LabelRule(interleave=generated, next_token=generated)
 
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
-        """Prompts as the processor would give them, padded on the left; questions are plain text, whatever they hold."""
+        """Prompts as the processor would give them, padded on the left; a question is plain text, whatever it holds."""
         tokenizer, prompt = self.processor.tokenizer, self.prompt
         images = [problem.image for problem in problems]
         head = self.processor(
@@ -202,16 +202,19 @@ class ChainBatches:
             return problems
         return [self.augment(p, np.random.default_rng((self.seed, step, n))) for n, p in enumerate(problems)]
 
-    def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
+    def shares(self, step: int, shard: int, num_shards: int) -> list[ChainProblem]:
+        """A shard's problems. Raises ValueError where a step's cannot be shared out equally."""
         if self.batch_size % num_shards:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of the shards of a step ({num_shards}: devices "
                 "times gradient accumulation); change one of them"
             )
-        problems = self.chosen(step)
-        counts = [self.encoder.counts(problem) for problem in problems]
+        return self.chosen(step)[shard::num_shards]
+
+    def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
+        counts = [self.encoder.counts(problem) for problem in self.chosen(step)]
         return {
-            "batch": self.encoder.batch(problems[shard::num_shards]),
+            "batch": self.encoder.batch(self.shares(step, shard, num_shards)),
             "num_labels": sum(labels for labels, _ in counts),
             "num_looks": sum(looks for _, looks in counts),
             "num_shards": num_shards,

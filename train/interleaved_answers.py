@@ -1,0 +1,89 @@
+"""What an interleaved model answers to problems, and how well it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perception.interleave_generation import InterleavedGenerator
+from perception.interleaved_chains import InterleavedModel, Look
+from train.interleaved_rows import ChainEncoder, ChainProblem
+from train.rewards import final_answer, same_answer
+
+Chooser = Callable[[ChainProblem, Tensor, int], Tensor]
+"""(problem, scores (N,), number of the look) -> (N,) bool, what the look selects."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer."""
+
+    text: str
+    right: bool
+    looks: tuple[tuple[int, ...], ...]
+    """Visual tokens that each look selected"""
+    hits: int
+    """Of them, those that the solution's own steps look at, step by step"""
+    selected: int
+    wanted: int
+
+
+def answer_text(tokenizer: object, answer: Sequence[int | Look]) -> str:
+    """The words of an answer."""
+    ids = [part for part in answer if not isinstance(part, Look)]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def answer_problems(
+    model: InterleavedModel,
+    encoder: ChainEncoder,
+    problems: Sequence[ChainProblem],
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+    choose: Chooser | None = None,
+) -> list[Outcome]:
+    """Greedy answers.
+
+    Args:
+        choose: what looks select; None for the model's own selector.
+    """
+    outcomes = []
+    for start in range(0, len(problems), batch_size):
+        chosen = problems[start : start + batch_size]
+
+        def hook(scores: Tensor, row: int, look: int, chosen: Sequence[ChainProblem] = chosen) -> Tensor:
+            return model.selector.select(scores) if choose is None else choose(chosen[row], scores, look)
+
+        generator = InterleavedGenerator(model, encoder.settings, encoder.processor.tokenizer, hook)
+        inputs = {name: value.to(model.selector.log_gamma.device) for name, value in encoder.inputs(chosen).items()}
+        answers = generator.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False).answers
+        outcomes += [_outcome(p, a, encoder) for p, a in zip(chosen, answers, strict=True)]
+    return outcomes
+
+
+def _outcome(problem: ChainProblem, answer: Sequence[int | Look], encoder: ChainEncoder) -> Outcome:
+    text = answer_text(encoder.processor.tokenizer, answer)
+    looks = [part.tokens for part in answer if isinstance(part, Look)]
+    pairs = [(set(look), set(step.tokens)) for look, step in zip(looks, problem.steps, strict=False)]
+    return Outcome(
+        text,
+        same_answer(final_answer(text), problem.answer),
+        tuple(looks),
+        sum(len(one & two) for one, two in pairs),
+        sum(len(one) for one, _ in pairs),
+        sum(len(two) for _, two in pairs),
+    )
+
+
+def accuracy(outcomes: Sequence[Outcome]) -> float:
+    return sum(o.right for o in outcomes) / max(1, len(outcomes))
+
+
+def selection_f1(outcomes: Sequence[Outcome]) -> float:
+    """Of all looks' visual tokens together, against those of the solutions' steps."""
+    both = sum(o.selected + o.wanted for o in outcomes)
+    return 2 * sum(o.hits for o in outcomes) / max(1, both)

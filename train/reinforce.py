@@ -1,0 +1,258 @@
+"""Reinforces interleaved chains with GRPO (`python -m train.reinforce`), MINT-CoT's third stage.
+
+trl's GRPOTrainer cannot carry it: its `rollout_func` may write any chain, but its loss scores `input_ids` and pixel
+values alone, with no way to hand the model inserted embeddings or to add a selection's log-probability; so rollouts and
+loss run here, in the project's own loop, on-policy, a step of the optimiser for each batch of rollouts.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perception.interleave_generation import InterleavedGenerator, choose_sampled
+from perception.interleave_triggers import GENERATED, InterleaveSettings
+from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch
+from train.config import command_line, fingerprint, parse_config
+from train.geometry_data import GeometryData, read_problems
+from train.held_out import Evaluation
+from train.interleave import interleaved_groups, read_interleaved
+from train.interleaved_answers import accuracy, answer_problems, answer_text
+from train.interleaved_rows import ChainBatches, ChainEncoder, ChainProblem
+from train.loop import FitResult, LoopConfig, fit
+from train.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
+from train.rewards import REWARDS
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """Of the sum that is maximised."""
+
+    answer: float = 1.0
+    format: float = 0.1
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Configuration of a run of GRPO. Words are trl's."""
+
+    start: str = "runs/geometry/interleaved/model"
+    out: str = "runs/geometry/reinforced/model"
+    run_dir: str = "runs/geometry/reinforced"
+    data: GeometryData = field(default_factory=GeometryData)
+    held_out: GeometryData = field(default_factory=lambda: GeometryData(seed=1, count=200))
+    """problems that decide when to stop; not those that the result is measured on"""
+    batch_size: int = 8
+    """problems of an optimiser step, over all devices"""
+    num_generations: int = 4
+    """chains a problem"""
+    max_completion_length: int = 120
+    temperature: float = 1.0
+    beta: float = 0.02
+    """of the KL divergence from the model it begins with"""
+    scale_rewards: bool = True
+    """divide advantages by their group's deviation"""
+    selection: str = SAMPLED
+    """sampled, or deterministic: the paper's"""
+    selection_weight: float | None = None
+    """of the looks' log-probabilities; none: 1 for sampled, the paper's 0.02 for deterministic"""
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    least_entropy: float = 1e-3
+    """nats a token; a look at held-out data that finds less of it since the last counts as no better"""
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=300,
+            learning_rate=2e-5,
+            weight_decay=0.0,
+            warmup_steps=10,
+            schedule="constant",
+            precision="bf16",
+            evaluate_every=50,
+            patience=3,
+            num_workers=0,
+            find_unused_parameters=True,
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"unknown selection {self.selection!r}; known: {', '.join(SELECTIONS)}")
+        if self.num_generations < 2:
+            raise ValueError(f"num_generations must be 2 or more to compare chains, got {self.num_generations}")
+
+    @property
+    def weight_of_looks(self) -> float:
+        if self.selection_weight is not None:
+            return self.selection_weight
+        return 1.0 if self.selection == SAMPLED else 0.02
+
+
+@dataclass(frozen=True)
+class PromptBatches(ChainBatches):
+    """Prompts of a step, each as often as chains are wanted of it."""
+
+    num_generations: int = 4
+
+    def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
+        problems = [p for p in self.shares(step, shard, num_shards) for _ in range(self.num_generations)]
+        return {"inputs": self.encoder.inputs(problems), "answers": [problem.answer for problem in problems]}
+
+
+@dataclass
+class GRPO:
+    """Loss of a step: rolls out chains, rewards them, and weighs their log-probabilities by their advantages."""
+
+    config: ReinforceConfig
+    encoder: ChainEncoder
+    reference: InterleavedModel
+    entropy: float = math.inf
+    """Of the newest rollouts, nats a token"""
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        layout, generated = self.encoder.layout, self.encoder.settings.trigger == GENERATED
+        return layout.reserved if generated else (*layout.reserved, layout.interleave_id)
+
+    def rollouts(self, model: InterleavedModel, inputs: Mapping[str, Tensor]) -> list[list[int | Look]]:
+        """A sampled answer a prompt."""
+        choose = choose_sampled if self.config.selection == SAMPLED else None
+        generator = InterleavedGenerator(model, self.encoder.settings, self.encoder.processor.tokenizer, choose)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            found = generator.generate(
+                inputs,
+                max_new_tokens=self.config.max_completion_length,
+                do_sample=True,
+                temperature=self.config.temperature,
+                top_k=0,
+                top_p=1.0,
+            )
+        model.train(was_training)
+        return found.answers
+
+    def reward(self, answers: Sequence[Sequence[int | Look]], truths: Sequence[str]) -> dict[str, Tensor]:
+        """Rewards (B,) by name."""
+        texts = [answer_text(self.encoder.processor.tokenizer, answer) for answer in answers]
+        return {
+            name: torch.tensor(REWARDS[name](texts, answer=truths))
+            for name, weight in vars(self.config.rewards).items()
+            if weight
+        }
+
+    def __call__(self, model: InterleavedModel, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Any]]:
+        config, inputs = self.config, share["inputs"]
+        answers = self.rollouts(model, inputs)
+        parts = self.reward(answers, share["answers"])
+        total = torch.stack([getattr(config.rewards, name) * value for name, value in parts.items()]).sum(0)  # (B,)
+        advantages = group_advantages(total, config.num_generations, config.scale_rewards).to(
+            inputs["input_ids"].device
+        )
+        interleave = self.encoder.settings.trigger == GENERATED
+        pad_id = self.encoder.processor.tokenizer.pad_token_id
+        on_cpu = {k: v.cpu() for k, v in inputs.items()}
+        batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, LabelRule(interleave, next_token=True))
+        batch = batch.to(inputs["input_ids"].device)
+        chain = chain_log_probs(model(batch), batch, self.banned, config.temperature)
+        with torch.no_grad():
+            before = chain_log_probs(self.reference(batch), batch, self.banned, config.temperature)
+        norm = config.max_completion_length
+        kl = reference_kl(chain, before, norm)
+        loss = policy_loss(chain, advantages, norm, config.selection, config.weight_of_looks) + config.beta * kl
+        equal = advantages.view(-1, config.num_generations).abs().amax(1) == 0
+        if bool(equal.all()):
+            loss = loss * 0  # nothing to compare: the step is skipped, gradients stay there for other devices
+        lengths = chain.written.sum(1).float()
+        looks = [sum(isinstance(part, Look) for part in answer) for answer in answers]
+        self.entropy = float((chain.entropy.sum() / chain.written.sum().clamp_min(1)).detach())
+        scalars = {
+            "reward": total.mean(),
+            **{f"reward_{name}": value.mean() for name, value in parts.items()},
+            "kl": kl.detach(),
+            "length": lengths.mean(),
+            "entropy": self.entropy,
+            "triggers": sum(count > 0 for count in looks) / len(looks),
+            "looks": sum(looks) / len(looks),
+            "selected": float((chain.chosen & chain.candidates).sum()) / max(1, sum(looks)),
+            "equal_groups": equal.float().mean(),
+        }
+        return loss, scalars
+
+
+@dataclass(frozen=True)
+class HeldOutReward:
+    """Greedy accuracy on held-out problems as a loss to stop by; infinite once the policy has no entropy left."""
+
+    grpo: GRPO
+    problems: Sequence[ChainProblem]
+
+    def __call__(self, model: InterleavedModel) -> Evaluation:
+        config = self.grpo.config
+        right = accuracy(answer_problems(model, self.grpo.encoder, self.problems, config.max_completion_length))
+        gone = self.grpo.entropy < config.least_entropy
+        return Evaluation(math.inf if gone else -right, {"accuracy": right, "entropy": self.grpo.entropy})
+
+
+def train(
+    config: ReinforceConfig,
+    problems: Sequence[ChainProblem] | None = None,
+    held_out: Sequence[ChainProblem] | None = None,
+    settings: InterleaveSettings | None = None,
+) -> FitResult:
+    """Runs or resumes GRPO, writes the model that did best on held-out problems to `config.out`, and a plot beside
+    the log.
+
+    Args:
+        problems, held_out: instead of those of the config.
+        settings: when chains look; None for what the model was trained with.
+    """
+    torch.manual_seed(config.loop.seed)
+    folder = read_interleaved(config.start, settings)
+    problems = read_problems(config.data) if problems is None else problems
+    held_out = read_problems(config.held_out) if held_out is None else held_out
+    reference = copy.deepcopy(folder.model).eval().requires_grad_(False)
+    groups = interleaved_groups(folder.model, tower_lr_ratio=0.0)
+    batches = PromptBatches(
+        folder.encoder, problems, config.batch_size, config.loop.seed, num_generations=config.num_generations
+    )
+    grpo = GRPO(config, folder.encoder, reference)
+    result = fit(
+        folder.model,
+        batches,
+        grpo,
+        config.loop,
+        config.run_dir,
+        param_groups=groups,
+        evaluate=HeldOutReward(grpo, held_out) if config.loop.evaluate_every else None,
+        title="reinforce",
+        fingerprint=fingerprint(config, free=("run_dir", "out")),
+    )
+    if result.is_main:
+        record = {"command": command_line("train.reinforce", config), "steps": result.steps}
+        replace(folder, model=folder.model.cpu()).save(config.out, record)
+        draw_run(Path(config.run_dir))
+    return result
+
+
+def draw_run(run_dir: Path) -> Path | None:
+    """Draws log.jsonl's reward, KL, length and share of triggers to curves.png; None where matplotlib is missing."""
+    try:
+        from train.reinforce_plot import draw_curves
+    except ImportError:
+        return None
+    return draw_curves(run_dir / "log.jsonl", run_dir / "curves.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"done: {train(parse_config(ReinforceConfig, argv))}")
+
+
+if __name__ == "__main__":
+    main()
