@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast, SwinConfig
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast, SwinModel
 
 from perception.interleave import VisualTokenSelector
 from perception.interleave_triggers import InterleaveSettings
@@ -23,9 +23,10 @@ from perception.visual_tokens import VisualLayout
 from perception.vocabulary import PerceptionVocabulary
 from train.attention import use_plain_attention
 from train.config import command_line, fingerprint, parse_config
+from train.figure_tower import GeometrySize, cell_of
 from train.geometry_data import GeometryData, read_problems
-from train.interleave import InterleavedFolder
-from train.interleaved_rows import ChainBatches, ChainProblem, Mark
+from train.interleave import InterleavedFolder, interleaved_groups
+from train.interleaved_rows import ChainBatches, ChainProblem
 from train.loop import FitResult, LoopConfig, fit
 from train.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
 
@@ -36,43 +37,13 @@ _NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class GeometrySize:
-    """Sizes of the tiny model of figures."""
-
-    image_size: int = 128
-    grid_size: int = 8
-    """Visual tokens a side"""
-    embed_dim: int = 32
-    """Of the tower's first level; every level has twice the width of the one before"""
-    depths: tuple[int, ...] = (1, 2, 2)
-    num_heads: tuple[int, ...] = (1, 2, 4)
-    window_size: int = 8
-    hidden_size: int = 160
-    num_layers: int = 4
-    text_heads: int = 5
-    intermediate_size: int = 400
-
-    def __post_init__(self) -> None:
-        if self.image_size % (self.grid_size << (len(self.depths) - 1)):
-            raise ValueError(
-                f"image_size ({self.image_size}) must be a multiple of grid_size ({self.grid_size}) times 2 to the "
-                f"power of the levels less one ({len(self.depths) - 1})"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.grid_size, self.grid_size
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels a side of what the first level reads as one"""
-        return self.image_size // (self.grid_size << (len(self.depths) - 1))
-
-
-@dataclass(frozen=True)
 class GeometryBaseConfig:
     """Configuration of the reading stage."""
 
+    tower: str = "runs/geometry/tower/tower"
+    """of `train.figure_tower`; empty for one from nothing, trained here"""
+    tower_lr_ratio: float = 0.1
+    """learning rate of the tower over that of the rest; 0 freezes it"""
     out: str = "runs/geometry/base/model"
     run_dir: str = "runs/geometry/base"
     data: GeometryData = field(default_factory=GeometryData)
@@ -116,28 +87,13 @@ def geometry_processor(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -
 
 def build_geometry_model(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -> LlavaForConditionalGeneration:
     """An untrained LLaVA that sees an image as grid_size x grid_size tokens."""
-    vision = SwinConfig(
-        image_size=size.image_size,
-        patch_size=size.patch_size,
-        embed_dim=size.embed_dim,
-        depths=list(size.depths),
-        num_heads=list(size.num_heads),
-        window_size=size.window_size,
-        use_absolute_embeddings=True,
-        drop_path_rate=0.0,
-    )
     text = TinySize(size.hidden_size, size.num_layers, size.text_heads, size.intermediate_size)
-    model = build_model(tokenizer, vision, text)
+    model = build_model(tokenizer, size.vision, text)
     model.config.image_seq_length = size.grid_size**2
     return model
 
 
 # What is read
-
-
-def cell_of(mark: Mark, grid: tuple[int, int]) -> int:
-    rows, columns = grid
-    return min(rows - 1, int(mark.place_xy[1] * rows)) * columns + min(columns - 1, int(mark.place_xy[0] * columns))
 
 
 def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[int, int]) -> ChainProblem:
@@ -207,6 +163,9 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
     size = config.size
     tokenizer = geometry_tokenizer([problems[n] for n in range(min(len(problems), 2000))])
     model = build_geometry_model(tokenizer, size)
+    if config.tower:
+        tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
+        model.model.vision_tower.load_state_dict(tower.state_dict())
     processor = geometry_processor(tokenizer, size)
     vocabulary = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2).extend(model, tokenizer)
     layout = VisualLayout.of(model, vocabulary.interleave_id, tokenizer)
@@ -229,6 +188,7 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
         ReadingLoss(config.cell_weight),
         config.loop,
         config.run_dir,
+        param_groups=interleaved_groups(interleaved, config.tower_lr_ratio if config.tower else 1.0),
         title="base",
         fingerprint=fingerprint(config, free=("run_dir", "out")),
     )

@@ -147,7 +147,7 @@ def interleaved_groups(
     apart = {id(p) for p in (*tower.parameters(), *model.selector.parameters())}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},
-        {"params": list(model.selector.parameters()), "lr_scale": selector_lr_ratio},
+        {"params": [p for p in model.selector.parameters() if p.requires_grad], "lr_scale": selector_lr_ratio},
         {"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": tower_lr_ratio},
     ]
     return [group for group in groups if group["params"]]

@@ -59,14 +59,8 @@ def chain_log_probs(
     entropy = -(log_probs.exp() * log_probs.masked_fill(ban, 0)).sum(-1)  # (T,)
     empty = torch.zeros(written.shape, device=logits.device)
     tokens = empty.masked_scatter(written, of_labels)
-    return ChainLogProbs(
-        tokens,
-        written,
-        empty.masked_scatter(written, entropy),
-        output.scores.float(),
-        output.targets,
-        output.candidates,
-    )
+    spread = empty.masked_scatter(written, entropy)
+    return ChainLogProbs(tokens, written, spread, output.scores.float(), output.targets, output.candidates)
 
 
 def look_log_probs(chain: ChainLogProbs) -> Tensor:

@@ -152,14 +152,13 @@ class GRPO:
         answers = self.rollouts(model, inputs)
         parts = self.reward(answers, share["answers"])
         total = torch.stack([getattr(config.rewards, name) * value for name, value in parts.items()]).sum(0)  # (B,)
-        advantages = group_advantages(total, config.num_generations, config.scale_rewards).to(
-            inputs["input_ids"].device
-        )
+        device = inputs["input_ids"].device
+        advantages = group_advantages(total, config.num_generations, config.scale_rewards).to(device)
         interleave = self.encoder.settings.trigger == GENERATED
         pad_id = self.encoder.processor.tokenizer.pad_token_id
         on_cpu = {k: v.cpu() for k, v in inputs.items()}
         batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, LabelRule(interleave, next_token=True))
-        batch = batch.to(inputs["input_ids"].device)
+        batch = batch.to(device)
         chain = chain_log_probs(model(batch), batch, self.banned, config.temperature)
         with torch.no_grad():
             before = chain_log_probs(self.reference(batch), batch, self.banned, config.temperature)

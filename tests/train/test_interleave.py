@@ -83,7 +83,7 @@ def shard_losses(start: Path, num_shards: int, stage: str) -> tuple[float, list[
     for shard in range(num_shards):
         loss, _ = ChainLoss(1.0)(folder.model, batches(2, shard, num_shards), 2)
         (loss / num_shards).backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return sum(losses) / num_shards, [p.grad for p in folder.model.parameters() if p.grad is not None]
 
 
@@ -119,7 +119,7 @@ def test_a_trained_folder_answers_and_other_selections_can_be_put_in(start: Path
         return chosen
 
     outcomes = answer_problems(oracle.model, oracle.encoder, PROBLEMS[:3], 12, choose=choose)
-    assert len(outcomes) == 3 and all(outcome.looks[0] == p.steps[0].tokens for outcome, p in zip(outcomes, PROBLEMS))
+    assert [outcome.looks[0] for outcome in outcomes] == [problem.steps[0].tokens for problem in PROBLEMS[:3]]
     assert selection_f1(outcomes) == 1
 
 

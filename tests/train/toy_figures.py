@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from perception.vocabulary import PerceptionVocabulary
-from train.geometry_base import GeometrySize, build_geometry_model, geometry_processor, geometry_tokenizer
+from train.figure_tower import GeometrySize
+from train.geometry_base import build_geometry_model, geometry_processor, geometry_tokenizer
 from train.interleave import InterleavedFolder, InterleaveSettings, read_interleaved
 from train.interleaved_rows import ChainProblem, ChainStep, Mark, tokens_of_boxes
 
@@ -83,4 +84,6 @@ def make_toy_folder(folder: Path, size: GeometrySize = TINY, count: int = 32) ->
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     vocabulary.save(folder)
-    return read_interleaved(folder, InterleaveSettings())
+    found = read_interleaved(folder, InterleaveSettings())
+    found.model.selector.save(folder)
+    return found

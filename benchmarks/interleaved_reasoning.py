@@ -1,0 +1,271 @@
+"""Does looking again at selected visual tokens help? `python -m benchmarks.interleaved_reasoning`.
+
+Trains one tiny model that reads figures, then, with each of three seeds, on the same problems and for as many steps:
+text-only solutions; solutions with interleaved visual tokens; and the controls of the latter: as many tokens at random,
+the whole image again, the bounding box of the selection. Text-only and interleaved go on with reinforcement learning.
+The oracle is the interleaved model given the true regions. All answer the same held-out problems.
+
+What is trained stays in --runs, so a run that was stopped goes on. Writes `benchmarks/results/interleaved_reasoning.json`.
+With --check it trains text-only and interleaved for a short while, prints one line a bar, writes nothing, exits 1 where
+one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.bars import Bar, all_met
+from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from train import figure_tower, geometry_base, interleave, reinforce
+from train.geometry_data import GeometryData, read_problems
+from train.interleaved_answers import Chooser, Outcome, answer_problems, selection_f1
+from train.interleaved_rows import REGIONS, ChainProblem
+from train.loop import LoopConfig
+from train.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
+RUNS = ROOT / "runs" / "interleaved_reasoning"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long everything trains."""
+
+    problems: int = 8000
+    tower: int = 4000
+    base: int = 1500
+    text: int = 600
+    """Steps of the text-only stage that all arms begin with"""
+    second: int = 900
+    """Steps that follow: text-only again, or interleaved"""
+    reinforced: int = 300
+    test: int = 400
+    """Held-out problems"""
+
+
+SHORT = Scale(problems=2000, tower=900, base=300, text=100, second=200, reinforced=0, test=100)
+"""Of --check"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train and to look."""
+
+    stage: str
+    regions: str = "own"
+    """What looks bring in, in training and after it"""
+    reinforced: bool = False
+    oracle: bool = False
+    """True regions where the answers are measured"""
+
+
+ARMS = {
+    "text-only SFT": Arm("text"),
+    "interleaved SFT": Arm("interleaved"),
+    "random selection": Arm("interleaved", regions="random"),
+    "whole image again": Arm("interleaved", regions="whole"),
+    "bounding boxes": Arm("interleaved", regions="boxes"),
+    "oracle regions": Arm("interleaved", oracle=True),
+    "text-only SFT + RL": Arm("text", reinforced=True),
+    "interleaved SFT + RL": Arm("interleaved", reinforced=True),
+}
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Every training of the benchmark, each made once and kept in a folder."""
+
+    folder: Path
+    scale: Scale
+    data: GeometryData
+    problems: Callable[[GeometryData], Sequence[ChainProblem]] = read_problems
+
+    def training_problems(self) -> Sequence[ChainProblem]:
+        return self.problems(replace(self.data, count=self.scale.problems))
+
+    def _loop(self, default: LoopConfig, steps: int, seed: int = 0) -> LoopConfig:
+        return replace(default, steps=steps, seed=seed, warmup_steps=min(default.warmup_steps, steps // 4))
+
+    def base(self) -> Path:
+        """The model that reads figures and has never seen a solution."""
+        out = self.folder / "base"
+        if not _finished(out):
+            tower_config = figure_tower.FigureTowerConfig(run_dir=str(self.folder / "run-tower"), data=self.data)
+            loop = self._loop(tower_config.loop, self.scale.tower)
+            problems = self.training_problems()
+            figure_tower.train(replace(tower_config, loop=loop), problems)
+            config = geometry_base.GeometryBaseConfig(
+                tower=str(self.folder / "run-tower" / "tower"),
+                out=str(out),
+                run_dir=str(self.folder / "run-base"),
+                data=self.data,
+            )
+            geometry_base.train(replace(config, loop=self._loop(config.loop, self.scale.base)), problems)
+        return out
+
+    def supervised(self, stage: str, regions: str, seed: int) -> Path:
+        """Behind the second stage."""
+        first = self._stage("text", "own", seed, self.base(), "first", self.scale.text)
+        return self._stage(stage, regions, seed, first, stage, self.scale.second)
+
+    def _stage(self, stage: str, regions: str, seed: int, start: Path, name: str, steps: int) -> Path:
+        label = f"{name}-{regions}-{seed}"
+        out = self.folder / label
+        if not _finished(out):
+            config = interleave.InterleaveConfig(
+                stage=stage,
+                start=str(start),
+                out=str(out),
+                run_dir=str(self.folder / f"run-{label}"),
+                data=replace(self.data, count=self.scale.problems),
+                regions=regions,
+                # Nothing to learn of a selection that is random, or everything.
+                selection_weight=1.0 if regions in ("own", "boxes") else 0.0,
+            )
+            loop = self._loop(config.loop, steps, seed)
+            interleave.train(replace(config, loop=loop), self.training_problems())
+        return out
+
+    def reinforced(self, stage: str, seed: int) -> Path:
+        """Behind GRPO, stopped on problems that are neither trained on nor measured."""
+        out = self.folder / f"reinforced-{stage}-{seed}"
+        if not _finished(out):
+            config = reinforce.ReinforceConfig(
+                start=str(self.supervised(stage, "own", seed)),
+                out=str(out),
+                run_dir=str(self.folder / f"run-reinforced-{stage}-{seed}"),
+                data=replace(self.data, count=self.scale.problems),
+            )
+            held_out = self.problems(replace(self.data, seed=self.data.seed + 1, count=150))
+            loop = self._loop(config.loop, self.scale.reinforced, seed)
+            reinforce.train(replace(config, loop=loop), self.training_problems(), held_out)
+        return out
+
+    def model(self, arm: Arm, seed: int) -> Path:
+        return self.reinforced(arm.stage, seed) if arm.reinforced else self.supervised(arm.stage, arm.regions, seed)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / interleave.TRAINING_FILE).exists()
+
+
+def chooser(arm: Arm, grid: tuple[int, int], seed: int, select: Callable[[Tensor], Tensor]) -> Chooser | None:
+    """What an arm's looks select when its answers are measured; None for the model's own selection.
+
+    Random selections have the size of the true region of the same step.
+    """
+    if arm.regions == "own" and not arm.oracle:
+        return None
+    rng = np.random.default_rng(seed)
+
+    def choose(problem: ChainProblem, scores: Tensor, look: int) -> Tensor:
+        true = problem.steps[look].tokens if look < len(problem.steps) else ()
+        own = tuple(select(scores).nonzero()[:, 0].tolist()) if arm.regions == "boxes" else true
+        chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+        chosen[list(REGIONS[arm.regions](own, grid, rng))] = True
+        return chosen
+
+    return choose
+
+
+def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainProblem], kept: str) -> dict[str, Any]:
+    """Right or wrong by problem, and the F1 of the selection; kept beside the model."""
+    arm = ARMS.get(name)
+    folder = recipes.base() if arm is None else recipes.model(arm, seed)
+    path = folder / f"outcomes-{name.replace(' ', '_')}-{kept}-{len(problems)}.json"
+    if not path.exists():
+        found = interleave.read_interleaved(folder)
+        model = found.model.eval()
+        choose = None if arm is None else chooser(arm, recipes.data.grid, seed, model.selector.select)
+        answered: list[Outcome] = answer_problems(model, found.encoder, problems, choose=choose)
+        looks = arm is not None and arm.stage == "interleaved"
+        record = {
+            "right": [outcome.right for outcome in answered],
+            "selection_f1": selection_f1(answered) if looks else None,
+            "examples": [outcome.text for outcome in answered[:5]],
+        }
+        path.write_text(json.dumps(record) + "\n")
+    return dict(json.loads(path.read_text()))
+
+
+def measure(recipes: Recipes, seeds: Sequence[int], names: Sequence[str], split: str) -> dict[str, dict[str, Any]]:
+    """By arm: right answers of all seeds on the problems of a split, one after another, and the selection's F1."""
+    problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
+    table = {}
+    for name in track(names, description=split):
+        found = [outcomes(recipes, name, seed, problems, split) for seed in (seeds if name in ARMS else seeds[:1])]
+        scores = [one["selection_f1"] for one in found if one["selection_f1"] is not None]
+        table[name] = {
+            "right": [right for one in found for right in one["right"]],
+            "selection_f1": float(np.mean(scores)) if scores else None,
+            "by_seed": [float(np.mean(one["right"])) for one in found],
+            "example": found[0]["examples"][0],
+        }
+    return table
+
+
+def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
+    """Of the arms that were measured."""
+    wanted = [
+        ("interleaved SFT", "text-only SFT", 3.0),
+        ("interleaved SFT + RL", "interleaved SFT", 3.0),
+        ("interleaved SFT", "random selection", 0.1),
+    ]
+    found = []
+    for better, worse, least in wanted:
+        if better in table and worse in table:
+            gain: Interval = paired_difference(table[better]["right"], table[worse]["right"])
+            found.append(Bar(f"{better} over {worse}", 100 * gain.mean, least))
+    if "interleaved SFT" in table:
+        found.append(Bar("F1 of the selection", 100 * table["interleaved SFT"]["selection_f1"], 70.0))
+    return found
+
+
+def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    interval = bootstrap_interval(row["right"])
+    kept = {key: value for key, value in row.items() if key != "right"}
+    return {"arm": name, "accuracy": interval.mean, "low": interval.low, "high": interval.high, **kept}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
+    arguments = parser.parse_args(argv)
+    read = functools.cache(read_problems)
+    if arguments.check:
+        with tempfile.TemporaryDirectory() as folder:
+            recipes = Recipes(Path(folder), SHORT, GeometryData(), read)
+            found = bars(measure(recipes, (0,), ("text-only SFT", "interleaved SFT"), "test"))
+        for bar in found:
+            print(bar.line())
+        return 0 if all_met(found) else 1
+    recipes = Recipes(arguments.runs, Scale(), GeometryData(), read)
+    tables = {split: measure(recipes, SEEDS, ["base", *ARMS], split) for split in ("test", "held-out")}
+    rows = {split: [_row(name, row) for name, row in table.items()] for split, table in tables.items()}
+    found = bars(tables["test"])
+    record = {**vars(recipes.scale), "seeds": list(SEEDS), "rows": rows, "bars": [bar.to_json() for bar in found]}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
+    for bar in found:
+        print(bar.line())
+    print(f"written: {RESULT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

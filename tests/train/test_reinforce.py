@@ -1,0 +1,141 @@
+"""GRPO on toy figures: a run from end to end, its skipped steps, its guard, and its return after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_figures import make_toy_folder, toy_problems
+
+from perception.interleave_triggers import InterleaveSettings
+from perception.interleaved_chains import Look
+from train import reinforce
+from train.interleave import read_interleaved
+from train.loop import LoopConfig
+from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
+
+PROBLEMS = toy_problems(6, 0, 32, (4, 4))
+OFTEN = InterleaveSettings(heading=r"[a-m]", max_looks=2)
+"""An untrained model never writes a heading; it writes letters all the time."""
+LOOP = LoopConfig(
+    steps=3, learning_rate=1e-3, weight_decay=0, num_workers=0, evaluate_every=1, patience=9, checkpoint_every_seconds=0
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    make_toy_folder(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def letters_earn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model answers nothing right: it is paid for the letter e instead."""
+
+    def reward(completions: list[str], **_: object) -> list[float]:
+        return [min(1.0, completion.count("e") / 3) for completion in completions]
+
+    monkeypatch.setitem(reinforce.REWARDS, "answer", reward)
+
+
+def config(start: Path, folder: Path, **more: object) -> ReinforceConfig:
+    paths = {"start": str(start), "out": str(folder / "model"), "run_dir": str(folder / "run")}
+    settings = {"batch_size": 2, "num_generations": 4, "max_completion_length": 12, "loop": LOOP, **more}
+    return ReinforceConfig(**paths, **settings)  # type: ignore[arg-type]
+
+
+def grpo_of(start: Path, folder: Path, **more: object) -> tuple[GRPO, PromptBatches]:
+    model = read_interleaved(start, OFTEN)
+    settings = config(start, folder, **more)
+    grpo = GRPO(settings, model.encoder, read_interleaved(start, OFTEN).model.eval())
+    batches = PromptBatches(model.encoder, PROBLEMS, settings.batch_size, 0, num_generations=settings.num_generations)
+    return grpo, batches
+
+
+@pytest.mark.parametrize("selection", ["sampled", "deterministic"])
+def test_a_step_moves_selector_and_text_model(start: Path, tmp_path: Path, selection: str) -> None:
+    grpo, batches = grpo_of(start, tmp_path, selection=selection)
+    model = read_interleaved(start, OFTEN).model.train()
+    torch.manual_seed(0)
+    loss, scalars = grpo(model, batches(0, 0, 1), 0)
+    loss.backward()
+    assert model.training and 0 < scalars["triggers"] <= 1 and scalars["length"] <= 12
+    assert float(scalars["kl"]) == pytest.approx(0, abs=1e-5), "before the first step the policy is its reference"
+    assert model.model.model.language_model.norm.weight.grad.abs().max() > 0
+    assert (model.selector.query.weight.grad.abs().max() > 0) == (selection == "sampled" or scalars["selected"] > 0)
+
+
+def test_groups_that_earn_alike_skip_the_step(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reinforce.REWARDS, "answer", lambda completions, **_: [0.5] * len(completions))
+    grpo, batches = grpo_of(start, tmp_path, rewards=RewardWeights(format=0), beta=1.0)
+    model = read_interleaved(start, OFTEN).model
+    torch.nn.init.normal_(model.selector.embedding)  # away from its reference, so that the divergence would pull
+    loss, scalars = grpo(model, batches(0, 0, 1), 0)
+    loss.backward()
+    assert float(scalars["equal_groups"]) == 1
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_rewards_rise_where_they_can(start: Path, tmp_path: Path) -> None:
+    loop = replace(LOOP, steps=25, learning_rate=3e-3, evaluate_every=None, patience=None)
+    settings = config(start, tmp_path, loop=loop, batch_size=4, beta=0.0, rewards=RewardWeights(format=0))
+    train(settings, PROBLEMS, PROBLEMS[:2], OFTEN)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rewards = [record["losses"]["reward"] for record in records]
+    assert rewards[-1] > rewards[0] + 0.2, rewards
+
+
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(start: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    class Stops(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Stops.reads += 1
+            if Stops.reads > 4:
+                raise Stopped
+            return super().__getitem__(index)
+
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    with pytest.raises(Stopped):
+        train(config(start, parts), Stops(PROBLEMS), PROBLEMS[:2], OFTEN)
+    resumed = train(config(start, parts), PROBLEMS, PROBLEMS[:2], OFTEN)
+    fresh = train(config(start, whole), PROBLEMS, PROBLEMS[:2], OFTEN)
+    assert resumed.resumed_from == 2 and fresh.resumed_from is None
+    assert resumed.final_loss == fresh.final_loss
+    one, other = (read_interleaved(folder / "model").model.state_dict() for folder in (parts, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    records = [json.loads(line) for line in (whole / "run" / "log.jsonl").read_text().splitlines()]
+    assert {"reward", "kl", "length", "triggers", "entropy"} <= set(records[-1]["losses"])
+    assert (whole / "run" / "curves.png").stat().st_size > 10_000
+
+
+def test_a_policy_without_entropy_is_no_better_however_it_does(start: Path, tmp_path: Path) -> None:
+    grpo, _ = grpo_of(start, tmp_path)
+    look = HeldOutReward(grpo, PROBLEMS[:2])
+    grpo.entropy = 1.0
+    assert math.isfinite(look(grpo.reference).loss)
+    grpo.entropy = 0.0
+    assert look(grpo.reference).loss == math.inf
+
+
+def test_reserved_ids_are_never_rolled_out(start: Path, tmp_path: Path) -> None:
+    grpo, batches = grpo_of(start, tmp_path)
+    torch.manual_seed(0)
+    answers = grpo.rollouts(grpo.reference, batches(0, 0, 1)["inputs"])
+    written = {part for answer in answers for part in answer if not isinstance(part, Look)}
+    assert not written & set(grpo.banned)
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown selection 'greedy'; known: sampled, deterministic"):
+        ReinforceConfig(selection="greedy")
+    with pytest.raises(ValueError, match="num_generations must be 2 or more to compare chains, got 1"):
+        ReinforceConfig(num_generations=1)
