@@ -5,9 +5,9 @@ text-only solutions; solutions with interleaved visual tokens; and the controls 
 the whole image again, the bounding box of the selection. Text-only and interleaved go on with reinforcement learning.
 The oracle is the interleaved model given the true regions. All answer the same held-out problems.
 
-What is trained stays in --runs, so a run that was stopped goes on. Writes `benchmarks/results/interleaved_reasoning.json`.
-With --check it trains text-only and interleaved for a short while, prints one line a bar, writes nothing, exits 1 where
-one falls short.
+What is trained stays in --runs, so a run that was stopped goes on. Writes
+`benchmarks/results/interleaved_reasoning.json`. With --check it trains text-only and interleaved for a short while,
+prints one line a bar, writes nothing, exits 1 where one falls short.
 """
 
 from __future__ import annotations

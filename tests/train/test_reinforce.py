@@ -61,13 +61,14 @@ def grpo_of(start: Path, folder: Path, **more: object) -> tuple[GRPO, PromptBatc
 def test_a_step_moves_selector_and_text_model(start: Path, tmp_path: Path, selection: str) -> None:
     grpo, batches = grpo_of(start, tmp_path, selection=selection)
     model = read_interleaved(start, OFTEN).model.train()
+    model.selector.config = replace(model.selector.config, threshold=0.5)  # an untrained one reaches it
     torch.manual_seed(0)
     loss, scalars = grpo(model, batches(0, 0, 1), 0)
     loss.backward()
     assert model.training and 0 < scalars["triggers"] <= 1 and scalars["length"] <= 12
     assert float(scalars["kl"]) == pytest.approx(0, abs=1e-5), "before the first step the policy is its reference"
     assert model.model.model.language_model.norm.weight.grad.abs().max() > 0
-    assert (model.selector.query.weight.grad.abs().max() > 0) == (selection == "sampled" or scalars["selected"] > 0)
+    assert scalars["selected"] > 0 and model.selector.query.weight.grad.abs().max() > 1e-7
 
 
 def test_groups_that_earn_alike_skip_the_step(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +83,12 @@ def test_groups_that_earn_alike_skip_the_step(start: Path, tmp_path: Path, monke
 
 
 def test_rewards_rise_where_they_can(start: Path, tmp_path: Path) -> None:
-    loop = replace(LOOP, steps=25, learning_rate=3e-3, evaluate_every=None, patience=None)
-    settings = config(start, tmp_path, loop=loop, batch_size=4, beta=0.0, rewards=RewardWeights(format=0))
+    loop = replace(LOOP, steps=30, learning_rate=1e-2, log_every=5, evaluate_every=None, patience=None)
+    settings = config(start, tmp_path, loop=loop, batch_size=6, beta=0.0, rewards=RewardWeights(format=0))
     train(settings, PROBLEMS, PROBLEMS[:2], OFTEN)
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     rewards = [record["losses"]["reward"] for record in records]
-    assert rewards[-1] > rewards[0] + 0.2, rewards
+    assert rewards[-1] > rewards[0] + 0.3, rewards
 
 
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(start: Path, tmp_path: Path) -> None:
