@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from train.provenance import ROOT, provenance
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
 RUNS = ROOT / "runs" / "interleaved_reasoning"
 SEEDS = (0, 1, 2)
+MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Recipes:
     scale: Scale
     data: GeometryData
     problems: Callable[[GeometryData], Sequence[ChainProblem]] = read_problems
+    size: figure_tower.GeometrySize = field(default_factory=figure_tower.GeometrySize)
 
     def training_problems(self) -> Sequence[ChainProblem]:
         return self.problems(replace(self.data, count=self.scale.problems))
@@ -104,7 +106,7 @@ class Recipes:
         """The model that reads figures and has never seen a solution."""
         out = self.folder / "base"
         if not _finished(out):
-            tower_config = figure_tower.FigureTowerConfig(run_dir=str(self.folder / "run-tower"), data=self.data)
+            tower_config = figure_tower.FigureTowerConfig(str(self.folder / "run-tower"), self.data, self.size)
             loop = self._loop(tower_config.loop, self.scale.tower)
             problems = self.training_problems()
             figure_tower.train(replace(tower_config, loop=loop), problems)
@@ -113,6 +115,7 @@ class Recipes:
                 out=str(out),
                 run_dir=str(self.folder / "run-base"),
                 data=self.data,
+                size=self.size,
             )
             geometry_base.train(replace(config, loop=self._loop(config.loop, self.scale.base)), problems)
         return out
@@ -191,7 +194,7 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
         found = interleave.read_interleaved(folder)
         model = found.model.eval()
         choose = None if arm is None else chooser(arm, recipes.data.grid, seed, model.selector.select)
-        answered: list[Outcome] = answer_problems(model, found.encoder, problems, choose=choose)
+        answered: list[Outcome] = answer_problems(model, found.encoder, problems, MAX_NEW_TOKENS, choose=choose)
         looks = arm is not None and arm.stage == "interleaved"
         record = {
             "right": [outcome.right for outcome in answered],

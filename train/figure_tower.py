@@ -69,6 +69,7 @@ class GeometrySize:
             window_size=self.window_size,
             use_absolute_embeddings=True,
             drop_path_rate=0.0,
+            initializer_range=0.1,  # 0.02 is made for widths near 1,000; at 32 every layer is next to nothing
         )
 
 
@@ -91,6 +92,18 @@ class FigureTowerConfig:
             find_unused_parameters=True,  # the final norm is left out, as LLaVA does
         )
     )
+
+    def __post_init__(self) -> None:
+        check_sizes(self.data, self.size)
+
+
+def check_sizes(data: GeometryData, size: GeometrySize) -> None:
+    """Raises ValueError where problems are laid out for another model's visual tokens."""
+    if data.grid_size != size.grid_size or data.image_size != size.image_size:
+        raise ValueError(
+            f"data has images of {data.image_size} pixels on a grid of {data.grid_size} and size {size.image_size} on "
+            f"{size.grid_size}; set --data.image_size and --data.grid_size to those of --size"
+        )
 
 
 class FigureReader(nn.Module):

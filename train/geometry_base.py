@@ -23,7 +23,7 @@ from perception.visual_tokens import VisualLayout
 from perception.vocabulary import PerceptionVocabulary
 from train.attention import use_plain_attention
 from train.config import command_line, fingerprint, parse_config
-from train.figure_tower import GeometrySize, cell_of
+from train.figure_tower import GeometrySize, cell_of, check_sizes
 from train.geometry_data import GeometryData, read_problems
 from train.interleave import InterleavedFolder, interleaved_groups
 from train.interleaved_rows import ChainBatches, ChainProblem
@@ -62,6 +62,9 @@ class GeometryBaseConfig:
             find_unused_parameters=True,
         )
     )
+
+    def __post_init__(self) -> None:
+        check_sizes(self.data, self.size)
 
 
 # The untrained model

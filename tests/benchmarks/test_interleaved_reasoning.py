@@ -1,0 +1,85 @@
+"""The benchmark of interleaved reasoning on toy figures: every arm is trained, looks as it should, and is kept."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure
+from train import geometry_base, interleave, reinforce
+from train.geometry_data import GeometryData
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
+from toy_figures import TINY, toy_problems
+
+SHORTEST = Scale(problems=8, tower=1, base=1, text=1, second=1, reinforced=1, test=3)
+DATA = GeometryData(image_size=32, grid_size=4)
+
+
+def problems(data: GeometryData):
+    return toy_problems(data.count, data.seed, data.image_size, data.grid)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short answers of models that know nothing."""
+    config = reinforce.ReinforceConfig
+    monkeypatch.setattr(reinforce, "ReinforceConfig", lambda **k: config(**k, batch_size=2, max_completion_length=6))
+    answer = interleave.InterleaveConfig
+    monkeypatch.setattr(interleave, "InterleaveConfig", lambda **k: answer(**k, batch_size=2))
+    monkeypatch.setattr("benchmarks.interleaved_reasoning.MAX_NEW_TOKENS", 6)
+
+
+def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = Recipes(tmp_path, SHORTEST, DATA, problems, TINY)
+    names = ["base", *ARMS]
+    table = measure(recipes, (0,), names, "test")
+    assert list(table) == names and all(len(row["right"]) == 3 for row in table.values())
+    assert {bar.name for bar in bars(table)} == {
+        "interleaved SFT over text-only SFT",
+        "interleaved SFT + RL over interleaved SFT",
+        "interleaved SFT over random selection",
+        "F1 of the selection",
+    }
+    assert table["text-only SFT"]["selection_f1"] is None and table["oracle regions"]["selection_f1"] is not None
+    assert interleave.read_interleaved(tmp_path / "text-own-0").settings.max_looks == 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("it is trained already")
+
+    for module in (geometry_base, interleave, reinforce):
+        monkeypatch.setattr(module, "train", never)
+    assert measure(recipes, (0,), names, "test") == table
+
+
+def test_arms_look_at_what_they_should() -> None:
+    problem = toy_problems(1, 0, 128, (8, 8))[0]
+    true = set(problem.steps[0].tokens)
+    own = torch.zeros(64, dtype=torch.bool)
+    own[[9, 27]] = True
+
+    def looked(name: str, look: int = 0) -> set[int]:
+        choose = chooser(ARMS[name], (8, 8), 0, lambda scores: own)
+        assert choose is not None
+        return set(choose(problem, torch.zeros(64), look).nonzero()[:, 0].tolist())
+
+    assert looked("oracle regions") == true and looked("oracle regions", 7) == set()
+    assert looked("whole image again") == set(range(64))
+    assert looked("bounding boxes") == {8 * row + column for row in (1, 2, 3) for column in (1, 2, 3)}
+    assert len(looked("random selection")) == len(true) and looked("random selection") != true
+    assert chooser(ARMS["interleaved SFT"], (8, 8), 0, lambda scores: own) is None
+
+
+def test_bars_compare_the_same_problems() -> None:
+    row = {"selection_f1": 0.8, "by_seed": [0.5], "example": ""}
+    table = {
+        "text-only SFT": {**row, "right": [True, False] * 20},
+        "interleaved SFT": {**row, "right": [True, True, True, False] * 10},
+    }
+    gain, f1 = bars(table)
+    assert gain.figure == pytest.approx(25) and gain.met and f1.figure == pytest.approx(80)
+    assert replace(gain, figure=2.9).met is False
