@@ -47,7 +47,7 @@ class LibraryQuantizerVQVAE(ReferenceVQVAE):
     `vector-quantize-pytorch`."""
 
     image_size = 80
-    widths = (1, 64, 128, 256)
+    widths: tuple[int, ...] = (1, 64, 128, 256)
 
     def __init__(self, codebook_size: int = 128, codebook_dim: int = 512):
         super().__init__(codebook_size, codebook_dim)

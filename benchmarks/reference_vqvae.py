@@ -92,7 +92,7 @@ class ReferenceVQVAE(nn.Module):
     """Depth maps (B, H, W), larger is farther, to codes (B, 10, 10) and back. Knows no holes."""
 
     image_size = 320
-    widths = (1, 16, 32, 64, 128, 256)
+    widths: tuple[int, ...] = (1, 16, 32, 64, 128, 256)
     """Channels at full, half .. and the codes' resolution"""
 
     def __init__(self, codebook_size: int = 128, codebook_dim: int = 512):

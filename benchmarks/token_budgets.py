@@ -126,17 +126,27 @@ def depth_sets(scenes: int) -> dict[str, DepthSet]:
 
 
 def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
-    """A row a tokenizer, of a nested one a row a length: what it is, bits a map, and its figures on each set."""
-    sets = depth_sets(scenes)
+    """A row a tokenizer, of a nested one a row a length: what it is, bits a map, and its figures on each set.
+
+    The figures of a tokenizer are kept beside it, so that a run that was stopped goes on.
+    """
+    sets: dict[str, DepthSet] = {}
     rows = []
     for variant in track(variants(), description="measuring"):
-        model, size = finished(variant, folder, steps), variant.codebook_size
+        model = finished(variant, folder, steps)
         for tokens in variant.lengths:
-            reconstruct = reconstruct_with(model, tokens if variant.nested else None)
-            results = {name: figures(reconstruct, chosen, size) for name, chosen in sets.items()}
-            bits = tokens * (size - 1).bit_length()
-            rows.append({**vars(variant), "tokens": tokens, "bits": bits, "results": results})
+            kept = folder / variant.name / f"figures-{tokens}-{scenes}-{model.fingerprint()}.json"
+            if not kept.exists():
+                sets = sets or depth_sets(scenes)
+                kept.write_text(json.dumps(_figures(variant, model, tokens, sets)))
+            bits = tokens * (variant.codebook_size - 1).bit_length()
+            rows.append({**vars(variant), "tokens": tokens, "bits": bits, "results": json.loads(kept.read_text())})
     return rows
+
+
+def _figures(variant: Variant, model: VQVAE, tokens: int, sets: dict[str, DepthSet]) -> dict[str, Any]:
+    reconstruct = reconstruct_with(model, tokens if variant.nested else None)
+    return {name: figures(reconstruct, chosen, variant.codebook_size) for name, chosen in sets.items()}
 
 
 def check() -> list[Bar]:

@@ -2,6 +2,7 @@
 
     python -m train.diffusion_decoder                  # for the shipped tokenizer, half an hour on one core
     python -m train.diffusion_decoder --tokenizer TOK --data MAPS --store runs/maps-160   # on maps of your own
+    python -m train.diffusion_decoder --start runs/diffusion/finished --run_dir runs/more --out runs/more/finished
     accelerate launch -m train.diffusion_decoder       # several GPUs
 
 It learns what the plain decoder gets wrong, on the maps that `train.tokenizer` trains on, at twice the resolution. Ends
@@ -38,6 +39,8 @@ class DiffusionTrainingConfig:
 
     tokenizer: str | None = None
     """folder or hub name; none: the shipped depth-scenes-100"""
+    start: str | None = None
+    """folder of a decoder of the same tokenizer and sizes to go on from; none: random weights"""
     run_dir: str = "runs/diffusion"
     out: str = "runs/diffusion/finished"
     """folder of the finished decoder, half precision"""
@@ -123,24 +126,29 @@ def evaluate(model: DiffusionDecoder, depth: Tensor) -> Evaluation:
     return Evaluation(sum(losses) / len(depth), {}, {"decoded": np.concatenate(rows)})
 
 
+def _begun(config: DiffusionTrainingConfig, tokenizer: VQVAE, batches: DepthBatches) -> DiffusionDecoder:
+    """The decoder that a training begins with. Raises ValueError where `start` has other sizes."""
+    sizes = (config.image_size, config.patch_size, tuple(config.channels), config.layers_per_block)
+    if config.start is None:
+        scale = residual_scale(tokenizer, config.image_size, batches)
+        return DiffusionDecoder(tokenizer, DiffusionDecoderConfig(tokenizer.fingerprint(), *sizes, scale))
+    model = DiffusionDecoder.from_pretrained(config.start, tokenizer)
+    found = (model.config.image_size, model.config.patch_size, model.config.channels, model.config.layers_per_block)
+    if found != sizes:
+        raise ValueError(
+            f"the decoder in {config.start} has image_size, patch_size, channels and layers_per_block {found}, this "
+            f"training asks for {sizes}; make them the same"
+        )
+    return model
+
+
 def train(config: DiffusionTrainingConfig) -> FitResult:
     """Runs or resumes a training and writes the finished decoder to `config.out`."""
     torch.manual_seed(config.loop.seed)
     tokenizer = VQVAE.from_pretrained(config.tokenizer or shipped("depth-scenes-100"))
     data = TrainingData.open(config.maps(tokenizer))
     batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows)
-    scale = residual_scale(tokenizer, config.image_size, batches)
-    model = DiffusionDecoder(
-        tokenizer,
-        DiffusionDecoderConfig(
-            tokenizer.fingerprint(),
-            config.image_size,
-            config.patch_size,
-            config.channels,
-            config.layers_per_block,
-            scale,
-        ),
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _begun(config, tokenizer, batches).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     held_out = data.watched if config.loop.evaluate_every is not None else None
     result = fit(
         model,

@@ -141,8 +141,8 @@ class DiffusionDecoder(nn.Module):
         return codes, torch.where(valid, truth.nearness - plain, 0), valid
 
     def forward(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss () of maps (B, H, W): mean squared error of the predicted residual, in units of its scale, at
-        random times over valid pixels."""
+        """The loss () of maps (B, H, W): mean squared error of the predicted residual, in units of its scale, over
+        valid pixels at random times. Late ones, of much noise, are drawn more often: few steps are mostly of these."""
         # In float32: rounded to bfloat16, the plain map would be off by a level of 255, and that would be learnt.
         with torch.no_grad(), torch.autocast(depth.device.type, enabled=False):
             codes, residual, valid = self.residual(depth, mask)
@@ -150,7 +150,7 @@ class DiffusionDecoder(nn.Module):
         p = self.config.patch_size
         target = F.pixel_unshuffle(residual[:, None] / self.config.residual_scale, p)  # (B, p*p, S/p, S/p)
         weight = F.pixel_unshuffle(valid[:, None].float(), p)
-        times = torch.randint(self.config.train_timesteps, (len(target),), device=target.device)
+        times = (torch.rand(len(target), device=target.device).sqrt() * self.config.train_timesteps).long()  # (B,)
         noise = torch.randn_like(target)
         noisy = self.scheduler.add_noise(target, noise, times)
         predicted = self.unet(torch.cat([noisy, conditions], 1), times).sample

@@ -41,6 +41,12 @@ def test_a_training_ends_in_a_decoder_that_loads_and_a_killed_one_goes_on(tmp_pa
     codes = tokenizer.encode(1 + torch.rand(2, 20, 20))
     assert decoder.decode(codes, size=(20, 20)).shape == (2, 20, 20)
     assert train(config).resumed_from == 4  # nothing left to do
+    more = replace(config, start=config.out, run_dir=str(tmp_path / "more"), out=str(tmp_path / "more" / "finished"))
+    train(replace(more, loop=LoopConfig(steps=1, learning_rate=1e-9)))
+    again = DiffusionDecoder.from_pretrained(more.out, tokenizer)
+    torch.testing.assert_close(again.decode(codes), decoder.decode(codes), atol=2e-3, rtol=0)  # went on from there
+    with pytest.raises(ValueError, match="make them the same"):
+        train(replace(more, patch_size=8))
 
 
 def test_sizes_of_nothing_are_refused() -> None:
