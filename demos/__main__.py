@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 
 from train.config import parse_config
@@ -24,6 +26,13 @@ class DemoConfig:
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(DemoConfig, argv)
+    # Whatever visitors send lies here, and goes with the process.
+    with tempfile.TemporaryDirectory(prefix="perception-demos-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(config)
+
+
+def serve(config: DemoConfig) -> None:
     import torch
 
     from demos.app import build_demo, launch_settings

@@ -16,17 +16,15 @@ from demos.guards import Refused, read_image
 from demos.pictures import draw_map, draw_points, enlarged, nearness_so_far
 from demos.thoughts import Thought, last, rethink, think
 from perception.model import PerceptionModel
-from perception.scenes.markers import LETTERS, draw_markers
+from perception.scenes.markers import LETTERS, MIN_SPACING, draw_markers
+from perception.scenes.questions import letters_text
 from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
 from perception.vocabulary import Span
 
-QUESTION = "Which point is closest to the camera?"
-MIN_APART = 0.08
-"""of the image's side, between two points"""
 _EXAMPLE = re.compile(r"scene-(standard|shifted)-(\d+)\.png$")
-_SEEN = 240
-"""pixels a side of the picture that the markers are drawn on"""
+_LARGEST = 448
+"""pixels a side of the picture that the markers are drawn on, for models that take any size"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,23 @@ def add_point(points: Sequence[tuple[float, float]], place: tuple[float, float])
     """
     if len(points) == len(LETTERS):
         raise Refused(f"{len(LETTERS)} points are the most that are asked about; clear them to begin anew")
-    if any(np.hypot(x - place[0], y - place[1]) < MIN_APART for x, y in points):
+    if any(np.hypot(x - place[0], y - place[1]) < MIN_SPACING for x, y in points):
         raise Refused("this is too close to another point; click somewhere else")
     return [*points, place]
+
+
+def checked_points(places: object) -> list[tuple[float, float]]:
+    """Points (x, y) out of what a program sent. Raises Refused for anything but numbers in [0, 1]."""
+    try:
+        points = [(float(x), float(y)) for x, y in places]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise Refused("the points must be a list of [x, y] in [0, 1], such as [[0.2, 0.9], [0.7, 0.4]]") from None
+    if not all(0 <= value <= 1 for point in points for value in point):
+        raise Refused(f"the points must lie in [0, 1] of the image's width and height, got {points[:5]}")
+    chosen: list[tuple[float, float]] = []
+    for point in points:
+        chosen = add_point(chosen, point)
+    return chosen
 
 
 def marked(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.Image:
@@ -67,9 +79,11 @@ def marked(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.I
     return draw_points(image, np.asarray(points, dtype=np.float64).reshape(-1, 2)) if points else enlarged(image)
 
 
-def _asked_picture(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.Image:
-    """The image with markers as the model has seen them in training."""
-    small = image.resize((_SEEN, _SEEN), Image.Resampling.LANCZOS)
+def _asked_picture(model: PerceptionModel, image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.Image:
+    """The image with markers as the model has seen them in training: drawn at the size that it reads."""
+    size = getattr(model.processor.image_processor, "size", None) or {}
+    side = min(size.get("height") or _LARGEST, _LARGEST)
+    small = image.resize((side, side), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(small).copy())
     return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
 
@@ -97,9 +111,7 @@ def _order(nearness: np.ndarray, points: Sequence[tuple[float, float]]) -> str:
     return ", ".join(f"{LETTERS[n]} ({readings[n]})" for n in np.argsort(-readings, kind="stable"))
 
 
-def judge(
-    model: PerceptionModel, image_path: str | None, points: Sequence[tuple[float, float]]
-) -> Iterator[DepthView]:
+def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple[float, float]]) -> Iterator[DepthView]:
     """Says which of 2 to 5 points is closest by drawing the depth map first, a view after each step, and then at once.
 
     Raises:
@@ -109,12 +121,13 @@ def judge(
     depth_tokenizer(model)
     if len(points) < 2:
         raise Refused("click at least two points on the image first")
-    asked = _asked_picture(image, points)
+    asked = _asked_picture(model, image, points)
+    question = f"Which point is closest to the camera, {letters_text(len(points))}?"
     thought: Thought | None = None
-    for thought in think(model, asked, QUESTION, "chain"):
+    for thought in think(model, asked, question, "chain"):
         yield _view(model, thought, points)
     assert thought is not None
-    at_once = last(think(model, asked, QUESTION, "direct"))
+    at_once = last(think(model, asked, question, "direct"))
     said = "no letter could be read" if at_once.value is None else f"{at_once.value} is closest"
     yield _view(model, thought, points, said)
 
@@ -133,6 +146,13 @@ def code_at(model: PerceptionModel, thought: Thought, cell: tuple[int, int]) -> 
         raise Refused("there is no whole map yet; ask first")
     config = depth_tokenizer(model).vqvae.config
     return span.codes[config.cell_order.index(cell[0] * config.grid_size + cell[1])]
+
+
+def draw_cell(model: PerceptionModel, thought: Thought, cell: tuple[int, int]) -> Image.Image:
+    """The drawn map with one cell (row, column) framed."""
+    tokenizer = depth_tokenizer(model)
+    nearness = nearness_so_far(thought.span("depth"), tokenizer)
+    return draw_map(nearness, grid=tokenizer.vqvae.config.grid_size, chosen=cell)
 
 
 def rejudge(

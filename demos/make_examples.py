@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from demos.app import EXAMPLES
+from demos.handlers import EXAMPLES
 from perception.scenes.render import render_scenes
 
 SIZE = 320

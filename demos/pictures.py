@@ -44,7 +44,9 @@ def draw_points(image: Image.Image, points: NDArray[Any]) -> Image.Image:
     for index, (x, y) in enumerate(points):
         centre = (round(x * (picture.width - 1)), round(y * (picture.height - 1)))
         color = mark_color(index)
-        canvas.ellipse([centre[0] - 6, centre[1] - 6, centre[0] + 6, centre[1] + 6], fill=color, outline="white", width=2)
+        canvas.ellipse(
+            [centre[0] - 6, centre[1] - 6, centre[0] + 6, centre[1] + 6], fill=color, outline="white", width=2
+        )
         draw_label(canvas, picture, (centre[0] + 8, centre[1] - 8), "ABCDE"[index], color)
     return picture
 
@@ -75,12 +77,12 @@ def draw_map(
     scale = SIDE / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
     picture = picture.resize(size, Image.Resampling.NEAREST)
-    canvas = ImageDraw.Draw(picture)
+    canvas = ImageDraw.Draw(picture, "RGBA")  # lines blend with what is below them
     if grid is not None:
         for n in range(1, grid):
             x, y = n * size[0] / grid, n * size[1] / grid
-            canvas.line([(x, 0), (x, size[1])], fill=(255, 255, 255, 60))
-            canvas.line([(0, y), (size[0], y)], fill=(255, 255, 255, 60))
+            canvas.line([(x, 0), (x, size[1])], fill=(255, 255, 255, 50))
+            canvas.line([(0, y), (size[0], y)], fill=(255, 255, 255, 50))
         if chosen is not None:
             width, height = size[0] / grid, size[1] / grid
             row, column = chosen

@@ -112,7 +112,9 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
     """
     if not thought.done:
         raise ValueError("the answer is still being written; wait for its end, then edit it")
-    place = next((n for n, p in enumerate(thought.parts) if isinstance(p, Span) and p.modality == edited.modality), None)
+    place = next(
+        (n for n, p in enumerate(thought.parts) if isinstance(p, Span) and p.modality == edited.modality), None
+    )
     if place is None:
         raise ValueError(f"this answer drew no {edited.modality}; ask again in the mode that draws first")
     kept = [part for part in thought.parts[:place] if not isinstance(part, OpenSpan)]
@@ -123,12 +125,10 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
 
 def last(thoughts: Iterator[Thought]) -> Thought:
     """The end of a thought, without its steps. Raises ValueError where there is none."""
-    end = None
-    for end in thoughts:
-        pass
-    if end is None:
+    whole = list(thoughts)
+    if not whole:
         raise ValueError("the model gave nothing at all; ask again")
-    return end
+    return whole[-1]
 
 
 def value_in(text: str, kind: str | None) -> str:

@@ -78,7 +78,10 @@ def tokenize(
         codes[0].numpy(),
         tokenizer.to_text(sequence[0].tolist()),
         {name: round(errors[name], 4) for name in ("delta1", "abs_rel", "rmse")}
-        | {"mean error of nearness": round(float(off[valid].mean()), 4), "holes": round(float((~valid).float().mean()), 4)},
+        | {
+            "mean error of nearness": round(float(off[valid].mean()), 4),
+            "holes": round(float((~valid).float().mean()), 4),
+        },
     )
 
 
