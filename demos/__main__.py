@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ class DemoConfig:
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(DemoConfig, argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # an orderly end, as by Ctrl-C
     # Whatever visitors send lies here, and goes with the process.
     with tempfile.TemporaryDirectory(prefix="perception-demos-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads

@@ -21,6 +21,28 @@ INTRO = (
     "What it draws are tokens of its own; **edit them and its answer follows**."
 )
 QUEUE_SIZE = 48
+_NAMES = """<script>
+new MutationObserver(() => {
+  document.querySelectorAll(".empty[aria-label]:not([role])").forEach((empty) => empty.setAttribute("role", "img"));
+  document.querySelectorAll("button.gallery-item:not([aria-label])").forEach((button) =>
+    button.setAttribute("aria-label", "Example " + (1 + [...button.parentElement.children].indexOf(button))));
+}).observe(document, {childList: true, subtree: true});
+</script>"""
+"""Gradio's empty pictures and pictures of examples have no name that a screen reader would say."""
+
+
+def _theme() -> gr.themes.Base:
+    """Soft, with the contrast that small text needs, and fonts of the visitor's own machine."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        link_text_color="*primary_700",
+        color_accent="*primary_600",
+        checkbox_label_background_fill_selected="*primary_700",
+    )
 
 
 def build_demo(model: PerceptionModel) -> gr.Blocks:
@@ -44,5 +66,6 @@ def launch_settings() -> dict[str, Any]:
         "max_file_size": MAX_BYTES,
         "allowed_paths": [str(EXAMPLES)],
         "show_error": False,
-        "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        "theme": _theme(),
+        "head": _NAMES,
     }

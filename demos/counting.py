@@ -40,7 +40,7 @@ def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> Countin
     drawn = 0 if span is None else len(span.codes) // 4
     if thought.done:
         value = "no number could be read" if thought.value is None else str(thought.value)
-        answer = f"**{value}** (boxes drawn: {drawn})"
+        answer = f"{value} (boxes drawn: {drawn})"
     else:
         answer = f"drawing .. box {drawn}" if drawn else "looking .."
     return CountingView(draw_boxes(thought.image, span, _tokenizer(model)), answer, direct, thought)

@@ -34,7 +34,13 @@ def counting_tab(model: PerceptionModel) -> None:
             examples = [[str(path), text] for path, text in _examples()]
             gr.Examples(examples, [image, question], label="Examples", cache_examples=False)
         with gr.Column():
-            picture = gr.Image(label="What it draws (click to edit)", interactive=False, format="png", height=420)
+            picture = gr.Image(
+                label="What it draws (click to edit)",
+                interactive=False,
+                format="png",
+                height=420,
+                elem_id="count-picture",
+            )
             answer = gr.Textbox(label="Answer, counted from the boxes", interactive=False, elem_id="count-answer")
             direct = gr.Textbox(label="The same model, answering at once", interactive=False, elem_id="count-direct")
             tool = gr.Radio([ADD, DELETE], label="Edit the boxes")
@@ -67,7 +73,8 @@ def counting_tab(model: PerceptionModel) -> None:
         edited = counting.with_box(boxes, first, place) if chosen == ADD else counting.without_box(boxes, place)
         for view in counting.recount(model, old, edited.tolist()):
             picture, answer, _, new = shown(view)
-            yield picture, answer, said, new, None, "Answered again, from the edited boxes."
+            hint = "Answered again, from the edited boxes." if new.done else gr.skip()
+            yield picture, answer, said, new, None, hint
 
     asked = ask.click(on_ask, [image, question], outputs, api_name="count", **MODEL_LIMITS)
     submitted = question.submit(on_ask, [image, question], outputs, api_visibility="private", **MODEL_LIMITS)

@@ -24,7 +24,7 @@ STATE_SECONDS = 1800
 
 def refusal(error: Refused) -> gr.Error:
     """The visitor reads it as it is."""
-    return gr.Error(str(error), title="Not taken", print_exception=False)
+    return gr.Error(str(error), print_exception=False)
 
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:

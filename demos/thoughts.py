@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from perception.chains import Answer, encode_target, prompt_for, read_answer, read_ids
+from perception.chains import Answer, encode_target, prompt_for, read_ids
 from perception.model import PerceptionModel, Prompt
 from perception.vocabulary import PerceptionVocabulary, Span
 
@@ -129,9 +129,3 @@ def last(thoughts: Iterator[Thought]) -> Thought:
     if not whole:
         raise ValueError("the model gave nothing at all; ask again")
     return whole[-1]
-
-
-def value_in(text: str, kind: str | None) -> str:
-    """The final answer as words for a page."""
-    value = read_answer(text, kind)
-    return "no answer could be read" if value is None else str(value)

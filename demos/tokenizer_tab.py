@@ -28,10 +28,18 @@ def tokenizer_tab(tokenizer: DepthTokenizer) -> None:
                 decoded = gr.Image(label="From its tokens", interactive=False, format="png")
             error = gr.Image(label="Error", interactive=False, format="png", height=260)
             codes = gr.Dataframe(label="Codes: 0 far, larger is nearer", interactive=False, datatype="number")
-    text = gr.Textbox(label="The tokens: copy them, change them, decode them", lines=4, max_lines=8, buttons=["copy"])
+    text = gr.Textbox(
+        label="The tokens: copy them, change them, decode them",
+        lines=4,
+        max_lines=8,
+        buttons=["copy"],
+        elem_id="token-text",
+    )
     with gr.Row():
         back = gr.Button("Decode these tokens")
-        pasted = gr.Image(label="The map of these tokens", interactive=False, format="png", height=260)
+        pasted = gr.Image(
+            label="The map of these tokens", interactive=False, format="png", height=260, elem_id="token-map"
+        )
 
     @friendly
     def on_run(path: str | None, larger_is_nearer: bool, tokens: float) -> tuple[Any, ...]:
