@@ -38,6 +38,7 @@ def counting_tab(model: PerceptionModel) -> None:
                 label="What it draws (click to edit)",
                 interactive=False,
                 format="png",
+                buttons=["fullscreen", "download"],
                 height=420,
                 elem_id="count-picture",
             )

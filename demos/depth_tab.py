@@ -28,6 +28,7 @@ def depth_tab(model: PerceptionModel) -> None:
                 label=f"Click 2 to {len(LETTERS)} points here",
                 interactive=False,
                 format="png",
+                buttons=["fullscreen", "download"],
                 height=360,
                 elem_id="depth-points",
             )
@@ -39,6 +40,7 @@ def depth_tab(model: PerceptionModel) -> None:
                 label="The map it draws (click a cell to edit)",
                 interactive=False,
                 format="png",
+                buttons=["fullscreen", "download"],
                 height=420,
                 elem_id="depth-map",
             )
@@ -51,7 +53,13 @@ def depth_tab(model: PerceptionModel) -> None:
             hint = gr.Markdown("Ask first; then click a cell of the map.", elem_id="depth-hint")
     with gr.Row():
         plot = gr.Plot(label="The map as a surface: drag to turn")
-        truth = gr.Image(label="True depth (of examples)", interactive=False, format="png", height=420)
+        truth = gr.Image(
+            label="True depth (of examples)",
+            interactive=False,
+            format="png",
+            buttons=["fullscreen", "download"],
+            height=420,
+        )
     outputs = [picture, answer, direct, thought, plot]
 
     def shown(view: depth.DepthView) -> tuple[Any, ...]:

@@ -24,9 +24,15 @@ def tokenizer_tab(tokenizer: DepthTokenizer) -> None:
             figures = gr.JSON(label="What is lost")
         with gr.Column():
             with gr.Row():
-                original = gr.Image(label="Depth map", interactive=False, format="png")
-                decoded = gr.Image(label="From its tokens", interactive=False, format="png")
-            error = gr.Image(label="Error", interactive=False, format="png", height=260)
+                original = gr.Image(
+                    label="Depth map", interactive=False, format="png", buttons=["fullscreen", "download"]
+                )
+                decoded = gr.Image(
+                    label="From its tokens", interactive=False, format="png", buttons=["fullscreen", "download"]
+                )
+            error = gr.Image(
+                label="Error", interactive=False, format="png", buttons=["fullscreen", "download"], height=260
+            )
             codes = gr.Dataframe(label="Codes: 0 far, larger is nearer", interactive=False, datatype="number")
     text = gr.Textbox(
         label="The tokens: copy them, change them, decode them",
@@ -38,7 +44,12 @@ def tokenizer_tab(tokenizer: DepthTokenizer) -> None:
     with gr.Row():
         back = gr.Button("Decode these tokens")
         pasted = gr.Image(
-            label="The map of these tokens", interactive=False, format="png", height=260, elem_id="token-map"
+            label="The map of these tokens",
+            interactive=False,
+            format="png",
+            buttons=["fullscreen", "download"],
+            height=260,
+            elem_id="token-map",
         )
 
     @friendly
