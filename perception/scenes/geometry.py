@@ -1,0 +1,118 @@
+"""Plane-geometry problems with exact regions: figures drawn here, solved step by step.
+
+16 families to train on and two that are held out. Which parameters belong to training and which to testing is decided
+by their hash, so that no tested problem was ever trained on, however its figure is turned. All is a function of the
+seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.scenes.geometry_families import FAMILIES, HELD_OUT
+from perception.scenes.geometry_figure import Box, Mark
+from perception.scenes.geometry_sketch import Sketch, Step
+
+SPLITS = ("train", "test", "held-out")
+TEST_SHARE = 0.2
+"""of the parameters of each family"""
+_DRAWS = 400
+
+
+@dataclass(frozen=True)
+class GeometryProblem:
+    """A figure, a question and its solution."""
+
+    image: NDArray[np.uint8]
+    """(S, S, 3)"""
+    question: str
+    steps: tuple[Step, ...]
+    answer: int
+    family: str
+    marks: tuple[Mark, ...]
+    """All that is written in the figure"""
+
+    @property
+    def solution(self) -> str:
+        """The steps in words."""
+        lines = [f"Step {number}: {step.text}" for number, step in enumerate(self.steps, start=1)]
+        return "\n".join([*lines, f"Answer: {self.answer}"])
+
+
+def is_tested(family: str, parameters: Sequence[int | str]) -> bool:
+    """Whether a problem's parameters belong to testing."""
+    digest = hashlib.sha256(f"{family} {tuple(parameters)}".encode()).digest()
+    return digest[0] < 256 * TEST_SHARE
+
+
+def families_of(split: str) -> tuple[str, ...]:
+    """The families of a split. Raises ValueError for an unknown one."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return HELD_OUT if split == "held-out" else tuple(name for name in FAMILIES if name not in HELD_OUT)
+
+
+def problem(seed: int, split: str = "train", image_size: int = 128, family: str | None = None) -> GeometryProblem:
+    """One problem.
+
+    Args:
+        seed: the same seed gives the same problem, of whatever size.
+        split: "train", "test" (other parameters of the same families), or "held-out" (other families).
+        image_size: pixels a side; letters are legible from about 100 on.
+        family: one of `FAMILIES` of that split; None for any.
+
+    Raises:
+        ValueError: for an unknown split, a family of another one, or fewer than 16 pixels.
+    """
+    chosen = families_of(split)
+    if family is not None and family not in chosen:
+        raise ValueError(f"family must be one of {', '.join(chosen)} in split {split}, got {family!r}")
+    if image_size < 16:
+        raise ValueError(f"image_size must be at least 16, got {image_size}")
+    rng = np.random.default_rng((seed, SPLITS.index(split)))
+    name = family or chosen[int(rng.integers(len(chosen)))]
+    sketch = _sketch(name, split, rng)
+    figure = sketch.figure
+    image = figure.render(image_size)
+    return GeometryProblem(image, sketch.question, sketch.steps, sketch.answer, name, tuple(figure.marks))
+
+
+def _sketch(name: str, split: str, rng: np.random.Generator) -> Sketch:
+    for _ in range(_DRAWS):
+        found = FAMILIES[name](rng)
+        if found is None or (split != "held-out" and is_tested(name, found.parameters) != (split == "test")):
+            continue
+        if found.figure.fits():
+            return found
+    raise RuntimeError(f"{name} gave no legible figure in {_DRAWS} draws; this is a fault of the family")
+
+
+def problems(split: str, count: int, seed: int = 0, image_size: int = 128) -> Iterator[GeometryProblem]:
+    """`count` problems of a split, families in turn. Other seeds give others."""
+    chosen = families_of(split)
+    for number in range(count):
+        own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        yield problem(own, split, image_size, chosen[number % len(chosen)])
+
+
+def _covered(low: float, high: float, count: int) -> NDArray[np.float64]:
+    """How much of each of `count` equal parts of [0, 1] lies between low and high, (count,)."""
+    parts = np.arange(count)
+    return np.clip(np.minimum(high * count, parts + 1) - np.maximum(low * count, parts), 0, 1)
+
+
+def covered_cells(boxes: Sequence[Box], grid: tuple[int, int], least: float = 0.15) -> tuple[int, ...]:
+    """Cells of a grid (rows, columns), numbered row by row, that boxes cover by `least` of their area; of a box too
+    small for that, the cell that holds its centre."""
+    rows, columns = grid
+    cells: set[int] = set()
+    for x1, y1, x2, y2 in boxes:
+        hit = np.flatnonzero(np.outer(_covered(y1, y2, rows), _covered(x1, x2, columns)) >= least).tolist()
+        middle = min(rows - 1, int((y1 + y2) / 2 * rows)) * columns + min(columns - 1, int((x1 + x2) / 2 * columns))
+        cells |= set(hit or [middle])
+    return tuple(sorted(cells))
