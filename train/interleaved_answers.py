@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,13 @@ class Outcome:
     wanted: int
 
 
-def answer_text(tokenizer: object, answer: Sequence[int | Look]) -> str:
-    """The words of an answer."""
+def answer_text(tokenizer: Any, answer: Sequence[int | Look], perception: bool = False) -> str:
+    """The words of an answer; with the names of perception tokens where `perception`."""
     ids = [part for part in answer if not isinstance(part, Look)]
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()  # type: ignore[attr-defined]
+    if not perception:
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return str(tokenizer.decode([i for i in ids if i not in ends], skip_special_tokens=False)).strip()
 
 
 @torch.no_grad()

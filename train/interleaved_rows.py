@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class ChainProblem:
     """The family it belongs to"""
     marks: tuple[Mark, ...] = ()
     """What is written in the image, where that is known"""
+    truths: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards compare a chain with beside `answer`: boxes_xyxy, depth_order, count"""
 
 
 def _covered(low: float, high: float, count: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from train.interleaved_answers import accuracy, answer_problems, answer_text
 from train.interleaved_rows import ChainBatches, ChainEncoder, ChainProblem
 from train.loop import FitResult, LoopConfig, fit
 from train.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
-from train.rewards import REWARDS
+from train.rewards import PERCEPTION_REWARDS, REWARDS
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class RewardWeights:
 
     answer: float = 1.0
     format: float = 0.1
+    box_iou: float = 0.0
+    """needs boxes_xyxy among the problems' `truths`"""
+    depth_order: float = 0.0
+    """needs depth_order"""
+    count: float = 0.0
+    """needs count"""
+
+    @property
+    def used(self) -> dict[str, float]:
+        return {name: weight for name, weight in vars(self).items() if weight}
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class ReinforceConfig:
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
             raise ValueError(f"unknown selection {self.selection!r}; known: {', '.join(SELECTIONS)}")
+        if not self.rewards.used:
+            raise ValueError(f"rewards has no weight above 0, so nothing can be learned; got {self.rewards}")
         if self.num_generations < 2:
             raise ValueError(f"num_generations must be 2 or more to compare chains, got {self.num_generations}")
 
@@ -102,7 +114,10 @@ class PromptBatches(ChainBatches):
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
         problems = [p for p in self.shares(step, shard, num_shards) for _ in range(self.num_generations)]
-        return {"inputs": self.encoder.inputs(problems), "answers": [problem.answer for problem in problems]}
+        columns: dict[str, list[Any]] = {"answer": [problem.answer for problem in problems]}
+        for name in problems[0].truths:
+            columns[name] = [problem.truths[name] for problem in problems]
+        return {"inputs": self.encoder.inputs(problems), "columns": columns}
 
 
 @dataclass
@@ -138,20 +153,20 @@ class GRPO:
         model.train(was_training)
         return found.answers
 
-    def reward(self, answers: Sequence[Sequence[int | Look]], truths: Sequence[str]) -> dict[str, Tensor]:
-        """Rewards (B,) by name."""
-        texts = [answer_text(self.encoder.processor.tokenizer, answer) for answer in answers]
-        return {
-            name: torch.tensor(REWARDS[name](texts, answer=truths))
-            for name, weight in vars(self.config.rewards).items()
-            if weight
-        }
+    def reward(self, answers: Sequence[Sequence[int | Look]], columns: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Rewards (B,) by name. `columns`: a list a truth, by name."""
+        found = {}
+        for name in self.config.rewards.used:
+            perceives = name in PERCEPTION_REWARDS
+            texts = [answer_text(self.encoder.processor.tokenizer, answer, perceives) for answer in answers]
+            found[name] = torch.tensor(REWARDS[name](texts, vocabulary=self.encoder.vocabulary, **columns))
+        return found
 
     def __call__(self, model: InterleavedModel, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Any]]:
         config, inputs = self.config, share["inputs"]
         answers = self.rollouts(model, inputs)
-        parts = self.reward(answers, share["answers"])
-        total = torch.stack([getattr(config.rewards, name) * value for name, value in parts.items()]).sum(0)  # (B,)
+        parts = self.reward(answers, share["columns"])
+        total = torch.stack([weight * parts[name] for name, weight in config.rewards.used.items()]).sum(0)  # (B,)
         device = inputs["input_ids"].device
         advantages = group_advantages(total, config.num_generations, config.scale_rewards).to(device)
         interleave = self.encoder.settings.trigger == GENERATED

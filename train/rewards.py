@@ -181,10 +181,10 @@ def count_reward(completions: Sequence[str], count: Sequence[int], **_: Any) -> 
     return rewards
 
 
-REWARDS: dict[str, Reward] = {
-    "answer": answer_reward,
-    "format": format_reward,
+PERCEPTION_REWARDS: dict[str, Reward] = {
     "box_iou": box_iou_reward,
     "depth_order": depth_order_reward,
     "count": count_reward,
 }
+"""They read completions with the names of perception tokens in them."""
+REWARDS: dict[str, Reward] = {"answer": answer_reward, "format": format_reward, **PERCEPTION_REWARDS}

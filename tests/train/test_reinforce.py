@@ -13,6 +13,7 @@ from toy_figures import make_toy_folder, toy_problems
 
 from perception.interleave_triggers import InterleaveSettings
 from perception.interleaved_chains import Look
+from perception.vocabulary import Span
 from train import reinforce
 from train.interleave import read_interleaved
 from train.loop import LoopConfig
@@ -135,8 +136,22 @@ def test_reserved_ids_are_never_rolled_out(start: Path, tmp_path: Path) -> None:
     assert not written & set(grpo.banned)
 
 
+def test_chains_of_perception_earn_by_their_truths(start: Path, tmp_path: Path) -> None:
+    grpo, _ = grpo_of(start, tmp_path, rewards=RewardWeights(answer=0, format=0, box_iou=1, count=0.5))
+    problems = [replace(p, truths={"boxes_xyxy": [[0, 0, 0.5, 0.5]], "count": 1}) for p in PROBLEMS]
+    share = PromptBatches(grpo.encoder, problems, 2, 0, num_generations=2)(0, 0, 1)
+    vocabulary, tokenizer = grpo.encoder.vocabulary, grpo.encoder.processor.tokenizer
+    boxes = vocabulary.span_ids(Span("boxes", (0, 0, 1, 1)))
+    right = [*boxes, *tokenizer.encode(" 1.", add_special_tokens=False), tokenizer.eos_token_id]
+    found = grpo.reward([right, boxes, boxes[:3], [5]], share["columns"])
+    assert set(found) == {"box_iou", "count"} and found["count"].tolist() == [1, 0, 0, 0]
+    assert found["box_iou"][0] == found["box_iou"][1] > 0 and found["box_iou"][2:].tolist() == [0, 0]
+
+
 def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(ValueError, match="unknown selection 'greedy'; known: sampled, deterministic"):
         ReinforceConfig(selection="greedy")
+    with pytest.raises(ValueError, match="rewards has no weight above 0"):
+        ReinforceConfig(rewards=RewardWeights(answer=0, format=0))
     with pytest.raises(ValueError, match="num_generations must be 2 or more to compare chains, got 1"):
         ReinforceConfig(num_generations=1)
