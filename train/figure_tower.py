@@ -194,7 +194,7 @@ def train(config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = N
         config.loop,
         config.run_dir,
         title="tower",
-        fingerprint=fingerprint(config, free=("run_dir",)),
+        fingerprint=fingerprint(config, free=("run_dir", "data.store")),
     )
     if result.is_main:
         model.cpu().tower.save_pretrained(Path(config.run_dir) / "tower")

@@ -193,7 +193,7 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
         config.run_dir,
         param_groups=interleaved_groups(interleaved, config.tower_lr_ratio if config.tower else 1.0),
         title="base",
-        fingerprint=fingerprint(config, free=("run_dir", "out")),
+        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
     )
     if result.is_main:
         record = {"command": command_line("train.geometry_base", config), "steps": result.steps}

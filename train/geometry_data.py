@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from train.interleaved_rows import ChainProblem, ChainStep, tokens_of_boxes
+from filelock import FileLock
 
-_SOURCE = "perception.scenes.geometry"
+from perception.scenes.geometry import GeometryProblem, covered_cells, problems
+from train.interleaved_rows import ChainProblem, ChainStep, Mark
+from train.problem_store import ProblemStore, save_problems
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,41 @@ class GeometryData:
     """Pixels a side"""
     grid_size: int = 8
     """Visual tokens a side of the model that reads them"""
+    store: str = "runs/geometry/problems"
+    """Folder that keeps what is drawn"""
 
     @property
     def grid(self) -> tuple[int, int]:
         return self.grid_size, self.grid_size
 
+    @property
+    def folder(self) -> Path:
+        """Where these very problems are kept."""
+        settings = {name: value for name, value in asdict(self).items() if name != "store"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return Path(self.store) / f"{self.split}-{self.count}-{digest}"
 
-def chain_problem(problem: Any, grid: tuple[int, int]) -> ChainProblem:
+
+def chain_problem(problem: GeometryProblem, grid: tuple[int, int]) -> ChainProblem:
     """A drawn problem on the visual tokens of a model: the cells that its steps' regions cover."""
-    steps = tuple(ChainStep(step.text, tokens_of_boxes(step.regions, grid)) for step in problem.steps)
-    return ChainProblem(problem.image, problem.question, str(problem.answer), steps, problem.family)
+    steps = tuple(ChainStep(step.text, covered_cells(step.regions, grid)) for step in problem.steps)
+    marks = tuple(Mark(mark.text, mark.place_xy) for mark in problem.marks)
+    return ChainProblem(problem.image, problem.question, str(problem.answer), steps, problem.family, marks)
 
 
-def read_problems(data: GeometryData) -> Sequence[ChainProblem]:
+def draw_problems(data: GeometryData) -> Iterable[ChainProblem]:
     """The problems of `data`, drawn anew."""
-    source = importlib.import_module(_SOURCE)
-    drawn = source.problems(data.split, data.count, seed=data.seed, image_size=data.image_size)
-    return [chain_problem(problem, data.grid) for problem in drawn]
+    drawn = problems(data.split, data.count, seed=data.seed, image_size=data.image_size)
+    return (chain_problem(problem, data.grid) for problem in drawn)
+
+
+def read_problems(
+    data: GeometryData, draw: Callable[[GeometryData], Iterable[ChainProblem]] = draw_problems
+) -> Sequence[ChainProblem]:
+    """The problems of `data`, from its store; drawn by the first who asks, of several processes too."""
+    folder = data.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            return save_problems(draw(data), folder)
+    return ProblemStore(folder)

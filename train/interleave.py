@@ -194,7 +194,7 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
         config.run_dir,
         param_groups=interleaved_groups(folder.model, config.tower_lr_ratio, config.selector_lr_ratio),
         title=config.stage,
-        fingerprint=fingerprint(config, free=("run_dir", "out")),
+        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
     )
     if result.is_main:
         record = {

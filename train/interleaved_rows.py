@@ -54,25 +54,6 @@ class ChainProblem:
     """What rewards compare a chain with beside `answer`: boxes_xyxy, depth_order, count"""
 
 
-def _covered(low: float, high: float, count: int) -> np.ndarray:
-    """How much of each of `count` equal parts of [0, 1] lies between low and high, (count,)."""
-    parts = np.arange(count)
-    return np.clip(np.minimum(high * count, parts + 1) - np.maximum(low * count, parts), 0, 1)
-
-
-def tokens_of_boxes(boxes_xyxy: Any, grid: tuple[int, int], least: float = 0.15) -> tuple[int, ...]:
-    """The cells of a grid (rows, columns), row-major, that boxes in [0, 1] cover by `least` of their area; of a box too
-    small for that, the cell that holds its centre."""
-    rows, columns = grid
-    tokens: set[int] = set()
-    for x1, y1, x2, y2 in np.reshape(np.asarray(boxes_xyxy, float), (-1, 4)):
-        xs, ys = _covered(x1, x2, columns), _covered(y1, y2, rows)
-        hit = np.flatnonzero(np.outer(ys, xs) >= least).tolist()
-        middle = min(rows - 1, int((y1 + y2) / 2 * rows)) * columns + min(columns - 1, int((x1 + x2) / 2 * columns))
-        tokens |= set(hit or [middle])
-    return tuple(sorted(tokens))
-
-
 # What looks bring in
 
 

@@ -246,7 +246,7 @@ def train(
         param_groups=groups,
         evaluate=HeldOutReward(grpo, held_out) if config.loop.evaluate_every else None,
         title="reinforce",
-        fingerprint=fingerprint(config, free=("run_dir", "out")),
+        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store", "held_out.store")),
     )
     if result.is_main:
         record = {"command": command_line("train.reinforce", config), "steps": result.steps}

@@ -20,7 +20,7 @@ from perception.interleaved_chains import Look
 from train.geometry_data import GeometryData
 from train.interleave import ChainLoss, InterleaveConfig, read_interleaved, train
 from train.interleaved_answers import answer_problems, selection_f1
-from train.interleaved_rows import REGIONS, ChainBatches, tokens_of_boxes, with_regions
+from train.interleaved_rows import REGIONS, ChainBatches, with_regions
 from train.loop import FitResult, LoopConfig
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -55,12 +55,6 @@ def test_answers_are_what_generation_would_weave(start: Path) -> None:
     labels, number = folder.encoder.counts(PROBLEMS[0])
     batch = folder.encoder.batch(PROBLEMS[:1])
     assert (labels, number) == (batch.num_labels, batch.num_looks)
-
-
-def test_regions_become_the_cells_they_cover() -> None:
-    assert tokens_of_boxes([[0, 0, 0.5, 0.25]], GRID) == (0, 1)
-    assert tokens_of_boxes([[0.51, 0.51, 0.52, 0.52]], GRID) == (10,), "a speck is the cell it lies in"
-    assert tokens_of_boxes([[0, 0, 1, 1]], GRID) == tuple(range(16)) and tokens_of_boxes([], GRID) == ()
 
 
 @pytest.mark.parametrize("regions", sorted(REGIONS))

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from perception.scenes.geometry import covered_cells
 from perception.vocabulary import PerceptionVocabulary
 from train.figure_tower import GeometrySize
 from train.geometry_base import build_geometry_model, geometry_processor, geometry_tokenizer
 from train.interleave import InterleavedFolder, InterleaveSettings, read_interleaved
-from train.interleaved_rows import ChainProblem, ChainStep, Mark, tokens_of_boxes
+from train.interleaved_rows import ChainProblem, ChainStep, Mark
 
 SIZE, GRID = 128, (8, 8)
 
@@ -43,7 +44,7 @@ def toy_problem(rng: np.random.Generator, size: int = SIZE, grid: tuple[int, int
         boxes.append([*np.clip(ends.min(0) - 0.05, 0, 1), *np.clip(ends.max(0) + 0.05, 0, 1)])
     a, b, c = letters
     total = sum(angles)
-    tokens = [tokens_of_boxes([box], grid) for box in boxes]
+    tokens = [covered_cells([box], grid) for box in boxes]
     steps = (
         ChainStep(f"angle {a} is {angles[0]}.", tokens[0]),
         ChainStep(f"angle {b} is {angles[1]}.", tokens[1]),
