@@ -20,6 +20,7 @@ from perception.chains import TASKS, ChatPrompt
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
+from train.adapters import LoraSettings, adapt, check_rows, merged
 from train.attention import use_plain_attention
 from train.base import IGNORE, save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
@@ -27,19 +28,12 @@ from train.config import command_line, fingerprint, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
+from train.model_parts import tower_parameters
 from train.optimizer import parameter_groups
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 TRAINING_FILE = "training.json"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA on the text model's linears; rank 0 trains everything instead."""
-
-    rank: int = 0
-    alpha: int = 256
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,7 @@ class AuroraConfig:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ValueError(f"unknown arm {self.arm!r}; known arms: {', '.join(ARMS)}")
-        if self.train_rows not in ("all", "new"):
-            raise ValueError(f"train_rows must be 'all' or 'new', got {self.train_rows!r}")
+        check_rows(self.train_rows)
 
 
 def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,33 +99,6 @@ def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tu
             rows = part["task"] == task
             sums.setdefault(TASKS[task], []).append(losses[rows].sum().detach() / weights[rows].sum())
     return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
-
-
-def _adapt(model: Any, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> Any:
-    """Wraps the model in LoRA where asked; the projector stays trainable, new rows or all rows too."""
-    if config.lora.rank == 0:
-        if config.train_rows == "new":
-            new = torch.tensor(sorted(vocabulary.ids.values()))
-
-            def only_new_rows(grad: Tensor) -> Tensor:
-                kept = torch.zeros_like(grad)
-                kept[new] = grad[new]
-                return kept
-
-            for table in {
-                id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())
-            }.values():
-                table.register_hook(only_new_rows)
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    names = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    rows = {"trainable_token_indices": sorted(vocabulary.ids.values())} if config.train_rows == "new" else {}
-    kept = ["multi_modal_projector"] + ([] if rows else ["embed_tokens", "lm_head"])
-    lora = LoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=names, modules_to_save=kept, **rows
-    )
-    return get_peft_model(model, lora)
 
 
 def train(config: AuroraConfig) -> FitResult:
@@ -169,8 +135,8 @@ def train(config: AuroraConfig) -> FitResult:
         seed=config.loop.seed,
     )
     use_plain_attention(model.model.language_model)
-    tower = model.model.vision_tower
-    model = _adapt(model, vocabulary, config)
+    tower = tower_parameters(model)
+    model = adapt(model, vocabulary, config.lora, config.train_rows)
     groups = parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")
     result = fit(
         model,
@@ -204,8 +170,7 @@ def training_record(config: AuroraConfig, result: FitResult) -> dict[str, Any]:
 
 def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth_tokenizer: Path, out: Path) -> None:
     """A merged, stock transformers folder; beside it the vocabulary and the depth tokenizer's own files."""
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    save_half(merged, out)
+    save_half(merged(model), out)
     processor.save_pretrained(out)
     (out / "depth_tokenizer").mkdir(exist_ok=True)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
