@@ -19,8 +19,13 @@ def vision_tower(model: Any) -> nn.Module:
 
 
 def projector_names(model: Any) -> list[str]:
-    """Names of the modules between vision and language; Qwen-VL has them inside its tower."""
-    return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _PROJECTORS]
+    """Names of the modules between vision and language; Qwen-VL has them inside its tower, Qwen3-VL several of them."""
+    names = []
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _PROJECTORS:
+            several = isinstance(module, nn.ModuleList)  # which peft cannot train whole
+            names += [f"{name}.{n}" for n in range(len(module))] if several else [name]
+    return names
 
 
 def tower_parameters(model: Any) -> list[nn.Parameter]:

@@ -103,7 +103,7 @@ class Run:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(loss.item())
         return losses
 
 
@@ -151,7 +151,7 @@ def check_what_moved(run: Run, model: Any) -> None:
         assert torch.equal(table[old], first[old]) and torch.equal(table[: run.num_old], before[: run.num_old])
         assert len(table) == max(len(before), run.num_old + len(new))
         assert not torch.equal(table[new], first[new]), name
-    prefixes = tuple(projector_names(model))
+    prefixes = tuple(f"{name}." for name in projector_names(model))
     moved = [n for n in now if n.startswith(prefixes) and not torch.equal(now[n], run.start[n])]
     assert moved, "the projector did not move"
     tower = {id(p) for p in run.tower}
