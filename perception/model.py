@@ -153,9 +153,7 @@ class PerceptionModel:
         }
         inputs = texts | batch_types(types, left=True) | batch_images(extras)
         device = self.model.device
-        return {
-            k: v.to(device, self.model.dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()
-        }
+        return {k: v.to(device, self.model.dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
 
     @torch.no_grad()
     def generate_ids(

@@ -1,4 +1,4 @@
-"""Which weights of a model train: all, or LoRA's beside the projector, and of the embeddings all rows or the new ones."""
+"""Which weights of a model train: all, or LoRA's and the projector; of the embeddings all rows, or the new ones."""
 
 from __future__ import annotations
 

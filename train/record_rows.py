@@ -28,6 +28,18 @@ class RecordRows:
     accepted: frozenset[str]
     """names of what the model's forward takes"""
 
+    def length(self, record: Record) -> int:
+        """Tokens of a record: its text, and the image's where the processor says how many those are."""
+        text = TaskRow(None, record.example, None, False)
+        return len(self.encoder.encode(text, ())[0]) + self._image_tokens(record)
+
+    def _image_tokens(self, record: Record) -> int:
+        count = getattr(self.processor, "_get_num_multimodal_tokens", None)  # all of transformers' own have it
+        if count is None:
+            return 0
+        tokens = getattr(count(image_sizes=[record.image.size()]), "num_image_tokens", None)
+        return int(tokens[0]) if tokens else 0
+
     def batch(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """Right-padded ids, labels, mask and weights (B, longest), and the model's image inputs.
 

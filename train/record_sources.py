@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from perception.datasets.aurora_json import read_aurora
 from perception.datasets.coco import CountRules, read_counts
 from perception.datasets.depth_questions import DepthRules
@@ -41,8 +43,6 @@ class SourcesConfig:
     """of depth"""
 
     def __post_init__(self) -> None:
-        if not (self.own or self.records or self.aurora or self.counts or self.depth):
-            raise ValueError("no data: give data.own, data.records, data.aurora, data.counts or data.depth")
         for name in ("aurora", "counts"):
             if getattr(self, name) and not getattr(self, f"{name}_images"):
                 raise ValueError(f"data.{name} needs data.{name}_images, the folder of its images")
@@ -61,6 +61,8 @@ def read_sources(
     Raises:
         ValueError: as the readers, and for a record that is not of this vocabulary or depth tokenizer.
     """
+    if not (config.own or config.records or config.aurora or config.counts or config.depth):
+        raise ValueError("no data: give data.own, data.records, data.aurora, data.counts or data.depth")
     size = vocabulary.num_locations
     sets = [read_questions(Path(path), size) for path in config.own]
     sets += [RecordSet.read(Path(path)) for path in config.records]
@@ -74,7 +76,9 @@ def read_sources(
         images = Path(config.depth_images) if config.depth_images else None
         codes = codes_folder / f"depth-codes-{number}.parquet"
         asked = DepthRules(questions_an_image=config.questions_an_image)
-        sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))
+        codes.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(codes.with_suffix(".lock")):  # of several processes the first makes the codes, the others wait
+            sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))
     records = tuple(record for one in sets for record in one.records)
     for record in records:
         check_record(record, vocabulary, vqvae)

@@ -9,7 +9,7 @@
 
 - image: a file, relative to the table's folder.
 - question, answer: plain text; names of perception tokens in them stay text.
-- boxes (may be left out): what the question counts, x1 y1 x2 y2 in pixels of the image, from its upper left corner. With
+- boxes (may be left out): what the question counts, x1 y1 x2 y2 in pixels of the image from its upper left corner. With
   boxes a question of "how many" is also taught as a chain: boxes first, then their number.
 - things (may be left out): the plural of what the boxes hold, which then are a task of their own: "Draw the boxes of
   the cups."

@@ -32,9 +32,7 @@ def text_tokenizer(special: dict[str, str], bos: str | None, eos: str) -> hf.Pre
     backend.decoder = decoders.ByteLevel()
     names = list(dict.fromkeys(["<pad>", *([bos] if bos else []), eos, *special.values()]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=names, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator([WORDS] * 8, trainer)
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
