@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from perception.datasets.motorcycle import motorcycle_depth
+from perception.datasets.measured import motorcycle_depth
 from perception.scenes import render_scenes
 from perception.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer

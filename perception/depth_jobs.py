@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -118,8 +118,18 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
     )
 
 
-def detokenize(codes: DepthCodes, folder: Path, model: VQVAE, form: str = "npy", batch_size: int = 32) -> list[Path]:
+def detokenize(
+    codes: DepthCodes,
+    folder: Path,
+    model: VQVAE,
+    form: str = "npy",
+    batch_size: int = 32,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> list[Path]:
     """Decodes every map to a file of its name in `folder`, at its own size and in its own unit; returns the files.
+
+    Args:
+        decode: sequences of codes (b, h*w) to nearness (b, S, S), in place of the tokenizer's own decoder.
 
     Raises:
         ValueError: for codes of another tokenizer, an unknown form, or depth that 16-bit millimetres cannot hold.
@@ -135,7 +145,7 @@ def detokenize(codes: DepthCodes, folder: Path, model: VQVAE, form: str = "npy",
     device = next(model.parameters()).device
     for start in track(range(0, len(codes.names), batch_size), description="decoding", transient=True):
         chunk = slice(start, start + batch_size)
-        nearness = model.decode(torch.from_numpy(codes.codes[chunk]).to(device))  # (b, S, S)
+        nearness = (decode or model.decode)(torch.from_numpy(codes.codes[chunk]).to(device))  # (b, S, S)
         for index, name in enumerate(codes.names[chunk], start):
             size = (int(codes.sizes[index, 0]), int(codes.sizes[index, 1]))
             near = nearness[None, None, index - start]  # (1, 1, S, S)

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PATCHES_A_SIDE = 15
+"""Patches that `visible_patches` hides or shows: AiT's are 16 of 240 pixels a side (arXiv 2301.02229)."""
+
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
@@ -87,6 +90,17 @@ def random_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
     mask = blobs & specks & border
     mask[:, size // 2, size // 2] = True  # never an empty map
     return mask
+
+
+def visible_patches(
+    count: int, size: int, masked_maps: float, masked_share: float, generator: torch.Generator
+) -> Tensor:
+    """Masks (N, S, S) bool, False where the encoder may not look: of about a share `masked_maps` of the maps, a share
+    `masked_share` of the patches; the rest is visible all over."""
+    rank = torch.rand((count, PATCHES_A_SIDE**2), generator=generator).argsort(1).argsort(1)  # (N, P)
+    hidden = (rank < round(masked_share * PATCHES_A_SIDE**2)).view(count, 1, PATCHES_A_SIDE, PATCHES_A_SIDE)
+    hidden = hidden & (torch.rand((count, 1, 1, 1), generator=generator) < masked_maps)
+    return F.interpolate(hidden.float(), size=(size, size))[:, 0] < 0.5
 
 
 def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SCHEDULES = ("cosine", "constant", "wsd")
+SCHEDULES = ("cosine", "constant", "wsd", "exponential")
 PRECISIONS = ("bf16", "fp32")
 _FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
 
@@ -22,9 +22,10 @@ class LoopConfig:
     warmup_steps: int = 0
     """steps over which the learning rate rises from 0"""
     schedule: str = "cosine"
-    """after the warm-up: cosine, constant, or wsd (constant, then a straight line down over the last decay_share)"""
+    """after the warm-up: cosine, constant, wsd (constant, then a straight line down over the last decay_share), or
+    exponential (by the same factor each step)"""
     min_lr_ratio: float = 0.1
-    """last learning rate over the highest, for cosine and wsd"""
+    """last learning rate over the highest; all but constant"""
     decay_share: float = 0.2
     """wsd: share of the steps that decay"""
     betas: tuple[float, float] = (0.9, 0.95)

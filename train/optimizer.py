@@ -24,6 +24,8 @@ def learning_rate_at(config: LoopConfig, step: int) -> float:
     elif config.schedule == "wsd":
         decay_steps = max(1, round(config.decay_share * config.steps))
         ratio = low + (1 - low) * min(1.0, (config.steps - step) / decay_steps)
+    elif config.schedule == "exponential":
+        ratio = low ** ((step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
     else:
         ratio = 1.0
     return config.learning_rate * ratio

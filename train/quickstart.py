@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from perception.datasets.motorcycle import motorcycle_depth
+from perception.datasets.measured import motorcycle_depth
 from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
 from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
 from perception.evaluation.scenes import depth_tokenizer_of, scene_items

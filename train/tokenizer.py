@@ -4,6 +4,7 @@
     python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all bars, 6 minutes
     python -m train.tokenizer --data MAPS --store runs/maps --loop.ema_decay 0.999 \\
         --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped in time
+    python -m train.tokenizer --masked_maps 0.5        # codes that hold against missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
 Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.depth_augment`), so that
@@ -30,7 +31,7 @@ from perception.datasets.depth_files import DepthFormat
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
 from train.config import fingerprint, parse_config
-from train.depth_augment import training_batch
+from train.depth_augment import training_batch, visible_patches
 from train.depth_store import DepthStore
 from train.held_out import Evaluation
 from train.loop import FitResult, LoopConfig, fit
@@ -58,6 +59,11 @@ class TokenizerConfig:
     """folder where the scenes, or the maps of `data`, are kept at image_size; every set of them needs its own"""
     augment: bool = True
     """half of each batch is bent, cropped, holed or made up; false: the maps as they are, mirrored at most"""
+    masked_maps: float = 0.0
+    """share of the maps of which the encoder sees only some patches while the whole is the target, as AiT trains: codes
+    then hold against missing pixels"""
+    masked_share: float = 0.5
+    """share of the patches of such a map that it does not see"""
     first_seed: int = 1_000_000
     num_scenes: int = 12_000
     num_held_out: int = 256
@@ -82,6 +88,10 @@ class TokenizerConfig:
                 f"num_scenes ({self.num_scenes}), num_held_out ({self.num_held_out}) and batch_size "
                 f"({self.batch_size}) must be at least 1"
             )
+        if not (0 <= self.masked_maps <= 1 and 0 <= self.masked_share < 1):
+            raise ValueError(
+                f"masked_maps ({self.masked_maps}) must lie in [0, 1] and masked_share ({self.masked_share}) in [0, 1)"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ class DepthBatches:
     rows: np.ndarray | None = None
     """(M,) of the store to train on; all where it is None"""
     augment: bool = True
+    masked_maps: float = 0.0
+    masked_share: float = 0.5
 
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
@@ -103,7 +115,11 @@ class DepthBatches:
         depth = depth[torch.from_numpy(rng.permutation(self.batch_size))]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         depth, mask = training_batch(depth, generator, self.augment)
-        return {"depth": depth, "mask": mask}
+        batch = {"depth": depth, "mask": mask}
+        if self.masked_maps:
+            shape = (len(depth), depth.shape[-1])
+            batch["visible"] = visible_patches(*shape, self.masked_maps, self.masked_share, generator)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -188,6 +204,7 @@ def _settings(config: TokenizerConfig) -> dict[str, object]:
         free.remove("num_held_out")  # decides what is trained on, or when it ends
     unused = [] if config.data is not None else ["data_format.meaning", "data_format.scale", "data_format.key"]
     unused += ["augment"] if config.augment else []
+    unused += [] if config.masked_maps else ["masked_maps", "masked_share"]
     return {name: value for name, value in fingerprint(config, free).items() if name not in unused}
 
 
@@ -196,7 +213,15 @@ def train(config: TokenizerConfig) -> FitResult:
     torch.manual_seed(config.loop.seed)
     data = TrainingData.open(config)
     model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows, config.augment)
+    batches = DepthBatches(
+        data.store,
+        config.batch_size,
+        config.loop.seed,
+        data.rows,
+        config.augment,
+        config.masked_maps,
+        config.masked_share,
+    )
     model.quantizer.deferred = config.loop.gradient_accumulation > 1
     result = fit(
         model,

@@ -1,4 +1,4 @@
-"""Strict reading and atomic writing of a tokenizer's folder: `config.json` and `model.safetensors`."""
+"""Strict reading and atomic writing of a folder of weights: `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-
-from vqvae.config import VQVAEConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -24,7 +22,19 @@ class CheckpointError(ValueError):
     """A tokenizer's folder that cannot be trusted: a file is missing, cut short, or does not match its config."""
 
 
-def read_config(path: Path) -> VQVAEConfig:
+class _Config(Protocol):
+    """A dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Any: ...
+
+
+Config = TypeVar("Config", bound=_Config)
+
+
+def read_config(path: Path, config_class: type[Config]) -> Config:
     """The config in a json file; raises CheckpointError naming the file."""
     try:
         values: Any = json.loads(path.read_text())
@@ -35,7 +45,8 @@ def read_config(path: Path) -> VQVAEConfig:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold an object of config keys, got {type(values).__name__}")
     try:
-        return VQVAEConfig.from_dict(values)
+        config: Config = config_class.from_dict(values)
+        return config
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -76,7 +87,7 @@ def _is_pickle(path: Path) -> bool:
         return file.read(4).startswith((b"\x80", b"PK\x03\x04"))
 
 
-def write_checkpoint(folder: Path, config: VQVAEConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+def write_checkpoint(folder: Path, config: _Config, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
     """Writes both files so that a reader sees the old or the new of each, never half of one.
 
     With `dtype` (e.g. torch.float16) floating-point weights are rounded to it on disk.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from vqvae.nesting import coarse_to_fine
 
@@ -46,6 +46,9 @@ class VQVAEConfig:
     min_depth: float | None = None
     """Only with "metric", in the unit of the depth that will come in."""
     max_depth: float | None = None
+    fill_holes: bool = True
+    """Whether the encoder sees holes filled in from around them (`vqvae.holes`), or as zeros that a mask tells of. What
+    is not measured counts for no loss either way."""
     nested: bool = False
     """Train so that the first n codes of a map, in the order of `cell_order`, decode too, for every n."""
 
@@ -112,16 +115,25 @@ class VQVAEConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
         """The config of a dict; raises ValueError naming unknown keys and the known ones."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(
-                f"unknown config keys {unknown}; known keys: {known}. Where a newer version wrote them, update this one"
-            )
-        for field in fields(cls):
-            if field.name in values:
-                _check_type(field.name, values[field.name], str(field.type))
-        return cls(**values)
+        return checked_config(cls, values)
+
+
+Config = TypeVar("Config")
+
+
+def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """A config of values as JSON holds them; raises ValueError for keys that are unknown and values of another type."""
+    known = fields(config_class)  # type: ignore[arg-type]
+    names = [field.name for field in known]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(
+            f"unknown config keys {unknown}; known keys: {names}. Where a newer version wrote them, update this one"
+        )
+    for field in known:
+        if field.name in values:
+            _check_type(field.name, values[field.name], str(field.type))
+    return config_class(**values)
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:

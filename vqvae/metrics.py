@@ -107,3 +107,69 @@ def order_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
 def nearest_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
     """(B,) bool: whether the point with the largest predicted *nearness* is the target's nearest (BLINK's question)."""
     return values_at(predicted, points).argmax(1) == values_at(target, points).argmax(1)
+
+
+BOUNDARY_THRESHOLDS = (1.05, 1.10, 1.15, 1.20, 1.25)
+_STEPS = ((0, 1), (1, 0))
+"""Rows and columns to a pixel's neighbours across and down"""
+
+
+def boundary_f1(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B,) F1 of depth edges: how well the edges of depth (B, H, W) lie where the target's do.
+
+    A pair of neighbouring pixels is an edge where one is more than t times as far as the other; a predicted edge is
+    right where the target has one between the same pixels with the same side in front. The mean over thresholds t of
+    1.05 to 1.25, larger ones weighing more (Bochkovskii et al. 2024, "Depth Pro", section 3.3; without their thinning
+    of edges, so that a blurred edge counts as missed, not as many). Thresholds at which a target has no edge are left
+    out; a map that has none at all has 1 if nothing is predicted either, else 0.
+
+    Raises:
+        ValueError: for shapes that differ.
+    """
+    mask = _check_shapes(predicted, target, mask) & target.isfinite() & (target > 0)
+    p, t = torch.where(mask, predicted, 1), torch.where(mask, target, 1)
+    total, weights, stray = (torch.zeros(len(p), dtype=torch.double, device=p.device) for _ in range(3))
+    for threshold in BOUNDARY_THRESHOLDS:
+        right, found, there = _count_edges(p, t, mask, threshold)
+        present = (threshold - 1) * (there > 0)  # the threshold's weight
+        total += present * 2 * right / (found + there).clamp_min(1)
+        weights += present
+        stray += found
+    return torch.where(weights > 0, total / weights.clamp_min(1e-12), (stray == 0).double())
+
+
+def _count_edges(p: Tensor, t: Tensor, mask: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges of predictions p that are right, all of them, and those of targets t, (B,) each; see `boundary_f1`."""
+    right, found, there = (torch.zeros(len(p), dtype=torch.double, device=p.device) for _ in range(3))
+    for step in _STEPS:
+        (p0, p1), (t0, t1), (m0, m1) = (_neighbours(maps, step) for maps in (p, t, mask))
+        for near_p, far_p, near_t, far_t in ((p0, p1, t0, t1), (p1, p0, t1, t0)):
+            edge, true_edge = (far_p > threshold * near_p) & m0 & m1, (far_t > threshold * near_t) & m0 & m1
+            right += (edge & true_edge).sum((1, 2))
+            found += edge.sum((1, 2))
+            there += true_edge.sum((1, 2))
+    return right, found, there
+
+
+def _neighbours(maps: Tensor, step: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Maps (B, H, W) without their last and without their first row (step (1, 0)) or column (step (0, 1))."""
+    down, across = step
+    height, width = maps.shape[1:]
+    return maps[:, : height - down, : width - across], maps[:, down:, across:]
+
+
+def slope_error(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B,) mean absolute error of the differences between neighbouring pixels, of nearness (B, H, W) as of depth: what
+    blur costs, at edges above all.
+
+    Raises:
+        ValueError: for shapes that differ.
+    """
+    mask = _check_shapes(predicted, target, mask) & target.isfinite()
+    error = torch.where(mask, predicted - torch.where(mask, target, 0), 0).double()
+    sums, counts = torch.zeros_like(error[:, 0, 0]), torch.zeros_like(error[:, 0, 0])
+    for step in _STEPS:
+        (e0, e1), (m0, m1) = _neighbours(error, step), _neighbours(mask, step)
+        sums += ((e1 - e0).abs() * (m0 & m1)).sum((1, 2))
+        counts += (m0 & m1).sum((1, 2))
+    return sums / counts.clamp_min(1)

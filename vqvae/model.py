@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, read_config, read_weights, write_checkpoint
 from vqvae.config import VQVAEConfig
+from vqvae.holes import fill
 from vqvae.losses import GRADIENT_WEIGHT, L2_WEIGHT, Losses, reconstruction_losses
 from vqvae.nesting import random_budgets
 from vqvae.networks import Decoder, Encoder
@@ -47,7 +48,7 @@ class VQVAE(
     Depth is in any unit, larger is farther; what the network sees and gives back is *nearness* in [0, 1], 1 = nearest
     (`VQVAEConfig.normalisation` says how). Codes are integers 0..K-1; after `sort_codebook` they rise from far to near.
 
-    Departures from AURORA's tokenizer: holes are an input channel and no loss is taken there; the codebook revives dead
+    Departures from AURORA's tokenizer: holes are filled in and no loss is taken there; the codebook revives dead
     codes and is equal on all ranks; the encoder's view is narrow and the decoder's wide.
     """
 
@@ -86,7 +87,11 @@ class VQVAE(
         return normalise_depth(depth, mask, self.config)
 
     def _vectors(self, normalised: Normalised) -> Tensor:
-        x = torch.cat([normalised.values, normalised.mask.to(normalised.values.dtype)], 1)  # (B, 2, S, S)
+        values, mask = normalised.values, normalised.mask
+        # Nothing to fill is the common case; a program that is being compiled or exported cannot look.
+        if self.config.fill_holes and (torch.compiler.is_compiling() or not bool(mask.all())):
+            values, mask = fill(values[:, 0], mask[:, 0])[:, None], torch.ones_like(mask)
+        x = torch.cat([values, mask.to(values.dtype)], 1)  # (B, 2, S, S)
         z = self.encoder(x.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
         return z.permute(0, 2, 3, 1)  # (B, h, w, D)
 
@@ -343,6 +348,6 @@ class VQVAE(
                 )
                 for name in (CONFIG_NAME, WEIGHTS_NAME)
             ]
-        model = cls(read_config(paths[0]))
+        model = cls(read_config(paths[0], VQVAEConfig))
         model.load_state_dict(read_weights(paths[1], model.state_dict()), strict=True)
         return model.eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import tokenizer_speed
-from benchmarks.reference_vqvae import ReferenceVQVAE
+from benchmarks.reference_vqvae import ReferenceVQVAE, min_max
 from benchmarks.tokenizer_speed import INSIDE_320, OURS, REFERENCE, bars, parameters, table
 
 
@@ -22,7 +22,7 @@ def test_the_reference_has_the_published_shape_and_size() -> None:
     model = ReferenceVQVAE().eval()
     assert 7.6e6 < parameters(model) < 7.8e6
     depth = 1 + torch.rand(2, 40, 60)
-    values = model.normalise(depth)
+    values = min_max(depth, model.image_size)
     assert values.shape == (2, 1, 320, 320)
     torch.testing.assert_close(values.amin((1, 2, 3)), torch.full((2,), -1.0))
     torch.testing.assert_close(values.amax((1, 2, 3)), torch.ones(2))

@@ -198,3 +198,32 @@ def test_the_command_line_goes_there_and_back(folder: Path, tmp_path: Path, mode
     assert "maps: " in said and (tmp_path / "back" / "a.png.png").exists()
     with pytest.raises(ValueError, match="--shard must read i/n, such as 0/4, got '1'"):
         CliRunner().invoke(app, ["tokenize", str(folder), "-o", "c.npy", "--shard", "1"], catch_exceptions=False)
+
+
+def test_the_command_line_decodes_by_diffusion(folder: Path, tmp_path: Path, model: VQVAE) -> None:
+    pytest.importorskip("diffusers")
+    from vqvae.diffusion import DiffusionDecoder, DiffusionDecoderConfig
+
+    model.save_pretrained(tmp_path / "tokenizer")
+    model = VQVAE.from_pretrained(tmp_path / "tokenizer")
+    config = DiffusionDecoderConfig(model.fingerprint(), image_size=32, channels=(16,))
+    DiffusionDecoder(model, config).save_pretrained(tmp_path / "diffusion")
+    chosen = ["--tokenizer", str(tmp_path / "tokenizer")]
+
+    def run(*arguments: object) -> None:
+        result = CliRunner().invoke(app, [*map(str, arguments), *chosen], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    run("tokenize", folder / "a.png", "--out", tmp_path / "c.npy")
+    for name, options in {
+        "plain": [],
+        "first": ["--diffusion", tmp_path / "diffusion", "--steps", 2, "--seed", 3],
+        "again": ["--diffusion", tmp_path / "diffusion", "--steps", 2, "--seed", 3],
+        "other": ["--diffusion", tmp_path / "diffusion", "--steps", 2, "--seed", 4],
+    }.items():
+        run("detokenize", tmp_path / "c.npy", "--out", tmp_path / name, *options)
+    plain, first, again, other = (
+        np.load(tmp_path / name / "a.png.npy") for name in ("plain", "first", "again", "other")
+    )
+    assert plain.shape == first.shape and np.array_equal(first, again)
+    assert not np.array_equal(first, plain) and not np.array_equal(first, other)

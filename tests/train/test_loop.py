@@ -311,7 +311,7 @@ def test_records_are_logged_and_handed_on(tmp_path: Path) -> None:
     assert 0 <= result.data_wait_share <= 1 and result.seconds > 0
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant", "exponential"])
 def test_the_learning_rate_is_a_function_of_the_step(schedule: str) -> None:
     config = LoopConfig(steps=100, learning_rate=1.0, warmup_steps=10, schedule=schedule, min_lr_ratio=0.1)
     rates = [learning_rate_at(config, step) for step in range(100)]
@@ -365,5 +365,5 @@ def test_bf16_runs_in_autocast_and_keeps_fp32_weights(tmp_path: Path) -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup_steps \(20\) must not exceed steps \(10\)"):
         LoopConfig(steps=10, warmup_steps=20)
-    with pytest.raises(ValueError, match="unknown schedule 'linear'; known: cosine, constant, wsd"):
+    with pytest.raises(ValueError, match="unknown schedule 'linear'; known: cosine, constant, wsd, exponential"):
         LoopConfig(schedule="linear")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from perception.scenes.store import SceneStore
-from train.depth_augment import training_batch
+from train.checkpoints import CheckpointError
+from train.depth_augment import training_batch, visible_patches
 from train.loop import LoopConfig
 from train.tokenizer import DepthBatches, TokenizerConfig, train
 from vqvae import VQVAE, VQVAEConfig
@@ -54,6 +55,27 @@ def test_a_batch_is_a_function_of_step_and_rank(store: SceneStore) -> None:
     assert batches(5, 0, 2)["depth"].equal(again(5, 0, 2)["depth"])
     assert not batches(5, 0, 2)["depth"].equal(batches(5, 1, 2)["depth"])
     assert not batches(5, 0, 2)["depth"].equal(batches(6, 0, 2)["depth"])
+
+
+def test_hidden_patches_are_of_the_share_asked_for_and_stay_targets(store: SceneStore) -> None:
+    shown = visible_patches(400, 45, 0.5, 0.4, torch.Generator().manual_seed(0)).float().mean((1, 2))  # (N,)
+    masked = shown < 1
+    assert 0.4 < float(masked.float().mean()) < 0.6
+    torch.testing.assert_close(shown[masked], torch.full_like(shown[masked], 0.6))
+    batch = DepthBatches(store, 8, seed=0, masked_maps=1.0)(0, 0, 1)
+    plain = DepthBatches(store, 8, seed=0)(0, 0, 1)
+    assert set(plain) == {"depth", "mask"} and set(batch) == {"depth", "mask", "visible"}
+    assert batch["depth"].equal(plain["depth"]) and batch["mask"].equal(plain["mask"])
+    assert bool((batch["mask"] & ~batch["visible"]).any(2).any(1).all()), "what is hidden still counts for the loss"
+
+
+def test_training_on_hidden_patches_runs_and_is_another_run(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=3)
+    train(replace(config, masked_maps=0.5))
+    with pytest.raises(CheckpointError, match="masked_maps"):
+        train(config)
+    with pytest.raises(ValueError, match=r"masked_maps \(1.5\)"):
+        replace(config, masked_maps=1.5)
 
 
 def test_a_training_ends_in_a_tokenizer_that_loads(tmp_path: Path) -> None:
