@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from train.record_rows import weighted_losses
 
@@ -66,6 +66,28 @@ class RecordTrainer(Trainer):
     def padding_share(self) -> float:
         """Of all places for tokens so far, those that were padded."""
         return 1 - self.tokens / max(1, self.slots)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Checkpoints hold weights by the model's own names, by which they are read again.
+
+        By default they are written by the names of the family's first release, and reading them finds none of them.
+        """
+        if not isinstance(self.model, PreTrainedModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raises ValueError where a checkpoint lacks a weight, or holds one that the model has not."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        lost = sorted(set(load_result.missing_keys) - tied) + sorted(load_result.unexpected_keys)
+        if lost:
+            raise ValueError(
+                f"the newest checkpoint of {self.args.output_dir} is of another model: {lost[0]} is on one side alone; "
+                "give another run_dir"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, "padding": round(self.padding_share, 4)}, start_time)
