@@ -27,11 +27,11 @@ def accepted_inputs(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
-def placeholder_ids(model: Any) -> tuple[int, ...]:
-    """Ids that stand for images or enclose them, and are no text."""
+def placeholder_ids(config: Any) -> tuple[int, ...]:
+    """Ids that by a model's configuration stand for images or enclose them, and are no text."""
     names = [f"{word}_token_{end}" for word in _PLACEHOLDERS for end in ("id", "index")]
     names += [f"vision_{end}_token_id" for end in ("start", "end")]
-    found = {getattr(model.config, name, None) for name in names}
+    found = {getattr(config, name, None) for name in names}
     return tuple(sorted(i for i in found if isinstance(i, int)))
 
 

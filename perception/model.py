@@ -87,7 +87,7 @@ class PerceptionModel:
             vocabulary,
             eos_id=processor.tokenizer.eos_token_id,
             vocab_size=len(processor.tokenizer),
-            banned_ids=placeholder_ids(model),  # an image token without its image is no text
+            banned_ids=placeholder_ids(model.config),  # an image token without its image is no text
         )
         self.decoder = SpanDecoder(model, self.grammar)
         self.drafts = DraftBook()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_families import save_family
@@ -38,6 +39,7 @@ from vqvae import VQVAE, VQVAEConfig
 pytest.importorskip("accelerate")
 ALL_KINDS = KindSchedule(schedule="constant", atomic_end=0.4, chain_share=0.5)
 STEPS, STOPPED_AT = 4, 2
+ACCELERATE = Path(finetune.__file__).parent / "configs" / "accelerate"
 
 
 def picture(path: Path, number: int) -> None:
@@ -241,6 +243,37 @@ def test_the_shortest_way_to_cut_rows_by_length() -> None:
         split_by_length([1, 2], 3)
 
 
+LLAVA_IMAGE, DEPTH_SPAN = 576, 102
+REALISTIC = {  # tokens of a prompt and of what is answered, on LLaVA-1.5's images
+    "atomic_depth": (20, DEPTH_SPAN + 1),
+    "atomic_boxes": (22, 30),
+    "chain_depth": (75, DEPTH_SPAN + 70),
+    "chain_count": (40, 45),
+    "direct_depth": (60, 4),
+    "direct_count": (18, 3),
+}
+
+
+@pytest.mark.parametrize("image", ["llava", "qwen"])
+def test_realistic_lengths_are_padded_by_less_than_a_tenth(image: str) -> None:
+    """Images of one size, as LLaVA-1.5 has them, or of 256 to 1,280 tokens each, as Qwen-VL has them."""
+    rng = np.random.default_rng(0)
+    tasks = [task for task in REALISTIC for _ in range(200)]
+    plan = RecordPlan.draw(tasks, KindSchedule(), steps=60, rows_a_step=16, seed=0)
+    pixels = np.full(len(tasks), LLAVA_IMAGE) if image == "llava" else rng.uniform(256, 1280, len(tasks)).astype(int)
+    lengths = {}
+    for number, task in enumerate(tasks):
+        prompt, answer = REALISTIC[task]
+        lengths[number] = int(pixels[number] + prompt + rng.integers(0, 12) + answer * rng.uniform(0.9, 1.1))
+    batches = RecordBatches(None, (), plan, 16, 1, FinetuneConfig().length_groups, 1, lengths)  # type: ignore[arg-type]
+    real = slots = 0
+    for step in range(len(plan.rows)):
+        for group in batches.members(step, 0):
+            real += sum(lengths[n] for n in group)
+            slots += len(group) * max(lengths[n] for n in group)
+    assert 1 - real / slots < 0.1
+
+
 def test_plans_deal_every_record_before_any_comes_again() -> None:
     tasks = ["atomic_depth"] * 5 + ["chain_depth"] * 3 + ["direct_other"] * 2
     plan = RecordPlan.draw(tasks, KindSchedule(), steps=40, rows_a_step=6, seed=0)
@@ -264,6 +297,25 @@ def test_what_data_lack_goes_to_what_they_have() -> None:
 
 
 # Settings and files
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_settings(path: Path) -> None:
+    """No key is unknown to it, and what is asked for is what its launcher hands on."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    given = yaml.safe_load(path.read_text())
+    assert load_config_from_file(str(path)).num_processes == given["num_processes"]
+    words = ["--config_file", str(path), "--main_process_ip", "10.0.0.1", "--machine_rank", "0", "-m", "train.finetune"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert arguments.num_machines == given["num_machines"] and arguments.mixed_precision == "bf16"
+    assert arguments.use_fsdp == ("fsdp" in path.stem) and arguments.use_deepspeed == ("zero3" in path.stem)
+    known = set(vars(launch_command_parser().parse_args(["a.py"])))
+    asked = given.get("fsdp_config", {}) | given.get("deepspeed_config", {})
+    assert set(asked) <= known
+    assert {name: getattr(arguments, name) for name in asked} == asked
+
 
 
 def test_the_example_in_the_docs_parses() -> None:
