@@ -194,8 +194,8 @@ class SpanGrammar:
     def to_lark(self) -> str:
         """The grammar over ids, for llguidance and the engines that use it (vLLM, SGLang, llama.cpp).
 
-        It allows what `SpanLogitsProcessor` allows at every step: names that are spelt in letters are text, and ids that
-        are banned stay so. But for one thing: of more than 128 locations a box's sides are not ordered.
+        It allows what `SpanLogitsProcessor` allows at every step: names that are spelt in letters are text, and banned
+        ids stay so. But for one thing: of more than 128 locations a box's sides are not ordered.
         """
         from perception.grammar_export import lark
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
@@ -22,12 +22,13 @@ from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
 from train.adapters import LoraSettings, adapt, check_rows, merged
 from train.attention import use_plain_attention
-from train.base import IGNORE, save_half
+from train.base import save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
 from train.config import command_line, fingerprint, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
+from train.losses import LossSettings, SpanLosses, target_logits
 from train.model_parts import tower_parameters
 from train.optimizer import parameter_groups
 from vqvae import VQVAE
@@ -61,6 +62,7 @@ class AuroraConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
+    losses: LossSettings = field(default_factory=LossSettings)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=7000,
@@ -79,8 +81,10 @@ class AuroraConfig:
         check_rows(self.train_rows)
 
 
-def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted cross-entropy of the targets over all halves of a batch, and the mean of each task.
+def task_loss(
+    model: nn.Module, batch: list[dict[str, Tensor]], step: int, losses: SpanLosses
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of the targets over all halves of a batch, and the mean of each task.
 
     The mean is over the weights of the whole batch, so a batch in halves gives the loss of the batch in one.
     """
@@ -88,16 +92,12 @@ def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tu
     norm = sum(part["weights"].sum() for part in batch)
     sums: dict[str, list[Tensor]] = {}
     for part in batch:
-        first = int((part["labels"] != IGNORE).any(0).nonzero()[0])
-        keep = part["labels"].shape[1] - first + 1  # positions first - 1 .. end predict first .. end
-        inputs = {k: part[k] for k in ("input_ids", "attention_mask", "pixel_values")}
-        logits = model(**inputs, logits_to_keep=keep).logits[:, :-1].float()  # (b, t, V)
-        labels, weights = part["labels"][:, first:], part["weights"][:, first:]  # (b, t)
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none") * weights
-        total = total + losses.sum()
+        logits, labels, weights = target_logits(model, part)
+        rows_losses = losses(logits, labels, weights)  # (b,)
+        total = total + rows_losses.sum()
         for task in part["task"].unique().tolist():
             rows = part["task"] == task
-            sums.setdefault(TASKS[task], []).append(losses[rows].sum().detach() / weights[rows].sum())
+            sums.setdefault(TASKS[task], []).append(rows_losses[rows].sum().detach() / weights[rows].sum())
     return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
 
 
@@ -141,7 +141,7 @@ def train(config: AuroraConfig) -> FitResult:
     result = fit(
         model,
         batches,
-        task_loss,
+        partial(task_loss, losses=SpanLosses.build(config.losses, vocabulary, depth_tokenizer)),
         config.loop,
         config.run_dir,
         param_groups=groups,

@@ -34,6 +34,7 @@ from train.adapters import LoraSettings, adapt, check_rows, merged
 from train.base import save_as
 from train.config import command_line, fingerprint, parse_config
 from train.curriculum import KindSchedule
+from train.losses import LossSettings, SpanLosses
 from train.model_parts import embedding_names, tower_parameters
 from train.record_batches import RecordBatches, RecordPlan
 from train.record_rows import RecordRows
@@ -99,6 +100,7 @@ class FinetuneConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     schedule: KindSchedule = field(default_factory=KindSchedule)
     weights: TokenWeights = field(default_factory=TokenWeights)
+    losses: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:
         check_rows(self.train_rows)
@@ -212,7 +214,8 @@ def train(config: FinetuneConfig) -> FinetuneResult:
             (run_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
             drop_half_written(run_dir)
     newest = max(checkpoints(run_dir), default=None)
-    trainer = _trainer(config, RecordTrainer, parts, arguments, batches)
+    losses = SpanLosses.build(config.losses, parts.vocabulary, vqvae)
+    trainer = _trainer(config, RecordTrainer, parts, arguments, batches, losses)
     trainer.train(resume_from_checkpoint=None if newest is None else str(checkpoints(run_dir)[newest]))
     losses = tuple(line["loss"] for line in trainer.state.log_history if "loss" in line)
     is_main = trainer.is_world_process_zero()
@@ -271,7 +274,9 @@ def _batches(config: FinetuneConfig, parts: Parts, records: tuple[Any, ...], wor
     return RecordBatches(rows, records, plan, config.batch_size, config.gradient_accumulation, config.groups, world)
 
 
-def _trainer(config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches) -> Any:
+def _trainer(
+    config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches, losses: SpanLosses
+) -> Any:
     from train.record_trainer import MarkWhole
 
     trainer = kind(
@@ -280,6 +285,7 @@ def _trainer(config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, ba
         train_dataset=batches,
         data_collator=lambda items: items[0],
         callbacks=[MarkWhole()],
+        span_losses=losses,
         tower_names=parts.tower,
         tower_lr_ratio=config.tower_lr_ratio,
         fixed_rows=parts.tables if config.train_rows == "new" else (),

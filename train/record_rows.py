@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,18 +26,17 @@ class RecordRows:
     processor: Any
     accepted: frozenset[str]
     """names of what the model's forward takes"""
+    _heads: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+    """tokens of a prompt up to its question, by height and width of its image"""
 
     def length(self, record: Record) -> int:
-        """Tokens of a record: its text, and the image's where the processor says how many those are."""
+        """Tokens of a record: its text, and the image's as the processor makes them of one of its size."""
         text = TaskRow(None, record.example, None, False)
-        return len(self.encoder.encode(text, ())[0]) + self._image_tokens(record)
-
-    def _image_tokens(self, record: Record) -> int:
-        count = getattr(self.processor, "_get_num_multimodal_tokens", None)  # all of transformers' own have it
-        if count is None:
-            return 0
-        tokens = getattr(count(image_sizes=[record.image.size()]), "num_image_tokens", None)
-        return int(tokens[0]) if tokens else 0
+        size = record.image.size()
+        if size not in self._heads:
+            height, width = size
+            self._heads[size] = len(self.encoder.prompt.head_ids(self.processor, Image.new("RGB", (width, height)))[0])
+        return len(self.encoder.encode(text, ())[0]) + self._heads[size]
 
     def batch(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """Right-padded ids, labels, mask and weights (B, longest), and the model's image inputs.
@@ -75,16 +73,3 @@ def load(record: Record) -> Image.Image:
         return image
     marked = draw_markers(torch.from_numpy(np.array(image)), np.array(record.marks))
     return Image.fromarray(marked.numpy())
-
-
-def weighted_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of every target token times its weight, (B, t); 0 where nothing is to be learned.
-
-    Only the positions from the first label on go through the output layer.
-    """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights")}
-    first = int((batch["labels"] != IGNORE).any(0).nonzero()[0])
-    keep = batch["labels"].shape[1] - first + 1  # positions first - 1 .. end predict first .. end
-    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1].float()  # (B, t, V)
-    labels, weights = batch["labels"][:, first:], batch["weights"][:, first:]  # (B, t)
-    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none") * weights

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from train.record_rows import weighted_losses
+from train.losses import SpanLosses, target_logits
 
 WHOLE_FILE = "whole"
 """written into a checkpoint's folder last of all"""
@@ -34,14 +34,22 @@ class RecordTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *args: Any, tower_names: Sequence[str], tower_lr_ratio: float, fixed_rows: Sequence[str], **kwargs: Any
+        self,
+        *args: Any,
+        span_losses: SpanLosses,
+        tower_names: Sequence[str],
+        tower_lr_ratio: float,
+        fixed_rows: Sequence[str],
+        **kwargs: Any,
     ):
         """
         Args:
+            span_losses: of a forward's rows.
             tower_names: parameters that learn at `tower_lr_ratio` of the rate.
             fixed_rows: embedding tables some of whose rows must stay, so that they do not decay.
         """
         super().__init__(*args, **kwargs)
+        self.span_losses = span_losses
         self.tower_names, self.tower_lr_ratio, self.fixed_rows = set(tower_names), tower_lr_ratio, set(fixed_rows)
         self.tokens = self.slots = 0
         """real tokens of all forwards on this device, and places for them, padding included"""
@@ -60,7 +68,8 @@ class RecordTrainer(Trainer):
         """This forward's share of the step's loss, times the devices, as gradients are averaged over them."""
         self.tokens += int(inputs["attention_mask"].sum())
         self.slots += inputs["attention_mask"].numel()
-        return weighted_losses(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        losses = self.span_losses(*target_logits(model, inputs))
+        return losses.sum() / num_items_in_batch * self.accelerator.num_processes
 
     @property
     def padding_share(self) -> float:

@@ -25,9 +25,10 @@ from perception.model import PerceptionModel, Prompt
 from perception.model_folder import read_model, read_processor
 from perception.vocabulary import PerceptionVocabulary, Span
 from train.adapters import LoraSettings, adapt, merged
+from train.losses import LossSettings, SpanLosses, target_logits
 from train.model_parts import embedding_names, projector_names, tower_parameters
 from train.optimizer import parameter_groups
-from train.record_rows import RecordRows, weighted_losses
+from train.record_rows import RecordRows
 from train.task_rows import RowEncoder, TokenWeights
 
 SETTINGS = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10)
@@ -90,6 +91,10 @@ class Run:
     def batch(self) -> dict[str, Tensor]:
         return self.rows.batch(records(self.folder))
 
+    def losses(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """(B,)"""
+        return SpanLosses.build(LossSettings(), self.vocabulary, None)(*target_logits(model, batch))
+
     def train(self, steps: int = 2) -> list[float]:
         groups = parameter_groups(self.model, self.tower, 0.0, decay_rows=False)
         for group in groups:
@@ -99,7 +104,7 @@ class Run:
         self.model.train()
         batch, losses = self.batch(), []
         for _ in range(steps):
-            loss = weighted_losses(self.model, batch).sum() / batch["weights"].sum()
+            loss = self.losses(self.model, batch).sum() / batch["weights"].sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -135,10 +140,10 @@ def check_batch(run: Run) -> None:
         assert not ours & set(ids[: int(learned.nonzero()[0])].tolist())
     model = run.model.eval()
     with torch.no_grad():
-        together = weighted_losses(model, batch)
+        together = run.losses(model, batch)
         for number, record in enumerate(records(run.folder)):
-            alone = weighted_losses(model, run.rows.batch([record]))
-            assert torch.allclose(alone.sum(), together[number].sum(), rtol=1e-3), number
+            alone = run.losses(model, run.rows.batch([record]))
+            assert torch.allclose(alone.sum(), together[number], rtol=1e-3), number
 
 
 def check_what_moved(run: Run, model: Any) -> None:

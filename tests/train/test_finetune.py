@@ -31,6 +31,7 @@ from train.adapters import LoraSettings
 from train.config import parse_config
 from train.curriculum import KindSchedule
 from train.finetune import FinetuneConfig, FinetuneResult, write_folder
+from train.losses import LossSettings
 from train.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
 from train.record_sources import SourcesConfig
 from train.record_trainer import checkpoints
@@ -187,13 +188,17 @@ def test_two_processes_equal_one_with_twice_the_batch(world: Path, tmp_path: Pat
 
 
 def test_accumulation_and_groups_change_nothing(world: Path, tmp_path: Path) -> None:
-    """A batch in one forward, in eight, or in two batches; with checkpointing of activations or without."""
+    """A batch in one forward, in eight, or in two, with checkpointing of activations or without; with every loss."""
+    losses = LossSettings(reconstruction=5.0, location_spread=1.0, marker=1.0, count=0.5)
     settings = [
         {"length_groups": 1},
         {"length_groups": 8},
         {"batch_size": 4, "gradient_accumulation": 2, "gradient_checkpointing": True},
     ]
-    runs = [finetune.train(config_for(world, tmp_path / str(n), steps=2, **s)) for n, s in enumerate(settings)]
+    runs = [
+        finetune.train(config_for(world, tmp_path / str(n), steps=2, losses=losses, **s))
+        for n, s in enumerate(settings)
+    ]
     assert all(np.allclose(run.losses, runs[0].losses, rtol=1e-5) for run in runs)
     assert runs[1].padding_share == 0.0 < runs[0].padding_share
 
@@ -317,7 +322,6 @@ def test_accelerate_reads_its_settings(path: Path) -> None:
     assert {name: getattr(arguments, name) for name in asked} == asked
 
 
-
 def test_the_example_in_the_docs_parses() -> None:
     line = re.search(r"python -m train.finetune (.*)", finetune.__doc__ or "")
     assert line
@@ -333,11 +337,13 @@ def test_the_example_in_the_docs_parses() -> None:
         ({"precision": "fp8"}, "precision must be bf16 or fp32, got 'fp8'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"new_rows": "codebook", "depth_tokenizer": ""}, "new_rows=codebook needs"),
+        ({"depth_tokenizer": "", "losses": {"marker": -1.0}}, "losses.marker must not be negative, got -1.0; 0 is off"),
     ],
 )
 def test_bad_settings_are_refused(world: Path, tmp_path: Path, change: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_for(world, tmp_path, **change)
+        losses = LossSettings(**change.pop("losses", {}))  # type: ignore[arg-type]
+        config_for(world, tmp_path, losses=losses, **change)
 
 
 def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: Path) -> None:
