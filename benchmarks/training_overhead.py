@@ -2,9 +2,9 @@
 
 `train.finetune`'s trainer and trl's take the same steps: the same extended model from the same weights, the same AdamW,
 the same batches, made beforehand. They take turns, some steps each, several times over; a figure is the median over the
-turns of the ratio of their step times. With all weights
-trained, and with LoRA (trl's fused output layer does not know peft's new rows alone). The losses of both are compared as well: with weights of one they are the same. About five minutes on a core. Written to
-`benchmarks/results/training_overhead.json`.
+turns of the ratio of their step times. All weights train, or LoRA and the embeddings (trl's fused output layer does not
+read new rows that peft trains alone). Token weights are one, so that the losses of both must be the same, which the
+result says. About five minutes on a core. Written to `benchmarks/results/training_overhead.json`.
 
 With --check it takes fewer turns, prints one line a bar, writes nothing, and exits 1 where ours takes over 5 % longer.
 """

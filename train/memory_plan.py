@@ -2,8 +2,9 @@
 
 Prints a table for 3B, 7B and 13B models: trained whole or by LoRA, on one device or sharded over eight. Calculated from
 the shapes: weights, gradients, AdamW's two averages, bfloat16 copies that autocast keeps, what the layers keep for the
-backward pass, and logits. The vision tower is frozen and so keeps nothing. Not in it: what the allocator wastes (allow a
-tenth) and buffers of the communication library. `python -m benchmarks.training_memory` holds it against a measured run.
+backward pass, and logits. The vision tower is frozen and so keeps nothing. Not in it: what the allocator wastes (allow
+a tenth) and buffers of the communication library. `python -m benchmarks.training_memory` holds it against a measured
+run.
 """
 
 from __future__ import annotations
