@@ -43,7 +43,7 @@ RESULT = ROOT / "benchmarks" / "results" / "training_overhead.json"
 DATA = ROOT / "examples" / "own_questions" / "questions.csv"
 MOST = 1.05
 """Times as long as trl's that a step of ours may take"""
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "LoRA and the embeddings": {"lora": LoraSettings(16, 32)},
 }

@@ -214,8 +214,8 @@ def train(config: FinetuneConfig) -> FinetuneResult:
             (run_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
             drop_half_written(run_dir)
     newest = max(checkpoints(run_dir), default=None)
-    losses = SpanLosses.build(config.losses, parts.vocabulary, vqvae)
-    trainer = _trainer(config, RecordTrainer, parts, arguments, batches, losses)
+    span_losses = SpanLosses.build(config.losses, parts.vocabulary, vqvae)
+    trainer = _trainer(config, RecordTrainer, parts, arguments, batches, span_losses)
     trainer.train(resume_from_checkpoint=None if newest is None else str(checkpoints(run_dir)[newest]))
     losses = tuple(line["loss"] for line in trainer.state.log_history if "loss" in line)
     is_main = trainer.is_world_process_zero()
@@ -275,7 +275,7 @@ def _batches(config: FinetuneConfig, parts: Parts, records: tuple[Any, ...], wor
 
 
 def _trainer(
-    config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches, losses: SpanLosses
+    config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches, span_losses: SpanLosses
 ) -> Any:
     from train.record_trainer import MarkWhole
 
@@ -285,7 +285,7 @@ def _trainer(
         train_dataset=batches,
         data_collator=lambda items: items[0],
         callbacks=[MarkWhole()],
-        span_losses=losses,
+        span_losses=span_losses,
         tower_names=parts.tower,
         tower_lr_ratio=config.tower_lr_ratio,
         fixed_rows=parts.tables if config.train_rows == "new" else (),

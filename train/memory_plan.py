@@ -110,7 +110,7 @@ def layer_bytes(shape: ModelShape, plan: RunPlan) -> int:
 
 
 def memory_plan(shape: ModelShape, plan: RunPlan) -> MemoryPlan:
-    """The memory of a device at a step's worst moment."""
+    """The memory of a device at a step's worst moment: the end of a forward after the first, gradients being there."""
     whole = plan.lora_rank == 0
     width = 4 if whole else 2
     trained = shape.params - shape.tower_params if whole else shape.lora_params(plan.lora_rank)

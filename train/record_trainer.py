@@ -48,6 +48,7 @@ class RecordTrainer(Trainer):
             tower_names: parameters that learn at `tower_lr_ratio` of the rate.
             fixed_rows: embedding tables some of whose rows must stay, so that they do not decay.
         """
+        self.optimizer: Any
         super().__init__(*args, **kwargs)
         self.span_losses = span_losses
         self.tower_names, self.tower_lr_ratio, self.fixed_rows = set(tower_names), tower_lr_ratio, set(fixed_rows)
@@ -103,8 +104,9 @@ class RecordTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the tower at its own rate. By name: sharding puts other parameters in the place of these."""
-        if self.optimizer is not None:
-            return self.optimizer
+        known: torch.optim.Optimizer | None = self.optimizer
+        if known is not None:
+            return known
         trained = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(trained))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -119,8 +121,9 @@ class RecordTrainer(Trainer):
             for (tower, decays), params in sorted(groups.items(), key=lambda item: item[0])
         ]
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-        self.optimizer = kind(settings, **options)
-        return self.optimizer
+        made: torch.optim.Optimizer = kind(settings, **options)
+        self.optimizer = made
+        return made
 
 
 class MarkWhole(TrainerCallback):
