@@ -1,11 +1,11 @@
 """Which losses should be on? `python -m benchmarks.loss_ablation`.
 
-Fine-tunes the tiny base AURORA-style with plain cross-entropy, with each of the terms of `train.losses` on top of it, and
-with all of them; the same data, steps and seeds for all. Each is asked the same held-out questions of the shifted look.
-A term is worth having where the interval of its gain over plain cross-entropy, question by question over all seeds, lies
-above zero for counting or for depth, and below zero for neither. About an hour a training on two cores; what is trained
-and answered stays in --runs, so that a run that was stopped goes on. Writes `benchmarks/results/loss_ablation.json` and
-the table `benchmarks/results/loss_ablation.md`.
+Fine-tunes the tiny base AURORA-style with plain cross-entropy, with each of the terms of `train.losses` on top of it,
+and with all of them; the same data, steps and seeds for all. Each is asked the same held-out questions of the shifted
+look. A term is worth having where the interval of its gain over plain cross-entropy, question by question over all
+seeds, lies above zero for counting or for depth, and below zero for neither. Twelve trainings take hours on two cores;
+what is trained and answered stays in --runs, so that a run that was stopped goes on. Writes
+`benchmarks/results/loss_ablation.json` and the table `benchmarks/results/loss_ablation.md`.
 """
 
 from __future__ import annotations

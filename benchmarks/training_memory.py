@@ -1,9 +1,9 @@
 """Is the memory table right? `python -m benchmarks.training_memory`.
 
-Trains a random Llama of some 50 M parameters for two steps of two forwards, as `train.finetune` trains: float32 weights,
-bfloat16 autocast, AdamW, with and without checkpointing. The most that it took (the allocator's peak on a GPU; on a CPU
-the process's, less what it had before the model) is held against `train.memory_plan`, whose table is written beside it
-into `benchmarks/results/training_memory.json`. Under a minute on a core.
+Trains a random Llama of some 50 M parameters for two steps of two forwards, as `train.finetune` trains: float32
+weights, bfloat16 autocast, AdamW, with and without checkpointing. The most that it took (the allocator's peak on a
+GPU; on a CPU the process's, less what it had before the model) is held against `train.memory_plan`, whose table is
+written beside it into `benchmarks/results/training_memory.json`. Under a minute on a core.
 
 With --check it writes nothing and exits 1 where calculated and measured are over 15 % apart.
 """
