@@ -1,6 +1,6 @@
 """Is the memory table right? `python -m benchmarks.training_memory`.
 
-Trains a random Llama of some 50 M parameters for two steps of two forwards, as `train.finetune` trains: float32
+Trains a random Llama of some 30 M parameters for two steps of two forwards, as `train.finetune` trains: float32
 weights, bfloat16 autocast, AdamW, with and without checkpointing. The most that it took (the allocator's peak on a
 GPU; on a CPU the process's, less what it had before the model) is held against `train.memory_plan`, whose table is
 written beside it into `benchmarks/results/training_memory.json`. Under a minute on a core.
@@ -26,8 +26,8 @@ from train.memory_plan import ModelShape, RunPlan, memory_plan, table
 from train.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "training_memory.json"
-SHAPE = ModelShape(512, 12, 8, 8, 1408, 8192, False)
-BATCH_SIZE, TOKENS = 8, 192
+SHAPE = ModelShape(384, 12, 6, 6, 1024, 8192, False)
+BATCH_SIZE, TOKENS = 8, 128
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "OMP_NUM_THREADS": "1"}
 """Has glibc hand freed tensors back to the system at once, so that the peak is what was in use"""
 MOST_OFF = 15.0
