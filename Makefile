@@ -11,16 +11,26 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart demo test test-browser lint clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 quickstart: $(READY) ## fine-tune the shipped base twice, with and without perception tokens, and compare
 	@$(BIN)/python -m train.quickstart $(ARGS)
 
+demo: $(VENV)/.demos ## show the shipped model in a browser, on this machine alone
+	$(BIN)/python -m demos $(ARGS)
+
 test: lint ## all checks and tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-browser: $(READY) ## go through the demos in Chromium, as a visitor would
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		echo "Installing Chromium"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || { \
+		echo "Chromium is missing and could not be installed; as root: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest -q -m browser tests/demos $(ARGS)
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .
@@ -45,4 +55,9 @@ $(READY): pyproject.toml
 			-e 's/^Installing collected.*/  unpacking/p'
 	@if [ -e $(VENV)/.failed ]; then grep -A 5 '^ *ERROR' $(VENV)/install.log || tail -n 5 $(VENV)/install.log; \
 		echo "Installing failed; run the same command again to go on."; exit 1; fi
+	@touch $@
+
+# The demos' packages; an environment made for tests has them already.
+$(VENV)/.demos: $(READY)
+	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -q -e '.[demos]'
 	@touch $@

@@ -79,6 +79,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path = PLOT) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     present = [name for name in SETS if any(name in row["results"] for row in rows)]
     kinds = {"abs_rel": "AbsRel (lower is better)", "delta1": "delta1", "order_5": "order of 5 points right"}
@@ -94,10 +95,14 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path = PLOT) -> Path:
             axis.grid(alpha=0.3)
         axes[0, column].set_title(SETS[name], fontsize=10)
         axes[0, column].set_yscale("log")
+        axes[0, column].yaxis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
+        axes[0, column].yaxis.set_major_formatter("{x:g}")
+        axes[0, column].yaxis.set_minor_formatter(NullFormatter())
         axes[-1, column].set_xlabel("tokens a map")
     for axis, title in zip(axes[:, 0], kinds.values(), strict=True):
         axis.set_ylabel(title)
-    axes[0, 0].legend(fontsize=8, title="codes, quantizer", title_fontsize=8)
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=9, title="codes, quantizer", loc="outside lower center", ncols=len(labels))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -160,7 +160,7 @@ def detokenize(
         str | None,
         typer.Option(help="Folder of a diffusion decoder (sharper, slower), or 'shipped' for depth-scenes-100's own."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Of the diffusion decoder.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Of the diffusion decoder.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Of the diffusion decoder.")] = 0,
 ) -> None:
     """Turn codes back into depth maps, each of its own size and range."""

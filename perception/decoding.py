@@ -14,7 +14,7 @@ masked, and cut off where no row needs what lies behind them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,6 @@ class SpanDecoder:
         self._head: Any = None  # the output layer, where it may be cut; False where it may not
         self._warned = False
 
-    @torch.no_grad()
     def decode(
         self,
         inputs: dict[str, Tensor],
@@ -184,6 +183,26 @@ class SpanDecoder:
         Raises:
             ValueError: where sweeps is below 2.
         """
+        answers = None
+        for answers in self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps):
+            pass
+        return answers
+
+    @torch.no_grad()
+    def stream(
+        self,
+        inputs: dict[str, Tensor],
+        drafts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling | None = None,
+        trace: DecodingTrace | None = None,
+        sweeps: int | None = None,
+    ) -> Iterator[list[list[int]]]:
+        """Like `decode`, all rows' ids after each forward; nothing at all where `decode` would give None.
+
+        Whoever stops asking stops the decoding.
+        """
         if sweeps is not None and sweeps < 2:
             raise ValueError(f"sweeps must be at least 2, one that guesses and one that looks again; got {sweeps}")
         from transformers import DynamicCache
@@ -199,7 +218,7 @@ class SpanDecoder:
                     "decoding one token at a time: %s has no other way, %s", type(self.model).__name__, reason
                 )
                 self._warned = True
-            return None
+            return
         rows = [_Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
@@ -209,9 +228,10 @@ class SpanDecoder:
         limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
         batch, answers = _Batch(self.model, cache, mask), list(rows)
         while True:
+            yield [list(row.ids) for row in answers]
             keep = [n for n, row in enumerate(rows) if not limits.ends(row.ids)]
             if not keep:
-                return [row.ids for row in answers]
+                return
             if len(keep) < len(rows):
                 rows = [rows[n] for n in keep]
                 batch.select(keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,21 @@ class PerceptionModel:
         return [
             list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
         ]
+
+    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[list[int]]:
+        """The ids of one answer so far, forced ids included, after each forward; the last are those of `generate_ids`.
+
+        Whoever stops asking stops the decoding. A model that cannot decode several tokens a forward gives all at once.
+        """
+        inputs, forced = self.inputs([prompt]), list(prompt.forced)
+        draft = self.drafts.look_up(prompt.question, prompt.kind)[len(forced) :]
+        ids: list[int] | None = None
+        for (ids,) in self.decoder.stream(inputs, [draft], max_new_tokens, [self.processor.tokenizer.eos_token_id]):
+            yield forced + self._without_end(ids)
+        if ids is None:
+            yield self.generate_ids([prompt], max_new_tokens, fast=False)[0]
+        else:
+            self.drafts.remember(prompt.question, prompt.kind, [*forced, *ids])
 
     def _without_end(self, ids: list[int]) -> list[int]:
         stop = {*self.stop_ids, self.pad_id}

@@ -1,0 +1,1 @@
+"""Gradio demos that make perception visible: `python -m demos`."""

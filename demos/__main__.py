@@ -1,0 +1,52 @@
+"""Starts the demos: `python -m demos`, on the shipped tiny model; `--model PATH` on any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+
+from train.config import parse_config
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How the demos are served."""
+
+    model: str | None = None
+    """folder or hub name of a model with perception tokens; none: the shipped models/aurora-tiny"""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines in"""
+    port: int = 7860
+    device: str = "auto"
+    """auto: a GPU where there is one"""
+    share: bool = False
+    """a public link through Gradio's servers"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(DemoConfig, argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # an orderly end, as by Ctrl-C
+    # Whatever visitors send lies here, and goes with the process.
+    with tempfile.TemporaryDirectory(prefix="perception-demos-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(config)
+
+
+def serve(config: DemoConfig) -> None:
+    import torch
+
+    from demos.app import build_demo, launch_settings
+    from perception.model import PerceptionModel
+    from perception.shipped import shipped
+
+    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    model = PerceptionModel.from_pretrained(config.model or shipped("aurora-tiny"), device)
+    demo = build_demo(model)
+    demo.launch(server_name=config.host, server_port=config.port, share=config.share, **launch_settings())
+
+
+if __name__ == "__main__":
+    main()

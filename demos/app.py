@@ -1,0 +1,71 @@
+"""The page: its tabs, its queue, and how it is served safely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from demos.counting_tab import counting_tab
+from demos.depth_tab import depth_tab
+from demos.guards import MAX_BYTES
+from demos.handlers import EXAMPLES
+from demos.tokenizer_tab import tokenizer_tab
+from perception.model import PerceptionModel
+from perception.tokenizers.depth import DepthTokenizer
+
+TITLE = "Perception tokens"
+INTRO = (
+    "# Perception tokens\n"
+    "A vision-language model that draws before it answers: boxes to count, a depth map to judge distance. "
+    "What it draws are tokens of its own; **edit them and its answer follows**."
+)
+QUEUE_SIZE = 48
+_NAMES = """<script>
+new MutationObserver(() => {
+  document.querySelectorAll(".empty[aria-label]:not([role])").forEach((empty) => empty.setAttribute("role", "img"));
+  document.querySelectorAll("button.gallery-item:not([aria-label])").forEach((button) =>
+    button.setAttribute("aria-label", "Example " + (1 + [...button.parentElement.children].indexOf(button))));
+}).observe(document, {childList: true, subtree: true});
+</script>"""
+"""Gradio's empty pictures and pictures of examples have no name that a screen reader would say."""
+
+
+def _theme() -> gr.themes.Base:
+    """Soft, with the contrast that small text needs, and fonts of the visitor's own machine."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        link_text_color="*primary_700",
+        color_accent="*primary_600",
+        checkbox_label_background_fill_selected="*primary_700",
+    )
+
+
+def build_demo(model: PerceptionModel) -> gr.Blocks:
+    """The page for a model, with a queue of bounded length; `launch_settings` go with it."""
+    with gr.Blocks(title=TITLE, delete_cache=(600, 1800), analytics_enabled=False) as demo:
+        gr.Markdown(INTRO)
+        with gr.Tab("Counting"):
+            counting_tab(model)
+        if model.depth_tokenizer is not None:
+            with gr.Tab("Depth"):
+                depth_tab(model)
+            with gr.Tab("Tokenizer"):
+                tokenizer_tab(DepthTokenizer(model.depth_tokenizer))
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
+    return demo
+
+
+def launch_settings() -> dict[str, Any]:
+    """What `launch` needs for a page that is safe to share."""
+    return {
+        "max_file_size": MAX_BYTES,
+        "allowed_paths": [str(EXAMPLES)],
+        "show_error": False,
+        "theme": _theme(),
+        "head": _NAMES,
+    }

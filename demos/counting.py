@@ -1,0 +1,111 @@
+"""Counting through drawn boxes, and what becomes of the count when the boxes are edited. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from demos.guards import Refused, read_image, read_question
+from demos.pictures import draw_boxes
+from demos.thoughts import Thought, last, rethink, think
+from perception.chains import kind_of_question
+from perception.model import PerceptionModel
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary import Span
+
+MAX_BOXES = 30
+
+
+@dataclass(frozen=True)
+class CountingView:
+    """What the page shows."""
+
+    picture: Image.Image
+    """The image with the boxes drawn so far, numbered"""
+    answer: str
+    direct: str
+    """The answer of the same model when it does not draw; empty while it is not known"""
+    thought: Thought
+
+
+def _tokenizer(model: PerceptionModel) -> BoxTokenizer:
+    return BoxTokenizer(model.vocabulary.num_locations)
+
+
+def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> CountingView:
+    span = thought.span("boxes")
+    drawn = 0 if span is None else len(span.codes) // 4
+    if thought.done:
+        value = "no number could be read" if thought.value is None else str(thought.value)
+        answer = f"{value} (boxes drawn: {drawn})"
+    else:
+        answer = f"drawing .. box {drawn}" if drawn else "looking .."
+    return CountingView(draw_boxes(thought.image, span, _tokenizer(model)), answer, direct, thought)
+
+
+def count(model: PerceptionModel, image_path: str | None, question: str | None) -> Iterator[CountingView]:
+    """Answers a counting question by drawing first, a view after each step, and then at once for comparison.
+
+    Raises:
+        Refused: for an upload or a question that is not taken.
+    """
+    image, asked = read_image(image_path), read_question(question)
+    if kind_of_question(asked) != "count":
+        raise Refused("this tab counts: ask 'How many ..?', or go to the depth tab")
+    thought: Thought | None = None
+    for thought in think(model, image, asked, "chain"):
+        yield _view(model, thought)
+    assert thought is not None
+    at_once = last(think(model, image, asked, "direct"))
+    yield _view(model, thought, "no number could be read" if at_once.value is None else str(at_once.value))
+
+
+def boxes_of(thought: Thought, model: PerceptionModel) -> np.ndarray:
+    """Boxes (n, 4) in [0, 1], in the order they are numbered."""
+    span = thought.span("boxes")
+    return np.zeros((0, 4)) if span is None else _tokenizer(model).decode(span.codes)
+
+
+def recount(model: PerceptionModel, thought: Thought, boxes_xyxy: Sequence[Sequence[float]]) -> Iterator[CountingView]:
+    """The answer again, from edited boxes (n, 4) in [0, 1].
+
+    Raises:
+        Refused: for boxes that are none, or too many.
+    """
+    if len(boxes_xyxy) > MAX_BOXES:
+        raise Refused(f"{len(boxes_xyxy)} boxes are more than the {MAX_BOXES} that fit into an answer")
+    try:
+        codes = _tokenizer(model).encode(np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    for step in rethink(model, thought, Span("boxes", tuple(codes))):
+        yield _view(model, step)
+
+
+def with_box(boxes: np.ndarray, first: tuple[float, float], second: tuple[float, float]) -> np.ndarray:
+    """Boxes (n, 4) and one more, between two corners (x, y) in [0, 1], in any order.
+
+    Raises:
+        Refused: where the corners make no area.
+    """
+    (x1, x2), (y1, y2) = (sorted(pair) for pair in zip(first, second, strict=True))
+    if x2 - x1 < 0.01 or y2 - y1 < 0.01:
+        raise Refused("the two corners are the same place; click the opposite corner of the box")
+    return np.concatenate([boxes, [[x1, y1, x2, y2]]])
+
+
+def without_box(boxes: np.ndarray, place: tuple[float, float]) -> np.ndarray:
+    """Boxes (n, 4) without the smallest one that holds a place (x, y).
+
+    Raises:
+        Refused: where no box lies there.
+    """
+    x, y = place
+    inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])
+    if not inside.any():
+        raise Refused("no box lies there; click inside the box that should go")
+    areas = np.where(inside, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), np.inf)
+    return np.delete(boxes, int(areas.argmin()), axis=0)

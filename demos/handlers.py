@@ -1,0 +1,70 @@
+"""What the handlers of all tabs share: friendly refusals, a time limit, where a picture was clicked, the examples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from demos.guards import Refused
+
+EXAMPLES = Path(__file__).parent / "examples"
+TIME_LIMIT = 60.0
+"""seconds for one answer"""
+MODEL_LIMITS: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+"""One answer at a time: a second one beside it would make both slower."""
+STATE_SECONDS = 1800
+"""how long what a visitor's page refers to is kept"""
+
+
+def refusal(error: Refused) -> gr.Error:
+    """The visitor reads it as it is."""
+    return gr.Error(str(error), print_exception=False)
+
+
+def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose refusals are shown to the visitor as they are."""
+
+    @wraps(function)
+    def handler(*arguments: Any, **given: Any) -> Any:
+        try:
+            return function(*arguments, **given)
+        except Refused as error:
+            raise refusal(error) from error
+
+    return handler
+
+
+def friendly_steps(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Like `friendly`, for handlers that stream; they end at `TIME_LIMIT`."""
+
+    @wraps(function)
+    def handler(*arguments: Any, **given: Any) -> Iterator[Any]:
+        begun = time.monotonic()
+        try:
+            for step in function(*arguments, **given):
+                yield step
+                if time.monotonic() - begun > TIME_LIMIT:
+                    raise Refused(
+                        f"this took longer than {TIME_LIMIT:.0f} seconds and was stopped; try a smaller model"
+                    )
+        except Refused as error:
+            raise refusal(error) from error
+
+    return handler
+
+
+def place_in(event: gr.SelectData, width: int, height: int) -> tuple[float, float]:
+    """Where a picture was clicked, (x, y) in [0, 1]."""
+    x, y = event.index
+    return tuple(np.clip([x / width, y / height], 0, 0.9999).tolist())  # type: ignore[return-value]
+
+
+def scene_examples() -> list[Path]:
+    """Rendered scenes that ship with the demos."""
+    return sorted(EXAMPLES.glob("scene-*.png"))

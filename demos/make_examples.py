@@ -1,0 +1,29 @@
+"""Renders the examples that ship with the demos: `python -m demos.make_examples`. Seeds that no training takes."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from demos.handlers import EXAMPLES
+from perception.scenes.render import render_scenes
+
+SIZE = 320
+SCENES = {"standard": (70_000_003, 70_000_008, 70_000_012), "shifted": (70_000_004, 70_000_011, 70_000_017)}
+DEPTH = (("standard", 70_000_021), ("shifted", 70_000_022))
+
+
+def main() -> None:
+    EXAMPLES.mkdir(parents=True, exist_ok=True)
+    for look, seeds in SCENES.items():
+        for seed in seeds:
+            pixels = render_scenes([seed], look, SIZE).images[0].numpy()
+            Image.fromarray(pixels).save(EXAMPLES / f"scene-{look}-{seed}.png", optimize=True)
+    for look, seed in DEPTH:
+        depth = render_scenes([seed], look, SIZE).depth[0].numpy()
+        Image.fromarray((depth * 1000).round().astype(np.uint16)).save(EXAMPLES / f"depth-{look}-{seed}.png")
+    print(EXAMPLES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""An answer as it comes into being, and as it changes when what was drawn is edited. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from perception.chains import Answer, encode_target, prompt_for, read_ids
+from perception.model import PerceptionModel, Prompt
+from perception.vocabulary import PerceptionVocabulary, Span
+
+MAX_NEW_TOKENS = 320
+
+
+@dataclass(frozen=True)
+class OpenSpan:
+    """A span that is being drawn."""
+
+    modality: str
+    codes: tuple[int, ...]
+
+
+Part = str | Span | OpenSpan
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a model has said and drawn so far about one question on one image."""
+
+    image: Image.Image
+    question: str
+    prompt: Prompt
+    parts: tuple[Part, ...] = ()
+    """Text and spans in order; an open span can only be the last"""
+    done: bool = False
+    value: int | str | None = None
+    """The final answer, once done: a number, a letter, or the text itself; None where none could be read"""
+    tokens: int = 0
+
+    def span(self, modality: str) -> Span | OpenSpan | None:
+        """The first span of a modality, drawn or being drawn."""
+        return next((part for part in self.parts if not isinstance(part, str) and part.modality == modality), None)
+
+    @property
+    def text(self) -> str:
+        """All plain text, spans left out."""
+        return "".join(part for part in self.parts if isinstance(part, str)).strip()
+
+
+def read_partial(model: PerceptionModel, ids: Sequence[int]) -> tuple[Part, ...]:
+    """The parts of ids that may end in the middle of a span."""
+    vocabulary: PerceptionVocabulary = model.vocabulary
+    roles = vocabulary.id_roles
+    parts: list[Part] = []
+    text: list[int] = []
+
+    def flush() -> None:
+        if text:
+            parts.append(model.processor.tokenizer.decode(text, skip_special_tokens=True))
+            text.clear()
+
+    open_span: tuple[str, list[int]] | None = None
+    for token in ids:
+        role = roles.get(token)
+        if role is not None and role.kind == "start":
+            flush()
+            open_span = (role.family, [])
+        elif open_span is None:
+            text.append(token)
+        elif role is not None and role.kind == "end":
+            parts.append(Span(open_span[0], tuple(open_span[1])))
+            open_span = None
+        elif role is not None:
+            open_span[1].append(role.code)
+    flush()
+    if open_span is not None:
+        parts.append(OpenSpan(open_span[0], tuple(open_span[1])))
+    return tuple(parts)
+
+
+def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
+    """The thought after each forward of the model; the last is done."""
+    ids: list[int] = []
+    for ids in model.stream_ids(thought.prompt, MAX_NEW_TOKENS):
+        thought = replace(thought, parts=read_partial(model, ids), tokens=len(ids))
+        yield thought
+    answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, thought.prompt.kind)
+    yield replace(thought, done=True, value=answer.value)
+
+
+def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) -> Iterator[Thought]:
+    """Asks a question about an image: the thought after each forward of the model, done in the end.
+
+    Args:
+        mode: see `PerceptionModel.ask`.
+
+    Raises:
+        ValueError: for an empty question, an unknown mode, or a chain that fits no question.
+    """
+    text, kind = prompt_for(question, mode)
+    yield from _follow(model, Thought(image, question, Prompt(image, text, kind)))
+
+
+def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[Thought]:
+    """The thought again with its first span of that modality replaced, and all that followed it thought anew.
+
+    Raises:
+        ValueError: where the thought is not done or has no such span.
+        SpanError: for a span of the wrong length, or codes out of range.
+    """
+    if not thought.done:
+        raise ValueError("the answer is still being written; wait for its end, then edit it")
+    place = next(
+        (n for n, p in enumerate(thought.parts) if isinstance(p, Span) and p.modality == edited.modality), None
+    )
+    if place is None:
+        raise ValueError(f"this answer drew no {edited.modality}; ask again in the mode that draws first")
+    kept = [part for part in thought.parts[:place] if not isinstance(part, OpenSpan)]
+    forced = encode_target(model.processor.tokenizer, model.vocabulary, [*kept, edited])
+    prompt = replace(thought.prompt, forced=tuple(forced))
+    yield from _follow(model, Thought(thought.image, thought.question, prompt))
+
+
+def last(thoughts: Iterator[Thought]) -> Thought:
+    """The end of a thought, without its steps. Raises ValueError where there is none."""
+    whole = list(thoughts)
+    if not whole:
+        raise ValueError("the model gave nothing at all; ask again")
+    return whole[-1]

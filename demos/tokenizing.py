@@ -1,0 +1,104 @@
+"""The depth tokenizer alone: a map to codes and back, with figures. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demos.guards import Refused, read_depth_map
+from demos.pictures import draw_map
+from perception.tokenizers.depth import DepthTokenizer
+from vqvae.metrics import depth_errors
+
+MAX_TOKEN_TEXT = 20_000
+"""characters"""
+_SHOWN = 320
+"""pixels of a map's longer side on the page"""
+_WORST = 0.25
+"""nearness that is lightest in a map of errors"""
+
+
+@dataclass(frozen=True)
+class TokenizingView:
+    """What the page shows."""
+
+    original: Image.Image
+    decoded: Image.Image
+    error: Image.Image
+    codes: np.ndarray
+    """(h, w), 0 farthest .. K-1 nearest"""
+    text: str
+    """The span by token names"""
+    figures: dict[str, float]
+
+
+def _shrunk(depth: Tensor) -> Tensor:
+    """Depth (H, W) with its longer side at most `_SHOWN`, holes kept."""
+    step = max(1, -(-max(depth.shape) // _SHOWN))
+    return depth[::step, ::step]
+
+
+def tokenize(
+    tokenizer: DepthTokenizer, path: str | None, inverse: bool = False, budget: int | None = None
+) -> TokenizingView:
+    """Encodes an uploaded map and decodes its codes.
+
+    Args:
+        inverse: the file holds disparity or inverse depth.
+        budget: the first so many codes of a nested tokenizer; all where it is None.
+
+    Raises:
+        Refused: for an upload that is not taken, or a budget that this tokenizer cannot decode.
+    """
+    depth = read_depth_map(path, inverse)
+    model = tokenizer.vqvae
+    total = model.config.num_codes
+    if budget is not None and budget != total and not model.config.nested:
+        raise Refused(f"this tokenizer reads exactly {total} tokens a map; fewer need a nested one")
+    codes = model.encode(depth[None])  # (1, h, w)
+    sequence = model.to_sequence(codes)  # (1, h*w)
+    ranges = model.normalise(depth[None]).depth_range  # (1, 2)
+    shown = _shrunk(depth)
+    size = (shown.shape[0], shown.shape[1])
+    nearness = model.decode(sequence[:, :budget], size=size)[0]  # (H, W)
+    metric = model.decode(sequence[:, :budget], ranges, size=size)  # (1, H, W)
+    errors = depth_errors(metric, torch.where(shown.isfinite(), shown, 0)[None]).means()
+    near, far = (1 / ranges[0]).tolist()
+    truth = ((1 / shown - far) / max(near - far, 1e-12)).clamp(0, 1)
+    valid = shown.isfinite()
+    off = torch.where(valid, (nearness - truth).abs(), torch.nan)
+    return TokenizingView(
+        draw_map(torch.where(valid, truth, torch.nan).numpy(), "depth map"),
+        draw_map(nearness.numpy(), f"from {budget or total} tokens"),
+        draw_map((off / _WORST).clamp(max=1).numpy(), f"error: light is {_WORST:.2f} or more"),
+        codes[0].numpy(),
+        tokenizer.to_text(sequence[0].tolist()),
+        {name: round(errors[name], 4) for name in ("delta1", "abs_rel", "rmse")}
+        | {
+            "mean error of nearness": round(float(off[valid].mean()), 4),
+            "holes": round(float((~valid).float().mean()), 4),
+        },
+    )
+
+
+def detokenize(tokenizer: DepthTokenizer, text: str | None) -> Image.Image:
+    """The map that pasted tokens stand for.
+
+    Raises:
+        Refused: for text that is no whole span.
+    """
+    pasted = "".join((text or "").split())
+    if not pasted:
+        raise Refused("paste a depth span first: <DEPTH_START> .. <DEPTH_END>")
+    if len(pasted) > MAX_TOKEN_TEXT:
+        raise Refused(f"{len(pasted):,} characters are more than one span can have")
+    try:
+        codes = tokenizer.from_text(pasted)
+        nearness = tokenizer.decode(codes)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return draw_map(nearness, f"from {len(codes)} tokens")

@@ -1,0 +1,163 @@
+"""What the tabs do without Gradio: thoughts that stream, thoughts that are edited, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from demos import counting, depth, tokenizing
+from demos.guards import MAX_QUESTION, Refused, read_depth_map, read_image, read_question
+from demos.handlers import EXAMPLES, scene_examples
+from demos.pictures import nearness_so_far
+from demos.thoughts import OpenSpan, last, rethink, think
+from perception.model import PerceptionModel
+from perception.tokenizers.depth import DepthTokenizer
+from perception.vocabulary import Span
+
+QUESTION = "How many objects are there?"
+POINTS = [(0.3, 0.3), (0.7, 0.75)]
+
+
+@pytest.fixture(scope="module")
+def model() -> PerceptionModel:
+    return PerceptionModel.from_pretrained("models/aurora-tiny")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: PerceptionModel) -> DepthTokenizer:
+    return depth.depth_tokenizer(model)
+
+
+def test_a_thought_grows_and_ends_as_the_plain_answer(model: PerceptionModel) -> None:
+    image = read_image(scene_examples()[3])
+    steps = list(think(model, image, QUESTION, "chain"))
+    drawn = [len(step.span("boxes").codes) for step in steps if step.span("boxes") is not None]
+    assert drawn == sorted(drawn)
+    assert any(isinstance(step.span("boxes"), OpenSpan) for step in steps)
+    assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
+    plain = model.ask(np.asarray(image), QUESTION, mode="chain")
+    assert steps[-1].value == plain.value
+    assert steps[-1].span("boxes") == plain.spans[0]
+
+
+def test_the_same_span_again_gives_the_same_answer_and_another_one_another(model: PerceptionModel) -> None:
+    end = last(think(model, read_image(scene_examples()[3]), QUESTION, "chain"))
+    span = end.span("boxes")
+    assert isinstance(span, Span)
+    assert last(rethink(model, end, span)).value == end.value
+    fewer = last(rethink(model, end, Span("boxes", span.codes[:-4])))
+    assert fewer.value == end.value - 1
+    assert fewer.span("boxes").codes == span.codes[:-4]
+
+
+def test_an_unfinished_thought_cannot_be_edited(model: PerceptionModel) -> None:
+    begun = next(think(model, read_image(scene_examples()[3]), QUESTION, "chain"))
+    with pytest.raises(ValueError, match="still being written"):
+        next(rethink(model, begun, Span("boxes", (1, 2, 3, 4))))
+
+
+def test_boxes_are_added_in_any_order_of_corners_and_deleted_from_within() -> None:
+    none = np.zeros((0, 4))
+    one = counting.with_box(none, (0.6, 0.5), (0.2, 0.1))
+    np.testing.assert_allclose(one, [[0.2, 0.1, 0.6, 0.5]])
+    inner = counting.with_box(one, (0.3, 0.2), (0.4, 0.3))
+    np.testing.assert_allclose(counting.without_box(inner, (0.35, 0.25)), one)
+    with pytest.raises(Refused, match="same place"):
+        counting.with_box(one, (0.5, 0.5), (0.5, 0.5))
+    with pytest.raises(Refused, match="no box"):
+        counting.without_box(one, (0.9, 0.9))
+
+
+def test_a_map_edited_around_a_point_makes_it_the_closest(model: PerceptionModel) -> None:
+    *_, end = depth.judge(model, str(scene_examples()[-1]), POINTS)
+    assert end.answer.startswith("B is closest")
+    cell = depth.cell_at(model, POINTS[0])
+    *_, edited = depth.rejudge(model, end.thought, POINTS, cell, code=127, reach=1)
+    assert edited.answer.startswith("A is closest")
+    assert depth.code_at(model, edited.thought, cell) == 127
+    far = (cell[0] + 4, cell[1] + 4)
+    assert depth.code_at(model, edited.thought, far) == depth.code_at(model, end.thought, far)
+
+
+def test_a_map_fills_in_row_by_row(tokenizer: DepthTokenizer) -> None:
+    empty = nearness_so_far(None, tokenizer)
+    assert np.isnan(empty).all()
+    half = nearness_so_far(OpenSpan("depth", (5,) * 50), tokenizer)
+    assert np.isfinite(half[:40]).all()
+    assert np.isnan(half[40:]).all()
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [([(0.1, 0.1)], "two points"), ([(0.1, 0.1), (0.12, 0.1)], "too close"), ([(0.1, 0.1), (1.2, 0.1)], r"\[0, 1\]")],
+)
+def test_points_that_cannot_be_asked_about(model: PerceptionModel, places: list, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        list(depth.judge(model, str(scene_examples()[0]), depth.checked_points(places)))
+
+
+def test_true_depth_is_known_of_examples_alone(tmp_path: Path) -> None:
+    assert depth.true_map(str(scene_examples()[0])) is not None
+    assert depth.true_map(str(tmp_path / "mine.png")) is None
+
+
+def test_a_map_becomes_tokens_and_comes_back(tokenizer: DepthTokenizer) -> None:
+    view = tokenizing.tokenize(tokenizer, str(sorted(EXAMPLES.glob("depth-*.png"))[0]))
+    assert view.figures["delta1"] > 0.9
+    assert tokenizer.from_text(view.text) == view.codes.ravel().tolist()
+    assert tokenizing.detokenize(tokenizer, view.text).size == tokenizing.detokenize(tokenizer, f" {view.text}\n").size
+    for text in ("", "<DEPTH_START><DEPTH_1>", "hello", "x" * 30_000):
+        with pytest.raises(Refused):
+            tokenizing.detokenize(tokenizer, text)
+
+
+def test_uploads_that_are_refused(tmp_path: Path) -> None:
+    whole = scene_examples()[0].read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("1", (8000, 6000)).save(tmp_path / "huge.png")
+    (tmp_path / "heavy.png").write_bytes(bytes(21 * 2**20))
+    for name, words in (("cut", "damaged"), ("huge", "megapixels"), ("heavy", "20 MB")):
+        with pytest.raises(Refused, match=words):
+            read_image(tmp_path / f"{name}.png")
+    with pytest.raises(Refused, match="no image"):
+        read_image(tmp_path / "text.jpg")
+    with pytest.raises(Refused, match="gone"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(Refused, match="choose"):
+        read_image(None)
+
+
+def test_depth_maps_that_are_refused_and_inverse_ones(tmp_path: Path) -> None:
+    values = np.linspace(1, 5, 48, dtype=np.float32).reshape(6, 8)
+    np.save(tmp_path / "map.npy", values)
+    depth_map = read_depth_map(tmp_path / "map.npy", inverse=False)
+    np.testing.assert_allclose(1 / read_depth_map(tmp_path / "map.npy", inverse=True), depth_map, rtol=1e-6)
+    cases = {
+        "objects.npy": np.array([{"a": 1}], dtype=object),
+        "flat.npy": np.ones(5),
+        "empty.npy": np.zeros((0, 4)),
+        "holes.npy": np.full((4, 4), np.nan),
+    }
+    for name, array in cases.items():
+        np.save(tmp_path / name, array, allow_pickle=True)
+        with pytest.raises(Refused):
+            read_depth_map(tmp_path / name, inverse=False)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "map.npy").read_bytes()[:100])
+    Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
+    for name in ("cut.npy", "colour.png", "map.txt"):
+        (tmp_path / "map.txt").write_text("1 2")
+        with pytest.raises(Refused):
+            read_depth_map(tmp_path / name, inverse=False)
+
+
+def test_questions() -> None:
+    assert read_question("  How many? ") == "How many?"
+    for text in (None, "", "x" * (MAX_QUESTION + 1)):
+        with pytest.raises(Refused):
+            read_question(text)
