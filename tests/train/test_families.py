@@ -135,8 +135,13 @@ def test_from_a_stock_folder_to_a_merged_one(run: Run) -> None:
 
 
 def check_batch(run: Run) -> None:
-    """Targets are learned and prompts are not; what a user types is letters; a row alone is that row of a batch."""
+    """Targets are learned and prompts are not; what a user types is letters; a row alone is that row of a batch.
+
+    Rows are as long as they are said to be before they are made.
+    """
     batch = run.batch()
+    lengths = [run.rows.length(record) for record in records(run.folder)]
+    assert batch["attention_mask"].sum(1).tolist() == lengths
     ours = set(run.vocabulary.ids.values())
     for ids, labels, weights in zip(batch["input_ids"], batch["labels"], batch["weights"], strict=True):
         learned = labels >= 0
