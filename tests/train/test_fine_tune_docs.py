@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,16 @@ def execute(words: list[str]) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that looks like the root, so that nothing is written into the checkout."""
     for entry in ROOT.iterdir():
         if entry.name[0] != "." and entry.name != "runs":
             (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)  # a process has one precision, which other tests set anew
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import.*:RuntimeWarning")
