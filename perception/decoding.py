@@ -14,6 +14,7 @@ masked, and cut off where no row needs what lies behind them.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,10 +184,9 @@ class SpanDecoder:
         Raises:
             ValueError: where sweeps is below 2.
         """
-        answers = None
-        for answers in self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps):
-            pass
-        return answers
+        steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps)
+        newest: deque[list[list[int]]] = deque(steps, maxlen=1)
+        return newest[0] if newest else None
 
     @torch.no_grad()
     def stream(
