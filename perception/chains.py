@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
+
+from perception.image_inputs import TOKEN_TYPES
 from perception.vocabulary import PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
@@ -156,14 +159,20 @@ class ChatPrompt:
 
     before: str
     after: str
+    completed: bool = False
+    """whether the processor puts `after` behind every text by itself"""
 
     @classmethod
     def from_processor(cls, processor: Any) -> ChatPrompt:
         """Renders the processor's own chat template around one image and one question.
 
-        Raises ValueError where the processor has no chat template.
+        PaliGemma has none: its prompt is an image, the question and a line break, which its processor adds.
+
+        Raises ValueError where another processor has no chat template.
         """
         if not getattr(processor, "chat_template", None):
+            if type(processor).__name__ == "PaliGemmaProcessor":
+                return cls(processor.image_token, "\n", completed=True)
             raise ValueError("the processor has no chat template; set processor.chat_template to the model's own")
         mark = "\u241fQUESTION\u241f"
         content = [{"type": "image"}, {"type": "text", "text": mark}]
@@ -176,7 +185,22 @@ class ChatPrompt:
         inputs = processor(text=self.before, images=image, return_tensors="pt", add_special_tokens=False)
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
-        return ids, dict(inputs)
+        inputs.pop("labels", None)
+        begin = self._begin(processor.tokenizer, ids)
+        tail = processor.tokenizer.encode(self.after, add_special_tokens=False) if self.completed else []
+        end = len(ids) - len(tail)
+        for name in TOKEN_TYPES:
+            if name in inputs:
+                types = inputs[name][:, :end]
+                inputs[name] = F.pad(types, (len(begin), 0))
+        return begin + ids[:end], dict(inputs)
+
+    @staticmethod
+    def _begin(tokenizer: Any, ids: list[int]) -> list[int]:
+        """The beginning of sequence where the tokenizer would write it and the template does not (LLaVA-1.5)."""
+        bos = tokenizer.bos_token_id
+        writes_it = bos is not None and tokenizer("a")["input_ids"][0] == bos
+        return [bos] if writes_it and bos not in ids else []
 
     def tail_ids(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str

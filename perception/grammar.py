@@ -1,7 +1,8 @@
 """The language of spans, as an automaton over the language model's ids.
 
 Outside a span: any text, or the START of a modality. Inside: only what leads to a well-formed END. A span is never left
-by text or EOS. `SpanLogitsProcessor` holds `generate` to it; `to_regex` and `to_ebnf` hand it to other engines.
+by text or EOS. `SpanLogitsProcessor` holds `generate` to it; `to_regex`, `to_ebnf` and
+`to_lark` hand it to other engines.
 """
 
 from __future__ import annotations
@@ -189,3 +190,13 @@ class SpanGrammar:
         from perception.grammar_export import ebnf
 
         return ebnf(self)
+
+    def to_lark(self) -> str:
+        """The grammar over ids, for llguidance and the engines that use it (vLLM, SGLang, llama.cpp).
+
+        It allows what `SpanLogitsProcessor` allows at every step: names that are spelt in letters are text, and banned
+        ids stay so. But for one thing: of more than 128 locations a box's sides are not ordered.
+        """
+        from perception.grammar_export import lark
+
+        return lark(self)

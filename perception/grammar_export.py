@@ -1,8 +1,8 @@
-"""The grammar of spans as text: a regular expression, and GBNF."""
+"""The grammar of spans for other engines: a regular expression, GBNF, and llguidance's Lark."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from perception.spans import GROUP_SIZES
@@ -105,3 +105,56 @@ def ebnf(grammar: SpanGrammar) -> str:
         rules["location"] = f'"<{_location_word(grammar)}_" {_ebnf_numbers(0, vocabulary.num_locations - 1)} ">"'
     rules["text"] = '[^<] | "<" [^<DBLPI]'
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
+
+
+MOST_ORDERED = 128
+"""Locations of which every pair of a box's sides is given a rule; ordering more of them would take megabytes"""
+
+
+def id_set(ids: Iterable[int]) -> str:
+    """One token out of these, as llguidance's Lark writes it: `<[3,7-9]>`."""
+    runs: list[list[int]] = []
+    for token in sorted(ids):
+        if runs and token == runs[-1][1] + 1:
+            runs[-1][1] = token
+        else:
+            runs.append([token, token])
+    return "<[" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "]>"
+
+
+def _ordered_boxes(locations: Sequence[int]) -> dict[str, str]:
+    """Rules of a box x1 y1 x2 y2: with x1 and y1 the least that x2 and y2 may be is known."""
+    every = range(len(locations))
+    rules = {"box": " | ".join(f"box_{x}" for x in every)}
+    for x in every:
+        pairs = " | ".join(f"{id_set([locations[y]])} from_{x} from_{y}" for y in every)
+        rules[f"box_{x}"] = f"{id_set([locations[x]])} ( {pairs} )"
+    return rules | {f"from_{n}": id_set(locations[n:]) for n in every}
+
+
+def lark(grammar: SpanGrammar) -> str:
+    """See `SpanGrammar.to_lark`."""
+    vocabulary = grammar.vocabulary
+    other = {*vocabulary.ids.values(), *grammar.banned_ids, grammar.eos_id}
+    rules: dict[str, str] = {}
+    locations = vocabulary.code_ids("boxes")
+    bodies = {
+        "depth": f"{id_set(vocabulary.code_ids('depth'))}{{{vocabulary.depth_length}}}",
+        "boxes": f"box{_repeat('boxes', grammar)}",
+        "points": f"point{_repeat('points', grammar)}",
+    }
+    for modality in grammar.allow:
+        ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
+        empty = grammar.most_codes(modality) == 0
+        rules[modality] = " ".join([ends[0], *([] if empty else [bodies[modality]]), ends[1]])
+        if modality == "boxes" and not empty:
+            ordered = grammar.ordered_boxes and len(locations) <= MOST_ORDERED
+            rules |= _ordered_boxes(locations) if ordered else {"box": f"{id_set(locations)}{{4}}"}
+        elif modality == "points" and not empty:
+            rules["point"] = f"{id_set(locations)}{{2}}"
+    if grammar.interleave:
+        rules["interleave"] = id_set([vocabulary.interleave_id])
+    rules["text"] = id_set(i for i in range(grammar.num_ids) if i not in other)
+    choices = [*grammar.allow, *(["interleave"] if grammar.interleave else []), "text"]
+    rules = {"start": f"( {' | '.join(choices)} )*"} | rules
+    return "".join(f"{name}: {rule}\n" for name, rule in rules.items())

@@ -15,6 +15,7 @@ from perception.chains import Answer, ChatPrompt, prompt_for, read_ids
 from perception.decoding import Sampling, SpanDecoder
 from perception.drafts import DraftBook
 from perception.grammar import SpanGrammar, SpanLogitsProcessor
+from perception.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.vocabulary import PerceptionVocabulary
 
@@ -78,12 +79,15 @@ class PerceptionModel:
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
         self.prompt = ChatPrompt.from_processor(processor)
-        image_id = getattr(model.config, "image_token_id", None)
+        self._accepted = accepted_inputs(model)
+        tokenizer = processor.tokenizer
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.stop_ids = _stop_ids(model, tokenizer)
         self.grammar = SpanGrammar(
             vocabulary,
             eos_id=processor.tokenizer.eos_token_id,
             vocab_size=len(processor.tokenizer),
-            banned_ids=() if image_id is None else (image_id,),  # an image token without its image is no text
+            banned_ids=placeholder_ids(model.config),  # an image token without its image is no text
         )
         self.decoder = SpanDecoder(model, self.grammar)
         self.drafts = DraftBook()
@@ -135,20 +139,21 @@ class PerceptionModel:
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Left-padded ids (B, T), their mask, and the image tensors of a batch of prompts."""
         tokenizer = self.processor.tokenizer
-        rows, extras = [], []
+        rows, extras, types = [], [], []
         for prompt in prompts:
             head, extra = self.prompt.head_ids(self.processor, load_image(prompt.image))
-            tail = self.prompt.tail_ids(tokenizer, self.vocabulary, prompt.question)
-            rows.append(head + tail + list(prompt.forced))
-            extras.append(extra)
-        longest, pad = max(len(r) for r in rows), tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows])
-        mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
-        images = {name: torch.cat([e[name] for e in extras]) for name in extras[0]}
-        device = self.model.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)} | {
-            k: v.to(device, self.model.dtype) if v.is_floating_point() else v.to(device) for k, v in images.items()
+            asked = head + self.prompt.tail_ids(tokenizer, self.vocabulary, prompt.question)
+            kept = {name: value for name, value in extra.items() if name in self._accepted}
+            rows.append(asked + list(prompt.forced))
+            extras.append(kept)
+            types.append(token_types(kept, len(asked), len(prompt.forced)))
+        texts = {
+            "input_ids": pad_rows(rows, self.pad_id, left=True),
+            "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, left=True),
         }
+        inputs = texts | batch_types(types, left=True) | batch_images(extras)
+        device = self.model.device
+        return {k: v.to(device, self.model.dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
 
     @torch.no_grad()
     def generate_ids(
@@ -173,8 +178,8 @@ class PerceptionModel:
         inputs = self.inputs(prompts)
         if fast and not set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"}:
             drafts = [self.drafts.look_up(p.question, p.kind)[len(p.forced) :] for p in prompts]
-            stop_ids = [self.processor.tokenizer.eos_token_id]
-            rows = self.decoder.decode(inputs, drafts, max_new_tokens, stop_ids, Sampling(**kwargs), sweeps=sweeps)
+            sampling = Sampling(**kwargs)
+            rows = self.decoder.decode(inputs, drafts, max_new_tokens, self.stop_ids, sampling, sweeps=sweeps)
             if rows is not None:
                 for prompt, row in zip(prompts, rows, strict=True):
                     self.drafts.remember(prompt.question, prompt.kind, [*prompt.forced, *row])
@@ -182,6 +187,7 @@ class PerceptionModel:
         width = inputs["input_ids"].shape[1]
         processor = SpanLogitsProcessor(self.grammar, max_length=width + max_new_tokens)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
+        settings = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id} | settings
         out = self.model.generate(**inputs, logits_processor=[processor], **settings)
         return [
             list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
@@ -203,7 +209,7 @@ class PerceptionModel:
             self.drafts.remember(prompt.question, prompt.kind, [*forced, *ids])
 
     def _without_end(self, ids: list[int]) -> list[int]:
-        stop = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.pad_token_id}
+        stop = {*self.stop_ids, self.pad_id}
         return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int = 256, **kwargs: Any) -> list[Answer]:
@@ -213,6 +219,13 @@ class PerceptionModel:
         return [
             read_ids(tokenizer, self.vocabulary, ids, prompt.kind) for ids, prompt in zip(rows, prompts, strict=True)
         ]
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """What ends an answer: the tokenizer's end of sequence, which training writes, and those of the model's own."""
+    own = model.generation_config.eos_token_id if model.can_generate() else None
+    others = own if isinstance(own, list) else [own]
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others) if i is not None))
 
 
 def _check_depth_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabulary) -> None:

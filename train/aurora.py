@@ -9,37 +9,32 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
+from train.adapters import LoraSettings, adapt, check_rows, merged
 from train.attention import use_plain_attention
-from train.base import IGNORE, save_half
+from train.base import save_half
 from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
 from train.config import command_line, fingerprint, parse_config
 from train.curriculum import CurriculumConfig
 from train.labels import depth_codes
 from train.loop import FitResult, LoopConfig, fit
+from train.losses import LossSettings, SpanLosses, target_logits
+from train.model_parts import tower_parameters
 from train.optimizer import parameter_groups
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 TRAINING_FILE = "training.json"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA on the text model's linears; rank 0 trains everything instead."""
-
-    rank: int = 0
-    alpha: int = 256
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,7 @@ class AuroraConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
+    losses: LossSettings = field(default_factory=LossSettings)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=7000,
@@ -82,12 +78,13 @@ class AuroraConfig:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ValueError(f"unknown arm {self.arm!r}; known arms: {', '.join(ARMS)}")
-        if self.train_rows not in ("all", "new"):
-            raise ValueError(f"train_rows must be 'all' or 'new', got {self.train_rows!r}")
+        check_rows(self.train_rows)
 
 
-def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted cross-entropy of the targets over all halves of a batch, and the mean of each task.
+def task_loss(
+    model: nn.Module, batch: list[dict[str, Tensor]], step: int, losses: SpanLosses
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of the targets over all halves of a batch, and the mean of each task.
 
     The mean is over the weights of the whole batch, so a batch in halves gives the loss of the batch in one.
     """
@@ -95,44 +92,13 @@ def task_loss(model: nn.Module, batch: list[dict[str, Tensor]], step: int) -> tu
     norm = sum(part["weights"].sum() for part in batch)
     sums: dict[str, list[Tensor]] = {}
     for part in batch:
-        first = int((part["labels"] != IGNORE).any(0).nonzero()[0])
-        keep = part["labels"].shape[1] - first + 1  # positions first - 1 .. end predict first .. end
-        inputs = {k: part[k] for k in ("input_ids", "attention_mask", "pixel_values")}
-        logits = model(**inputs, logits_to_keep=keep).logits[:, :-1].float()  # (b, t, V)
-        labels, weights = part["labels"][:, first:], part["weights"][:, first:]  # (b, t)
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none") * weights
-        total = total + losses.sum()
+        logits, labels, weights = target_logits(model, part)
+        rows_losses = losses(logits, labels, weights)  # (b,)
+        total = total + rows_losses.sum()
         for task in part["task"].unique().tolist():
             rows = part["task"] == task
-            sums.setdefault(TASKS[task], []).append(losses[rows].sum().detach() / weights[rows].sum())
+            sums.setdefault(TASKS[task], []).append(rows_losses[rows].sum().detach() / weights[rows].sum())
     return total / norm, {name: torch.stack(values).mean() for name, values in sums.items()}
-
-
-def _adapt(model: Any, vocabulary: PerceptionVocabulary, config: AuroraConfig) -> Any:
-    """Wraps the model in LoRA where asked; the projector stays trainable, new rows or all rows too."""
-    if config.lora.rank == 0:
-        if config.train_rows == "new":
-            new = torch.tensor(sorted(vocabulary.ids.values()))
-
-            def only_new_rows(grad: Tensor) -> Tensor:
-                kept = torch.zeros_like(grad)
-                kept[new] = grad[new]
-                return kept
-
-            for table in {
-                id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())
-            }.values():
-                table.register_hook(only_new_rows)
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    names = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    rows = {"trainable_token_indices": sorted(vocabulary.ids.values())} if config.train_rows == "new" else {}
-    kept = ["multi_modal_projector"] + ([] if rows else ["embed_tokens", "lm_head"])
-    lora = LoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=names, modules_to_save=kept, **rows
-    )
-    return get_peft_model(model, lora)
 
 
 def train(config: AuroraConfig) -> FitResult:
@@ -169,13 +135,13 @@ def train(config: AuroraConfig) -> FitResult:
         seed=config.loop.seed,
     )
     use_plain_attention(model.model.language_model)
-    tower = model.model.vision_tower
-    model = _adapt(model, vocabulary, config)
+    tower = tower_parameters(model)
+    model = adapt(model, vocabulary, config.lora, config.train_rows)
     groups = parameter_groups(model, tower, config.tower_lr_ratio, decay_rows=config.train_rows == "all")
     result = fit(
         model,
         batches,
-        task_loss,
+        partial(task_loss, losses=SpanLosses.build(config.losses, vocabulary, depth_tokenizer)),
         config.loop,
         config.run_dir,
         param_groups=groups,
@@ -204,8 +170,7 @@ def training_record(config: AuroraConfig, result: FitResult) -> dict[str, Any]:
 
 def save(model: Any, processor: Any, vocabulary: PerceptionVocabulary, depth_tokenizer: Path, out: Path) -> None:
     """A merged, stock transformers folder; beside it the vocabulary and the depth tokenizer's own files."""
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    save_half(merged, out)
+    save_half(merged(model), out)
     processor.save_pretrained(out)
     (out / "depth_tokenizer").mkdir(exist_ok=True)
     for name in (CONFIG_NAME, WEIGHTS_NAME):

@@ -221,7 +221,17 @@ def language_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tupl
 
 def save_half(model: Any, folder: Path) -> None:
     """Writes a float16 copy, without touching the model itself."""
-    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_as(model, folder, torch.float16)
+
+
+def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Writes a copy in another precision, without touching the model itself. Tied weights are written once."""
+    cast: dict[int, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in cast:
+            cast[id(value)] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+        state[name] = cast[id(value)]
     model.save_pretrained(folder, state_dict=state)
 
 
@@ -238,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     start_numbers(model, tokenizer)
     start_layers(model, batches(0, 0, 1)["pixel_values"])
     use_plain_attention(model.model.language_model)
-    groups = parameter_groups(model, model.model.vision_tower, config.tower_lr_ratio)
+    groups = parameter_groups(model, list(model.model.vision_tower.parameters()), config.tower_lr_ratio)
     result = fit(
         model,
         batches,

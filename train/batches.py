@@ -176,5 +176,6 @@ class TaskBatches:
         rows = [self._row(task, rng) for task in tasks]
         encoded = [self._encode(row) for row in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        pixels = normalise_pixels(photometric(to_pixels(torch.stack([row.image for row in rows])), generator))
+        images = torch.stack([row.image for row in rows if row.image is not None])  # all of them: scenes have images
+        pixels = normalise_pixels(photometric(to_pixels(images), generator))
         return self.encoder.batch(encoded, tasks, {"pixel_values": pixels})

@@ -119,6 +119,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def field_help(config_class: type) -> dict[str, str]:
     """Help of each field: `metadata["help"]`, else the string literal beneath the field in the source."""
     helps: dict[str, str] = {}
+    for owner in reversed([c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]):
+        helps |= _literals_beneath(owner)
+    for item in dataclasses.fields(config_class):
+        helps.setdefault(item.name, "")
+        helps[item.name] = item.metadata.get("help", helps[item.name])
+    return helps
+
+
+def _literals_beneath(config_class: type) -> dict[str, str]:
+    helps: dict[str, str] = {}
     try:
         source = textwrap.dedent(inspect.getsource(config_class))
     except (OSError, TypeError):  # made at run time: no source to read
@@ -128,9 +138,6 @@ def field_help(config_class: type) -> dict[str, str]:
         match above, below:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
                 helps[name] = " ".join(text.split())
-    for item in dataclasses.fields(config_class):
-        helps.setdefault(item.name, "")
-        helps[item.name] = item.metadata.get("help", helps[item.name])
     return helps
 
 

@@ -8,7 +8,7 @@ difficulty instead. Both are here, a straight line and a constant beside them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -28,8 +28,8 @@ SCHEDULES = ("phases", "linear", "constant", "softmax")
 
 
 @dataclass(frozen=True)
-class CurriculumConfig:
-    """Shares of the tasks over a run."""
+class KindSchedule:
+    """Shares of atomic tasks, chains and direct answers over a run."""
 
     schedule: str = "phases"
     """phases (AURORA as run), linear, constant (atomic_end throughout), softmax (AURORA as written)"""
@@ -38,6 +38,23 @@ class CurriculumConfig:
     atomic_end: float = 0.1
     chain_share: float = 0.8
     """of what is not atomic, the share of chains; the rest answers directly"""
+    temperature: tuple[float, float] = (0.3, 3.0)
+    """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; known schedules: {', '.join(SCHEDULES)}")
+        if self.phases < 1:
+            raise ValueError(f"phases must be at least 1, got {self.phases}")
+        for name in (item.name for item in fields(self) if item.type in (float, "float")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class CurriculumConfig(KindSchedule):
+    """Shares of the tasks over a run."""
+
     depth_share: float = 0.5
     """share of depth tasks beside counting tasks, in every kind"""
     points_share: float = 0.15
@@ -52,26 +69,9 @@ class CurriculumConfig:
     """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
     drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is
     also what lets many tokens be drawn at once (`perception.decoding`)"""
-    temperature: tuple[float, float] = (0.3, 3.0)
-    """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; known schedules: {', '.join(SCHEDULES)}")
-        if self.phases < 1:
-            raise ValueError(f"phases must be at least 1, got {self.phases}")
-        for name in (
-            "atomic_start",
-            "atomic_end",
-            "chain_share",
-            "depth_share",
-            "points_share",
-            "readings_share",
-            "foreign_maps",
-            "noisy_maps",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        super().__post_init__()
         if self.points_share + self.readings_share > 1:
             raise ValueError(
                 f"points_share ({self.points_share}) and readings_share ({self.readings_share}) must not exceed 1 "
@@ -79,7 +79,7 @@ class CurriculumConfig:
             )
 
 
-def kind_shares(config: CurriculumConfig, progress: float) -> tuple[float, float, float]:
+def kind_shares(config: KindSchedule, progress: float) -> tuple[float, float, float]:
     """Shares of atomic, chain and direct tasks at `progress` in [0, 1] of a run; they sum to one."""
     if config.schedule == "softmax":
         low, high = config.temperature

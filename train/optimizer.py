@@ -67,19 +67,21 @@ def build_optimizer(
 
 
 def parameter_groups(
-    model: Any, tower: nn.Module, tower_lr_ratio: float, decay_rows: bool = True
+    model: Any, tower: Sequence[nn.Parameter], tower_lr_ratio: float, decay_rows: bool = True
 ) -> list[dict[str, Any]]:
-    """Groups for `build_optimizer`: the vision tower at its own rate (frozen here where the ratio is 0), and the
-    embedding tables without weight decay where old rows must stay as they are."""
-    tower.requires_grad_(tower_lr_ratio > 0)
-    of_tower = {id(p) for p in tower.parameters()}
+    """Groups for `build_optimizer`: the vision tower's parameters at their own rate (frozen here where the ratio is 0),
+    and the embedding tables without weight decay where old rows must stay as they are."""
+    of_tower = {id(p) for p in tower}
+    for parameter in tower:
+        parameter.requires_grad_(tower_lr_ratio > 0)
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in of_tower]
-    tables = {id(t.weight) for t in (model.get_input_embeddings(), model.get_output_embeddings())}
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(layer.weight) for layer in layers if layer is not None}
     kept = [p for p in rest if id(p) in tables and not decay_rows]
     kept_ids = {id(p) for p in kept}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if id(p) not in kept_ids]},
         {"params": kept, "weight_decay": 0.0},
-        {"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": tower_lr_ratio},
+        {"params": [p for p in tower if p.requires_grad], "lr_scale": tower_lr_ratio},
     ]
     return [group for group in groups if group["params"]]

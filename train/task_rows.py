@@ -36,8 +36,8 @@ class TokenWeights:
 class TaskRow:
     """A sample before it is encoded."""
 
-    image: Tensor
-    """(H, W, 3) uint8"""
+    image: Tensor | None
+    """(H, W, 3) uint8; None where the image inputs are made apart"""
     example: Example
     shown: np.ndarray | None
     """depth codes that the model reads where `example` has those it shall draw"""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from demo_server import Server
 from PIL import Image
 
 from demos.handlers import EXAMPLES, scene_examples
@@ -150,8 +151,6 @@ def posted(server: Any, endpoint: str, data: list[Any]) -> str:
 
 
 def test_nothing_is_written_outside_its_folder_and_that_folder_goes(tmp_path: Path) -> None:
-    from conftest import Server
-
     alone = Server(tmp_path)
     try:
         alone.wait()

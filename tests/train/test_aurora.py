@@ -29,7 +29,7 @@ from perception.model import PerceptionModel, Prompt
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary import Span
 from train import aurora
-from train.aurora import AuroraConfig, LoraSettings, task_loss
+from train.aurora import AuroraConfig, LoraSettings
 from train.batches import TaskBatches, TaskMaker
 from train.curriculum import CurriculumConfig
 from train.loop import FitResult, LoopConfig
@@ -85,7 +85,7 @@ def captured(world, out, **changes) -> dict:
     taken = {}
 
     def take(model, batches, loss, config, run_dir, **rest):
-        taken.update(model=model, batches=batches, groups=rest["param_groups"])
+        taken.update(model=model, batches=batches, loss=loss, groups=rest["param_groups"])
         return FitResult(0, 0.0, 0.0, 0.0, None, is_main=False)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -223,7 +223,7 @@ def test_a_batch_in_halves_has_the_loss_of_the_batch_in_one(taken):
             rows = [torch.nn.functional.pad(r, (0, width - r.shape[1]), value=padding[name]) for r in rows]
         whole[name] = torch.cat(rows)
     with torch.no_grad():
-        assert torch.allclose(task_loss(model, parts, 0)[0], task_loss(model, [whole], 0)[0], rtol=1e-5)
+        assert torch.allclose(taken["loss"](model, parts, 0)[0], taken["loss"](model, [whole], 0)[0], rtol=1e-5)
 
 
 def test_only_new_rows_move_where_asked(world, tmp_path):

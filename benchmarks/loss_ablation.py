@@ -1,0 +1,174 @@
+"""Which losses should be on? `python -m benchmarks.loss_ablation`.
+
+Fine-tunes the tiny base AURORA-style with plain cross-entropy, with each of the terms of `train.losses` on top of it,
+and with all of them; the same data, steps and seeds for all. Each is asked the same held-out questions of the shifted
+look. A term is worth having where the interval of its gain over plain cross-entropy, question by question over all
+seeds, lies above zero for counting or for depth, and below zero for neither. Twelve trainings take hours on two cores;
+what is trained and answered stays in --runs, so that a run that was stopped goes on. Writes
+`benchmarks/results/loss_ablation.json` and the table `benchmarks/results/loss_ablation.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.evaluation.bootstrap import bootstrap_interval
+from perception.evaluation.scenes import Item, evaluate_items, map_order_accuracy, scene_items
+from perception.model import PerceptionModel
+from train.aurora import AuroraConfig, train
+from train.loop_config import LoopConfig
+from train.losses import LossSettings
+from train.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "loss_ablation.json"
+RUNS = ROOT / "runs" / "loss_ablation"
+PLAIN = "cross-entropy"
+VARIANTS = {
+    PLAIN: LossSettings(),
+    "reconstruction": LossSettings(reconstruction=10.0),
+    "location spread": LossSettings(location_spread=1.0),
+    "marker": LossSettings(marker=1.0),
+    "count": LossSettings(count=0.5),
+    "all": LossSettings(reconstruction=10.0, location_spread=1.0, marker=1.0, count=0.5),
+}
+ROWS = {"counting": ("count",), "depth, 3-5 points": ("depth-3", "depth-4", "depth-5")}
+"""Groups of questions by row of the table"""
+
+
+def training(name: str, seed: int, folder: Path, steps: int, num_scenes: int) -> AuroraConfig:
+    """The recipe of one training."""
+    place = folder / f"{name.replace(' ', '-')}-{seed}"
+    return AuroraConfig(
+        base=str(ROOT / "models" / "tiny-base"),
+        depth_tokenizer=str(ROOT / "tokenizers" / "depth-scenes-100"),
+        out=str(place / "model"),
+        run_dir=str(place / "run"),
+        store=str(folder / "scenes"),
+        num_scenes=num_scenes,
+        losses=VARIANTS[name],
+        loop=LoopConfig(
+            steps=steps,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup_steps=min(60, steps // 4),
+            min_lr_ratio=0.03,
+            precision="bf16",
+            seed=seed,
+            find_unused_parameters=True,
+        ),
+    )
+
+
+def answered(config: AuroraConfig, items: Sequence[Item]) -> dict[str, Any]:
+    """What a training comes to: trained and asked where that was not done before."""
+    kept = Path(config.run_dir).parent / f"answers-{len(items)}.json"
+    if not kept.exists():
+        if not (Path(config.out) / "training.json").exists():
+            train(config)
+        model = PerceptionModel.from_pretrained(config.out)
+        outcomes = evaluate_items(model, items, "chain")
+        found = {
+            "groups": [outcome.group for outcome in outcomes],
+            "correct": [outcome.correct for outcome in outcomes],
+            "without_an_answer": sum(outcome.answer.value is None for outcome in outcomes),
+            "map_order": map_order_accuracy(model, items, outcomes),
+        }
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps(found))
+        partial.replace(kept)
+    answers: dict[str, Any] = json.loads(kept.read_text())
+    return answers
+
+
+def row_of(name: str, seeds: dict[int, dict[str, Any]], plain: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """A variant's figures over its seeds, and its gain over plain cross-entropy where it is another."""
+    row: dict[str, Any] = {"losses": name, "settings": vars(VARIANTS[name]), "seeds": sorted(seeds)}
+    for title, groups in ROWS.items():
+        right = {seed: chosen(found, groups) for seed, found in seeds.items()}
+        accuracy = bootstrap_interval(np.mean(list(right.values()), axis=0))
+        row[title] = {
+            "accuracy": vars(accuracy),
+            "of_each_seed": {seed: round(float(values.mean()), 4) for seed, values in right.items()},
+        }
+        if name != PLAIN:
+            gains = np.mean([right[seed] - chosen(plain[seed], groups) for seed in seeds], axis=0)
+            row[title]["gain"] = vars(bootstrap_interval(gains))
+    row["map_order"] = float(np.mean([np.mean(list(found["map_order"].values()) or [0.0]) for found in seeds.values()]))
+    row["without_an_answer"] = sum(found["without_an_answer"] for found in seeds.values())
+    return row
+
+
+def chosen(found: dict[str, Any], groups: Sequence[str]) -> np.ndarray:
+    """Whether each question of some groups was answered right, (n,) of 0 and 1."""
+    pairs = zip(found["correct"], found["groups"], strict=True)
+    return np.array([float(right) for right, group in pairs if group in groups])
+
+
+def worth_having(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Terms that gain somewhere and lose nowhere, by their intervals."""
+    gains = {row["losses"]: [row[title]["gain"] for title in ROWS] for row in rows if row["losses"] != PLAIN}
+    return [
+        name
+        for name, found in gains.items()
+        if any(gain["low"] > 0 for gain in found) and not any(gain["high"] < 0 for gain in found)
+    ]
+
+
+def page(result: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    head = ["losses", *(f"{title}, %" for title in ROWS), *(f"gain, {title}" for title in ROWS), "maps in order, %"]
+    lines = [
+        "# Losses on top of cross-entropy",
+        "",
+        f"Made by `python -m benchmarks.loss_ablation`: {result['steps']} steps each, seeds {result['seeds']}, "
+        f"{result['questions']} held-out questions of the shifted look. Intervals are 95 % bootstrap ones.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    for row in result["rows"]:
+        cells = [row["losses"], *(_percent(row[title]["accuracy"]) for title in ROWS)]
+        cells += [_percent(row[title]["gain"]) if "gain" in row[title] else "-" for title in ROWS]
+        lines.append("| " + " | ".join([*cells, f"{100 * row['map_order']:.1f}"]) + " |")
+    worth = ", ".join(result["worth_having"]) or "none: plain cross-entropy is the default"
+    return "\n".join([*lines, "", f"Worth having by these intervals: {worth}.", ""])
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of scenes, trainings and answers")
+    parser.add_argument("--steps", type=int, default=3000, help="of each training")
+    parser.add_argument("--scenes", type=int, default=12_000, help="that are trained on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--questions", type=int, default=400, help="of counting, and as many of depth")
+    given = parser.parse_args(argv)
+    items = scene_items("shifted", given.questions, given.questions // 4)
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in VARIANTS}
+    for seed in given.seeds:
+        for name in VARIANTS:
+            config = training(name, seed, given.runs, given.steps, given.scenes)
+            found[name][seed] = answered(config, items)
+            print(f"{name}, seed {seed}: done", file=sys.stderr)
+    rows = [row_of(name, seeds, found[PLAIN]) for name, seeds in found.items()]
+    result = {"steps": given.steps, "scenes": given.scenes, "seeds": given.seeds, "questions": len(items)}
+    result |= {**provenance(), "rows": rows, "worth_having": worth_having(rows)}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.with_suffix(".md").write_text(page(result))
+    print(f"written: {RESULT} and its page")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""What a step of ours costs beside trl's SFTTrainer: `python -m benchmarks.training_overhead`.
+
+`train.finetune`'s trainer and trl's take the same steps: the same extended model from the same weights, the same AdamW,
+the same batches, made beforehand. They take turns, some steps each, several times over; a figure is the median over the
+turns of the ratio of their step times. All weights train, or LoRA and the embeddings (trl's fused output layer does not
+read new rows that peft trains alone). Token weights are one, so that the losses of both must be the same, which the
+result says. About five minutes on a core. Written to `benchmarks/results/training_overhead.json`.
+
+With --check it takes fewer turns, prints one line a bar, writes nothing, and exits 1 where ours takes over 5 % longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+
+from benchmarks.bars import Bar, all_met
+from perception.chains import ChatPrompt
+from train.adapters import LoraSettings
+from train.finetune import FinetuneConfig, Parts, build_parts, unbound_vocabulary
+from train.losses import SpanLosses
+from train.provenance import ROOT, provenance
+from train.record_batches import RecordBatches, RecordPlan
+from train.record_rows import RecordRows
+from train.record_sources import SourcesConfig, read_sources
+from train.record_trainer import RecordTrainer
+from train.task_rows import RowEncoder, TokenWeights
+
+RESULT = ROOT / "benchmarks" / "results" / "training_overhead.json"
+DATA = ROOT / "examples" / "own_questions" / "questions.csv"
+MOST = 1.05
+"""Times as long as trl's that a step of ours may take"""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all weights": {},
+    "LoRA and the embeddings": {"lora": LoraSettings(16, 32)},
+}
+
+
+class _Clock(TrainerCallback):
+    """Seconds of every step, its batch's fetching included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._last = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def settings(base: str, steps: int, batch_size: int, **changes: Any) -> FinetuneConfig:
+    """Weights of one, so that both have the same loss; a batch is one forward, as trl's is."""
+    return FinetuneConfig(
+        base=base,
+        data=SourcesConfig(own=(str(DATA),)),
+        steps=steps,
+        batch_size=batch_size,
+        length_groups=1,
+        precision="fp32",
+        weights=TokenWeights(1.0, 1.0, 1.0),
+        num_workers=0,
+        **changes,
+    )
+
+
+def make_batches(config: FinetuneConfig, parts: Parts, folder: Path) -> list[dict[str, Tensor]]:
+    """The batches of a run, in their order."""
+    records = read_sources(config.data, unbound_vocabulary(config, None), None, folder).records
+    prompt = ChatPrompt.from_processor(parts.processor)
+    rows = RecordRows(
+        RowEncoder(parts.vocabulary, parts.processor.tokenizer, prompt, config.weights), parts.processor, parts.accepted
+    )
+    tasks = [record.example.task for record in records]
+    plan = RecordPlan.draw(tasks, config.schedule, config.steps, config.batch_size, config.seed)
+    batches = RecordBatches(rows, records, plan, config.batch_size, 1, 1, 1)
+    return [batches[n] for n in range(config.steps)]
+
+
+def arguments_for(kind: Any, folder: Path, config: FinetuneConfig, **more: Any) -> Any:
+    """Both trainers' settings; trl's class of them has a few that only it knows."""
+    return kind(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        logging_steps=1,
+        logging_strategy="steps",
+        disable_tqdm=True,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        seed=config.seed,
+        **more,
+    )
+
+
+def steps_of_ours(
+    config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, losses: SpanLosses
+) -> Any:
+    """(seconds of each step, losses)."""
+    from transformers import TrainingArguments
+
+    clock = _Clock()
+    trainer = RecordTrainer(
+        model=model,
+        args=arguments_for(TrainingArguments, folder, config),
+        train_dataset=list(batches),  # type: ignore[arg-type]
+        data_collator=lambda items: items[0],
+        callbacks=[clock],
+        span_losses=losses,
+        tower_names=(),
+        tower_lr_ratio=0.0,
+        fixed_rows=(),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return clock.seconds, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def steps_of_trl(
+    config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, processor: Any
+) -> Any:
+    """(seconds of each step, losses). Its own collator is passed by, as ours is: batches are made."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    plain = [{name: value for name, value in batch.items() if name != "weights"} for batch in batches]
+    clock = _Clock()
+    trainer = InOrder(
+        model=model,
+        args=arguments_for(SFTConfig, folder, config, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
+        train_dataset=Dataset.from_dict({"number": list(range(len(plain))), "images": [[]] * len(plain)}),
+        data_collator=lambda items: dict(plain[items[0]["number"]]),
+        processing_class=processor,
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return clock.seconds, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def race(config: FinetuneConfig, turns: int, folder: Path) -> dict[str, Any]:
+    """Ratios of ours to trl's, a turn each; the first step of a turn warms up."""
+    parts = build_parts(config, None)
+    batches = make_batches(config, parts, folder)
+    span_losses = SpanLosses.build(config.losses, parts.vocabulary, None)
+    ours, theirs, losses = list[float](), list[float](), list[tuple[float, float]]()
+    for turn in range(turns):
+        runs = {
+            "ours": lambda: steps_of_ours(config, copy.deepcopy(parts.model), batches, folder, span_losses),
+            "trl": lambda: steps_of_trl(config, copy.deepcopy(parts.model), batches, folder, parts.processor),
+        }
+        found = {name: runs[name]() for name in (runs if turn % 2 == 0 else reversed(list(runs)))}
+        ours.append(statistics.median(found["ours"][0][1:]))
+        theirs.append(statistics.median(found["trl"][0][1:]))
+        losses += zip(found["ours"][1], found["trl"][1], strict=True)
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "ours_ms": round(1e3 * statistics.median(ours), 2),
+        "trl_ms": round(1e3 * statistics.median(theirs), 2),
+        "largest_difference_of_losses": max(abs(a - b) for a, b in losses),
+        "steps_a_turn": config.steps,
+    }
+
+
+def measure(base: str, turns: int, steps: int, batch_size: int) -> dict[str, dict[str, Any]]:
+    """By variant."""
+    results = {}
+    for name, changes in VARIANTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            config = settings(base, steps, batch_size, depth_tokenizer="", new_rows="mean")
+            results[name] = race(replace(config, **changes), turns, Path(folder))
+        print(f"{name}: {results[name]['ratio']} times trl's step", file=sys.stderr)
+    return results
+
+
+def bars(results: dict[str, dict[str, Any]]) -> list[Bar]:
+    return [
+        Bar(f"{name}: speed over trl's SFTTrainer", 100 / found["ratio"], 100 / MOST, "%")
+        for name, found in results.items()
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fewer turns, the bars alone; write nothing")
+    parser.add_argument("--base", default=str(ROOT / "models" / "tiny-base"))
+    parser.add_argument("--turns", type=int, default=0, help="of each trainer; default 5, or 3 with --check")
+    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--batch_size", type=int, default=8)
+    given = parser.parse_args(argv)
+    turns = given.turns or (3 if given.check else 5)
+    results = measure(given.base, turns, given.steps, given.batch_size)
+    found = bars(results)
+    for bar in found:
+        print(bar.line())
+    if not given.check:
+        head = {"base": Path(given.base).name, "batch_size": given.batch_size, "turns": turns, **provenance()}
+        RESULT.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
+    return 0 if all_met(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""Fine-tuning on records: any data, resumed, on two devices, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_families import save_family
+
+from perception import chains
+from perception.chains import TASKS
+from perception.datasets.image_files import ImageFile
+from perception.datasets.records import Record, RecordSet
+from perception.model import PerceptionModel
+from perception.vocabulary import Span
+from train import finetune
+from train.adapters import LoraSettings
+from train.config import parse_config
+from train.curriculum import KindSchedule
+from train.finetune import FinetuneConfig, FinetuneResult, write_folder
+from train.losses import LossSettings
+from train.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
+from train.record_sources import SourcesConfig
+from train.record_trainer import checkpoints
+from vqvae import VQVAE, VQVAEConfig
+
+pytest.importorskip("accelerate")
+ALL_KINDS = KindSchedule(schedule="constant", atomic_end=0.4, chain_share=0.5)
+STEPS, STOPPED_AT = 4, 2
+ACCELERATE = Path(finetune.__file__).parent / "configs" / "accelerate"
+
+
+def picture(path: Path, number: int) -> None:
+    size = ((40, 72), (64, 33), (32, 32))[number % 3]
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def write_questions(folder: Path) -> Path:
+    """A CSV of one's own, with and without boxes."""
+    rows = []
+    for number in range(8):
+        picture(folder / f"{number}.png", number)
+        boxes = [[n, 2 * n, n + 9, 2 * n + 11] for n in range(number % 3)]
+        rows.append([f"{number}.png", "How many cups are there?", str(len(boxes)), json.dumps(boxes), "cups"])
+        rows.append([f"{number}.png", "What colour is the lamp?", "green", "", ""])
+    with (folder / "questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "question", "answer", "boxes", "things"], *rows])
+    return folder / "questions.csv"
+
+
+def write_records(folder: Path) -> Path:
+    """Records with depth maps, as readers write them."""
+    depth = Span("depth", (0, 7, 3, 1))
+    points = [Span("points", (1, 2)), Span("points", (5, 6))]
+    chain = chains.chain_depth("Which point is closest to the camera, A or B?", points, depth, [80, 3], "A")
+    records = []
+    for number in range(4):
+        file = ImageFile(folder / f"{number}.png")
+        records.append(Record(file, chains.atomic_depth(depth), f"map {number}"))
+        records.append(Record(file, chain, f"map {number}", ((0.1, 0.2), (0.5, 0.6))))
+    RecordSet(tuple(records)).write(folder / "records.jsonl")
+    return folder / "records.jsonl"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    save_family("llava", folder / "llava")
+    torch.manual_seed(0)
+    depth = VQVAEConfig(image_size=16, downsample=8, codebook_size=8, codebook_dim=4, channels=8)
+    VQVAE(depth).save_pretrained(folder / "depth")
+    write_questions(folder)
+    write_records(folder)
+    return folder
+
+
+def config_for(world: Path, out: Path, **changes: object) -> FinetuneConfig:
+    data = SourcesConfig(own=(str(world / "questions.csv"),), records=(str(world / "records.jsonl"),))
+    settings = {
+        "base": str(world / "llava"), "depth_tokenizer": str(world / "depth"), "num_locations": 10, "data": data,
+        "out": str(out / "model"), "run_dir": str(out / "run"), "schedule": ALL_KINDS, "steps": STEPS,
+        "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "save_every": 1, "log_every": 1, "num_workers": 0,
+    }  # fmt: skip
+    return FinetuneConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneResult]:
+    out = tmp_path_factory.mktemp("trained")
+    return out, finetune.train(config_for(world, out, train_rows="new", tower_lr_ratio=0.1))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    mine, theirs = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+# Runs
+
+
+def test_a_run_writes_a_model_that_answers(world: Path, trained: tuple[Path, FinetuneResult]) -> None:
+    out, result = trained
+    assert result.steps == STEPS and len(result.losses) == STEPS and result.losses[-1] < result.losses[0]
+    assert result.records == 8 * 4 + 8
+    model = PerceptionModel.from_pretrained(out / "model")
+    answer = model.ask(world / "0.png", "How many cups are there?", "chain", max_new_tokens=20)
+    assert all(isinstance(span, Span) for span in answer.spans)
+    record = json.loads((out / "model" / "training.json").read_text())
+    assert record["steps"] == STEPS and "--batch_size 8" in record["command"]
+    before, after = (load_file(f / "model.safetensors") for f in (world / "llava", out / "model"))
+    table = next(name for name in before if name.endswith("embed_tokens.weight"))
+    assert torch.equal(after[table][: len(before[table])], before[table])
+    tower = [n for n in before if "vision_tower" in n and "layers.0" in n and n.endswith("weight")]
+    assert any(not torch.equal(after[n], before[n]) for n in tower)
+
+
+def stop_before(step: int) -> pytest.MonkeyPatch:
+    """Ends a run as it asks for a step's first batch."""
+    get = RecordBatches.__getitem__
+
+    def get_or_stop(batches: RecordBatches, index: int) -> dict[str, torch.Tensor]:
+        if index >= step * batches.world * batches.parts * batches.groups:
+            raise KeyboardInterrupt
+        return get(batches, index)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(RecordBatches, "__getitem__", get_or_stop)
+    return patch
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    world: Path, trained: tuple[Path, FinetuneResult], tmp_path: Path, lora: int
+) -> None:
+    """And what a run left half written while it was saving is passed over."""
+    changes = {"train_rows": "new", "tower_lr_ratio": 0.1 if lora == 0 else 0.0, "lora": LoraSettings(lora, 8)}
+    whole = trained[0] / "model"
+    if lora:
+        pytest.importorskip("peft")
+        whole = tmp_path / "whole" / "model"
+        finetune.train(config_for(world, tmp_path / "whole", **changes))
+    patch = stop_before(STOPPED_AT + 1)
+    with patch.context(), pytest.raises(KeyboardInterrupt):
+        finetune.train(config_for(world, tmp_path, **changes))
+    patch.undo()
+    kept = checkpoints(tmp_path / "run")
+    assert max(kept) >= STOPPED_AT and not (tmp_path / "model").exists()
+    (tmp_path / "run" / f"checkpoint-{max(kept) + 1}").mkdir()
+    resumed = finetune.train(config_for(world, tmp_path, **changes))
+    assert resumed.resumed_from == max(kept)
+    assert same_weights(tmp_path / "model", whole)
+    with pytest.raises(ValueError, match="was begun with batch_size 8, got 4; give another run_dir"):
+        finetune.train(config_for(world, tmp_path, batch_size=4, **changes))
+
+
+def command(config: FinetuneConfig, processes: int) -> list[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*words, "-m", *finetune.command_line("train.finetune", config).split()[2:]]
+
+
+def test_two_processes_equal_one_with_twice_the_batch(world: Path, tmp_path: Path) -> None:
+    """As `torchrun` starts them: the same losses and weights, but for rounding."""
+    two = config_for(world, tmp_path / "two", batch_size=4, steps=3, length_groups=2)
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
+    root = Path(finetune.__file__).parents[1]
+    done = subprocess.run(command(two, 2), capture_output=True, text=True, timeout=540, cwd=root, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done: ") == 1
+    one = finetune.train(config_for(world, tmp_path / "one", batch_size=8, steps=3, length_groups=2))
+    history = json.loads((tmp_path / "two" / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    losses = [line["loss"] for line in history if "loss" in line]
+    assert np.allclose(losses, one.losses, rtol=1e-5)
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(a[n], b[n], atol=2e-4) for n in a)
+
+
+def test_accumulation_and_groups_change_nothing(world: Path, tmp_path: Path) -> None:
+    """A batch in one forward, in eight, or in two, with checkpointing of activations or without; with every loss."""
+    losses = LossSettings(reconstruction=5.0, location_spread=1.0, marker=1.0, count=0.5)
+    settings = [
+        {"length_groups": 1},
+        {"length_groups": 8},
+        {"batch_size": 4, "gradient_accumulation": 2, "gradient_checkpointing": True},
+    ]
+    runs = [
+        finetune.train(config_for(world, tmp_path / str(n), steps=2, losses=losses, **s))
+        for n, s in enumerate(settings)
+    ]
+    assert all(np.allclose(run.losses, runs[0].losses, rtol=1e-5) for run in runs)
+    assert runs[1].padding_share == 0.0 < runs[0].padding_share
+
+
+def test_packed_patches_train_with_lora(world: Path, tmp_path: Path) -> None:
+    """Qwen's images have as many tokens as their size asks for; groups of like length waste under a tenth."""
+    pytest.importorskip("peft")
+    save_family("qwen2_vl", tmp_path / "qwen", tied=True)
+    config = config_for(world, tmp_path, base=str(tmp_path / "qwen"), lora=LoraSettings(4, 8), train_rows="new")
+    result = finetune.train(config)
+    assert result.padding_share < 0.1
+    assert PerceptionModel.from_pretrained(tmp_path / "model").vocabulary.num_locations == 10
+
+
+def test_aurora_s_files_train_as_they_are(world: Path, tmp_path: Path) -> None:
+    depth = "<DEPTH_START>" + "<DEPTH_5>" * 100 + "<DEPTH_END>"
+    box = "(<PIXEL_3>,<PIXEL_20>,<PIXEL_110>,<PIXEL_300>)"
+    said = [("What is the depth map?", depth), ("How many cats are there?", f"Boxes: {box}. So there are 1.")]
+    entries = []
+    for number, (question, answer) in enumerate(said):
+        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        entries.append({"id": str(number), "image": "0.png", "conversations": turns})
+    (tmp_path / "aurora.json").write_text(json.dumps(entries))
+    data = SourcesConfig(aurora=(str(tmp_path / "aurora.json"),), aurora_images=str(world))
+    changes = {"naming": "aurora", "num_locations": 336, "depth_tokenizer": "", "steps": 1, "batch_size": 2}
+    result = finetune.train(config_for(world, tmp_path, data=data, **changes))
+    model = PerceptionModel.from_pretrained(tmp_path / "model")
+    assert result.records == 2 and model.vocabulary.naming == "aurora" and model.depth_tokenizer is None
+
+
+# Batches
+
+
+def test_the_shortest_way_to_cut_rows_by_length() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        lengths = rng.integers(1, 40, size=int(rng.integers(1, 8))).tolist()
+        groups = int(rng.integers(1, len(lengths) + 1))
+        cut = split_by_length(lengths, groups)
+        assert sorted(i for group in cut for i in group) == list(range(len(lengths)))
+        assert len(cut) == groups and all(cut)
+        ordered = sorted(lengths)
+        ways = itertools.combinations(range(1, len(lengths)), groups - 1)
+        costs = [sum((b - a) * ordered[b - 1] for a, b in itertools.pairwise((0, *w, len(lengths)))) for w in ways]
+        assert sum(len(group) * max(lengths[i] for i in group) for group in cut) == min(costs)
+    with pytest.raises(ValueError, match="2 rows cannot be cut into 3 groups"):
+        split_by_length([1, 2], 3)
+
+
+LLAVA_IMAGE, DEPTH_SPAN = 576, 102
+REALISTIC = {  # tokens of a prompt and of what is answered, on LLaVA-1.5's images
+    "atomic_depth": (20, DEPTH_SPAN + 1),
+    "atomic_boxes": (22, 30),
+    "chain_depth": (75, DEPTH_SPAN + 70),
+    "chain_count": (40, 45),
+    "direct_depth": (60, 4),
+    "direct_count": (18, 3),
+}
+
+
+@pytest.mark.parametrize("image", ["llava", "qwen"])
+def test_realistic_lengths_are_padded_by_less_than_a_tenth(image: str) -> None:
+    """Images of one size, as LLaVA-1.5 has them, or of 256 to 1,280 tokens each, as Qwen-VL has them."""
+    rng = np.random.default_rng(0)
+    tasks = [task for task in REALISTIC for _ in range(200)]
+    plan = RecordPlan.draw(tasks, KindSchedule(), steps=60, rows_a_step=16, seed=0)
+    pixels = np.full(len(tasks), LLAVA_IMAGE) if image == "llava" else rng.uniform(256, 1280, len(tasks)).astype(int)
+    lengths = {}
+    for number, task in enumerate(tasks):
+        prompt, answer = REALISTIC[task]
+        lengths[number] = int(pixels[number] + prompt + rng.integers(0, 12) + answer * rng.uniform(0.9, 1.1))
+    batches = RecordBatches(None, (), plan, 16, 1, FinetuneConfig().length_groups, 1, lengths)  # type: ignore[arg-type]
+    real = slots = 0
+    for step in range(len(plan.rows)):
+        for group in batches.members(step, 0):
+            real += sum(lengths[n] for n in group)
+            slots += len(group) * max(lengths[n] for n in group)
+    assert 1 - real / slots < 0.1
+
+
+def test_plans_deal_every_record_before_any_comes_again() -> None:
+    tasks = ["atomic_depth"] * 5 + ["chain_depth"] * 3 + ["direct_other"] * 2
+    plan = RecordPlan.draw(tasks, KindSchedule(), steps=40, rows_a_step=6, seed=0)
+    assert np.array_equal(plan.rows, RecordPlan.draw(tasks, KindSchedule(), 40, 6, 0).rows)
+    assert not np.array_equal(plan.rows, RecordPlan.draw(tasks, KindSchedule(), 40, 6, 1).rows)
+    for members in (range(5), range(5, 8), range(8, 10)):
+        dealt = plan.rows[np.isin(plan.rows, members)]
+        for start in range(0, len(dealt) - len(members), len(members)):
+            assert set(dealt[start : start + len(members)]) == set(members)
+    assert set(plan.rows[0]) <= set(range(5)) and (plan.rows[-10:] >= 5).mean() > 0.6  # atomic first
+
+
+def test_what_data_lack_goes_to_what_they_have() -> None:
+    schedule = KindSchedule("constant", atomic_end=0.2, chain_share=0.75)
+    assert np.allclose(available_shares(schedule, 0.5, [True] * 3), [0.2, 0.6, 0.2])
+    assert np.allclose(available_shares(schedule, 0.5, [True, False, True]), [0.5, 0, 0.5])
+    assert np.allclose(available_shares(KindSchedule(), 0.0, [False, False, True]), [0, 0, 1])  # atomic alone asked for
+    with pytest.raises(ValueError, match="no records to train on"):
+        RecordPlan.draw([], schedule, 1, 1, 0)
+    assert set(TASKS) == {task for kind in ("atomic", "chain", "direct") for task in TASKS if task.startswith(kind)}
+
+
+# Settings and files
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_settings(path: Path) -> None:
+    """No key is unknown to it, and what is asked for is what its launcher hands on."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    given = yaml.safe_load(path.read_text())
+    assert load_config_from_file(str(path)).num_processes == given["num_processes"]
+    words = ["--config_file", str(path), "--main_process_ip", "10.0.0.1", "--machine_rank", "0", "-m", "train.finetune"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert arguments.num_machines == given["num_machines"] and arguments.mixed_precision == "bf16"
+    assert arguments.use_fsdp == ("fsdp" in path.stem) and arguments.use_deepspeed == ("zero3" in path.stem)
+    known = set(vars(launch_command_parser().parse_args(["a.py"])))
+    asked = given.get("fsdp_config", {}) | given.get("deepspeed_config", {})
+    assert set(asked) <= known
+    assert {name: getattr(arguments, name) for name in asked} == asked
+
+
+def test_the_example_in_the_docs_parses() -> None:
+    line = re.search(r"python -m train.finetune (.*)", finetune.__doc__ or "")
+    assert line
+    config = parse_config(FinetuneConfig, line[1].split())
+    assert config.data.own == ("questions.csv",) and config.base == "models/tiny-base"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train_rows": "some"}, "'all' or 'new', got 'some'"),
+        ({"naming": "ours"}, "naming must be one of default, aurora, got 'ours'"),
+        ({"precision": "fp8"}, "precision must be bf16 or fp32, got 'fp8'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"new_rows": "codebook", "depth_tokenizer": ""}, "new_rows=codebook needs"),
+        ({"depth_tokenizer": "", "losses": {"marker": -1.0}}, "losses.marker must not be negative, got -1.0; 0 is off"),
+    ],
+)
+def test_bad_settings_are_refused(world: Path, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        losses = LossSettings(**change.pop("losses", {}))  # type: ignore[arg-type]
+        config_for(world, tmp_path, losses=losses, **change)
+
+
+def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no data: give data.own"):
+        finetune.train(config_for(world, tmp_path, data=SourcesConfig()))
+    with pytest.raises(ValueError, match="map 0: .*make the records for this vocabulary's sizes"):
+        finetune.train(config_for(world, tmp_path, depth_tokenizer="", depth_codes=4, depth_side=2))
+    found = RecordSet.read(world / "records.jsonl")
+    foreign = RecordSet(tuple(replace(record, tokenizer="another") for record in found.records))
+    foreign.write(tmp_path / "foreign.jsonl")
+    data = SourcesConfig(records=(str(tmp_path / "foreign.jsonl"),))
+    with pytest.raises(ValueError, match="map 0: its depth codes are of tokenizer another"):
+        finetune.train(config_for(world, tmp_path, data=data))
+    with pytest.raises(ValueError, match="data.counts needs data.counts_images"):
+        SourcesConfig(counts=("a.json",))
+
+
+def test_a_full_disk_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("first") and None)
+
+    def fails(out: Path) -> None:
+        (out / "a").write_text("second")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(tmp_path / "model", fails)
+    assert (tmp_path / "model" / "a").read_text() == "first"
+    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("third") and None)
+    assert (tmp_path / "model" / "a").read_text() == "third"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
