@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,8 +39,13 @@ def ask(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help='Such as "How many red cubes are there?"')],
     model: Model = None,
-    mode: Annotated[str, typer.Option(help="chain draws first, direct answers at once, auto chooses.")] = "auto",
-    draw: Annotated[Path | None, typer.Option(help="Save a picture of what the model drew here (PNG).")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="chain draws first, direct answers at once, auto chooses; interleaved looks at each step."),
+    ] = "auto",
+    draw: Annotated[
+        Path | None, typer.Option("--draw", "--picture", help="Save a picture of what it drew or looked at (PNG).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Ask a question about an image."""
@@ -49,6 +54,9 @@ def ask(
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
     loaded_image = load_image(image)
+    if mode == "interleaved":
+        _ask_interleaved(loaded_image, question, model, draw, as_json)
+        return
     perception = _load(model)
     answer = perception.ask(loaded_image, question, mode)
     if as_json:
@@ -66,6 +74,26 @@ def ask(
         from perception.evaluation.report import drawn_answer
 
         drawn_answer(perception, loaded_image, answer).save(draw)
+        Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
+
+
+def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | None, as_json: bool) -> None:
+    from perception.reasoner import Reasoner, draw_reasoning
+
+    if model is None:
+        raise ValueError("mode interleaved needs a model that was trained for it: --model FOLDER (train.interleave)")
+    reasoning = Reasoner.from_pretrained(model).solve(image, question)
+    if as_json:
+        steps = [{"text": step.text, "cells": step.cells.astype(int).tolist()} for step in reasoning.steps]
+        print(json.dumps({"answer": reasoning.value, "text": reasoning.text, "steps": steps}))
+    else:
+        for number, step in enumerate(reasoning.steps, start=1):
+            looked = f"looked at {int(step.cells.sum())} of {step.cells.size} visual tokens"
+            console.print(f"{number}. {step.text}  ({looked})", markup=False, highlight=False)
+        said = "no answer could be read" if reasoning.value is None else reasoning.value
+        console.print(said, style="bold", markup=False, highlight=False)
+    if draw is not None:
+        draw_reasoning(reasoning).save(draw)
         Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
 
 

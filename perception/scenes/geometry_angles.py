@@ -226,7 +226,9 @@ def semicircle(rng: np.random.Generator) -> Sketch | None:
     letters = [figure.name(corner, centre, name) for corner, name in zip((p, q, r), names, strict=True)]
     given, unknown = figure.angle(p, q, r, str(a)), figure.angle(q, p, r, "x")
     steps = (
-        Step(f"{names[0]}{names[1]} is a diameter, so angle {names[2]} is right.", (around(r, letters[2], margin=0.04),)),
+        Step(
+            f"{names[0]}{names[1]} is a diameter, so angle {names[2]} is right.", (around(r, letters[2], margin=0.04),)
+        ),
         Step(angle_is(names[0], a), (around(given, letters[0]),)),
         Step(less(90, a), (around(unknown, letters[1]),)),
     )

@@ -1,0 +1,217 @@
+"""`Reasoner`: solves a problem step by step, and says which part of the image each step looked at (MINT-CoT).
+
+reasoner = Reasoner.from_pretrained("runs/geometry/interleaved/model")
+reasoning = reasoner.solve("figure.png", "Find x.")
+reasoning.value, [(step.text, step.cells) for step in reasoning.steps]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from perception.interleave import VisualTokenSelector
+from perception.interleave_generation import InterleavedGenerator
+from perception.interleave_triggers import GENERATED, InterleaveSettings
+from perception.interleaved_chains import InterleavedModel, Look
+from perception.model import ImageLike, PerceptionModel, Prompt, load_image
+from perception.visual_tokens import VisualLayout, unwrapped
+
+SETTINGS_FILE = "interleave_settings.json"
+_ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
+_SHOWN = 320
+"""pixels of an image's longer side in a picture"""
+_TEXT = 34
+
+
+@dataclass(frozen=True)
+class ReasoningStep:
+    """What a step says, and what it looked at."""
+
+    text: str
+    cells: NDArray[np.bool_]
+    """(rows, columns) of the image's visual tokens: those that were selected"""
+    scores: NDArray[np.float32]
+    """(rows, columns): how sure the selector is of each, in [0, 1]"""
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A solution."""
+
+    image: Image.Image
+    text: str
+    """All of it"""
+    steps: tuple[ReasoningStep, ...]
+    value: str | None
+    """What stands behind "Answer:"; None where nothing does"""
+
+
+def visual_grid(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
+    """Rows and columns of the visual tokens of one image.
+
+    Args:
+        inputs: of the processor, for a prompt with that image alone.
+        count: of its visual tokens.
+
+    Raises:
+        ValueError: where the tokens are no grid over the image (packed or tiled images).
+    """
+    core = unwrapped(model)
+    grid = inputs.get("image_grid_thw")
+    if grid is not None:
+        merge = core.config.vision_config.spatial_merge_size
+        rows, columns = (int(side) // merge for side in grid[0, 1:])
+    else:
+        rows = columns = math.isqrt(count)
+    if rows * columns != count:
+        raise ValueError(
+            f"{type(core).__name__} shows this image as {count} visual tokens that are no grid over it; regions can be "
+            "shown for models with one square or one resized image (LLaVA-1.5, Qwen-VL)"
+        )
+    return rows, columns
+
+
+class Reasoner:
+    """A perception model with a selector of visual tokens."""
+
+    def __init__(self, perception: PerceptionModel, selector: VisualTokenSelector, settings: InterleaveSettings):
+        """Raises ValueError where the selector is made for another model."""
+        self.perception = perception
+        self.settings = settings
+        tokenizer = perception.processor.tokenizer
+        layout = VisualLayout.of(perception.model, perception.vocabulary.interleave_id, tokenizer)
+        self.model = InterleavedModel(perception.model, selector.to(perception.model.device), layout).eval()
+        self._generator_settings = {"tokenizer": tokenizer}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> Reasoner:
+        """Loads a folder that `train.interleave` or `train.reinforce` wrote, or a hub name.
+
+        Raises:
+            ValueError: naming the file that is missing, half written, or of another model.
+        """
+        from perception.model_folder import find_folder
+
+        folder = find_folder(path)
+        perception = PerceptionModel.from_pretrained(folder, device)
+        selector = VisualTokenSelector.load(folder, perception.model)
+        return cls(perception, selector, read_settings(folder))
+
+    def solve(self, image: ImageLike, question: str, max_new_tokens: int = 200) -> Reasoning:
+        """Solves one problem, greedily.
+
+        Raises:
+            ValueError: for a bad image, an empty question, or a model whose visual tokens are no grid.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty; ask something, such as 'Find x.'")
+        loaded = load_image(image)
+        inputs = self.perception.inputs([Prompt(loaded, question.strip())])
+        count = int((inputs["input_ids"] == self.model.layout.image_id).sum())
+        grid = visual_grid(self.perception.model, inputs, count)
+        generator = InterleavedGenerator(self.model, self.settings, **self._generator_settings)
+        found = generator.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        scores = [score.sigmoid().float().cpu().numpy().reshape(grid) for score in found.look_scores[0]]
+        return self._read(loaded, found.answers[0], scores, grid)
+
+    def _read(
+        self, image: Image.Image, answer: Sequence[int | Look], scores: Sequence[Any], grid: tuple[int, int]
+    ) -> Reasoning:
+        tokenizer = self.perception.processor.tokenizer
+        text, places, looks = "", list[int](), list[Look]()
+        ids: list[int] = []
+        for part in answer:
+            if isinstance(part, Look):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                places.append(len(text))
+                looks.append(part)
+            else:
+                ids.append(part)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        steps = []
+        for number, (place, look) in enumerate(zip(places, looks, strict=True)):
+            end = places[number + 1] if number + 1 < len(places) else len(text)
+            cells = np.zeros(grid[0] * grid[1], dtype=bool)
+            cells[list(look.tokens)] = True
+            steps.append(ReasoningStep(self._said(text[place:end]), cells.reshape(grid), scores[number]))
+        marked = list(_ANSWER.finditer(text))
+        value = marked[-1].group(1).strip() if marked else ""
+        return Reasoning(image, text.strip(), tuple(steps), value or None)
+
+    def _said(self, part: str) -> str:
+        """A step's own words: without the next one's heading, and without the answer."""
+        if self.settings.trigger != GENERATED:
+            part = re.sub(rf"(?:{self.settings.heading})\s*$", "", part)
+        return _ANSWER.sub("", part).strip()
+
+
+def read_settings(folder: Path) -> InterleaveSettings:
+    """When the model of a folder looks; the paper's rule where it does not say. Raises ValueError for a bad file."""
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return InterleaveSettings()
+    try:
+        return InterleaveSettings(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; copy the folder anew") from error
+
+
+def _enlarged(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    return image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def draw_step(image: Image.Image, step: ReasoningStep, side: int = _SHOWN) -> Image.Image:
+    """The image with what a step looked at in colour, and the rest of it pale."""
+    picture = _enlarged(image, side)
+    cells = Image.fromarray(np.where(step.cells, 255, 0).astype(np.uint8))
+    mask = cells.resize(picture.size, Image.Resampling.NEAREST)
+    pale = Image.blend(picture, Image.new("RGB", picture.size, (235, 238, 245)), 0.55)
+    lit = Image.blend(picture, Image.new("RGB", picture.size, (255, 190, 60)), 0.38)
+    out = Image.composite(lit, pale, mask)
+    canvas = ImageDraw.Draw(out)
+    rows, columns = step.cells.shape
+    for row, column in np.argwhere(step.cells).tolist():
+        box = [column * out.width / columns, row * out.height / rows]
+        box += [(column + 1) * out.width / columns - 1, (row + 1) * out.height / rows - 1]
+        canvas.rectangle(box, outline=(200, 110, 0))
+    return out
+
+
+def draw_reasoning(reasoning: Reasoning) -> Image.Image:
+    """Every step's picture over its words, side by side, and the answer below."""
+    shown = [draw_step(reasoning.image, step) for step in reasoning.steps] or [_enlarged(reasoning.image, _SHOWN)]
+    words = [step.text for step in reasoning.steps] or [reasoning.text]
+    width, height = shown[0].size
+    page = Image.new("RGB", (len(shown) * (width + 8) - 8, height + 3 * _TEXT), "white")
+    canvas = ImageDraw.Draw(page)
+    for number, (picture, text) in enumerate(zip(shown, words, strict=True)):
+        left = number * (width + 8)
+        page.paste(picture, (left, 0))
+        for line, part in enumerate(_lines(f"{number + 1}. {text}", width, canvas)[:2]):
+            canvas.text((left + 4, height + 6 + line * 22), part, fill="black", font_size=16)
+    said = "no answer could be read" if reasoning.value is None else f"Answer: {reasoning.value}"
+    canvas.text((4, height + 2 * _TEXT + 2), said, fill="black", font_size=20)
+    return page
+
+
+def _lines(text: str, width: int, canvas: ImageDraw.ImageDraw) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if canvas.textlength(longer, font_size=16) <= width - 8:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

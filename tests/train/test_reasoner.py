@@ -1,0 +1,113 @@
+"""Solving with a model's folder: steps, what they looked at, and their picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_figures import make_toy_folder, toy_problems
+from typer.testing import CliRunner
+
+from perception.cli import app
+from perception.interleave_generation import InterleavedGenerator
+from perception.interleave_triggers import GENERATED, InterleaveSettings
+from perception.interleaved_chains import Look
+from perception.reasoner import Reasoner, ReasoningStep, draw_reasoning, draw_step, visual_grid
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("toy") / "model"
+    make_toy_folder(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reasoner(folder: Path) -> Reasoner:
+    return Reasoner.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def figure() -> Image.Image:
+    return Image.fromarray(toy_problems(1, 3, 64)[0].image.numpy())
+
+
+def written(reasoner: Reasoner, parts: list[str | Look]) -> list[int | Look]:
+    tokenizer = reasoner.perception.processor.tokenizer
+    answer: list[int | Look] = []
+    for part in parts:
+        answer += [part] if isinstance(part, Look) else tokenizer.encode(part, add_special_tokens=False)
+    return answer
+
+
+def test_an_answer_is_read_into_steps_regions_and_a_value(reasoner: Reasoner, figure: Image.Image) -> None:
+    answer = written(
+        reasoner,
+        [" Step 1:", Look((0, 5)), " angle A is 50.\nStep 2:", Look((15,)), " x = 180 - 50 = 130.\nAnswer: 130"],
+    )
+    scores = [np.full((4, 4), 0.25, np.float32)] * 2
+    found = reasoner._read(figure, answer, scores, (4, 4))
+    assert [step.text for step in found.steps] == ["angle A is 50.", "x = 180 - 50 = 130."]
+    assert [np.argwhere(step.cells).tolist() for step in found.steps] == [[[0, 0], [1, 1]], [[3, 3]]]
+    assert found.value == "130"
+    unfinished = reasoner._read(figure, answer[:6], scores, (4, 4))
+    assert unfinished.value is None
+
+
+def test_solving_looks_where_the_generator_does(folder: Path, reasoner: Reasoner, figure: Image.Image) -> None:
+    # Untrained, it never writes a heading of its own: the first look stands at the start.
+    looking = Reasoner(reasoner.perception, reasoner.model.selector, InterleaveSettings(heading=r"^|\n", max_looks=2))
+    found = looking.solve(figure, "Find x.", max_new_tokens=12)
+    assert len(found.steps) >= 1
+    assert found.steps[0].cells.shape == (4, 4)
+    selected = found.steps[0].scores >= looking.model.selector.config.threshold
+    np.testing.assert_array_equal(found.steps[0].cells, selected)
+    again = looking.solve(figure, "Find x.", max_new_tokens=12)
+    assert again.text == found.text
+
+
+def test_pictures_show_the_cells_and_only_them(figure: Image.Image) -> None:
+    cells = np.zeros((4, 4), dtype=bool)
+    cells[1, 2] = True
+    step = ReasoningStep("angle A is 50.", cells, cells.astype(np.float32))
+    none = ReasoningStep("angle A is 50.", ~cells & cells, cells.astype(np.float32))
+    one, other = (np.asarray(draw_step(figure, part, 160)).astype(int) for part in (step, none))
+    changed = np.abs(one - other).sum(-1) > 0
+    assert changed[40:80, 80:120].mean() > 0.9
+    changed[40:80, 80:120] = False
+    assert not changed.any()
+
+
+def test_the_command_line_prints_steps_and_draws_them(folder: Path, figure: Image.Image, tmp_path: Path) -> None:
+    figure.save(tmp_path / "figure.png")
+    call = ["ask", str(tmp_path / "figure.png"), "Find x.", "--mode", "interleaved"]
+    done = CliRunner().invoke(app, [*call, "--model", str(folder), "--picture", str(tmp_path / "out.png"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout.strip().splitlines()[-1])) == {"answer", "text", "steps"}
+    with Image.open(tmp_path / "out.png") as picture:
+        assert min(picture.size) > 100
+    refused = CliRunner().invoke(app, call)
+    assert refused.exit_code != 0
+
+
+def test_models_without_a_grid_or_a_selector_are_refused(reasoner: Reasoner, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no grid"):
+        visual_grid(reasoner.perception.model, {}, 15)
+    assert visual_grid(reasoner.perception.model, {}, 16) == (4, 4)
+    with pytest.raises(ValueError, match="question is empty"):
+        reasoner.solve(Image.new("RGB", (32, 32)), " ")
+    with pytest.raises(ValueError, match="is missing"):
+        Reasoner.from_pretrained("models/aurora-tiny")
+
+
+def test_a_page_of_a_solution_without_steps(reasoner: Reasoner, figure: Image.Image) -> None:
+    found = reasoner._read(figure, written(reasoner, [" nothing"]), [], (4, 4))
+    assert draw_reasoning(found).size[0] > 100
+    assert found.steps == ()
+    settings = InterleaveSettings(trigger=GENERATED)
+    assert isinstance(InterleavedGenerator(reasoner.model, settings).settings, InterleaveSettings)
+    assert torch.is_tensor(reasoner.model.selector.embedding)
