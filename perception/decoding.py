@@ -158,7 +158,10 @@ class SpanDecoder:
         self.model = model
         self.grammar = grammar
         self.window = window
-        self.draft_network = _checked(draft_network, model)
+        self.draft_network = draft_network
+        if draft_network is not None:
+            draft_network.check(model)
+            draft_network.to(model.device)
         self._masks = GrammarMasks(grammar)
         self._head: Any = None  # the output layer, where it may be cut; False where it may not
         self._warned = False
@@ -332,20 +335,6 @@ def _taken(predicted: Tensor, fed: Tensor, left: Tensor, stop_ids: Sequence[int]
     counts = torch.minimum(matches, left).tolist()
     ends = torch.isin(predicted, torch.tensor(list(stop_ids), device=predicted.device)).tolist()
     return [next((n + 1 for n in range(count) if row[n]), count) for row, count in zip(ends, counts, strict=True)]
-
-
-def _checked(network: DraftNetwork | None, model: Any) -> DraftNetwork | None:
-    """The network, on the model's device; ValueError where it was made for another model."""
-    if network is None:
-        return None
-    text = model.config.get_text_config()
-    made, needed = (network.config.hidden_size, network.config.vocab_size), (text.hidden_size, text.vocab_size)
-    if made != needed:
-        raise ValueError(
-            f"the draft network was made for (hidden_size, vocab_size) {made}, the model has {needed}; train one for "
-            "it with `python -m train.drafts`, or give none"
-        )
-    return network.to(model.device)
 
 
 def _has_rope_deltas(model: Any) -> bool:

@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,16 @@ class DraftNetwork(nn.Module):
         x = x + self.narrow(F.gelu(self.widen(self.norm(x))))
         scores: Tensor = self.head(x)
         return scores
+
+    def check(self, model: Any) -> None:
+        """Raises ValueError where the network was made for another model."""
+        text = model.config.get_text_config()
+        made, needed = (self.config.hidden_size, self.config.vocab_size), (text.hidden_size, text.vocab_size)
+        if made != needed:
+            raise ValueError(
+                f"the draft network was made for (hidden_size, vocab_size) {made}, the model has {needed}; train one "
+                "for it with `python -m train.drafts`, or give none"
+            )
 
     @torch.no_grad()
     def draft(self, states: Tensor) -> list[list[int]]:

@@ -76,7 +76,8 @@ class PerceptionModel:
         depth_tokenizer: VQVAE | None = None,
         draft_network: DraftNetwork | None = None,
     ):
-        """`draft_network` makes answers faster and changes none. Raises ValueError where they do not belong together."""
+        """`draft_network` makes answers faster and changes none. Raises ValueError for parts that do not belong
+        together."""
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
         self.model = model.eval()
