@@ -41,8 +41,8 @@ class DraftsConfig:
     first_seed: int = 30_000_000
     gather_seconds: float = 250.0
     """time for the model's own answers"""
-    train_seconds: float = 150.0
-    batch_size: int = 64
+    train_seconds: float = 260.0
+    batch_size: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     length: int = 140
@@ -61,7 +61,9 @@ class DraftsConfig:
 def gather(model: PerceptionModel, config: DraftsConfig) -> dict[str, Tensor]:
     """The model's greedy answers to depth questions: states (N, tokens + 1, D) of the prompt, half precision; ids
     (N, length), IGNORE behind the end."""
-    stop, states, ids, seed = time.monotonic() + config.gather_seconds, [], [], config.first_seed
+    states: list[Tensor] = []
+    ids: list[Tensor] = []
+    stop, seed = time.monotonic() + config.gather_seconds, config.first_seed
     end = model.processor.tokenizer.eos_token_id
     while not ids or time.monotonic() < stop:
         items = scene_items("standard", 0, _EACH, seed)
