@@ -195,10 +195,10 @@ class GrammarMasks:
 def mask_scores(scores: Tensor, allowed: Tensor) -> Tensor:
     """Scores (..., V) with -inf where an id is not allowed; 0 for all allowed ones where none has a finite score."""
     masked = scores.masked_fill(~allowed, -torch.inf)
-    stuck = masked.amax(-1, keepdim=True) == -torch.inf  # (..., 1)
-    if not bool(stuck.any()):
+    best = masked.amax(-1, keepdim=True)  # (..., 1)
+    if masked.is_cpu and float(best.min()) > -torch.inf:  # an accelerator would be waited for
         return masked
-    return masked.masked_fill(stuck & allowed, 0)
+    return masked.masked_fill((best == -torch.inf) & allowed, 0)
 
 
 class SpanLogitsProcessor(LogitsProcessor):
