@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perception.cache_slots import pack, packed_order, why_not_packable
+from perception.draft_network import DraftNetwork, prompt_states
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
 from perception.span_processor import GrammarMasks, mask_scores
@@ -105,7 +106,9 @@ class _Row:
         """forwards over the depth map that is open"""
         self._roles = vocabulary.id_roles
         self._depth_start, self._depth_length = vocabulary.start_id("depth"), vocabulary.depth_length
-        self._depth_ids = vocabulary.code_ids("depth")
+        self._depth_end = vocabulary.end_id("depth")
+        codes = vocabulary.code_ids("depth")
+        self._is_depth, self._middle = frozenset(codes), codes[len(codes) // 2]
         self._read(prompt)
 
     def _read(self, ids: Sequence[int]) -> None:
@@ -122,15 +125,17 @@ class _Row:
         """Codes that the open depth map lacks; 0 outside of one."""
         return self._depth_length + 1 - len(self.span) if self.span[0] == self._depth_start else 0
 
-    def fed(self, width: int, filler: int, codes: int = 0) -> list[int]:
-        """The last confirmed id and guesses behind it, `filler` where there are none; the first `codes` guesses are
-        depth codes in any case."""
+    def fed(self, width: int, filler: int) -> list[int]:
+        """The last confirmed id and guesses behind it, `filler` where there are none. Guesses keep to the form of an
+        open depth map whatever the draft says: codes up to its length, then its END."""
         ids = [self.ids[-1], *self.draft.guesses(width - 1)]
         ids += [filler] * (width - len(ids))
-        known = set(self._depth_ids) if codes else set()
-        for place in range(1, codes + 1):
-            if ids[place] not in known:
-                ids[place] = ids[place - 1] if ids[place - 1] in known else self._depth_ids[len(known) // 2]
+        codes = self.codes_left()
+        for place in range(1, min(codes, width - 1) + 1):
+            if ids[place] not in self._is_depth:
+                ids[place] = ids[place - 1] if ids[place - 1] in self._is_depth else self._middle
+        if self.span[0] == self._depth_start and codes + 1 < width:
+            ids[codes + 1] = self._depth_end
         return ids
 
 
@@ -146,13 +151,18 @@ def why_not(model: Any, cache: Any) -> str | None:
 class SpanDecoder:
     """Decodes answers of one model under one grammar."""
 
-    def __init__(self, model: Any, grammar: SpanGrammar, window: int = 32):
-        """`window`: tokens of a row fed to a forward at most, fewer in large batches. Raises ValueError below 2."""
+    def __init__(self, model: Any, grammar: SpanGrammar, window: int = 32, draft_network: DraftNetwork | None = None):
+        """`window`: tokens of a row fed to a forward at most, fewer in large batches. `draft_network` drafts answers
+        that begin with a depth map. Raises ValueError for a window below 2 or a network made for another model."""
         if window < 2:
             raise ValueError(f"window must be at least 2, the last id and a guess; got {window}")
         self.model = model
         self.grammar = grammar
         self.window = window
+        self.draft_network = draft_network
+        if draft_network is not None:
+            draft_network.check(model)
+            draft_network.to(model.device)
         self._masks = GrammarMasks(grammar)
         self._head: Any = None  # the output layer, where it may be cut; False where it may not
         self._warned = False
@@ -208,7 +218,7 @@ class SpanDecoder:
         trace, sampling = trace or DecodingTrace(), sampling or Sampling()
         prompt, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = DynamicCache(config=self.model.config.get_text_config())
-        logits = self._prefill(inputs, cache)  # (B, 1, V)
+        logits, states = self._prefill(inputs, cache)  # (B, 1, V)
         trace.forwards += 1
         if reason := why_not(self.model, cache):
             if not self._warned:
@@ -221,6 +231,8 @@ class SpanDecoder:
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         predicted = _choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
+        if self.draft_network is not None and states is not None:
+            self._draft(rows, predicted[:, 0].tolist(), self.draft_network.draft(states))
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
         width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
         limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
@@ -241,9 +253,7 @@ class SpanDecoder:
         settled = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
         width = 1 + max(len(row.draft.guesses(limits.width - 1)) for row in rows)
         width = max(width, 1 + max(settled))
-        fed = torch.tensor(
-            [row.fed(width, limits.stop_ids[0], count) for row, count in zip(rows, settled, strict=True)], device=device
-        )  # (b, width)
+        fed = torch.tensor([row.fed(width, limits.stop_ids[0]) for row in rows], device=device)  # (b, width)
         left = torch.tensor([limits.most - len(row.ids) for row in rows], device=device)
         remaining = left[:, None] - torch.arange(width, device=device)  # (b, width)
         allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
@@ -263,15 +273,29 @@ class SpanDecoder:
             row.confirm(ids[:count], ids[count:])
             trace.confirmed += count
 
-    def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> Tensor:
-        """Logits (B, 1, V) behind the prompt."""
+    def _draft(self, rows: list[_Row], first: list[int], drafts: list[list[int]]) -> None:
+        """Gives rows that are about to open a depth map, by their first id, the network's drafts."""
+        start = self.grammar.vocabulary.start_id("depth")
+        for row, token, draft in zip(rows, first, drafts, strict=True):
+            if token == start:
+                row.draft = RowDraft(self.grammar.vocabulary, [token, *draft[1:]])
+
+    def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, 1, V) behind the prompt, and what of its hidden states a draft network reads."""
         given = dict(inputs)
         if not _has_rope_deltas(self.model):
             given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
         if self._head is None:
             self._head = self._find_head(given)
-        logits: Tensor = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        return logits
+        if self._head is False:
+            logits: Tensor = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            return logits, None
+        hidden = self.model.base_model(**given, past_key_values=cache, use_cache=True).last_hidden_state  # (B, T, D)
+        image_id = getattr(self.model.config, "image_token_id", None)
+        states = None
+        if self.draft_network is not None and image_id is not None:
+            states = prompt_states(hidden, inputs["input_ids"], image_id)
+        return self._head(hidden[:, -1:]), states
 
     def _find_head(self, inputs: dict[str, Tensor]) -> Any:
         """The output layer, where the model's logits are just what it makes of the last hidden states; else False."""

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 from perception.grammar import SpanGrammar
 from perception.spans import GROUP_SIZES, MODALITIES
 
+_BOXES = 1 + MODALITIES.index("boxes")
 _OTHER, _CODE = 0, len(MODALITIES) + 1  # kinds of ids; 1, 2, 3 are the STARTs, in the order of MODALITIES
 _OUTSIDE, _DEPTH_CODE, _DEPTH_END, _LOCATION, _BOX_OR_END, _BOX_END, _POINT_OR_END, _POINT_END = range(8)
 
@@ -67,6 +68,8 @@ class GrammarMasks:
     def __init__(self, grammar: SpanGrammar):
         self.grammar = grammar
         self._tables: dict[tuple[torch.device, int], _Tables] = {}
+        self._kinds = dict.fromkeys(grammar.vocabulary.code_ids("depth") + grammar.vocabulary.code_ids("boxes"), _CODE)
+        self._kinds |= {grammar.vocabulary.start_id(name): 1 + n for n, name in enumerate(MODALITIES)}
 
     def after(self, ids: Tensor, num_logits: int, count: int = 1, remaining: Tensor | None = None) -> Tensor:
         """Which ids may come after the last `count` prefixes of sequences, the shortest prefix first.
@@ -88,7 +91,7 @@ class GrammarMasks:
             for name in self.grammar.allow:
                 allowed[..., self.grammar.vocabulary.start_id(name)] &= remaining >= self.grammar.shortest(name)
         if self.grammar.ordered_boxes:
-            bounded = (modality == 1 + MODALITIES.index("boxes")) & (seen % 4 >= 2)  # (B, count)
+            bounded = (modality == _BOXES) & (seen % 4 >= 2)  # (B, count)
             if bool(bounded.any()):
                 # x2 stands two after x1, y2 two after y1
                 two_before = F.pad(ids, (count + 1, 0), value=-1)[:, -count - 1 : -1]  # (B, count)
@@ -96,6 +99,52 @@ class GrammarMasks:
                 bins = torch.arange(len(tables.location_ids), device=ids.device)  # (N,)
                 allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
         return allowed
+
+    @property
+    def ample(self) -> int:
+        """Room in tokens from which on a limit bans nothing."""
+        return 1 + max([2 * max(GROUP_SIZES.values()), *(self.grammar.shortest(name) for name in self.grammar.allow)])
+
+    def open_spans(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:
+        """Of each sequence of ids (B, L): the open span, 1 + its place in MODALITIES or 0, and its codes so far."""
+        modality, seen = self._open_spans(self._tables_for(ids.device, num_logits), ids, 1)
+        return list(zip(modality[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
+
+    def read_on(self, spans: list[tuple[int, int]], new: list[int]) -> list[tuple[int, int]]:
+        """Open spans after one id more each."""
+        read = []
+        for (modality, seen), token in zip(spans, new, strict=True):
+            kind = self._kinds.get(token, _OTHER)
+            read.append((modality, seen + 1) if kind == _CODE else (kind, 0))
+        return read
+
+    def plain_states(self, spans: list[tuple[int, int]]) -> list[int] | None:
+        """Rows of the masks for open spans with ample room; None where a box's sides bind what may follow."""
+        states = []
+        for modality, seen in spans:
+            if modality == _BOXES and seen % 4 >= 2 and self.grammar.ordered_boxes:
+                return None
+            states.append(self._state(modality, seen))
+        return states
+
+    def _state(self, modality: int, seen: int) -> int:
+        if modality == _OTHER:
+            return _OUTSIDE
+        name = MODALITIES[modality - 1]
+        if name == "depth":
+            return _DEPTH_CODE if seen < self.grammar.vocabulary.depth_length else _DEPTH_END
+        if seen % GROUP_SIZES[name]:
+            return _LOCATION
+        most = self.grammar.most_codes(name)
+        any_or_end, end = (_BOX_OR_END, _BOX_END) if modality == _BOXES else (_POINT_OR_END, _POINT_END)
+        return end if most is not None and seen >= most else any_or_end
+
+    def of_states(self, states: list[int], device: torch.device, num_logits: int) -> Tensor:
+        """Masks (B, V), or (1, V) where all rows are in one state."""
+        masks = self._tables_for(device, num_logits).masks
+        if len(set(states)) == 1:
+            return masks[states[0]][None]
+        return masks[torch.tensor(states, device=device)]
 
     def _tables_for(self, device: torch.device, num_logits: int) -> _Tables:
         key = (device, num_logits)
@@ -146,8 +195,10 @@ class GrammarMasks:
 def mask_scores(scores: Tensor, allowed: Tensor) -> Tensor:
     """Scores (..., V) with -inf where an id is not allowed; 0 for all allowed ones where none has a finite score."""
     masked = scores.masked_fill(~allowed, -torch.inf)
-    stuck = masked.amax(-1, keepdim=True) == -torch.inf  # (..., 1)
-    return masked.masked_fill(stuck & allowed, 0)
+    best = masked.amax(-1, keepdim=True)  # (..., 1)
+    if masked.is_cpu and float(best.min()) > -torch.inf:  # an accelerator would be waited for
+        return masked
+    return masked.masked_fill((best == -torch.inf) & allowed, 0)
 
 
 class SpanLogitsProcessor(LogitsProcessor):
@@ -172,14 +223,32 @@ class SpanLogitsProcessor(LogitsProcessor):
         self.grammar = grammar
         self.max_length = max_length
         self._masks = GrammarMasks(grammar)
+        self._ids: Tensor | None = None  # of the last call
+        self._spans: list[tuple[int, int]] = []  # the open span of each of its rows, and its codes so far
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) with -inf for every id that may not follow input_ids (B, L)."""
         rows, length = input_ids.shape
+        spans = self._follow(input_ids, scores.shape[-1])
+        ample = self.max_length is None or self.max_length - length >= self._masks.ample
+        if ample and (states := self._masks.plain_states(spans)) is not None:
+            masks = self._masks.of_states(states, input_ids.device, scores.shape[-1])  # (B or 1, V)
+            return mask_scores(scores, masks)
         remaining = None
         if self.max_length is not None:
             remaining = torch.full((rows, 1), self.max_length - length, device=input_ids.device)
         return mask_scores(scores, self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0])
+
+    def _follow(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:
+        """The open span of each row: read on by an id where the rows are those of the last call, else read anew."""
+        last = self._ids
+        goes_on = last is not None and last.shape == (len(ids), ids.shape[1] - 1) and torch.equal(last, ids[:, :-1])
+        if goes_on:
+            self._spans = self._masks.read_on(self._spans, ids[:, -1].tolist())
+        else:
+            self._spans = self._masks.open_spans(ids, num_logits)
+        self._ids = ids.clone()  # a caller may keep its rows in one buffer
+        return self._spans
 
 
 def _lookup(tables: _Tables, ids: Tensor) -> Tensor:

@@ -237,3 +237,22 @@ def test_a_batch_decodes_as_its_rows_alone() -> None:
         single = model.generate(**alone, max_new_tokens=24, do_sample=False, logits_processor=[processor])[0]
         answer = single[int(kept.sum()) :].tolist()
         assert out[i, inputs["input_ids"].shape[1] :][: len(answer)].tolist() == answer
+
+
+def test_masks_read_on_are_those_read_anew():
+    """Rows that grow by an id, rows that are reordered as beams are, and rows kept in one buffer that is rewritten."""
+    grammar = SpanGrammar(SMALL, eos_id=EOS)
+    size = max(SMALL.ids.values()) + 1
+    for limit in (None, 40, 400):
+        followed, generator = SpanLogitsProcessor(grammar, limit), torch.Generator().manual_seed(limit or 0)
+        buffer = torch.full((6, 41), 5)
+        for length in range(1, 40):
+            scores = torch.randn(6, size, generator=generator)
+            anew = SpanLogitsProcessor(grammar, limit)(buffer[:, :length].clone(), scores)
+            masked = followed(buffer[:, :length], scores)
+            assert torch.equal(masked, anew)
+            buffer[:, length] = torch.multinomial(masked.softmax(-1), 1, generator=generator)[:, 0]
+            if length % 7 == 0:
+                buffer = buffer[torch.randperm(6, generator=generator)]
+            if length % 11 == 0:
+                buffer[:, : length + 1] = buffer[torch.randperm(6, generator=generator), : length + 1]

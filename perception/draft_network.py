@@ -1,0 +1,146 @@
+"""A small network that guesses a whole answer from what the model made of the prompt.
+
+One forward of about a million multiplications behind the prompt's gives a draft for every place of the answer at once:
+codes of the depth map from the hidden states of the image tokens around each cell, and the text and points behind it
+by attention over them. `perception.decoding` verifies the draft, so that the network decides how fast an answer comes,
+and never what it is. Drafts from the hidden states of a frozen model are Medusa's idea (arXiv 2401.10774); guessing all
+places in one go is that of blockwise parallel decoding (arXiv 1811.03115).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FILE_NAME = "draft_network.safetensors"
+
+
+@dataclass(frozen=True)
+class DraftNetworkConfig:
+    """Sizes. `grid` is the depth map's; the image tokens of the prompt may be any square number."""
+
+    hidden_size: int
+    vocab_size: int
+    grid: tuple[int, int]
+    length: int = 140
+    """places of an answer that are guessed"""
+    width: int = 64
+    num_blocks: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if self.length < 2 + math.prod(self.grid):
+            raise ValueError(f"length ({self.length}) must hold a whole span of {math.prod(self.grid)} codes and 2 ids")
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(F.gelu(self.norm(x)))
+
+
+class DraftNetwork(nn.Module):
+    """Scores of the ids of a whole answer, given the prompt's last hidden states."""
+
+    def __init__(self, config: DraftNetworkConfig):
+        super().__init__()
+        self.config = config
+        width, cells = config.width, math.prod(config.grid)
+        self.visual = nn.Linear(config.hidden_size, width)
+        self.question = nn.Linear(config.hidden_size, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(cells, width))
+        self.blocks = nn.Sequential(*[_Block(width) for _ in range(config.num_blocks)])
+        self.places = nn.Parameter(0.5 * torch.randn(config.length, width))
+        self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, config.vocab_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Scores (B, length, V) of states (B, tokens + 1, D): those of the image tokens, row by row, and the last."""
+        rows, columns = self.config.grid
+        states = F.layer_norm(states, states.shape[-1:])
+        seen = self.visual(states[:, :-1])  # (B, tokens, W)
+        side = math.isqrt(seen.shape[1])
+        x = seen.transpose(1, 2).unflatten(2, (side, side))  # (B, W, side, side)
+        if (side, side) != (rows, columns):
+            x = F.interpolate(x, (rows, columns), mode="bilinear", antialias=True)
+        x = self.blocks(x + self.positions.T.unflatten(1, (rows, columns)))  # (B, W, rows, columns)
+        cells = x.flatten(2).transpose(1, 2)  # (B, cells, W)
+        queries = self.places + self.question(states[:, -1:])  # (B, length, W)
+        found = self.attend(queries, cells, cells, need_weights=False)[0]  # (B, length, W)
+        own = F.pad(
+            cells, (0, 0, 1, self.config.length - 1 - rows * columns)
+        )  # code n of the map stands at place n + 1
+        x = queries + found + own
+        x = x + self.narrow(F.gelu(self.widen(self.norm(x))))
+        scores: Tensor = self.head(x)
+        return scores
+
+    def check(self, model: Any) -> None:
+        """Raises ValueError where the network was made for another model."""
+        text = model.config.get_text_config()
+        made, needed = (self.config.hidden_size, self.config.vocab_size), (text.hidden_size, text.vocab_size)
+        if made != needed:
+            raise ValueError(
+                f"the draft network was made for (hidden_size, vocab_size) {made}, the model has {needed}; train one "
+                "for it with `python -m train.drafts`, or give none"
+            )
+
+    @torch.no_grad()
+    def draft(self, states: Tensor) -> list[list[int]]:
+        """Ids of a draft for each row of states (B, tokens + 1, D)."""
+        drafts: list[list[int]] = self(states.float()).argmax(-1).tolist()
+        return drafts
+
+    def save(self, folder: str | Path) -> None:
+        """Half precision, beside the model."""
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, Path(folder) / FILE_NAME, metadata={"config": json.dumps(asdict(self.config))})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DraftNetwork | None:
+        """The network that lies in a model's folder; None where there is none.
+
+        Raises:
+            ValueError: where the file is not one of ours.
+        """
+        from safetensors import safe_open
+
+        path = Path(folder) / FILE_NAME
+        if not path.exists():
+            return None
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if "config" not in metadata:
+            raise ValueError(f"{path} names no sizes of a draft network; train one with `python -m train.drafts`")
+        network = cls(DraftNetworkConfig(**json.loads(metadata["config"])))
+        network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        return network.eval()
+
+
+def prompt_states(hidden: Tensor, ids: Tensor, image_id: int) -> Tensor | None:
+    """States (B, tokens + 1, D) that the network reads, of the prompt's (B, T, D) and its ids (B, T).
+
+    None where rows have not the same square number of image tokens.
+    """
+    found = ids == image_id  # (B, T)
+    counts = found.sum(1)
+    count = int(counts[0])
+    if not count or math.isqrt(count) ** 2 != count or bool((counts != count).any()):
+        return None
+    visual = hidden[found].view(len(ids), count, -1)  # (B, tokens, D)
+    return torch.cat([visual, hidden[:, -1:]], 1)
