@@ -27,6 +27,7 @@ from perception.cache_slots import pack, packed_order, why_not_packable
 from perception.draft_network import DraftNetwork, prompt_states
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
+from perception.sampling import Sampling, choose_ids
 from perception.span_processor import GrammarMasks, mask_scores
 from perception.vocabulary import PerceptionVocabulary
 
@@ -35,36 +36,6 @@ _MAX_JUNK = 64  # masked slots of the cache before it is packed
 _AT_ONCE = 64  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
 _NARROWEST = 4  # tokens of a row fed to a forward in batches however large
 _SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How ids are drawn; greedy by default. As in transformers: temperature, then top_k, then top_p."""
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    """0: all"""
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}; do_sample=False is greedy")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], got {self.top_k} and {self.top_p}")
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """(..., V) of masked scores (..., V)."""
-        scores = scores / self.temperature
-        if self.top_k and self.top_k < scores.shape[-1]:
-            least = scores.topk(self.top_k).values[..., -1:]
-            scores = scores.masked_fill(scores < least, -torch.inf)
-        if self.top_p < 1:
-            ordered, order = scores.sort(descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-            kept = (before < self.top_p).scatter(-1, order, before < self.top_p)
-            scores = scores.masked_fill(~kept, -torch.inf)
-        return scores.softmax(-1)
 
 
 @dataclass
@@ -230,7 +201,7 @@ class SpanDecoder:
         rows = [_Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
-        predicted = _choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
+        predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         if self.draft_network is not None and states is not None:
             self._draft(rows, predicted[:, 0].tolist(), self.draft_network.draft(states))
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
@@ -259,7 +230,7 @@ class SpanDecoder:
         allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
         scores = self._scores(batch, fed, allowed)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
-        predicted = _choose(scores, fed[:, 1:], sampling)  # (b, width)
+        predicted = choose_ids(scores, fed[:, 1:], sampling)  # (b, width)
         for n, (row, count) in enumerate(zip(rows, settled, strict=True)):
             row.sweeps = row.sweeps + 1 if count else 0
             if count and limits.sweeps and row.sweeps >= limits.sweeps:
@@ -328,24 +299,6 @@ def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
     longest = max(len(ids) for ids in before)
     padded = [[-1] * (longest - len(ids)) + ids for ids in before]
     return torch.cat([torch.tensor(padded, dtype=torch.long, device=fed.device).view(len(rows), longest), fed], 1)
-
-
-def _choose(scores: Tensor, guesses: Tensor | None, sampling: Sampling) -> Tensor:
-    """Ids (b, width) for masked scores (b, width, V): a guess (b, width - 1) that is taken stays what it is."""
-    if not sampling.do_sample:
-        return scores.argmax(-1)
-    odds = sampling.probabilities(scores)  # (b, width, V)
-    flat = odds.flatten(0, 1)  # (b * width, V)
-    if guesses is None or not guesses.shape[1]:
-        return torch.multinomial(flat, 1).view(odds.shape[:2])
-    chance = odds[:, :-1].gather(-1, guesses[..., None])[..., 0]  # (b, width - 1)
-    taken = torch.rand_like(chance) < chance
-    others = odds.clone()
-    others[:, :-1].scatter_(-1, guesses[..., None], 0.0)
-    certain = others.sum(-1, keepdim=True) <= 0  # the guess was the only choice, and so was taken
-    drawn = torch.multinomial(torch.where(certain, odds, others).flatten(0, 1), 1).view(odds.shape[:2])
-    drawn[:, :-1] = torch.where(taken, guesses, drawn[:, :-1])
-    return drawn
 
 
 def _taken(predicted: Tensor, fed: Tensor, left: Tensor, stop_ids: Sequence[int]) -> list[int]:

@@ -12,12 +12,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from perception.chains import Answer, ChatPrompt, prompt_for, read_ids
-from perception.decoding import Sampling, SpanDecoder
+from perception.decoding import SpanDecoder
 from perception.draft_network import DraftNetwork
 from perception.drafts import DraftBook
 from perception.grammar import SpanGrammar, SpanLogitsProcessor
 from perception.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
 from perception.model_folder import check_files, find_folder, read_model, read_processor
+from perception.sampling import Sampling
 from perception.vocabulary import PerceptionVocabulary
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from tiny_models import build_llama, build_tokenizer
 from tiny_perception import build_perception
 from transformers import MistralConfig, MistralForCausalLM
 
-from perception.decoding import DecodingTrace, Sampling, SpanDecoder
+from perception.decoding import DecodingTrace, SpanDecoder
 from perception.drafts import DraftBook, RowDraft
 from perception.grammar import SpanGrammar
 from perception.model import Prompt
+from perception.sampling import Sampling
 from perception.span_processor import SpanLogitsProcessor
 from perception.vocabulary import PerceptionVocabulary, Span
 
