@@ -10,15 +10,17 @@ from demos.counting_tab import counting_tab
 from demos.depth_tab import depth_tab
 from demos.guards import MAX_BYTES
 from demos.handlers import EXAMPLES
+from demos.reasoning_tab import reasoning_tab
 from demos.tokenizer_tab import tokenizer_tab
 from perception.model import PerceptionModel
+from perception.reasoner import Reasoner
 from perception.tokenizers.depth import DepthTokenizer
 
 TITLE = "Perception tokens"
 INTRO = (
     "# Perception tokens\n"
-    "A vision-language model that draws before it answers: boxes to count, a depth map to judge distance. "
-    "What it draws are tokens of its own; **edit them and its answer follows**."
+    "A vision-language model that draws before it answers: boxes to count, a depth map to judge distance, regions of a "
+    "figure to reason over. What it draws are tokens of its own; **edit them and its answer follows**."
 )
 QUEUE_SIZE = 48
 _NAMES = """<script>
@@ -45,8 +47,12 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def build_demo(model: PerceptionModel) -> gr.Blocks:
-    """The page for a model, with a queue of bounded length; `launch_settings` go with it."""
+def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.Blocks:
+    """The page for a model, with a queue of bounded length; `launch_settings` go with it.
+
+    Args:
+        reasoner: shows interleaved reasoning in a tab of its own.
+    """
     with gr.Blocks(title=TITLE, delete_cache=(600, 1800), analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
         with gr.Tab("Counting"):
@@ -54,6 +60,10 @@ def build_demo(model: PerceptionModel) -> gr.Blocks:
         if model.depth_tokenizer is not None:
             with gr.Tab("Depth"):
                 depth_tab(model)
+        if reasoner is not None:
+            with gr.Tab("Reasoning"):
+                reasoning_tab(reasoner)
+        if model.depth_tokenizer is not None:
             with gr.Tab("Tokenizer"):
                 tokenizer_tab(DepthTokenizer(model.depth_tokenizer))
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)

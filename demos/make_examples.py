@@ -6,11 +6,16 @@ import numpy as np
 from PIL import Image
 
 from demos.handlers import EXAMPLES
+from perception.scenes.geometry import problem
 from perception.scenes.render import render_scenes
 
 SIZE = 320
 SCENES = {"standard": (70_000_003, 70_000_008, 70_000_012), "shifted": (70_000_004, 70_000_011, 70_000_017)}
 DEPTH = (("standard", 70_000_021), ("shifted", 70_000_022))
+
+
+FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_angle": 14, "triangle_area": 15}
+"""Families of geometry problems, and the seeds of tested ones"""
 
 
 def main() -> None:
@@ -22,6 +27,9 @@ def main() -> None:
     for look, seed in DEPTH:
         depth = render_scenes([seed], look, SIZE).depth[0].numpy()
         Image.fromarray((depth * 1000).round().astype(np.uint16)).save(EXAMPLES / f"depth-{look}-{seed}.png")
+    for family, seed in FIGURES.items():
+        figure = problem(seed, "test", SIZE, family).image
+        Image.fromarray(figure).convert("L").save(EXAMPLES / f"figure-{family}-{seed}.png", optimize=True)
     print(EXAMPLES)
 
 

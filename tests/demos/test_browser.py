@@ -127,6 +127,24 @@ def test_depth_fills_in_answers_and_follows_an_edited_map(page: Any) -> None:
     shoot(page, "demo-edited")
 
 
+def test_reasoning_goes_over_steps_and_their_regions(page: Any) -> None:
+    panel = open_tab(page, "Reasoning")
+    figure = sorted(EXAMPLES.glob("figure-*.png"))[0]
+    panel.locator("input[type=file]").first.set_input_files(str(figure))
+    panel.get_by_role("button", name="Solve", exact=True).click()
+    wait_for_text(page, "reason-answer", ".")
+    words = text_of(page, "reason-words").splitlines()
+    assert len(words) >= 2
+    assert text_of(page, "reason-said") == words[0].removeprefix("1. ")
+    page.wait_for_timeout(500)
+    shoot(page, "demo-reasoning")
+    before = page.locator("#reason-picture img").first.get_attribute("src")
+    page.locator("#reason-step input[type=number]").fill("2")
+    page.locator("#reason-step input[type=number]").press("Enter")
+    page.wait_for_function("b => document.querySelector('#reason-picture img')?.src !== b", arg=before, timeout=PATIENCE)
+    assert text_of(page, "reason-said") == words[1].removeprefix("2. ")
+
+
 def test_tokenizer_shows_codes_and_decodes_pasted_ones(page: Any) -> None:
     panel = open_tab(page, "Tokenizer")
     panel.locator("input[type=file]").first.set_input_files(str(sorted(EXAMPLES.glob("depth-*.png"))[0]))
@@ -157,7 +175,7 @@ def test_no_serious_accessibility_fault(page: Any, server: Any, dark: bool) -> N
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     if dark:
         page.goto(server.url + "?__theme=dark")
-    for name in ("Counting", "Depth", "Tokenizer"):
+    for name in ("Counting", "Depth", "Reasoning", "Tokenizer"):
         open_tab(page, name)
         page.wait_for_timeout(500)
         found = axe.run(page).response["violations"]

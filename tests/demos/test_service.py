@@ -56,6 +56,14 @@ def test_depth_by_program(client: Any) -> None:
     assert "closest" in direct or "could be read" in direct
 
 
+def test_reasoning_by_program(client: Any) -> None:
+    figure = sorted(EXAMPLES.glob("figure-*.png"))[0]
+    words, answer = client.predict(file(figure), "Find x.", api_name="/reason")
+    assert words.startswith("1. ")
+    assert "looked at" in words
+    assert answer
+
+
 def test_tokenizer_by_program_is_its_own_inverse(client: Any) -> None:
     example = sorted(EXAMPLES.glob("depth-*.png"))[0]
     *_, codes, text, figures = client.predict(file(example), False, 100, api_name="/tokenize")
@@ -67,7 +75,7 @@ def test_tokenizer_by_program_is_its_own_inverse(client: Any) -> None:
 
 def test_only_what_is_documented_can_be_called(client: Any) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert set(endpoints["named_endpoints"]) == {"/count", "/depth", "/tokenize", "/detokenize"}
+    assert set(endpoints["named_endpoints"]) == {"/count", "/depth", "/reason", "/tokenize", "/detokenize"}
     assert endpoints["unnamed_endpoints"] == {}
 
 

@@ -1,0 +1,72 @@
+"""The reasoning tab without Gradio, on an untrained model of figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from demos import reasoning
+from demos.app import build_demo
+from demos.guards import Refused
+from demos.handlers import EXAMPLES
+from perception.interleave import VisualTokenSelector
+from perception.interleave_triggers import InterleaveSettings
+from perception.model import PerceptionModel
+from perception.reasoner import Reasoner, Reasoning, ReasoningStep
+from perception.visual_tokens import VisualLayout
+
+FIGURE = sorted(EXAMPLES.glob("figure-*.png"))[0]
+
+
+@pytest.fixture(scope="module")
+def model() -> PerceptionModel:
+    return PerceptionModel.from_pretrained("models/aurora-tiny")
+
+
+@pytest.fixture(scope="module")
+def reasoner(model: PerceptionModel) -> Reasoner:
+    """The shipped model with an untrained selector, that looks at the start and at every new line."""
+    layout = VisualLayout.of(model.model, model.vocabulary.interleave_id, model.processor.tokenizer)
+    selector = VisualTokenSelector.for_model(model.model, layout.interleave_id)
+    return Reasoner(model, selector, InterleaveSettings(heading=r"^|\n", max_looks=2))
+
+
+def test_every_step_has_a_picture_and_words(reasoner: Reasoner) -> None:
+    view = reasoning.solve(reasoner, str(FIGURE), "Find x.")
+    assert len(view.pictures) == len(view.words) >= 1
+    assert all("looked at" in said for said in view.words)
+    assert view.text.startswith("1. ")
+
+
+def test_steps_are_counted_and_named(monkeypatch: pytest.MonkeyPatch, reasoner: Reasoner) -> None:
+    cells = np.zeros((10, 10), dtype=bool)
+    cells[2, 3] = True
+    steps = (ReasoningStep("angle A is 50.", cells, cells.astype(np.float32)),) * 2
+    whole = Reasoning(Image.open(FIGURE).convert("RGB"), "..", steps, "130")
+    monkeypatch.setattr(reasoner, "solve", lambda *_: whole)
+    view = reasoning.solve(reasoner, str(FIGURE), "Find x.")
+    assert view.answer == "130"
+    assert view.words == ("angle A is 50.  (looked at 1 place)",) * 2
+    monkeypatch.setattr(reasoner, "solve", lambda *_: Reasoning(whole.image, "", (), None))
+    with pytest.raises(Refused, match="no step"):
+        reasoning.solve(reasoner, str(FIGURE), "Find x.")
+
+
+def test_what_is_refused(reasoner: Reasoner, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(Refused, match="no image"):
+        reasoning.solve(reasoner, str(tmp_path / "text.png"), "Find x.")
+    with pytest.raises(Refused, match="write a question"):
+        reasoning.solve(reasoner, str(FIGURE), " ")
+
+
+def test_the_tab_is_there_where_a_model_reasons(model: PerceptionModel, reasoner: Reasoner) -> None:
+    with_tab, without = build_demo(model, reasoner), build_demo(model)
+    named = [{d.api_name for d in demo.fns.values()} for demo in (with_tab, without)]
+    assert "reason" in named[0]
+    assert "reason" not in named[1]
