@@ -141,7 +141,9 @@ def test_reasoning_goes_over_steps_and_their_regions(page: Any) -> None:
     before = page.locator("#reason-picture img").first.get_attribute("src")
     page.locator("#reason-step input[type=number]").fill("2")
     page.locator("#reason-step input[type=number]").press("Enter")
-    page.wait_for_function("b => document.querySelector('#reason-picture img')?.src !== b", arg=before, timeout=PATIENCE)
+    page.wait_for_function(
+        "b => document.querySelector('#reason-picture img')?.src !== b", arg=before, timeout=PATIENCE
+    )
     assert text_of(page, "reason-said") == words[1].removeprefix("2. ")
 
 

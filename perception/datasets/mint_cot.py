@@ -1,0 +1,240 @@
+"""MINT-CoT's published layout: solutions whose steps name the visual tokens that they look at.
+
+A JSON list of rows, each with `images` (one path), `messages` (the solution in words alone) and
+`messages_interleave_ra`, the same with numbers between `<interleave>` and `</interleave>`: cells of a grid over the
+image, row by row, comma-separated. The grid is the one of the model that the data were made for, Qwen2-VL, unless a row
+says otherwise under `grid` ([rows, columns]). `on_grid` carries cells over to another model's by overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+OPEN, CLOSE = "<interleave>", "</interleave>"
+_TAG = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+_HEADING = re.compile(r"(?:#+\s*)?Step\s*\d+\s*[:.]?\s*$", re.IGNORECASE)
+_IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class InterleavedStep:
+    """A step of a solution."""
+
+    text: str
+    cells: tuple[int, ...]
+    """Of the problem's grid, row by row, ascending"""
+
+
+@dataclass(frozen=True)
+class InterleavedProblem:
+    """A row."""
+
+    name: str
+    """File and number of the row, for messages"""
+    image: Path
+    question: str
+    opening: str
+    """What the solution says before its first step"""
+    steps: tuple[InterleavedStep, ...]
+    grid: tuple[int, int]
+    """Rows and columns that cells are numbered on"""
+
+
+@dataclass(frozen=True)
+class InterleavedRows:
+    """What a file holds."""
+
+    problems: tuple[InterleavedProblem, ...]
+    skipped: tuple[str, ...]
+    """A line for each row that cannot be used: which, and why"""
+
+
+def qwen_grid(
+    width: int, height: int, cell: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 14 * 14 * 4 * 1280
+) -> tuple[int, int]:
+    """Rows and columns of Qwen2-VL's visual tokens over an image of width x height pixels.
+
+    The image is resized to multiples of `cell`, its area brought between the two limits, its shape kept.
+    """
+    rows, columns = max(1, round(height / cell)), max(1, round(width / cell))
+    area = rows * columns * cell * cell
+    if area > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        return max(1, math.floor(height / shrink / cell)), max(1, math.floor(width / shrink / cell))
+    if area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        return math.ceil(height * grow / cell), math.ceil(width * grow / cell)
+    return rows, columns
+
+
+def on_grid(cells: Sequence[int], grid: tuple[int, int], other: tuple[int, int], least: float = 0.5) -> tuple[int, ...]:
+    """Cells of another grid (rows, columns) that `cells` cover by `least` of their area; the one that is covered most
+    where none is, so that no look is lost.
+
+    Raises:
+        ValueError: for a cell outside of `grid`.
+    """
+    if not cells:
+        return ()
+    rows, columns = grid
+    outside = [cell for cell in cells if not 0 <= cell < rows * columns]
+    if outside:
+        raise ValueError(f"cells {outside[:5]} lie outside of a grid of {rows} x {columns}, 0 to {rows * columns - 1}")
+    mask = np.zeros(grid)
+    mask.flat[list(cells)] = 1.0
+    covered = _shares(rows, other[0]) @ mask @ _shares(columns, other[1]).T  # other
+    found = np.flatnonzero(covered >= least - 1e-9)
+    return tuple(found.tolist()) if len(found) else (int(covered.argmax()),)
+
+
+def _shares(parts: int, others: int) -> np.ndarray:
+    """(others, parts): what share of each of `others` equal pieces of a line lies in each of `parts`."""
+    ends, marks = np.arange(others + 1) / others, np.arange(parts + 1) / parts
+    low = np.maximum(ends[:-1, None], marks[None, :-1])
+    high = np.minimum(ends[1:, None], marks[None, 1:])
+    return np.clip(high - low, 0, None) * others
+
+
+def read_mint_cot(
+    path: str | Path,
+    images: str | Path | None = None,
+    grid_of: Callable[[int, int], tuple[int, int]] = qwen_grid,
+) -> InterleavedRows:
+    """The problems of a file in the published layout.
+
+    Args:
+        path: JSON list, or JSON lines.
+        images: folder that image paths are relative to; None for the file's own.
+        grid_of: (width, height) in pixels -> rows and columns, for rows that do not say.
+
+    Raises:
+        ValueError: where the file is missing, no JSON, or holds no row that can be used.
+    """
+    path = Path(path)
+    root = Path(images) if images is not None else path.parent
+    problems, skipped = list[InterleavedProblem](), list[str]()
+    for number, row in enumerate(_rows(path)):
+        name = f"{path.name}:{number + 1}"
+        try:
+            problems.append(_problem(row, name, root, grid_of))
+        except ValueError as error:
+            skipped.append(f"{name}: {error}")
+    if not problems:
+        raise ValueError(f"{path} holds no row that can be used; the first: {skipped[0] if skipped else 'it is empty'}")
+    return InterleavedRows(tuple(problems), tuple(skipped))
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; give MINT-CoT's JSON file") from None
+    try:
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is half written or no JSON ({error}); fetch it anew") from None
+    return list(rows)
+
+
+def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tuple[int, int]]) -> InterleavedProblem:
+    if not isinstance(row, dict):
+        raise ValueError(f"a row must be an object, got {type(row).__name__}")
+    missing = [key for key in ("images", "messages_interleave_ra") if not row.get(key)]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing")
+    said = {message.get("role"): str(message.get("content", "")) for message in row["messages_interleave_ra"]}
+    if not said.get("user") or not said.get("assistant"):
+        raise ValueError("messages_interleave_ra must hold a user's and an assistant's message")
+    if len(row["images"]) != 1:
+        raise ValueError(f"one image a row is read, got {len(row['images'])}")
+    image = root / str(row["images"][0])
+    grid = tuple(int(side) for side in row["grid"]) if row.get("grid") else grid_of(*_size(image))
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"grid must be [rows, columns], got {row.get('grid')}")
+    opening, steps = parse_solution(said["assistant"], (grid[0], grid[1]))
+    question = said["user"].replace(_IMAGE_MARK, "").strip()
+    return InterleavedProblem(name, image, question, opening, steps, (grid[0], grid[1]))
+
+
+def _size(image: Path) -> tuple[int, int]:
+    try:
+        with Image.open(image) as opened:
+            return opened.size
+    except FileNotFoundError:
+        raise ValueError(f"{image} does not exist") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{image} is no image that can be read ({error})") from None
+
+
+def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[InterleavedStep, ...]]:
+    """What a solution says before its first tag, and its steps, a tag each; headings ("Step 2:") are left off.
+
+    Raises:
+        ValueError: for a tag that is left open, numbers that are none, or cells outside of the grid.
+    """
+    if text.count(OPEN) != text.count(CLOSE) or text.count(OPEN) != len(_TAG.findall(text)):
+        raise ValueError(f"an {OPEN} tag is left open, or closed twice")
+    pieces = _TAG.split(text)  # words, numbers, words, numbers, .., words
+    most = grid[0] * grid[1]
+    steps = []
+    for numbers, words in zip(pieces[1::2], pieces[2::2], strict=True):
+        try:
+            cells = sorted({int(part) for part in numbers.split(",") if part.strip()})
+        except ValueError:
+            raise ValueError(f"cells must be whole numbers with commas between them, got {numbers[:40]!r}") from None
+        if cells and (cells[0] < 0 or cells[-1] >= most):
+            raise ValueError(f"cell {cells[-1] if cells[0] >= 0 else cells[0]} lies outside of a grid of {grid}")
+        steps.append(InterleavedStep(_HEADING.sub("", words.strip()).strip(), tuple(cells)))
+    return _HEADING.sub("", pieces[0].strip()).strip(), tuple(steps)
+
+
+def written(problem: InterleavedProblem, looks: bool = True) -> str:
+    """A solution as the published files have it; without its cells where `looks` is false."""
+    lines = [problem.opening] if problem.opening else []
+    for number, step in enumerate(problem.steps, start=1):
+        tag = f"{OPEN}{','.join(map(str, step.cells))}{CLOSE} " if looks else ""
+        lines.append(f"Step {number}: {tag}{step.text}")
+    return "\n".join(lines)
+
+
+def write_mint_cot(problems: Sequence[InterleavedProblem], path: str | Path) -> None:
+    """Writes problems in the published layout, with their grids, whole or not at all. Images are named relative to the
+    file where they lie below it."""
+    path = Path(path)
+    rows = []
+    for problem in problems:
+        inside = problem.image.is_relative_to(path.parent)
+        question = f"{_IMAGE_MARK}{problem.question}"
+        rows.append(
+            {
+                "messages": _talk(question, written(problem, looks=False)),
+                "messages_interleave_ra": _talk(question, written(problem)),
+                "images": [str(problem.image.relative_to(path.parent) if inside else problem.image)],
+                "grid": list(problem.grid),
+            }
+        )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _talk(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def for_grid(problem: InterleavedProblem, grid: tuple[int, int]) -> InterleavedProblem:
+    """The problem on another model's grid (rows, columns)."""
+    steps = tuple(replace(step, cells=on_grid(step.cells, problem.grid, grid)) for step in problem.steps)
+    return replace(problem, steps=steps, grid=grid)
