@@ -54,6 +54,9 @@ class InterleaveConfig:
     """of a new selector: linear, none, mlp"""
     batch_size: int = 16
     """rows of an optimiser step, over all devices"""
+    next_token: bool = True
+    """supervise the first token behind a look; the paper leaves it out, which a pretrained model can bear: one that
+    learned to write from these solutions alone then begins its steps with anything"""
     selection_weight: float = 1.0
     """of the selection's loss beside the cross-entropy"""
     tower_lr_ratio: float = 0.0
@@ -185,7 +188,8 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     problems = read_problems(config.data) if problems is None else problems
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
-    batches = ChainBatches(folder.encoder, problems, config.batch_size, config.loop.seed)
+    encoder = replace(folder.encoder, next_token=config.next_token)
+    batches = ChainBatches(encoder, problems, config.batch_size, config.loop.seed)
     result = fit(
         folder.model,
         batches,

@@ -99,6 +99,8 @@ class ChainEncoder:
     vocabulary: PerceptionVocabulary
     layout: VisualLayout
     settings: InterleaveSettings
+    next_token: bool = True
+    """Whether the first token behind a look is supervised"""
 
     @property
     def prompt(self) -> ChatPrompt:
@@ -106,9 +108,9 @@ class ChainEncoder:
 
     @property
     def rule(self) -> LabelRule:
-        """The paper's where looks stand at headings; where the model writes them, all of them are supervised."""
+        """Looks are supervised where the model writes them itself."""
         generated = self.settings.trigger == GENERATED
-        return LabelRule(interleave=generated, next_token=generated)
+        return LabelRule(interleave=generated, next_token=generated or self.next_token)
 
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
         """Prompts as the processor would give them, padded on the left; a question is plain text, whatever it holds."""

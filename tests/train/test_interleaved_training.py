@@ -57,6 +57,14 @@ def test_answers_are_what_generation_would_weave(start: Path) -> None:
     assert (labels, number) == (batch.num_labels, batch.num_looks)
 
 
+def test_the_token_behind_a_look_is_supervised_unless_the_paper_s_rule_is_asked_for(start: Path) -> None:
+    ours = read_interleaved(start, InterleaveSettings()).encoder
+    paper = replace(ours, next_token=False)
+    for problem in PROBLEMS[:3]:
+        assert ours.batch([problem]).num_labels == paper.batch([problem]).num_labels + len(problem.steps)
+        assert paper.counts(problem)[0] == paper.batch([problem]).num_labels
+
+
 @pytest.mark.parametrize("regions", sorted(REGIONS))
 def test_controls_replace_what_looks_bring_in(regions: str) -> None:
     problem = PROBLEMS[1]
