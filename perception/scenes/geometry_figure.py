@@ -165,7 +165,7 @@ class Figure:
     # Whether it is legible
 
     def fits(self) -> bool:
-        """Whether all that is written lies in the picture and touches neither a line nor anything else written."""
+        """Whether all lies in the picture, and nothing written touches a line or anything else written."""
         boxes = np.array([mark.box for mark in self.marks]).reshape(-1, 4)
         if (boxes[:, :2] < 0.012).any() or (boxes[:, 2:] > 0.988).any():
             return False
@@ -174,6 +174,9 @@ class Figure:
             apart = (rest[:, :2] > box[2:] + _GAP).any(1) | (rest[:, 2:] < box[:2] - _GAP).any(1)
             if not apart.all():
                 return False
+        tips = np.array([end for start, end, _ in self._lines] + [start for start, end, _ in self._lines])
+        if len(tips) and (tips.min() < 0.015 or tips.max() > 0.985):
+            return False
         strokes = [(start, end) for start, end, _ in self._lines]
         strokes += [pair for part in self._small for pair in zip(part, part[1:], strict=False)]
         for centre, radius, first, last in self._arcs:
