@@ -13,15 +13,18 @@ from demo_server import ROOT, Server
 
 def untrained_reasoner(folder: Path) -> Path:
     """A folder of a model that reasons over regions, for want of a better one: the shipped model with an untrained
-    selector, that looks at the start and at its first words."""
+    selector, that looks at the start and behind its first tokens."""
+    import torch
+
     from perception.interleave import VisualTokenSelector
     from perception.model import PerceptionModel
 
     source = ROOT / "models" / "aurora-tiny"
     shutil.copytree(source, folder)
     perception = PerceptionModel.from_pretrained(source)
+    torch.manual_seed(0)
     VisualTokenSelector.for_model(perception.model, perception.vocabulary.interleave_id).save(folder)
-    settings = {"trigger": "headings", "heading": "^| ", "max_looks": 3}
+    settings = {"trigger": "headings", "heading": "^|.", "max_looks": 3}
     (folder / "interleave_settings.json").write_text(json.dumps(settings))
     return folder
 

@@ -129,8 +129,8 @@ def test_depth_fills_in_answers_and_follows_an_edited_map(page: Any) -> None:
 
 def test_reasoning_goes_over_steps_and_their_regions(page: Any) -> None:
     panel = open_tab(page, "Reasoning")
-    figure = sorted(EXAMPLES.glob("figure-*.png"))[0]
-    panel.locator("input[type=file]").first.set_input_files(str(figure))
+    panel.locator("input[type=file]").first.set_input_files(str(scene_examples()[3]))
+    panel.get_by_label("Problem").fill("How many objects are there? Draw the boxes first.")
     panel.get_by_role("button", name="Solve", exact=True).click()
     wait_for_text(page, "reason-answer", ".")
     words = text_of(page, "reason-words").splitlines()
