@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from perception.interleaved_chains import Look
@@ -45,6 +46,8 @@ class HeadingTrigger:
         self.tokenizer = tokenizer
         self.settings = settings
         self._pattern = re.compile(settings.heading)
+        # A text is counted when it ends here and again when it is what stood before the next token.
+        self._count = lru_cache(maxsize=1024)(self._count_headings)
 
     def fires(self, ids: Sequence[int]) -> bool:
         """Whether the newest id of an answer's text completes a heading; of an empty text, whether it begins with one.
@@ -52,11 +55,11 @@ class HeadingTrigger:
         Args:
             ids: all that the model has written, without interleave and visual tokens.
         """
-        window = list(ids[-_WINDOW:])
+        window = tuple(ids[-_WINDOW:])
         return self._count(window) > (self._count(window[:-1]) if window else 0)
 
-    def _count(self, ids: Sequence[int]) -> int:
-        text = self.tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
+    def _count_headings(self, ids: tuple[int, ...]) -> int:
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False) if ids else ""
         return sum(1 for _ in self._pattern.finditer(text))
 
     def places(self, ids: Sequence[int]) -> list[int]:

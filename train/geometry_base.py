@@ -3,6 +3,7 @@
 A stock LLaVA, a Swin tower and a small Llama from nothing, learns to say what is written in a figure and where; it has
 never seen a solution. What is written in a cell of the visual grid is also supervised at that cell's visual token
 itself: words that need no attention to be learned, and once they are, looking at the right cell is all an answer takes.
+Rows of sums beside them teach it to calculate (`train.arithmetic`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from perception.interleave_triggers import InterleaveSettings
 from perception.interleaved_chains import InterleavedModel
 from perception.visual_tokens import VisualLayout
 from perception.vocabulary import PerceptionVocabulary
+from train.arithmetic import LARGEST, sum_rows
 from train.attention import use_plain_attention
 from train.config import command_line, fingerprint, parse_config
 from train.figure_tower import GeometrySize, cell_of, check_sizes
@@ -32,7 +34,9 @@ from train.tiny import TinySize, build_model, build_processor, start_layers, tra
 
 READ_ALL = "What is written in the figure?"
 NEAREST = "What is written nearest to {}?"
-_TEXT_VOCABULARY = 900
+_TEXT_VOCABULARY = 1250
+_SUM_LENGTH = 64
+"""Tokens of a row of sums"""
 _NOTHING = "nothing"
 
 
@@ -51,6 +55,8 @@ class GeometryBaseConfig:
     batch_size: int = 16
     cell_weight: float = 1.0
     """of the words at visual tokens, beside the answers"""
+    sums: int = 16
+    """rows of sums a step, beside the figures; 0 for none"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=3000,
@@ -71,8 +77,8 @@ class GeometryBaseConfig:
 
 
 def geometry_tokenizer(problems: Sequence[ChainProblem]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over solutions; every whole number to 360 is one token."""
-    numbers = [" " + " ".join(str(n) for n in range(361)) + "." for _ in range(400)]
+    """A byte-level BPE over solutions; every whole number to LARGEST is one token."""
+    numbers = [" " + " ".join(str(n) for n in range(LARGEST + 1)) + "." for _ in range(400)]
     lines = [" ".join(["Step 1: Step 2: Step 3: Answer: USER: ASSISTANT:", READ_ALL, NEAREST, _NOTHING])] * 200
     for problem in problems:
         lines += [problem.question, *(f"Step {n}: {step.text}" for n, step in enumerate(problem.steps))]
@@ -115,9 +121,10 @@ def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[in
 
 @dataclass(frozen=True)
 class ReadingBatches(ChainBatches):
-    """Reading tasks, with what is written in a cell as the label at its visual token."""
+    """Reading tasks, with what is written in a cell as the label at its visual token, and rows of sums."""
 
     grid: tuple[int, int] = (8, 8)
+    sums: int = 0
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
         share = dict(super().__call__(step, shard, num_shards))
@@ -130,12 +137,16 @@ class ReadingBatches(ChainBatches):
             words[row, torch.from_numpy(rng.permutation(words.shape[1])[: words.shape[1] // 6])] = nothing
             for mark in problem.marks:
                 words[row, cell_of(mark, self.grid)] = tokenizer.encode(f" {mark.text}", add_special_tokens=False)[0]
-        return {**share, "words": words, "nothing": nothing}
+        share |= {"words": words, "nothing": nothing}
+        if self.sums:
+            rng = np.random.default_rng((self.seed, step, shard, len(problems)))
+            share["sums"] = sum_rows(rng, tokenizer, max(1, self.sums // num_shards), _SUM_LENGTH)
+        return share
 
 
 @dataclass(frozen=True)
 class ReadingLoss:
-    """Cross-entropy of the answers, and of the words at visual tokens."""
+    """Cross-entropy of the answers, of the words at visual tokens, and of the results of sums."""
 
     cell_weight: float
 
@@ -156,7 +167,19 @@ class ReadingLoss:
         something = words[labelled] != share["nothing"]
         right = ((at_cells.argmax(-1) == words[labelled]) & something).sum() / something.sum().clamp_min(1)
         scalars = {"text": text.detach(), "cells": cells.detach(), "cells_right": right}
-        return text + self.cell_weight * cells, scalars
+        loss = text + self.cell_weight * cells
+        if "sums" in share:
+            ids, labels = share["sums"]  # (S, T)
+            results = labels[:, 1:] != -100
+            states = model.model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][results]  # (n, H)
+            logits = head(states).float()
+            sums = torch.nn.functional.cross_entropy(logits, labels[:, 1:][results])
+            scalars |= {
+                "sums": sums.detach(),
+                "sums_right": (logits.argmax(-1) == labels[:, 1:][results]).float().mean(),
+            }
+            loss = loss + sums
+        return loss, scalars
 
 
 def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
@@ -182,6 +205,7 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
         config.loop.seed,
         lambda problem, rng: reading_task(problem, rng, size.grid),
         size.grid,
+        config.sums,
     )
     start_layers(model, batches(0, 0, 1)["batch"].images["pixel_values"])
     use_plain_attention(model.model.language_model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from toy_figures import TINY, make_toy_folder, toy_problem, toy_problems
 
 from train import figure_tower, geometry_base
+from train.arithmetic import LARGEST, sum_of, sum_rows
 from train.figure_tower import CHARACTERS, FigureTowerConfig, GeometrySize, cell_of, characters_at, shifted
 from train.geometry_base import NEAREST, READ_ALL, GeometryBaseConfig, ReadingBatches, reading_task
 from train.geometry_data import GeometryData
@@ -66,6 +68,29 @@ def test_words_stand_at_the_visual_tokens_of_their_cells(tmp_path: Path) -> None
     for problem, words in zip([problems[n] for n in ReadingBatches(None, problems, 4, 0).rows(0)], share["words"]):  # type: ignore[arg-type] # noqa: B905
         mark = problem.marks[-1]
         assert decode([int(words[cell_of(mark, (4, 4))])]).strip() == mark.text
+
+
+def test_sums_are_right_and_only_results_are_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        asked, result = sum_of(rng)
+        assert 0 < int(result) <= LARGEST
+        if ". x =" in asked:
+            assert int(result) ** 2 == int(asked.split()[3].rstrip(".")), asked
+        else:
+            sum_asked = asked.split("=")[-2].replace("/", "//")
+            assert eval(sum_asked) == int(result), asked
+
+
+def test_rows_of_sums_supervise_results_alone(tmp_path: Path) -> None:
+    tokenizer = make_toy_folder(tmp_path).processor.tokenizer
+    ids, labels = sum_rows(np.random.default_rng(1), tokenizer, 3, 40)
+    assert ids.shape == labels.shape == (3, 40)
+    for row, wanted in zip(ids, labels, strict=True):
+        text, results = tokenizer.decode(row[1:]), tokenizer.decode(row[wanted != -100]).split()
+        assert torch.equal(row[wanted != -100], wanted[wanted != -100])
+        found = re.findall(r"(?:=|x =) (\d+)(?=\.)", text.replace("= x x", ""))
+        assert len(results) >= 4 and set(results) <= {*found, *re.findall(r"\d+$", text)}
 
 
 def test_tower_and_base_train_one_after_the_other(tmp_path: Path) -> None:
