@@ -83,7 +83,7 @@ class FigureTowerConfig:
     batch_size: int = 32
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2500,
+            steps=3000,
             learning_rate=2e-3,
             weight_decay=0.05,
             warmup_steps=60,

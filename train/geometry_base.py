@@ -59,7 +59,7 @@ class GeometryBaseConfig:
     """rows of sums a step, beside the figures; 0 for none"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=3000,
+            steps=2500,
             learning_rate=1.5e-3,
             weight_decay=0.02,
             warmup_steps=50,

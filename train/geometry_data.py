@@ -21,7 +21,7 @@ class GeometryData:
 
     split: str = "train"
     """train, test, or held-out for the families that training never sees"""
-    count: int = 8000
+    count: int = 24_000
     seed: int = 0
     image_size: int = 128
     """Pixels a side"""
