@@ -50,6 +50,21 @@ def test_answers_are_compared_as_what_they_are(
     assert same_answer(said, answer) is right
 
 
+@pytest.mark.parametrize(
+    ("said", "answer", "right"),
+    [
+        (r"3\sqrt{2}", r"\sqrt{18}", True),
+        (r"5\sqrt{3}", r"5\sqrt{2}", False),
+        (r"$\frac{1}{2}$", "0.5", True),
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("x^2+1", "(x-1)(x+1)", False),
+    ],
+)
+def test_expressions_are_compared_by_math_verify(said: str, answer: str, right: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert same_answer(said, answer) is right
+
+
 def test_the_last_answer_counts_and_a_box_is_one() -> None:
     assert final_answer("Step 1: 5 + 7 = 12. Answer: 12.") == "12"
     assert final_answer("The answer is 3. No, the answer is 4") == "4"
