@@ -25,10 +25,11 @@ def sum_of(rng: np.random.Generator) -> tuple[str, str]:
         return f" {a} + {b} =", f" {a + b}"
     if kind == 1:
         whole = _WHOLES[int(rng.integers(3))]
-        part = 5 * int(rng.integers(1, whole // 5))
+        part = int(rng.integers(1, whole)) if rng.random() < 0.5 else 5 * int(rng.integers(1, whole // 5))
         return f" x = {whole} - {part} =", f" {whole - part}"
     if kind == 2:
-        a, b = (int(n) for n in rng.integers(1, 50, 2))
+        a, b = (int(n) for n in rng.integers(1, 90, 2))
+        b = a if rng.random() < 0.3 else b
         return f" {a} + {b} =", f" {a + b}"
     if kind == 3:
         a, b = (int(n) for n in rng.integers(2, 17, 2))

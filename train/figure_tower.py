@@ -1,6 +1,7 @@
 """Teaches a small Swin tower to read figures (`python -m train.figure_tower`), before any language model looks at it.
 
-Every cell of its grid says, character by character, what is written there. Numbers as whole words are hundreds of
+Every cell of its grid says, character by character, what is written there, or the word for a small drawing such as the
+square of a right angle. Numbers as whole words are hundreds of
 classes, each seen seldom; as characters they are ten, each seen in every figure.
 """
 
@@ -77,6 +78,8 @@ class GeometrySize:
 class FigureTowerConfig:
     """Configuration of the tower's training."""
 
+    start: str = ""
+    """folder of a tower to go on from; empty for one from nothing"""
     run_dir: str = "runs/geometry/tower"
     data: GeometryData = field(default_factory=GeometryData)
     size: GeometrySize = field(default_factory=GeometrySize)
@@ -150,7 +153,8 @@ class FigureBatches:
         images, written = [], []
         for index in rng.integers(len(self.problems), size=self.batch_size):
             problem = self.problems[int(index)]
-            image, marks = shifted(problem.image, problem.marks, rng)
+            # Signs first: where one shares a cell with a number, the number is read.
+            image, marks = shifted(problem.image, (*problem.signs, *problem.marks), rng)
             images.append(image)
             written.append(characters_at(marks, self.grid))
         pixels = normalise_pixels(to_pixels(torch.stack(images)))
@@ -186,6 +190,9 @@ def train(config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = N
     torch.manual_seed(config.loop.seed)
     problems = read_problems(config.data) if problems is None else problems
     model = FigureReader(config.size.vision)
+    if config.start:
+        start = SwinModel.from_pretrained(config.start, add_pooling_layer=False)
+        model.tower.load_state_dict(start.state_dict())
     batches = FigureBatches(problems, config.size.grid, config.batch_size, config.loop.seed)
     result = fit(
         model,

@@ -27,7 +27,7 @@ from train.attention import use_plain_attention
 from train.config import command_line, fingerprint, parse_config
 from train.figure_tower import GeometrySize, cell_of, check_sizes
 from train.geometry_data import GeometryData, read_problems
-from train.interleave import InterleavedFolder, interleaved_groups
+from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
 from train.interleaved_rows import ChainBatches, ChainProblem
 from train.loop import FitResult, LoopConfig, fit
 from train.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
@@ -45,7 +45,9 @@ class GeometryBaseConfig:
     """Configuration of the reading stage."""
 
     tower: str = "runs/geometry/tower/tower"
-    """of `train.figure_tower`; empty for one from nothing, trained here"""
+    """of `train.figure_tower`; empty for one from nothing, trained here, or for that of `start`"""
+    start: str = ""
+    """folder of a model to go on from; empty for one from nothing"""
     tower_lr_ratio: float = 0.1
     """learning rate of the tower over that of the rest; 0 freezes it"""
     out: str = "runs/geometry/base/model"
@@ -135,7 +137,7 @@ class ReadingBatches(ChainBatches):
         for row, problem in enumerate(problems):
             rng = np.random.default_rng((self.seed, step, shard, row))
             words[row, torch.from_numpy(rng.permutation(words.shape[1])[: words.shape[1] // 6])] = nothing
-            for mark in problem.marks:
+            for mark in (*problem.signs, *problem.marks):
                 words[row, cell_of(mark, self.grid)] = tokenizer.encode(f" {mark.text}", add_special_tokens=False)[0]
         share |= {"words": words, "nothing": nothing}
         if self.sums:
@@ -182,22 +184,31 @@ class ReadingLoss:
         return loss, scalars
 
 
+def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem]) -> InterleavedFolder:
+    """The model of `config.start`, or an untrained one; with the tower of `config.tower`."""
+    settings, size = InterleaveSettings(max_looks=0), config.size
+    if config.start:
+        folder = read_interleaved(config.start, settings)
+    else:
+        tokenizer = geometry_tokenizer([problems[n] for n in range(min(len(problems), 2000))])
+        model = build_geometry_model(tokenizer, size)
+        vocabulary = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2).extend(model, tokenizer)
+        layout = VisualLayout.of(model, vocabulary.interleave_id, tokenizer)
+        interleaved = InterleavedModel(model, VisualTokenSelector.for_model(model, vocabulary.interleave_id), layout)
+        folder = InterleavedFolder(interleaved, geometry_processor(tokenizer, size), vocabulary, settings)
+    if config.tower:
+        tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
+        tower_of(folder.model.model).load_state_dict(tower.state_dict())
+    folder.model.selector.requires_grad_(False)
+    return folder
+
+
 def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
     """Runs or resumes the stage and writes the finished model to `config.out`."""
     torch.manual_seed(config.loop.seed)
     problems = read_problems(config.data) if problems is None else problems
-    size = config.size
-    tokenizer = geometry_tokenizer([problems[n] for n in range(min(len(problems), 2000))])
-    model = build_geometry_model(tokenizer, size)
-    if config.tower:
-        tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
-        model.model.vision_tower.load_state_dict(tower.state_dict())
-    processor = geometry_processor(tokenizer, size)
-    vocabulary = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2).extend(model, tokenizer)
-    layout = VisualLayout.of(model, vocabulary.interleave_id, tokenizer)
-    interleaved = InterleavedModel(model, VisualTokenSelector.for_model(model, vocabulary.interleave_id), layout)
-    interleaved.selector.requires_grad_(False)
-    folder = InterleavedFolder(interleaved, processor, vocabulary, InterleaveSettings(max_looks=0))
+    size, folder = config.size, begin(config, problems)
+    interleaved = folder.model
     batches = ReadingBatches(
         folder.encoder,
         problems,
@@ -207,15 +218,16 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
         size.grid,
         config.sums,
     )
-    start_layers(model, batches(0, 0, 1)["batch"].images["pixel_values"])
-    use_plain_attention(model.model.language_model)
+    if not config.start:
+        start_layers(interleaved.model, batches(0, 0, 1)["batch"].images["pixel_values"])
+        use_plain_attention(interleaved.model.model.language_model)
     result = fit(
         interleaved,
         batches,
         ReadingLoss(config.cell_weight),
         config.loop,
         config.run_dir,
-        param_groups=interleaved_groups(interleaved, config.tower_lr_ratio if config.tower else 1.0),
+        param_groups=interleaved_groups(interleaved, config.tower_lr_ratio if config.tower or config.start else 1.0),
         title="base",
         fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
     )

@@ -45,8 +45,8 @@ class GeometryData:
 def chain_problem(problem: GeometryProblem, grid: tuple[int, int]) -> ChainProblem:
     """A drawn problem on the visual tokens of a model: the cells that its steps' regions cover."""
     steps = tuple(ChainStep(step.text, covered_cells(step.regions, grid)) for step in problem.steps)
-    marks = tuple(Mark(mark.text, mark.place_xy) for mark in problem.marks)
-    return ChainProblem(problem.image, problem.question, str(problem.answer), steps, problem.family, marks)
+    marks, signs = (tuple(Mark(one.text, one.place_xy) for one in found) for found in (problem.marks, problem.signs))
+    return ChainProblem(problem.image, problem.question, str(problem.answer), steps, problem.family, marks, signs)
 
 
 def draw_problems(data: GeometryData) -> Iterable[ChainProblem]:

@@ -50,6 +50,8 @@ class ChainProblem:
     """The family it belongs to"""
     marks: tuple[Mark, ...] = ()
     """What is written in the image, where that is known"""
+    signs: tuple[Mark, ...] = ()
+    """Small drawings that mean something, by the word for it"""
     truths: Mapping[str, Any] = field(default_factory=dict)
     """What rewards compare a chain with beside `answer`: boxes_xyxy, depth_order, count"""
 

@@ -39,7 +39,8 @@ class ProblemStore(Sequence[ChainProblem]):
             return [self[n] for n in range(*index.indices(len(self)))]
         row = json.loads(self._rows[index])
         row["steps"] = tuple(ChainStep(step["text"], tuple(step["tokens"])) for step in row["steps"])
-        row["marks"] = tuple(Mark(mark["text"], tuple(mark["place_xy"])) for mark in row["marks"])
+        for name in ("marks", "signs"):
+            row[name] = tuple(Mark(mark["text"], tuple(mark["place_xy"])) for mark in row.get(name, ()))
         return ChainProblem(image=torch.from_numpy(np.array(self._images[index])), **row)
 
 
@@ -54,7 +55,7 @@ def save_problems(problems: Iterable[ChainProblem], folder: str | Path) -> Probl
         for problem in problems:
             images.append(np.asarray(problem.image, dtype=np.uint8))
             row = {name: value for name, value in vars(problem).items() if name != "image"}
-            row |= {name: [asdict(item) for item in row[name]] for name in ("steps", "marks")}
+            row |= {name: [asdict(item) for item in row[name]] for name in ("steps", "marks", "signs")}
             file.write(json.dumps(row) + "\n")
     np.save(draft / _IMAGES, np.stack(images))
     shutil.rmtree(folder, ignore_errors=True)

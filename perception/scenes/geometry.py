@@ -36,6 +36,8 @@ class GeometryProblem:
     family: str
     marks: tuple[Mark, ...]
     """All that is written in the figure"""
+    signs: tuple[Mark, ...] = ()
+    """Small drawings that mean something, by the word for it: right, equal, parallel, centre"""
 
     @property
     def solution(self) -> str:
@@ -79,7 +81,9 @@ def problem(seed: int, split: str = "train", image_size: int = 128, family: str 
     sketch = _sketch(name, split, rng)
     figure = sketch.figure
     image = figure.render(image_size)
-    return GeometryProblem(image, sketch.question, sketch.steps, sketch.answer, name, tuple(figure.marks))
+    return GeometryProblem(
+        image, sketch.question, sketch.steps, sketch.answer, name, tuple(figure.marks), tuple(figure.signs)
+    )
 
 
 def _sketch(name: str, split: str, rng: np.random.Generator) -> Sketch:

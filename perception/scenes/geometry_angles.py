@@ -11,6 +11,7 @@ from perception.scenes.geometry_sketch import (
     Step,
     angle_is,
     fives,
+    left_first,
     less,
     letters_for,
     named,
@@ -32,17 +33,19 @@ def third_angle(rng: np.random.Generator) -> Sketch | None:
     p, q, r = corners
     first, second = figure.angle(p, q, r, str(a)), figure.angle(q, r, p, str(b))
     unknown = figure.angle(r, p, q, "x")
+    corner = dict(zip(names, letters, strict=True))
+    (m, one, v), (n, two, w) = left_first((first, names[0], a), (second, names[1], b))
     steps = (
-        Step(angle_is(names[0], a), (around(first, letters[0]),)),
-        Step(angle_is(names[1], b), (around(second, letters[1]),)),
-        Step(f"{a} + {b} = {a + b}. {less(180, a + b)}", (around(unknown, letters[2]),)),
+        Step(angle_is(one, v), (around(m, corner[one]),)),
+        Step(angle_is(two, w), (around(n, corner[two]),)),
+        Step(f"{v} + {w} = {a + b}. {less(180, a + b)}", (around(unknown, letters[2]),)),
     )
-    return Sketch(figure, FIND_X, steps, 180 - a - b, (a, b))
+    return Sketch(figure, FIND_X, steps, 180 - a - b, tuple(sorted((a, b))))
 
 
 def isosceles_apex(rng: np.random.Generator) -> Sketch | None:
     """Ticks make two sides equal, so both angles at the base are; the apex is what they leave of 180."""
-    base = fives(rng, 30, 80)
+    base = int(rng.integers(30, 81))
     figure, names = Figure(), letters_for(rng, 3)
     corners = triangle(rng, (base, base, 180 - 2 * base))
     figure.polygon(corners)
@@ -52,8 +55,9 @@ def isosceles_apex(rng: np.random.Generator) -> Sketch | None:
     figure.ticks(q, r)
     given, unknown = figure.angle(p, q, r, str(base)), figure.angle(r, p, q, "x")
     sides = (around((p + r) / 2, margin=0.05), around((q + r) / 2, margin=0.05))
+    (_, one, _), (_, two, _) = left_first((letters[0], names[0], base), (letters[1], names[1], base))
     steps = (
-        Step(f"sides {names[0]}{names[2]} and {names[1]}{names[2]} are equal.", sides),
+        Step(f"sides {one}{names[2]} and {two}{names[2]} are equal.", sides),
         Step(angle_is(names[0], base), (around(given, letters[0]),)),
         Step(f"{base} + {base} = {2 * base}. {less(180, 2 * base)}", (around(unknown, letters[2]),)),
     )
@@ -76,12 +80,14 @@ def exterior_angle(rng: np.random.Generator) -> Sketch | None:
     letters = [figure.name(corner, middle, name) for corner, name in zip((p, r), names, strict=True)]
     first, second = figure.angle(p, q, r, str(a)), figure.angle(r, p, q, str(b))
     unknown = figure.angle(q, r, end, "x")
+    corner = dict(zip(names, letters, strict=True))
+    (m, one, v), (n, two, w) = left_first((first, names[0], a), (second, names[1], b))
     steps = (
-        Step(angle_is(names[0], a), (around(first, letters[0]),)),
-        Step(angle_is(names[1], b), (around(second, letters[1]),)),
-        Step(f"x = {a} + {b} = {a + b}.", (around(unknown, q),)),
+        Step(angle_is(one, v), (around(m, corner[one]),)),
+        Step(angle_is(two, w), (around(n, corner[two]),)),
+        Step(f"x = {v} + {w} = {a + b}.", (around(unknown, q),)),
     )
-    return Sketch(figure, FIND_X, steps, a + b, (a, b))
+    return Sketch(figure, FIND_X, steps, a + b, tuple(sorted((a, b))))
 
 
 def _parallels(rng: np.random.Generator, tilt: float) -> tuple[Figure, Point, Point, Point, Point, Point]:
@@ -102,7 +108,7 @@ def _parallels(rng: np.random.Generator, tilt: float) -> tuple[Figure, Point, Po
 
 def alternate_angles(rng: np.random.Generator) -> Sketch | None:
     """Between parallels, on different sides of the crossing line: equal."""
-    a = fives(rng, 45, 135)
+    a = int(rng.integers(45, 136))
     figure, upper, lower, along, _, _ = _parallels(rng, a)
     given = figure.angle(upper, upper + along, lower, str(a))
     unknown = figure.angle(lower, lower - along, upper, "x")
@@ -119,7 +125,7 @@ def alternate_angles(rng: np.random.Generator) -> Sketch | None:
 
 def allied_angles(rng: np.random.Generator) -> Sketch | None:
     """Between parallels, on the same side of the crossing line: 180 together."""
-    a = fives(rng, 45, 135)
+    a = int(rng.integers(45, 136))
     figure, upper, lower, along, _, _ = _parallels(rng, a)
     given = figure.angle(upper, upper + along, lower, str(a))
     unknown = figure.angle(lower, lower + along, upper, "x")
@@ -148,12 +154,13 @@ def straight_line(rng: np.random.Generator) -> Sketch | None:
     figure.line(centre, ends[2])
     order = [str(a), str(b), "x"]
     marks = [figure.angle(centre, ends[n], ends[n + 1], order[n]) for n in range(3)]
+    (m, _, v), (n, _, w) = left_first((marks[0], "", a), (marks[1], "", b))
     steps = (
-        Step(f"one angle is {a}.", (around(marks[0]),)),
-        Step(f"one angle is {b}.", (around(marks[1]),)),
-        Step(f"{a} + {b} = {a + b}. {less(180, a + b)}", (around(marks[2]),)),
+        Step(f"one angle is {v}.", (around(m),)),
+        Step(f"one angle is {w}.", (around(n),)),
+        Step(f"{v} + {w} = {a + b}. {less(180, a + b)}", (around(marks[2]),)),
     )
-    return Sketch(figure, FIND_X, steps, 180 - a - b, (a, b))
+    return Sketch(figure, FIND_X, steps, 180 - a - b, tuple(sorted((a, b))))
 
 
 def around_a_point(rng: np.random.Generator) -> Sketch | None:
@@ -167,17 +174,18 @@ def around_a_point(rng: np.random.Generator) -> Sketch | None:
     for end in ends:
         figure.line(centre, end)
     marks = [figure.angle(centre, ends[n], ends[(n + 1) % 3], text) for n, text in enumerate((str(a), str(b), "x"))]
+    (m, _, v), (n, _, w) = left_first((marks[0], "", a), (marks[1], "", b))
     steps = (
-        Step(f"one angle is {a}.", (around(marks[0]),)),
-        Step(f"one angle is {b}.", (around(marks[1]),)),
-        Step(f"{a} + {b} = {a + b}. {less(360, a + b)}", (around(marks[2]),)),
+        Step(f"one angle is {v}.", (around(m),)),
+        Step(f"one angle is {w}.", (around(n),)),
+        Step(f"{v} + {w} = {a + b}. {less(360, a + b)}", (around(marks[2]),)),
     )
-    return Sketch(figure, FIND_X, steps, 360 - a - b, (a, b))
+    return Sketch(figure, FIND_X, steps, 360 - a - b, tuple(sorted((a, b))))
 
 
 def right_triangle_angle(rng: np.random.Generator) -> Sketch | None:
     """A square marks the right angle; the other two angles are 90 together."""
-    a = fives(rng, 25, 65)
+    a = int(rng.integers(25, 66))
     figure, names = Figure(), letters_for(rng, 3)
     p, q, r = corners = triangle(rng, (90, a, 90 - a))
     figure.polygon(corners)
@@ -194,7 +202,7 @@ def right_triangle_angle(rng: np.random.Generator) -> Sketch | None:
 
 def inscribed_angle(rng: np.random.Generator) -> Sketch | None:
     """An angle at the circle is half of the one at the centre over the same chord."""
-    central = 10 * int(rng.integers(6, 15))
+    central = 2 * int(rng.integers(30, 71))
     figure, names = Figure(), letters_for(rng, 3)
     centre, radius = at(0.5, 0.5) + rng.uniform(-0.02, 0.02, 2), 0.38
     turn = rng.uniform(0, 360)
@@ -214,7 +222,7 @@ def inscribed_angle(rng: np.random.Generator) -> Sketch | None:
 
 def semicircle(rng: np.random.Generator) -> Sketch | None:
     """Thales: the angle over a diameter is right, so the other two are 90 together."""
-    a = fives(rng, 25, 65)
+    a = int(rng.integers(25, 66))
     figure, names = Figure(), letters_for(rng, 3)
     centre, radius = at(0.5, 0.5) + rng.uniform(-0.02, 0.02, 2), 0.38
     turn = rng.uniform(0, 360)
@@ -260,19 +268,19 @@ def fourth_angle(rng: np.random.Generator) -> Sketch | None:
     letters = named(figure, corners, names)
     texts = (str(a), str(b), str(c), "x")
     marks = [figure.angle(corners[n], corners[n - 1], corners[(n + 1) % 4], texts[n]) for n in range(4)]
-    total = a + b + c
+    total, corner = a + b + c, dict(zip(names, letters, strict=True))
+    givens = left_first(*zip(marks[:3], names[:3], (a, b, c), strict=True))
+    u, v, w = (given[2] for given in givens)
     steps = (
-        Step(angle_is(names[0], a), (around(marks[0], letters[0]),)),
-        Step(angle_is(names[1], b), (around(marks[1], letters[1]),)),
-        Step(angle_is(names[2], c), (around(marks[2], letters[2]),)),
-        Step(f"{a} + {b} = {a + b}. {a + b} + {c} = {total}. {less(360, total)}", (around(marks[3], letters[3]),)),
+        *(Step(angle_is(name, value), (around(mark, corner[name]),)) for mark, name, value in givens),
+        Step(f"{u} + {v} = {u + v}. {u + v} + {w} = {total}. {less(360, total)}", (around(marks[3], letters[3]),)),
     )
-    return Sketch(figure, FIND_X, steps, rest, (a, b, c))
+    return Sketch(figure, FIND_X, steps, rest, tuple(sorted((a, b, c))))
 
 
 def parallelogram(rng: np.random.Generator) -> Sketch | None:
     """Chevrons mark both pairs of sides as parallel: neighbouring angles are 180 together."""
-    a = fives(rng, 50, 130)
+    a = int(rng.integers(50, 131))
     figure, names = Figure(), letters_for(rng, 4)
     side = rng.uniform(0.55, 0.8) * at(np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a)))
     corners = placed(rng, np.array([at(0, 0), at(1, 0), at(1, 0) + side, side]), slanted(rng))
@@ -292,7 +300,7 @@ def parallelogram(rng: np.random.Generator) -> Sketch | None:
 def cyclic_quadrilateral(rng: np.random.Generator) -> Sketch | None:
     """Opposite angles of a quadrilateral in a circle are 180 together."""
     figure, names = Figure(), letters_for(rng, 4)
-    a = fives(rng, 65, 115)
+    a = int(rng.integers(65, 116))
     centre, radius, turn = at(0.5, 0.5), 0.38, rng.uniform(0, 360)
     # The chord across from corner A spans 2a seen from the far corner's side.
     first, third = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)

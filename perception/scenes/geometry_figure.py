@@ -85,6 +85,8 @@ class Figure:
 
     def __init__(self) -> None:
         self.marks: list[Mark] = []
+        self.signs: list[Mark] = []
+        """Small drawings that mean something, by the word for it: right, equal, parallel, centre"""
         self._lines: list[tuple[Point, Point, bool]] = []
         self._arcs: list[tuple[Point, float, float, float]] = []
         self._dots: list[Point] = []
@@ -103,12 +105,18 @@ class Figure:
         self._arcs.append((centre, radius, 0.0, 360.0))
 
     def dot(self, place: Point) -> None:
+        """The centre of a circle."""
         self._dots.append(place)
+        self._sign("centre", place)
+
+    def _sign(self, word: str, place: Point) -> None:
+        self.signs.append(Mark(word, (float(place[0]), float(place[1]))))
 
     def ticks(self, start: Point, end: Point, count: int = 1) -> None:
         """Strokes across a side: sides with as many are equal."""
         along = unit(end - start)
         across = at(-along[1], along[0])
+        self._sign("equal", (start + end) / 2)
         for number in range(count):
             middle = (start + end) / 2 + along * 0.022 * (number - (count - 1) / 2)
             self._small.append([middle - across * _TICK, middle + across * _TICK])
@@ -118,6 +126,7 @@ class Figure:
         along = unit(end - start)
         across = at(-along[1], along[0])
         tip = start + (end - start) * share
+        self._sign("parallel", tip)
         self._small.append(
             [tip - along * _CHEVRON + across * _CHEVRON, tip, tip - along * _CHEVRON - across * _CHEVRON]
         )
@@ -125,6 +134,7 @@ class Figure:
     def right_angle(self, corner: Point, first: Point, second: Point) -> None:
         one, two = unit(first - corner) * _SQUARE, unit(second - corner) * _SQUARE
         self._small.append([corner + one, corner + one + two, corner + two])
+        self._sign("right", corner + (one + two) / 2)
 
     # What is written
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from perception.scenes.geometry_figure import Figure, Mark, Point, around
-from perception.scenes.geometry_sketch import FIND_X, Sketch, Step, letters_for, named, placed, slanted, triangle
+from perception.scenes.geometry_sketch import (
+    FIND_X,
+    Sketch,
+    Step,
+    left_first,
+    letters_for,
+    named,
+    placed,
+    slanted,
+    triangle,
+)
 
 TRIPLES = ((3, 4, 5), (6, 8, 10), (9, 12, 15), (12, 16, 20), (5, 12, 13), (8, 15, 17), (15, 20, 25), (10, 24, 26))
 
@@ -50,6 +60,7 @@ def _rectangle(rng: np.random.Generator) -> tuple[Figure, int, int, Mark, Mark, 
     middle = np.mean(corners, axis=0)
     one = figure.length(corners[0], corners[1], middle, str(a))
     two = figure.length(corners[1], corners[2], middle, str(b))
+    (one, _, a), (two, _, b) = left_first((one, "", a), (two, "", b))
     return figure, a, b, one, two, middle
 
 
@@ -61,7 +72,7 @@ def rectangle_area(rng: np.random.Generator) -> Sketch | None:
         Step(f"the other side is {b}.", (around(two),)),
         Step(f"the area is {a} * {b} = {a * b}.", (around(middle, margin=0.15),)),
     )
-    return Sketch(figure, "Find the area.", steps, a * b, (a, b))
+    return Sketch(figure, "Find the area.", steps, a * b, tuple(sorted((a, b))))
 
 
 def rectangle_perimeter(rng: np.random.Generator) -> Sketch | None:
@@ -72,7 +83,7 @@ def rectangle_perimeter(rng: np.random.Generator) -> Sketch | None:
         Step(f"the other side is {b}.", (around(two),)),
         Step(f"{a} + {b} = {a + b}. the perimeter is 2 * {a + b} = {2 * (a + b)}.", (around(middle, margin=0.15),)),
     )
-    return Sketch(figure, "Find the perimeter.", steps, 2 * (a + b), (a, b))
+    return Sketch(figure, "Find the perimeter.", steps, 2 * (a + b), tuple(sorted((a, b))))
 
 
 def triangle_area(rng: np.random.Generator) -> Sketch | None:
@@ -98,7 +109,7 @@ def triangle_area(rng: np.random.Generator) -> Sketch | None:
 
 def midsegment(rng: np.random.Generator) -> Sketch | None:
     """A line between the middles of two sides is half as long as the third."""
-    base = 2 * int(rng.integers(2, 25))
+    base = 2 * int(rng.integers(2, 50))
     figure = Figure()
     p, q, r = placed(rng, np.array([[0, 0], [1, 0], [rng.uniform(0.25, 0.75), rng.uniform(0.75, 0.95)]]), slanted(rng))
     one, two = (p + r) / 2, (q + r) / 2

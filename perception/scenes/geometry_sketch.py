@@ -75,6 +75,14 @@ def named(figure: Figure, corners: Sequence[Point], names: Sequence[str]) -> lis
     return [figure.name(corner, middle, name) for corner, name in zip(corners, names, strict=True)]
 
 
+def left_first(*givens: tuple[Mark, str, int]) -> list[tuple[Mark, str, int]]:
+    """What is given (where it is written, whose it is, how much) from left to right in the figure.
+
+    Of several givens a solution could begin with any. Were that left to chance, nobody could learn where to look first.
+    """
+    return sorted(givens, key=lambda given: given[0].place_xy)
+
+
 def angle_is(name: str, value: int) -> str:
     return f"angle {name} is {value}."
 

@@ -76,6 +76,30 @@ def test_what_a_step_reads_lies_in_its_region() -> None:
             assert inside, (found.family, step)
 
 
+def test_what_is_given_is_read_from_left_to_right() -> None:
+    for found in problems("train", 96, seed=5, image_size=16):
+        if found.family in ("hypotenuse", "triangle_area"):  # a leg before the hypotenuse, the base before the height
+            continue
+        read = [m.group(1) for step in found.steps[:-1] if (m := re.fullmatch(r".* is (\d+)\.", step.text))]
+        left = sorted((mark for mark in found.marks if mark.text.isdigit()), key=lambda mark: mark.place_xy)
+        assert read == [mark.text for mark in left], found.family
+
+
+def test_signs_stand_where_they_are_drawn() -> None:
+    seen = set()
+    for found in problems("train", 64, seed=4, image_size=128):
+        for sign in found.signs:
+            x, y = (round(place * 128) for place in sign.place_xy)
+            assert found.image[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].min() < 128, (found.family, sign)
+        words = {sign.text for sign in found.signs}
+        seen |= words
+        said = found.solution
+        assert ("right" in words) >= ("is a right angle" in said), found.family
+        assert ("equal" in words) == ("are equal" in said or "ticks" in said), found.family
+        assert ("parallel" in words) == ("are parallel" in said), found.family
+    assert seen == {"right", "equal", "parallel", "centre"}
+
+
 def test_training_and_testing_share_no_parameters() -> None:
     for name in families_of("train"):
         drawn = [family for seed in range(300) if (family := FAMILIES[name](np.random.default_rng(seed))) is not None]
@@ -86,7 +110,7 @@ def test_training_and_testing_share_no_parameters() -> None:
     ours = [FAMILIES["third_angle"], "third_angle"]
     for split in ("train", "test"):
         found = problem(5, split, 16, str(ours[1]))
-        numbers = tuple(int(m.text) for m in found.marks if m.text.isdigit())
+        numbers = tuple(sorted(int(m.text) for m in found.marks if m.text.isdigit()))
         assert is_tested("third_angle", numbers) == (split == "test")
 
 
