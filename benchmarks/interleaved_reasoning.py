@@ -1,9 +1,10 @@
 """Does looking again at selected visual tokens help? `python -m benchmarks.interleaved_reasoning`.
 
-Trains one tiny model that reads figures, then, with each of three seeds, on the same problems and for as many steps:
-text-only solutions; solutions with interleaved visual tokens; and the controls of the latter: as many tokens at random,
-the whole image again, the bounding box of the selection. Text-only and interleaved go on with reinforcement learning.
-The oracle is the interleaved model given the true regions. All answer the same held-out problems.
+Begins with the shipped geometry-base, which reads figures and has never seen a solution. Then, with each of three
+seeds, on the same problems and for as many steps: text-only solutions; solutions with interleaved visual tokens; and
+the controls of the latter: as many tokens at random, the whole image again, the bounding box of the selection.
+Text-only and interleaved go on with reinforcement learning. The oracle is the interleaved model given the true regions.
+All answer the same held-out problems.
 
 What is trained stays in --runs, so a run that was stopped goes on. Writes
 `benchmarks/results/interleaved_reasoning.json`. With --check it trains text-only and interleaved for a short while,
@@ -29,7 +30,8 @@ from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
-from train import figure_tower, geometry_base, interleave, reinforce
+from perception.shipped import shipped
+from train import interleave, reinforce
 from train.geometry_data import GeometryData, read_problems
 from train.interleaved_answers import Chooser, Outcome, answer_problems, selection_f1
 from train.interleaved_rows import REGIONS, ChainProblem
@@ -46,19 +48,17 @@ MAX_NEW_TOKENS = 160
 class Scale:
     """How long everything trains."""
 
-    problems: int = 8000
-    tower: int = 4000
-    base: int = 1500
+    problems: int = 24_000
     text: int = 600
     """Steps of the text-only stage that all arms begin with"""
-    second: int = 900
+    second: int = 3000
     """Steps that follow: text-only again, or interleaved"""
     reinforced: int = 300
     test: int = 400
     """Held-out problems"""
 
 
-SHORT = Scale(problems=2000, tower=900, base=300, text=100, second=200, reinforced=0, test=100)
+SHORT = Scale(problems=8000, text=200, second=600, reinforced=0, test=200)
 """Of --check"""
 
 
@@ -94,7 +94,7 @@ class Recipes:
     scale: Scale
     data: GeometryData
     problems: Callable[[GeometryData], Sequence[ChainProblem]] = read_problems
-    size: figure_tower.GeometrySize = field(default_factory=figure_tower.GeometrySize)
+    base: Path = field(default_factory=lambda: shipped("geometry-base"))
 
     def training_problems(self) -> Sequence[ChainProblem]:
         return self.problems(replace(self.data, count=self.scale.problems))
@@ -102,27 +102,9 @@ class Recipes:
     def _loop(self, default: LoopConfig, steps: int, seed: int = 0) -> LoopConfig:
         return replace(default, steps=steps, seed=seed, warmup_steps=min(default.warmup_steps, steps // 4))
 
-    def base(self) -> Path:
-        """The model that reads figures and has never seen a solution."""
-        out = self.folder / "base"
-        if not _finished(out):
-            tower_config = figure_tower.FigureTowerConfig(str(self.folder / "run-tower"), self.data, self.size)
-            loop = self._loop(tower_config.loop, self.scale.tower)
-            problems = self.training_problems()
-            figure_tower.train(replace(tower_config, loop=loop), problems)
-            config = geometry_base.GeometryBaseConfig(
-                tower=str(self.folder / "run-tower" / "tower"),
-                out=str(out),
-                run_dir=str(self.folder / "run-base"),
-                data=self.data,
-                size=self.size,
-            )
-            geometry_base.train(replace(config, loop=self._loop(config.loop, self.scale.base)), problems)
-        return out
-
     def supervised(self, stage: str, regions: str, seed: int) -> Path:
         """Behind the second stage."""
-        first = self._stage("text", "own", seed, self.base(), "first", self.scale.text)
+        first = self._stage("text", "own", seed, self.base, "first", self.scale.text)
         return self._stage(stage, regions, seed, first, stage, self.scale.second)
 
     def _stage(self, stage: str, regions: str, seed: int, start: Path, name: str, steps: int) -> Path:
@@ -188,8 +170,8 @@ def chooser(arm: Arm, grid: tuple[int, int], seed: int, select: Callable[[Tensor
 def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainProblem], kept: str) -> dict[str, Any]:
     """Right or wrong by problem, and the F1 of the selection; kept beside the model."""
     arm = ARMS.get(name)
-    folder = recipes.base() if arm is None else recipes.model(arm, seed)
-    path = folder / f"outcomes-{name.replace(' ', '_')}-{kept}-{len(problems)}.json"
+    folder = recipes.base if arm is None else recipes.model(arm, seed)
+    path = recipes.folder / f"outcomes-{name.replace(' ', '_')}-{seed}-{kept}-{len(problems)}.json"
     if not path.exists():
         found = interleave.read_interleaved(folder)
         model = found.model.eval()
@@ -248,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
     arguments = parser.parse_args(argv)
     read = functools.cache(read_problems)
     if arguments.check:
@@ -258,10 +242,12 @@ def main(argv: list[str] | None = None) -> int:
             print(bar.line())
         return 0 if all_met(found) else 1
     recipes = Recipes(arguments.runs, Scale(), GeometryData(), read)
-    tables = {split: measure(recipes, SEEDS, ["base", *ARMS], split) for split in ("test", "held-out")}
+    tables = {
+        split: measure(recipes, arguments.seeds, ["base", *arguments.arms], split) for split in ("test", "held-out")
+    }
     rows = {split: [_row(name, row) for name, row in table.items()] for split, table in tables.items()}
     found = bars(tables["test"])
-    record = {**vars(recipes.scale), "seeds": list(SEEDS), "rows": rows, "bars": [bar.to_json() for bar in found]}
+    record = {**vars(recipes.scale), "seeds": arguments.seeds, "rows": rows, "bars": [bar.to_json() for bar in found]}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
     for bar in found:

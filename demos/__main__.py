@@ -18,7 +18,8 @@ class DemoConfig:
     model: str | None = None
     """folder or hub name of a model with perception tokens; none: the shipped models/aurora-tiny"""
     reasoner: str | None = None
-    """folder or hub name of a model that reasons over regions (train.interleave); none: no such tab"""
+    """folder or hub name of a model that reasons over regions (train.interleave); none: the shipped
+    models/geometry-tiny"""
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines in"""
     port: int = 7860
@@ -47,7 +48,7 @@ def serve(config: DemoConfig) -> None:
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     model = PerceptionModel.from_pretrained(config.model or shipped("aurora-tiny"), device)
-    reasoner = None if config.reasoner is None else Reasoner.from_pretrained(config.reasoner, device)
+    reasoner = Reasoner.from_pretrained(config.reasoner or shipped("geometry-tiny"), device)
     demo = build_demo(model, reasoner)
     demo.launch(server_name=config.host, server_port=config.port, share=config.share, **launch_settings())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,7 @@ from demos.reasoning_tab import reasoning_tab
 from demos.tokenizer_tab import tokenizer_tab
 from perception.model import PerceptionModel
 from perception.reasoner import Reasoner
+from perception.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 
 TITLE = "Perception tokens"
@@ -22,6 +24,9 @@ INTRO = (
     "A vision-language model that draws before it answers: boxes to count, a depth map to judge distance, regions of a "
     "figure to reason over. What it draws are tokens of its own; **edit them and its answer follows**."
 )
+DRAG = Path(__file__).parent / "drag.js"
+"""Boxes that follow the pointer"""
+NESTED = "depth-scenes-100-nested"
 QUEUE_SIZE = 48
 _NAMES = """<script>
 new MutationObserver(() => {
@@ -47,6 +52,13 @@ def _theme() -> gr.themes.Base:
     )
 
 
+def _tokenizers(own: DepthTokenizer) -> dict[str, DepthTokenizer]:
+    """The model's own, and the nested one that ships with the package."""
+    nested = DepthTokenizer.from_pretrained(shipped(NESTED))
+    total = nested.num_codes
+    return {f"the model's own: {own.num_codes} tokens": own, f"nested: any first ones of {total}": nested}
+
+
 def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.Blocks:
     """The page for a model, with a queue of bounded length; `launch_settings` go with it.
 
@@ -65,7 +77,7 @@ def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.B
                 reasoning_tab(reasoner)
         if model.depth_tokenizer is not None:
             with gr.Tab("Tokenizer"):
-                tokenizer_tab(DepthTokenizer(model.depth_tokenizer))
+                tokenizer_tab(_tokenizers(DepthTokenizer(model.depth_tokenizer)))
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
     return demo
 
@@ -77,5 +89,5 @@ def launch_settings() -> dict[str, Any]:
         "allowed_paths": [str(EXAMPLES)],
         "show_error": False,
         "theme": _theme(),
-        "head": _NAMES,
+        "head": _NAMES + f"<script>{DRAG.read_text(encoding='utf-8')}</script>",
     }

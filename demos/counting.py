@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,29 @@ def with_box(boxes: np.ndarray, first: tuple[float, float], second: tuple[float,
     if x2 - x1 < 0.01 or y2 - y1 < 0.01:
         raise Refused("the two corners are the same place; click the opposite corner of the box")
     return np.concatenate([boxes, [[x1, y1, x2, y2]]])
+
+
+def with_dragged(boxes: np.ndarray, dragged: str) -> np.ndarray:
+    """Boxes (n, 4) with one that was dragged, as the page writes it: {"index": n, "box_xyxy": [..]}, -1 for a new one.
+
+    Raises:
+        Refused: for anything else, or a box without area.
+    """
+    try:
+        found = json.loads(dragged)
+        index, box = found["index"], np.asarray(found["box_xyxy"], dtype=np.float64)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused("this is no box; drag on the picture again") from error
+    if type(index) is not int or not -1 <= index < len(boxes) or box.shape != (4,) or not np.isfinite(box).all():
+        raise Refused("this box does not belong to the picture; drag on the picture again")
+    box = box.clip(0, 1)
+    if box[2] - box[0] < 0.01 or box[3] - box[1] < 0.01:
+        raise Refused("the box has no area; drag from one corner to the opposite one")
+    if index < 0:
+        return np.concatenate([boxes, box[None]])
+    edited = boxes.copy()
+    edited[index] = box
+    return edited
 
 
 def without_box(boxes: np.ndarray, place: tuple[float, float]) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 from demos.guards import Refused, read_depth_map
 from demos.pictures import draw_map
 from perception.tokenizers.depth import DepthTokenizer
+from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
 MAX_TOKEN_TEXT = 20_000
@@ -34,6 +35,23 @@ class TokenizingView:
     text: str
     """The span by token names"""
     figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the first so many codes of a nested tokenizer keep."""
+
+    tokens: int
+    decoded: Image.Image
+    figures: dict[str, float]
+
+
+def budgets_of(tokenizer: DepthTokenizer) -> tuple[int, ...]:
+    """The numbers of tokens that are shown side by side: some of a nested tokenizer's, all of another's."""
+    total = tokenizer.num_codes
+    if not tokenizer.vqvae.config.nested:
+        return (total,)
+    return tuple(sorted({max(1, round(total * share)) for share in (0.04, 0.09, 0.16, 0.36, 0.64, 1)}))
 
 
 def _shrunk(depth: Tensor) -> Tensor:
@@ -63,10 +81,7 @@ def tokenize(
     sequence = model.to_sequence(codes)  # (1, h*w)
     ranges = model.normalise(depth[None]).depth_range  # (1, 2)
     shown = _shrunk(depth)
-    size = (shown.shape[0], shown.shape[1])
-    nearness = model.decode(sequence[:, :budget], size=size)[0]  # (H, W)
-    metric = model.decode(sequence[:, :budget], ranges, size=size)  # (1, H, W)
-    errors = depth_errors(metric, torch.where(shown.isfinite(), shown, 0)[None]).means()
+    nearness, errors = _decoded(model, sequence[:, :budget], ranges, shown)
     near, far = (1 / ranges[0]).tolist()
     truth = ((1 / shown - far) / max(near - far, 1e-12)).clamp(0, 1)
     valid = shown.isfinite()
@@ -77,12 +92,39 @@ def tokenize(
         draw_map((off / _WORST).clamp(max=1).numpy(), f"error: light is {_WORST:.2f} or more"),
         codes[0].numpy(),
         tokenizer.to_text(sequence[0].tolist()),
-        {name: round(errors[name], 4) for name in ("delta1", "abs_rel", "rmse")}
+        errors
         | {
             "mean error of nearness": round(float(off[valid].mean()), 4),
             "holes": round(float((~valid).float().mean()), 4),
         },
     )
+
+
+def _decoded(model: VQVAE, sequence: Tensor, ranges: Tensor, shown: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Nearness (H, W) of a sequence (1, n), and the errors of its depth against a map (H, W)."""
+    size = (shown.shape[0], shown.shape[1])
+    nearness: Tensor = model.decode(sequence, size=size)[0]  # (H, W)
+    metric = model.decode(sequence, ranges, size=size)  # (1, H, W)
+    errors = depth_errors(metric, torch.where(shown.isfinite(), shown, 0)[None]).means()
+    return nearness, {name: round(errors[name], 4) for name in ("delta1", "abs_rel", "rmse")}
+
+
+def compare_budgets(tokenizer: DepthTokenizer, path: str | None, inverse: bool = False) -> list[Budget]:
+    """The same uploaded map from each of `budgets_of` numbers of tokens.
+
+    Raises:
+        Refused: for an upload that is not taken.
+    """
+    depth = read_depth_map(path, inverse)
+    model = tokenizer.vqvae
+    sequence = model.to_sequence(model.encode(depth[None]))  # (1, h*w)
+    ranges = model.normalise(depth[None]).depth_range  # (1, 2)
+    shown = _shrunk(depth)
+    found = []
+    for tokens in budgets_of(tokenizer):
+        nearness, errors = _decoded(model, sequence[:, :tokens], ranges, shown)
+        found.append(Budget(tokens, draw_map(nearness.numpy(), f"{tokens} tokens"), errors))
+    return found
 
 
 def detokenize(tokenizer: DepthTokenizer, text: str | None) -> Image.Image:

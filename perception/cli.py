@@ -79,10 +79,9 @@ def ask(
 
 def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | None, as_json: bool) -> None:
     from perception.reasoner import Reasoner, draw_reasoning
+    from perception.shipped import shipped
 
-    if model is None:
-        raise ValueError("mode interleaved needs a model that was trained for it: --model FOLDER (train.interleave)")
-    reasoning = Reasoner.from_pretrained(model).solve(image, question)
+    reasoning = Reasoner.from_pretrained(model or shipped("geometry-tiny")).solve(image, question)
     if as_json:
         steps = [{"text": step.text, "cells": step.cells.astype(int).tolist()} for step in reasoning.steps]
         print(json.dumps({"answer": reasoning.value, "text": reasoning.text, "steps": steps}))

@@ -7,8 +7,11 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 FOLDERS = {
     "depth-scenes-100": "tokenizers",
+    "depth-scenes-100-nested": "tokenizers",
     "tiny-base": "models",
     "aurora-tiny": "models",
+    "geometry-base": "models",
+    "geometry-tiny": "models",
 }
 """Name of each shipped artefact, and the folder of the checkout that holds it."""
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure
-from train import geometry_base, interleave, reinforce
+from train import interleave, reinforce
 from train.geometry_data import GeometryData
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
-from toy_figures import TINY, toy_problems
+from toy_figures import make_toy_folder, toy_problems
 
-SHORTEST = Scale(problems=8, tower=1, base=1, text=1, second=1, reinforced=1, test=3)
+SHORTEST = Scale(problems=8, text=1, second=1, reinforced=1, test=3)
 DATA = GeometryData(image_size=32, grid_size=4)
 
 
@@ -35,7 +35,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes = Recipes(tmp_path, SHORTEST, DATA, problems, TINY)
+    make_toy_folder(tmp_path / "base")
+    recipes = Recipes(tmp_path, SHORTEST, DATA, problems, tmp_path / "base")
     names = ["base", *ARMS]
     table = measure(recipes, (0,), names, "test")
     assert list(table) == names and all(len(row["right"]) == 3 for row in table.values())
@@ -51,7 +52,7 @@ def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("it is trained already")
 
-    for module in (geometry_base, interleave, reinforce):
+    for module in (interleave, reinforce):
         monkeypatch.setattr(module, "train", never)
     assert measure(recipes, (0,), names, "test") == table
 

@@ -1,4 +1,4 @@
-"""A server of the demos, on the shipped tiny model."""
+"""A server of the demos, on the shipped tiny models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Server:
     """A running `python -m demos`."""
 
-    def __init__(self, temporary: Path, more: Sequence[str] = ()):
+    def __init__(self, temporary: Path):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -30,7 +29,7 @@ class Server:
         }
         self.log = temporary / "server.log"
         with self.log.open("w") as log:
-            command = [sys.executable, "-m", "demos", "--port", str(self.port), *more]
+            command = [sys.executable, "-m", "demos", "--port", str(self.port)]
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self, seconds: float = 180) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -73,6 +74,34 @@ def click_at(page: Any, identity: str, x: float, y: float) -> None:
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
+def drag(page: Any, identity: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drags over a picture between places given as shares of its width and height."""
+    picture = page.locator(f"#{identity} img").first
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
+    page.mouse.down()
+    for share in (0.3, 0.7, 1.0):
+        x, y = (one + share * (two - one) for one, two in zip(start, end, strict=True))
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.mouse.up()
+
+
+def boxes_on(page: Any) -> list[list[float]]:
+    return list(json.loads(page.locator("#count-boxes textarea, #count-boxes input").first.input_value()))
+
+
+def wait_for_boxes(page: Any, condition: str) -> list[list[float]]:
+    """Until a condition on `boxes` holds."""
+    page.wait_for_function(
+        "c => { const boxes = JSON.parse(document.querySelector('#count-boxes textarea, #count-boxes input').value);"
+        " return new Function('boxes', 'return ' + c)(boxes); }",
+        arg=condition,
+        timeout=PATIENCE,
+    )
+    return boxes_on(page)
+
+
 def open_tab(page: Any, name: str) -> Any:
     page.get_by_role("tab", name=name).first.click()
     panel = page.locator("[role=tabpanel]:visible").first
@@ -90,7 +119,7 @@ def test_counting_draws_answers_and_follows_an_edited_box(page: Any) -> None:
     assert count == boxes > 0
     shoot(page, "demo-counting")
 
-    panel.get_by_label("Add a box: click two corners").click()
+    panel.get_by_label("Add a box: drag, or click two corners").click()
     click_at(page, "count-picture", 0.02, 0.02)
     page.get_by_text("Now click the opposite corner.").wait_for()
     click_at(page, "count-picture", 0.2, 0.2)
@@ -100,6 +129,36 @@ def test_counting_draws_answers_and_follows_an_edited_box(page: Any) -> None:
     panel.get_by_label("Delete a box: click inside").click()
     click_at(page, "count-picture", 0.1, 0.1)
     wait_for_text(page, "count-answer", rf"^{count} \(boxes drawn: {boxes}\)$")
+
+
+def test_boxes_are_drawn_moved_and_resized_by_dragging(page: Any) -> None:
+    panel = open_tab(page, "Counting")
+    panel.locator("input[type=file]").first.set_input_files(str(scene_examples()[3]))
+    panel.get_by_role("button", name="Count", exact=True).click()
+    answer = wait_for_text(page, "count-answer", r"^\d+ \(boxes drawn: \d+\)$")
+    count = int(answer.split()[0])
+    before = wait_for_boxes(page, f"boxes.length == {count}")
+
+    panel.get_by_label("Add a box").click()
+    drag(page, "count-picture", (0.05, 0.05), (0.25, 0.2))
+    wait_for_text(page, "count-answer", rf"^{count + 1} \(boxes drawn: {count + 1}\)$")
+    drawn = wait_for_boxes(page, f"boxes.length == {count + 1}")
+    assert drawn[-1] == pytest.approx([0.05, 0.05, 0.25, 0.2], abs=0.03)
+    assert drawn[:-1] == before
+
+    panel.get_by_label("Move or resize a box").click()
+    drag(page, "count-picture", (0.15, 0.12), (0.35, 0.22))
+    moved = wait_for_boxes(page, f"boxes[{count}]?.[0] > 0.15")
+    assert moved[-1] == pytest.approx([0.25, 0.15, 0.45, 0.3], abs=0.04)
+    drag(page, "count-picture", (moved[-1][2], moved[-1][3]), (0.6, 0.5))
+    resized = wait_for_boxes(page, f"boxes[{count}]?.[2] > 0.52")
+    assert resized[-1] == pytest.approx([*moved[-1][:2], 0.6, 0.5], abs=0.04)
+    wait_for_text(page, "count-answer", rf"^{count + 1} \(boxes drawn: {count + 1}\)$")
+    shoot(page, "demo-dragged")
+
+    panel.get_by_label("Delete a box: click inside").click()
+    click_at(page, "count-picture", 0.3, 0.2)
+    wait_for_text(page, "count-answer", rf"^{count} \(boxes drawn: {count}\)$")
 
 
 def test_depth_fills_in_answers_and_follows_an_edited_map(page: Any) -> None:
@@ -129,10 +188,9 @@ def test_depth_fills_in_answers_and_follows_an_edited_map(page: Any) -> None:
 
 def test_reasoning_goes_over_steps_and_their_regions(page: Any) -> None:
     panel = open_tab(page, "Reasoning")
-    panel.locator("input[type=file]").first.set_input_files(str(scene_examples()[3]))
-    panel.get_by_label("Problem").fill("How many objects are there? Draw the boxes first.")
+    panel.locator("input[type=file]").first.set_input_files(str(EXAMPLES / "figure-third_angle-11.png"))
     panel.get_by_role("button", name="Solve", exact=True).click()
-    wait_for_text(page, "reason-answer", ".")
+    wait_for_text(page, "reason-answer", r"^\d+$")
     words = text_of(page, "reason-words").splitlines()
     assert len(words) >= 2
     assert text_of(page, "reason-said") == words[0].removeprefix("1. ")
@@ -153,7 +211,6 @@ def test_tokenizer_shows_codes_and_decodes_pasted_ones(page: Any) -> None:
     panel.get_by_role("button", name="Tokenize", exact=True).click()
     text = wait_for_text(page, "token-text", "^<DEPTH_START>.*<DEPTH_END>$")
     assert len(re.findall(r"<DEPTH_\d+>", text)) == 100
-    shoot(page, "demo-tokenizer")
     area = page.locator("#token-text textarea")
     area.fill("<DEPTH_START>" + "<DEPTH_5>" * 100 + "<DEPTH_END>")
     panel.get_by_role("button", name="Decode these tokens").click()
@@ -161,6 +218,16 @@ def test_tokenizer_shows_codes_and_decodes_pasted_ones(page: Any) -> None:
     area.fill("<DEPTH_START><DEPTH_5><DEPTH_END>")
     panel.get_by_role("button", name="Decode these tokens").click()
     page.get_by_text("must hold exactly 100 codes").first.wait_for()
+
+    panel.get_by_label("nested: any first ones of 100").click()
+    panel.get_by_label("First so many tokens").first.fill("36")
+    panel.get_by_role("button", name="Tokenize", exact=True).click()
+    captions = page.locator("#token-budgets").get_by_text(re.compile(r"^\d+ tokens: AbsRel \d\.\d+$"))
+    captions.nth(5).wait_for()
+    shown = [re.findall(r"[\d.]+", text) for text in captions.all_inner_texts()]
+    assert [int(tokens) for tokens, _ in shown] == [4, 9, 16, 36, 64, 100]
+    assert float(shown[0][1]) > float(shown[-1][1])
+    shoot(page, "demo-tokenizer")
 
 
 def test_a_wrong_file_is_refused_in_friendly_words(page: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The reasoning tab without Gradio, on an untrained model of figures."""
+"""The reasoning tab without Gradio, on the shipped model of figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from demos import reasoning
 from demos.app import build_demo
 from demos.guards import Refused
 from demos.handlers import EXAMPLES
-from perception.interleave import VisualTokenSelector
-from perception.interleave_triggers import InterleaveSettings
 from perception.model import PerceptionModel
 from perception.reasoner import Reasoner, Reasoning, ReasoningStep
-from perception.visual_tokens import VisualLayout
 
 FIGURE = sorted(EXAMPLES.glob("figure-*.png"))[0]
 
@@ -29,11 +26,8 @@ def model() -> PerceptionModel:
 
 
 @pytest.fixture(scope="module")
-def reasoner(model: PerceptionModel) -> Reasoner:
-    """The shipped model with an untrained selector, that looks at the start and at every new line."""
-    layout = VisualLayout.of(model.model, model.vocabulary.interleave_id, model.processor.tokenizer)
-    selector = VisualTokenSelector.for_model(model.model, layout.interleave_id)
-    return Reasoner(model, selector, InterleaveSettings(heading=r"^|\n", max_looks=2))
+def reasoner() -> Reasoner:
+    return Reasoner.from_pretrained("models/geometry-tiny")
 
 
 def test_every_step_has_a_picture_and_words(reasoner: Reasoner) -> None:
@@ -41,6 +35,7 @@ def test_every_step_has_a_picture_and_words(reasoner: Reasoner) -> None:
     assert len(view.pictures) == len(view.words) >= 1
     assert all("looked at" in said for said in view.words)
     assert view.text.startswith("1. ")
+    assert view.answer.isdigit()
 
 
 def test_steps_are_counted_and_named(monkeypatch: pytest.MonkeyPatch, reasoner: Reasoner) -> None:

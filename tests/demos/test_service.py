@@ -75,7 +75,14 @@ def test_tokenizer_by_program_is_its_own_inverse(client: Any) -> None:
 
 def test_only_what_is_documented_can_be_called(client: Any) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert set(endpoints["named_endpoints"]) == {"/count", "/depth", "/reason", "/tokenize", "/detokenize"}
+    assert set(endpoints["named_endpoints"]) == {
+        "/count",
+        "/depth",
+        "/reason",
+        "/tokenize",
+        "/token_budgets",
+        "/detokenize",
+    }
     assert endpoints["unnamed_endpoints"] == {}
 
 

@@ -16,6 +16,7 @@ from demos.handlers import EXAMPLES, scene_examples
 from demos.pictures import nearness_so_far
 from demos.thoughts import OpenSpan, last, rethink, think
 from perception.model import PerceptionModel
+from perception.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 from perception.vocabulary import Span
 
@@ -73,6 +74,27 @@ def test_boxes_are_added_in_any_order_of_corners_and_deleted_from_within() -> No
         counting.without_box(one, (0.9, 0.9))
 
 
+def test_dragged_boxes_replace_their_own_or_are_new() -> None:
+    boxes = np.array([[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9]])
+    moved = counting.with_dragged(boxes, '{"index": 1, "box_xyxy": [0.6, 0.4, 1.2, 0.8], "at": 5}')
+    np.testing.assert_allclose(moved, [boxes[0], [0.6, 0.4, 1, 0.8]])
+    new = counting.with_dragged(boxes, '{"index": -1, "box_xyxy": [0, 0, 0.1, 0.1]}')
+    np.testing.assert_allclose(new, [*boxes, [0, 0, 0.1, 0.1]])
+    for bad in (
+        "",
+        "[]",
+        "nonsense",
+        '{"index": 2, "box_xyxy": [0, 0, 1, 1]}',
+        '{"index": true, "box_xyxy": [0, 0, 1, 1]}',
+        '{"index": 0, "box_xyxy": [0, 0, 1]}',
+        '{"index": 0, "box_xyxy": [0, 0, 1, NaN]}',
+        '{"index": 0, "box_xyxy": "wide"}',
+        '{"index": 0, "box_xyxy": [0.5, 0.5, 0.5, 0.9]}',
+    ):
+        with pytest.raises(Refused, match="drag"):
+            counting.with_dragged(boxes, bad)
+
+
 def test_a_map_edited_around_a_point_makes_it_the_closest(model: PerceptionModel) -> None:
     *_, end = depth.judge(model, str(scene_examples()[-1]), POINTS)
     assert end.answer.startswith("B is closest")
@@ -82,6 +104,17 @@ def test_a_map_edited_around_a_point_makes_it_the_closest(model: PerceptionModel
     assert depth.code_at(model, edited.thought, cell) == 127
     far = (cell[0] + 4, cell[1] + 4)
     assert depth.code_at(model, edited.thought, far) == depth.code_at(model, end.thought, far)
+
+
+def test_more_tokens_of_a_nested_tokenizer_keep_more() -> None:
+    nested = DepthTokenizer.from_pretrained(shipped("depth-scenes-100-nested"))
+    path = str(sorted(EXAMPLES.glob("depth-*.png"))[0])
+    found = tokenizing.compare_budgets(nested, path)
+    assert [one.tokens for one in found] == list(tokenizing.budgets_of(nested)) == [4, 9, 16, 36, 64, 100]
+    lost = [one.figures["abs_rel"] for one in found]
+    assert lost[0] > 1.5 * lost[-1] and lost[-1] < 0.08
+    whole = tokenizing.tokenize(nested, path, budget=100)
+    assert whole.figures["abs_rel"] == lost[-1]
 
 
 def test_a_map_fills_in_row_by_row(tokenizer: DepthTokenizer) -> None:

@@ -1,0 +1,153 @@
+"""How fast are interleaved chains written? `python -m benchmarks.interleaved_speed`.
+
+On the shipped model and held-out problems, batches of 8 (and 1), greedy: our cached generation against the same with
+all recomputed for every token (`use_cache=False`), which writes the same ids, and against transformers' plain
+`generate` writing as many tokens plus one for every look. The three take turns batch by batch, so every figure is a
+ratio within one run. Also: the most slots that the cache had, beside the tokens of the longest row. Written to
+`benchmarks/results/interleaved_speed.json`.
+
+With --check it takes fewer batches, prints one line a bar, writes nothing, and exits 1 where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.bars import Bar, all_met
+from perception.interleave_generation import InterleavedGeneration, InterleavedGenerator
+from perception.interleaved_chains import Look
+from perception.shipped import shipped
+from perception.visual_tokens import unwrapped
+from train.geometry_data import GeometryData, draw_problems
+from train.interleave import InterleavedFolder, read_interleaved
+from train.interleaved_rows import ChainProblem
+from train.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "interleaved_speed.json"
+SEED = 77
+RECOMPUTED_BAR = 4.0
+"""Times as fast as full recomputation, batch 8"""
+PLAIN_BAR = 0.85
+"""Of the speed of plain `generate`, batch 8"""
+MAX_NEW_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A batch of problems, written in three ways."""
+
+    cached: float
+    recomputed: float
+    plain: float
+    """seconds"""
+    tokens: int
+    """Written by the rows together, without what was brought in"""
+    looks: int
+    peak_slots: int
+    longest: int
+    """Tokens of the longest row that were fed"""
+    same: bool
+    """Whether cached and recomputed chains are the same"""
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def fed_tokens(found: InterleavedGeneration, prompts: Sequence[int], folder: InterleavedFolder) -> int:
+    """Tokens of the longest row that the model has read: prompt, what it wrote but the last, and what looks brought."""
+    layout = folder.model.layout
+    lengths = []
+    for answer, prompt in zip(found.answers, prompts, strict=True):
+        markers = len(layout.before) + len(layout.after)
+        looks = [1 + (len(p.tokens) + markers if p.tokens else 0) for p in answer if isinstance(p, Look)]
+        lengths.append(prompt + sum(looks) + sum(not isinstance(p, Look) for p in answer) - 1)
+    return max(lengths)
+
+
+def take_turn(folder: InterleavedFolder, problems: Sequence[ChainProblem]) -> Turn:
+    inputs = folder.encoder.inputs(problems)
+    generator = InterleavedGenerator(folder.model, folder.settings, folder.processor.tokenizer)
+    settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+    cached, found = timed(lambda: generator.generate(inputs, **settings))
+    recomputed, anew = timed(lambda: generator.generate(inputs, use_cache=False, **settings))
+    written = [sum(not isinstance(part, Look) for part in answer) for answer in found.answers]
+    looks = [sum(isinstance(part, Look) for part in answer) for answer in found.answers]
+    count = max(tokens + look for tokens, look in zip(written, looks, strict=True))
+    core = unwrapped(folder.model.model)
+    plain, _ = timed(
+        lambda: core.generate(**inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False, streamer=None)
+    )
+    prompts = inputs["attention_mask"].sum(1).tolist()
+    same = found.answers == anew.answers
+    return Turn(
+        cached, recomputed, plain, sum(written), sum(looks), found.peak_slots, fed_tokens(found, prompts, folder), same
+    )
+
+
+def race(folder: InterleavedFolder, batch_size: int, batches: int) -> dict[str, Any]:
+    """The three ways on the same batches, taking turns; the first batch warms up."""
+    data = GeometryData(split="test", count=(batches + 1) * batch_size, seed=SEED)
+    problems = list(draw_problems(data))
+    turns = [take_turn(folder, problems[n * batch_size : (n + 1) * batch_size]) for n in range(batches + 1)][1:]
+    seconds = {way: sum(getattr(turn, way) for turn in turns) for way in ("cached", "recomputed", "plain")}
+    ratios = {way: [getattr(turn, way) / turn.cached for turn in turns] for way in ("recomputed", "plain")}
+    return {
+        "batch_size": batch_size,
+        "batches": batches,
+        "tokens": sum(turn.tokens for turn in turns),
+        "looks": sum(turn.looks for turn in turns),
+        "speed_over_recomputed": round(seconds["recomputed"] / seconds["cached"], 3),
+        "speed_over_plain": round(seconds["plain"] / seconds["cached"], 3),
+        "quartiles": {way: [round(q, 3) for q in statistics.quantiles(r)] for way, r in ratios.items()},
+        "tokens_a_second": round(sum(turn.tokens for turn in turns) / seconds["cached"], 1),
+        "peak_slots": max(turn.peak_slots for turn in turns),
+        "stale_slots": max(turn.peak_slots - turn.longest for turn in turns),
+        "same_chains": all(turn.same for turn in turns),
+    }
+
+
+def bars(races: Sequence[dict[str, Any]]) -> list[Bar]:
+    """Of batch 8."""
+    run = next(run for run in races if run["batch_size"] == 8)
+    return [
+        Bar("batch 8: over full recomputation", run["speed_over_recomputed"], RECOMPUTED_BAR, "times"),
+        Bar("batch 8: over plain generate, %", 100 * run["speed_over_plain"], 100 * PLAIN_BAR, "%"),
+        Bar("slots of the cache that no token needs", -float(run["stale_slots"]), 0.0, "slots"),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fewer batches, the bars alone; write nothing")
+    parser.add_argument("--model", help="folder of the model; default: the shipped geometry-tiny")
+    arguments = parser.parse_args(argv)
+    path = arguments.model or shipped("geometry-tiny")
+    folder = read_interleaved(path)
+    folder.model.eval()
+    races = [race(folder, 8, 5)] if arguments.check else [race(folder, 8, 20), race(folder, 1, 20)]
+    found = bars(races)
+    for bar in found:
+        print(bar.line())
+    if not arguments.check:
+        record = {"model": os.path.relpath(path, ROOT), "threads": torch.get_num_threads(), "races": races}
+        record |= {"bars": [bar.to_json() for bar in found], **provenance()}
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"written: {RESULT}")
+    return int(arguments.check and not all_met(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

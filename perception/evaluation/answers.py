@@ -1,0 +1,99 @@
+"""What a model's sentence says: an option or a number. Tolerant of how it is said, strict about what.
+
+The published sets are scored by letters and numbers, and models answer "(B)", "B.", "The answer is B", "three", "There
+are 3 cars". Where a sentence holds several, the one behind the last "answer" counts, else an option that opens the
+text, else the last one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGH"
+_WORDS = re.findall(
+    r"\w+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen",
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_NUMBERS = (
+    {"no": 0, "none": 0}
+    | {word: n for n, word in enumerate(_WORDS)}
+    | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
+    | {f"{tens}-{_WORDS[n]}": 10 * m + n for m, tens in enumerate(_TENS, start=2) for n in range(1, 10)}
+)
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|(?<![\w.])[-+]?\d+(?:\.\d+)?|\b(?:"
+    + "|".join(sorted(_NUMBERS, key=len, reverse=True))
+    + r")\b",
+    re.IGNORECASE,
+)
+_COMMITTED = re.compile(r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*", re.IGNORECASE)
+_BRACKETED = r"[(\[]([{0}])[)\]]"
+_BARE = r"(?<![\w'])([{0}])(?![\w'])"
+
+
+def committed(text: str) -> str:
+    """What stands behind the last "answer", "option" or "choice"; the whole text where there is none."""
+    found = [match for match in _COMMITTED.finditer(text) if text[match.end() :].strip(" .:")]
+    return text[found[-1].end() :] if found else text
+
+
+def read_option(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that a text chooses, by its letter or by its words; None where it chooses none.
+
+    Args:
+        options: what stands behind A, B, ..; several alike cannot be told apart by their words.
+    """
+    letters = LETTERS[: len(options)]
+    said = committed(text)
+    for part in (said, text):
+        found: str | None = _by_letter(part, letters) or _by_words(part, options)
+        if found is not None:
+            return found
+    return None
+
+
+def _by_letter(text: str, letters: str) -> str | None:
+    opening = re.match(rf"\s*[(\[]?([{letters}{letters.lower()}])(?:[)\].:,]|\s*$)", text)
+    if opening:
+        return opening[1].upper()
+    bracketed = re.findall(_BRACKETED.format(letters), text)
+    if bracketed:
+        return str(bracketed[-1])
+    bare = [found[1] for found in re.finditer(_BARE.format(letters), text) if not _is_article(text, found)]
+    return str(bare[-1]) if bare else None
+
+
+def _is_article(text: str, found: re.Match[str]) -> bool:
+    """Whether an A begins a noun phrase: "A red car is closest"."""
+    return (
+        found[1] == "A"
+        and re.match(r"\s+[a-z]", text[found.end() :]) is not None
+        and not re.match(r"\s+(?:is|has|lies|appears|looks|seems|and|or|because|since|as)\b", text[found.end() :])
+    )
+
+
+def _by_words(text: str, options: Sequence[str]) -> str | None:
+    lowered = [option.strip().strip(".").lower() for option in options]
+    if len(set(lowered)) < len(lowered):
+        return None
+    numbers = [read_number(option) if _NUMBER.fullmatch(option.strip().strip(".")) else None for option in options]
+    if all(number is not None for number in numbers):
+        value = read_number(text)
+        return LETTERS[numbers.index(value)] if value in numbers else None
+    places = {n: text.lower().rfind(option) for n, option in enumerate(lowered) if option and option in text.lower()}
+    # "blue car" holds "car": the longer option is the one that was said.
+    longest = [n for n in places if not any(lowered[n] in lowered[m] for m in places if m != n)]
+    return LETTERS[max(longest, key=lambda n: places[n])] if longest else None
+
+
+def read_number(text: str) -> float | None:
+    """The number that a text states, digits or words below a hundred; None where there is none."""
+    for part in (committed(text), text):
+        found = _NUMBER.findall(part)
+        if found:
+            last = found[-1].lower()
+            return float(_NUMBERS[last]) if last in _NUMBERS else float(last.replace(",", ""))
+    return None
