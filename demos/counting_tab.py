@@ -104,7 +104,7 @@ def counting_tab(model: PerceptionModel) -> None:
     clicked = picture.select(
         on_click, [tool, thought, corner, direct], [*outputs, corner, hint], api_visibility="private", **MODEL_LIMITS
     )
-    moved = dragged.input(
+    moved = dragged.change(
         on_drag, [dragged, thought, direct], [*outputs, corner, hint], api_visibility="private", **MODEL_LIMITS
     )
     for answered in (asked, submitted, clicked, moved):

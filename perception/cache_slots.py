@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache as cached
 from typing import Any
 
 from torch import Tensor
 
+CACHE_KEYS = ("cache", "past_key_values")
+"""What callers may call the key-value cache; transformers 5.24 renamed it"""
+
+
+@cached
+def cache_key() -> str:
+    """What the installed transformers calls the key-value cache among a forward's arguments and outputs."""
+    from transformers.generation import GenerateDecoderOnlyOutput
+
+    return next(name for name in CACHE_KEYS if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
+
+
+def cache_given(given: Mapping[str, Any]) -> Any:
+    """The key-value cache among a forward's arguments, None without one."""
+    return next((given[name] for name in CACHE_KEYS if given.get(name) is not None), None)
+
 
 def why_not_packable(cache: Any) -> str | None:
     """Why slots cannot be moved within this filled cache of transformers, in words; None where they can."""
+    from transformers.cache_utils import DynamicLayer
+
     for layer in cache.layers:
-        if getattr(layer, "is_sliding", False) or not getattr(layer, "is_croppable", hasattr(layer, "crop")):
-            return f"its cache has layers that cannot be cropped ({type(layer).__name__})"
+        if type(layer) is not DynamicLayer:  # others slide, are of one length, or hold more than keys and values
+            return f"its cache has layers whose slots cannot be moved ({type(layer).__name__})"
         if not isinstance(getattr(layer, "keys", None), Tensor):
             return f"its cache has layers without keys ({type(layer).__name__})"
     return None

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.cache_slots import pack, packed_order, why_not_packable
+from perception.cache_slots import cache_key, pack, packed_order, why_not_packable
 from perception.draft_network import DraftNetwork, prompt_states
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
@@ -253,28 +253,29 @@ class SpanDecoder:
 
     def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, V) behind the prompt, and what of its hidden states a draft network reads."""
-        given = dict(inputs)
+        given: dict[str, Any] = dict(inputs)
         if not _has_rope_deltas(self.model):
             given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
         if self._head is None:
-            self._head = self._find_head(given)
+            self._head = self._find_head({**given, "use_cache": False})
+        given |= {cache_key(): cache, "use_cache": True}
         if self._head is False:
-            logits: Tensor = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits: Tensor = self.model(**given, logits_to_keep=1).logits
             return logits, None
-        hidden = self.model.base_model(**given, past_key_values=cache, use_cache=True).last_hidden_state  # (B, T, D)
+        hidden = self.model.base_model(**given).last_hidden_state  # (B, T, D)
         image_id = getattr(self.model.config, "image_token_id", None)
         states = None
         if self.draft_network is not None and image_id is not None:
             states = prompt_states(hidden, inputs["input_ids"], image_id)
         return self._head(hidden[:, -1:]), states
 
-    def _find_head(self, inputs: dict[str, Tensor]) -> Any:
+    def _find_head(self, inputs: dict[str, Any]) -> Any:
         """The output layer, where the model's logits are just what it makes of the last hidden states; else False."""
         head, inner = self.model.get_output_embeddings(), self.model.base_model
         if not isinstance(head, torch.nn.Linear) or inner is self.model:
             return False
-        hidden = inner(**inputs, use_cache=False).last_hidden_state[:, -1:]  # (B, 1, D)
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits  # (B, 1, V)
+        hidden = inner(**inputs).last_hidden_state[:, -1:]  # (B, 1, D)
+        logits = self.model(**inputs, logits_to_keep=1).logits  # (B, 1, V)
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
 
     def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
@@ -335,7 +336,7 @@ class _Batch:
             "input_ids": fed,
             "attention_mask": torch.cat([self.mask, torch.ones_like(fed)], 1),
             "position_ids": positions,
-            "past_key_values": self.cache,
+            cache_key(): self.cache,
             "use_cache": True,
         }
 

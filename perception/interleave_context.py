@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.cache_slots import pack, packed_order, why_not_packable
+from perception.cache_slots import cache_given, pack, packed_order, why_not_packable
 from perception.interleaved_chains import InterleavedModel
 from perception.visual_tokens import (
     VisualFeatures,
@@ -33,7 +33,7 @@ class InterleavedContext:
             given: model_kwargs of transformers' `generate`: cache, mask, positions, and the images or their features.
         """
         self.model = model
-        self.cache = given.get("past_key_values") if given.get("use_cache", True) else None
+        self.cache = cache_given(given) if given.get("use_cache", True) else None
         mask = given.get("attention_mask")
         self.mask = torch.ones_like(ids) if mask is None else mask.long()  # (b, slots)
         self.features = VisualFeatures.encode(model.model, given)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from perception.cache_slots import cache_given, cache_key
 from perception.interleave_context import InterleavedContext
 from perception.interleave_triggers import HEADINGS, HeadingTrigger, InterleaveSettings
 from perception.interleaved_chains import InterleavedModel, Look, look_ids
@@ -164,7 +165,7 @@ class _Run:
             sequences=self.sequences(),
             scores=tuple(self.scores) if self.config.output_scores else None,
             logits=tuple(self.logits) if self.config.output_logits else None,
-            past_key_values=self.context.cache,
+            **{cache_key(): self.context.cache},
         )
 
     def _write(self, newest: Tensor) -> list[int]:
@@ -292,9 +293,9 @@ def _check(config: Any, model_kwargs: Mapping[str, Any]) -> None:
         raise ValueError(f"interleaved generation is greedy or sampled, got num_beams={config.num_beams}; use 1")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError("interleaved generation needs input_ids to find the visual tokens, got inputs_embeds")
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_given(model_kwargs)
     if cache is not None and cache.get_seq_length():
         raise ValueError(
-            f"past_key_values holds {cache.get_seq_length()} tokens already, whose visual tokens cannot be scored any "
+            f"the cache given holds {cache.get_seq_length()} tokens already, whose visual tokens cannot be scored any "
             "more; pass the whole prompt and no cache"
         )

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perception.cache_slots import cache_key
+
 _RESERVED_NAMES = re.compile(
     r"<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>|<(image|video)>"
     r"|<\|vision_(start|end|pad)\|>|<\|(image|video)_pad\|>"
@@ -237,8 +239,8 @@ def read_text(
         inputs_embeds=embeds,
         attention_mask=attention_mask,
         position_ids=position_ids,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{cache_key(): cache},
         **deep,
     )
     hidden: Tensor = outputs.last_hidden_state

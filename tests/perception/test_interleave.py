@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tiny_models import build_llama, build_tokenizer
 from tiny_vlms import HIDDEN_SIZE, KINDS, TinyVLM
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from perception.interleave import CONFIG_FILE, WEIGHTS_FILE, SelectorConfig, VisualTokenSelector, selection_losses
 from perception.interleaved_chains import (
@@ -153,6 +154,14 @@ def test_labels_are_masked_as_the_paper_says() -> None:
     assert batch.targets[0].nonzero().tolist() == [[0, 1], [0, 2]]
 
 
+@dataclass
+class Encoded(ModelOutput):
+    """What every model's `get_image_features` returns."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_are_those_of_the_model_s_own_forward(kind: str) -> None:
     """The stock forward gets the brought-in tokens as further images' features, and positions made here by hand."""
@@ -161,7 +170,7 @@ def test_hidden_states_are_those_of_the_model_s_own_forward(kind: str) -> None:
         hf, features = vlm.hf, VisualFeatures.encode(vlm.hf, batch.images)
         hf.get_input_embeddings().weight.data[vlm.layout.interleave_id] = vlm.model.selector.embedding.data
         in_order = batch.sources[batch.sources >= 0]
-        outputs = SimpleNamespace(
+        outputs = Encoded(
             pooler_output=[features.tokens[in_order]],
             deepstack_features=[[layer[in_order]] for layer in features.deepstack],
         )

@@ -10,6 +10,7 @@ from tiny_vlms import KINDS, TinyVLM
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from perception.cache_slots import cache_given
 from perception.grammar import SpanGrammar
 from perception.interleave_generation import InterleavedGeneration, InterleavedGenerator, choose_sampled
 from perception.interleave_triggers import InterleaveSettings
@@ -139,7 +140,7 @@ def test_the_cache_holds_each_token_of_the_longest_row_once(kind: str) -> None:
     lengths = []
     for prompt, answer in zip(prompts, result.answers, strict=True):
         lengths.append(prompt + len(spelled(answer, vlm)) - 1)  # the last token is written and never read
-    assert result.peak_slots == result.output.past_key_values.get_seq_length() == max(lengths)
+    assert result.peak_slots == cache_given(result.output).get_seq_length() == max(lengths)
     assert write(vlm, HEADINGS, inputs).peak_slots <= max(lengths)
 
 
@@ -150,7 +151,7 @@ def test_cached_keys_and_values_are_those_of_one_forward(kind: str) -> None:
     often = InterleaveSettings("headings", heading=r"^|\w", max_looks=4)
     halves = generator(vlm, often, choose=lambda scores, row, look: scores > scores.median())
     result = halves.generate(inputs, return_dict_in_generate=True, max_new_tokens=NEW, do_sample=False)
-    cache = result.output.past_key_values
+    cache = cache_given(result.output)
     full: dict[int, Tensor] = {}
     hooks = []
     for n, layer in enumerate(vlm.hf.get_decoder().layers):

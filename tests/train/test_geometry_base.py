@@ -95,7 +95,8 @@ def test_rows_of_sums_supervise_results_alone(tmp_path: Path) -> None:
 
 def test_tower_and_base_train_one_after_the_other(tmp_path: Path) -> None:
     problems = toy_problems(6, 0, 32, (4, 4))
-    figure_tower.train(FigureTowerConfig(str(tmp_path / "tower"), DATA, TINY, batch_size=2, loop=LOOP), problems)
+    tower = FigureTowerConfig(run_dir=str(tmp_path / "tower"), data=DATA, size=TINY, batch_size=2, loop=LOOP)
+    figure_tower.train(tower, problems)
     config = GeometryBaseConfig(
         tower=str(tmp_path / "tower" / "tower"),
         tower_lr_ratio=0.0,
