@@ -1,0 +1,151 @@
+"""Makes interleaved solutions out of images with questions and solutions in words: grid, words of the image, keywords
+of each step, cells (the pipeline of MINT-CoT, arXiv 2506.05331, whose own was never released).
+
+A row is a JSON line: `image` (path), `question`, `solution` ("Step 1: ..." lines), `answer`, and optionally `marks`,
+what is written in the image: [{"text": "A", "box_xyxy": [x1, y1, x2, y2]}, ..] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perception.datasets.image_files import ImageFile
+from perception.datasets.keyword_regions import RegionRule, step_cells
+from perception.datasets.keywords import KEYWORD_MAKERS, KeywordSettings, MakeKeywords
+from perception.datasets.mint_cot import CLOSE, OPEN, InterleavedProblem, InterleavedStep, qwen_grid
+from perception.datasets.ocr import OCR_ENGINES, ReadWords, Word
+
+_STEP = re.compile(r"^[ \t]*(?:#+[ \t]*)?(?:\*\*)?Step[ \t]*\d+(?:\*\*)?[ \t]*[:.](?:\*\*)?", re.I | re.M)
+_ANSWER = re.compile(r"\n\s*Answer:[^\n]*\s*$", re.IGNORECASE)
+_TAGS = (OPEN, CLOSE, "<image>")
+
+
+@dataclass(frozen=True)
+class MakingSettings:
+    """How interleaved solutions are made."""
+
+    grid: tuple[int, ...] = ()
+    """rows and columns of the model's visual tokens over an image; none: Qwen2-VL's, by the image's size"""
+    ocr: str = "rapidocr"
+    """what reads the words of images: rapidocr, or marks for those that are given with the rows"""
+    keywords: str = "rules"
+    """what names the keywords of steps: rules, endpoint, model"""
+    language: KeywordSettings = field(default_factory=KeywordSettings)
+    region: RegionRule = field(default_factory=RegionRule)
+
+    def __post_init__(self) -> None:
+        if len(self.grid) not in (0, 2) or any(side < 1 for side in self.grid):
+            raise ValueError(f"grid must be rows and columns, both at least 1, or nothing; got {list(self.grid)}")
+        for name, known in (("ocr", OCR_ENGINES), ("keywords", KEYWORD_MAKERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class SolvedRow:
+    """A question about an image, solved in words."""
+
+    name: str
+    """File and line, for messages"""
+    image: Path
+    question: str
+    opening: str
+    """What the solution says before its first step"""
+    steps: tuple[str, ...]
+    answer: str
+    marks: tuple[Word, ...] = ()
+
+
+def parse_row(line: str, name: str, root: Path) -> SolvedRow:
+    """A line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the line is no JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a row must be an object, got {type(row).__name__}")
+    missing = [key for key in ("image", "question", "solution", "answer") if row.get(key) in (None, "")]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing")
+    texts = {key: str(row[key]).strip() for key in ("question", "solution", "answer")}
+    for key, text in texts.items():
+        if tags := [tag for tag in _TAGS if tag in text]:
+            raise ValueError(f"{key} holds {' and '.join(tags)}, which the layout keeps for itself; take it out")
+    opening, steps = split_steps(texts["solution"])
+    image = root / str(row["image"])
+    return SolvedRow(name, image, texts["question"], opening, steps, texts["answer"], _marks(row.get("marks")))
+
+
+def split_steps(solution: str) -> tuple[str, tuple[str, ...]]:
+    """What a solution says before its first step, and its steps without headings. A last line "Answer: ..." is left
+    off.
+
+    Raises:
+        ValueError: where it has no steps, or one that says nothing.
+    """
+    opening, *steps = (part.strip() for part in _STEP.split(_ANSWER.sub("", "\n" + solution)))
+    if not steps:
+        raise ValueError('the solution has no lines that begin with "Step 1:", "Step 2:", ..; write its steps so')
+    if empty := [number for number, step in enumerate(steps, start=1) if not step]:
+        raise ValueError(f"step {empty[0]} of the solution is empty")
+    return opening, tuple(steps)
+
+
+def _marks(marks: Any) -> tuple[Word, ...]:
+    found = []
+    for mark in marks or ():
+        try:
+            x1, y1, x2, y2 = (float(value) for value in mark["box_xyxy"])
+            text = str(mark["text"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f'marks must be {{"text": .., "box_xyxy": [x1, y1, x2, y2]}}, got {mark!r:.80}') from None
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            raise ValueError(f"boxes of marks must lie in [0, 1], got {mark['box_xyxy']}; divide pixels by the size")
+        found.append(Word(text, (x1, y1, x2, y2), exact=True))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class InterleaveMaker:
+    """The stages, ready to run."""
+
+    settings: MakingSettings
+    read_words: ReadWords
+    make_keywords: MakeKeywords
+
+    @classmethod
+    def of(cls, settings: MakingSettings) -> InterleaveMaker:
+        """Raises ValueError where an engine is not installed or a language model not given."""
+        keywords = KEYWORD_MAKERS[settings.keywords](settings.language)
+        return cls(settings, OCR_ENGINES[settings.ocr](), keywords)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns over an image."""
+        if self.settings.grid:
+            return self.settings.grid[0], self.settings.grid[1]
+        return qwen_grid(width, height)
+
+    def __call__(self, row: SolvedRow) -> InterleavedProblem:
+        """The row with the cells that its steps look at.
+
+        Raises:
+            KeywordError: where the language model gives no keywords.
+            ValueError: for an image that cannot be read, or one without marks where these are asked for.
+        """
+        image = ImageFile(row.image).load()
+        grid = self.grid(*image.size)
+        words = self.read_words(image, row.marks)
+        texts = list(dict.fromkeys(word.text for word in words))
+        keywords = self.make_keywords(row.question, row.steps, texts)
+        cells = [step_cells(named, words, grid, self.settings.region) for named in keywords]
+        steps = list(map(InterleavedStep, row.steps, cells))
+        steps[-1] = InterleavedStep(f"{row.steps[-1]}\nAnswer: {row.answer}", cells[-1])
+        return InterleavedProblem(row.name, row.image, row.question, row.opening, tuple(steps), grid)
+
+
+Make = Callable[[SolvedRow], InterleavedProblem]

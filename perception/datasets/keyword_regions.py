@@ -1,0 +1,158 @@
+"""From keywords of a step to cells of an image's grid, by way of the words that are written in the image."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perception.datasets.ocr import Word
+from perception.scenes.geometry import covered_cells
+from perception.scenes.geometry_figure import Box
+
+_FUZZY_LETTERS, _FUZZY_RATIO = 4, 0.8
+_POINTS_ON_A_LINE = 64
+_NAME = re.compile(r"[A-Z]{2,6}")
+_NUMBER = re.compile(r"(\d+(?:[.,]\d+)?)(?:°|º|cm|mm|km|m|ft|in)?")
+_AROUND = " \t.,;:!?()[]{}∠△°º˚\"'="
+_ALIKE = ("oO0", "lI1|", "xX", "cC", "kK", "pP", "sS", "uU", "vV", "wW", "zZ")
+"""Characters that a reader confuses where they stand alone"""
+_VALUE = re.compile(r"[\d.,]+|[a-z]")
+
+
+@dataclass(frozen=True)
+class RegionRule:
+    """How far a region reaches."""
+
+    margin: float = 0.02
+    """Around a word, as a share of the image's side"""
+    reach: float = 0.3
+    """How far a value may stand from the letter of its corner, by their centres, for both to be one region; 0 for
+    never"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 0.5 or self.reach < 0:
+            raise ValueError(f"margin must be in [0, 0.5) and reach at least 0, got {self.margin} and {self.reach}")
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a keyword was found to stand for."""
+
+    text: str
+    places: tuple[tuple[Box, ...], ...]
+    """Each of its occurrences: the boxes of its words, and points of the lines between them"""
+
+
+def step_cells(
+    keywords: Sequence[str], words: Sequence[Word], grid: tuple[int, int], rule: RegionRule | None = None
+) -> tuple[int, ...]:
+    """Cells of a grid (rows, columns), row by row, that a step with these keywords looks at; none where no keyword is
+    written in the image."""
+    rule = rule or RegionRule()
+    matches = [match for keyword in dict.fromkeys(keywords) for match in find_keyword(keyword, words)]
+    settled = _nearest_places({match.text: match for match in matches})
+    boxes = [box for match in settled for place in match.places for box in place]
+    wide = [_widened(box, rule.margin) if box[0] < box[2] else box for box in boxes + _corners(settled, rule.reach)]
+    return covered_cells(wide, grid)
+
+
+def find_keyword(keyword: str, words: Sequence[Word]) -> list[Match]:
+    """What a keyword stands for, nothing where it is not written: the whole of it, else the names of its letters
+    (AB: both letters and the line between), else its parts ("angle A": A)."""
+    text = _normal(keyword)
+    if not text:
+        return []
+    if found := _written(text, words):
+        return [Match(text, tuple((word.box,) for word in found))]
+    if _NAME.fullmatch(text):
+        return _compound(text, words)
+    parts = text.split()
+    return [match for part in parts for match in find_keyword(part, words)] if len(parts) > 1 else []
+
+
+def _normal(text: str) -> str:
+    text = text.strip(_AROUND)
+    number = _NUMBER.fullmatch(text.replace(" ", ""))
+    return number[1] if number else text
+
+
+def _written(text: str, words: Sequence[Word]) -> list[Word]:
+    """The words that say a text: to the letter, else confused by their reader, else nearly."""
+    if exact := [word for word in words if _normal(word.text) == text]:
+        return exact
+    if len(text) == 1:
+        alike = next((group for group in _ALIKE if text in group), "")
+        read = [word for word in words if not word.exact]
+        return [word for word in read if _normal(word.text) in tuple(alike)]
+    if sum(letter.isalpha() for letter in text) < _FUZZY_LETTERS:
+        return []
+    ratios = [difflib.SequenceMatcher(None, text.casefold(), _normal(w.text).casefold()).ratio() for w in words]
+    best = max(ratios, default=0.0)
+    return [word for word, ratio in zip(words, ratios, strict=True) if ratio == best >= _FUZZY_RATIO]
+
+
+def _compound(name: str, words: Sequence[Word]) -> list[Match]:
+    """The letters of a name, one by one, and the lines from each to the next."""
+    found = [_written(letter, words) for letter in name]
+    if not all(found):
+        return []
+    chosen = min(itertools.product(*[some[:4] for some in found[:4]]), key=_length)
+    chosen += tuple(some[0] for some in found[4:])
+    lines = [point for one, two in itertools.pairwise(chosen) for point in _line(one.box, two.box)]
+    return [Match(name, ((*(word.box for word in chosen), *lines),))]
+
+
+def _length(words: Sequence[Word]) -> float:
+    return sum(math.dist(_centre(one.box), _centre(two.box)) for one, two in itertools.pairwise(words))
+
+
+def _line(one: Box, two: Box) -> list[Box]:
+    """Boxes without extent, on the line between two words' centres; each is covered by the cell that it lies in."""
+    shares = np.linspace(0, 1, _POINTS_ON_A_LINE)[:, None]
+    points = np.array(_centre(one)) * (1 - shares) + np.array(_centre(two)) * shares  # (P, 2)
+    return [(x, y, x, y) for x, y in points.tolist()]
+
+
+def _nearest_places(matches: dict[str, Match]) -> list[Match]:
+    """Of what is written several times, the place nearest to what the step speaks of besides, where that is written
+    once; all places where nothing decides."""
+    sure = [_centre(match.places[0][0]) for match in matches.values() if len(match.places) == 1]
+    settled = []
+    for match in matches.values():
+        if len(match.places) > 1 and sure:
+            nearest = min(match.places, key=lambda place: min(math.dist(_centre(place[0]), other) for other in sure))
+            match = Match(match.text, (nearest,))
+        settled.append(match)
+    return settled
+
+
+def _corners(matches: Sequence[Match], reach: float) -> list[Box]:
+    """Boxes around the letter of a corner and the value written at it: what lies between them is the corner itself."""
+    letters = [m for m in matches if len(m.text) == 1 and m.text.isupper() and len(m.places) == 1]
+    values = [m for m in matches if _VALUE.fullmatch(m.text) and len(m.places) == 1]
+    found = []
+    for value in values:
+        (box,) = value.places[0]
+        near = [(math.dist(_centre(box), _centre(one.places[0][0])), one.places[0][0]) for one in letters]
+        if near and min(near)[0] <= reach:
+            found.append(_hull(box, min(near)[1]))
+    return found
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _hull(one: Box, two: Box) -> Box:
+    return min(one[0], two[0]), min(one[1], two[1]), max(one[2], two[2]), max(one[3], two[3])
+
+
+def _widened(box: Box, margin: float) -> Box:
+    x1, y1, x2, y2 = box
+    return max(0.0, x1 - margin), max(0.0, y1 - margin), min(1.0, x2 + margin), min(1.0, y2 + margin)
