@@ -59,7 +59,10 @@ def grpo_of(start: Path, folder: Path, **more: object) -> tuple[GRPO, PromptBatc
 
 
 @pytest.mark.parametrize("selection", ["sampled", "deterministic"])
-def test_a_step_moves_selector_and_text_model(start: Path, tmp_path: Path, selection: str) -> None:
+def test_a_step_moves_selector_and_text_model(
+    start: Path, tmp_path: Path, selection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reinforce.REWARDS, "answer", lambda completions, **_: [n / 8 for n in range(len(completions))])
     grpo, batches = grpo_of(start, tmp_path, selection=selection, selection_weight=1.0)
     model = read_interleaved(start, OFTEN).model.train()
     model.selector.config = replace(model.selector.config, threshold=0.5)  # an untrained one reaches it
