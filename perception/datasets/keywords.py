@@ -90,7 +90,7 @@ def parse_reply(reply: str, num_steps: int) -> Keywords:
         KeywordError: where none has a list of texts for each step.
     """
     for value in reversed(_json_values(reply[-_LONGEST_REPLY:])):
-        lists = value.get("steps") if isinstance(value, dict) else value
+        lists = value.get("steps", value) if isinstance(value, dict) else value
         if isinstance(lists, dict):  # {"1": [...], "2": [...]}
             lists = list(lists.values())
         if isinstance(lists, list) and len(lists) == num_steps and all(_is_texts(one) for one in lists):
