@@ -183,6 +183,7 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
             "selection_f1": selection_f1(answered) if looks else None,
             "examples": [outcome.text for outcome in answered[:5]],
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record) + "\n")
     return dict(json.loads(path.read_text()))
 
