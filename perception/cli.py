@@ -98,13 +98,33 @@ def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | 
 
 @app.command()
 def evaluate(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SET]",
+            help="scenes, or a published set: blink-depth, hardblink, blink-counting, cvbench, seedbench, mathvista, "
+            "geoqa, mmstar.",
+        ),
+    ] = "scenes",
     model: Model = None,
     look: Annotated[str, typer.Option(help="standard or shifted.")] = "standard",
-    mode: Annotated[str, typer.Option(help="chain or direct.")] = "chain",
+    mode: Annotated[str, typer.Option(help="chain, direct, or interleaved for maths.")] = "chain",
     num_count: Annotated[int, typer.Option(help="Counting questions.", min=1)] = 200,
     num_depth: Annotated[int, typer.Option(help="Depth questions for each of 2 to 5 points.", min=1)] = 60,
+    data: Annotated[Path | None, typer.Option(help="Folder that a published set was downloaded into.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of a published set's answers and page.")] = Path("evaluation"),
+    limit: Annotated[int | None, typer.Option(help="Only so many questions of a published set.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Published questions answered at once.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer to a published question.", min=1)] = 512,
 ) -> None:
-    """Score a model on held-out scenes, with 95 % bootstrap intervals."""
+    """Score a model on held-out scenes, or on a published set, with 95 % bootstrap intervals.
+
+    A published set is read as its authors publish it (docs/evaluate.md). Every answer is written to --out at once; the
+    same command goes on where it was stopped.
+    """
+    if task != "scenes":
+        _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens)
+        return
     from perception.evaluation.bootstrap import bootstrap_interval
     from perception.evaluation.scenes import evaluate_items, scene_items
 
@@ -116,6 +136,51 @@ def evaluate(
         interval = bootstrap_interval([float(o.correct) for o in outcomes if o.group == group])
         table.add_row(group, str(interval.count), str(interval))
     console.print(table)
+
+
+def _evaluate_published(
+    name: str,
+    data: Path | None,
+    model: str | None,
+    mode: str,
+    out: Path,
+    limit: int | None,
+    batch_size: int,
+    max_new_tokens: int,
+) -> None:
+    from perception.datasets.published import SETS, read_published
+    from perception.evaluation.published import (
+        INTERLEAVED,
+        MODES,
+        accuracies,
+        answer_published,
+        asker,
+        keep_plan,
+        write_page,
+    )
+    from perception.reasoner import Reasoner
+    from perception.shipped import shipped
+
+    if name not in SETS:
+        raise ValueError(f"unknown set {name!r}; known: scenes, {', '.join(SETS)}")
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
+    if data is None:
+        raise ValueError(f"{name} needs --data, the folder that it was downloaded into")
+    items = read_published(name, data)[:limit]
+    reasons = mode == INTERLEAVED
+    answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
+    stem = out / f"{name}-{mode}"
+    plan = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
+    keep_plan(stem.with_suffix(".plan.json"), plan)
+    ask = asker(answering, mode, max_new_tokens)
+    given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
+    table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
+    for group, interval in accuracies(given).items():
+        table.add_row(group, str(interval.count), str(interval))
+    console.print(table)
+    page = write_page(stem.with_suffix(".html"), f"{name}, {mode}", answering, items, given)
+    console.print(f"answers: {stem.with_suffix('.jsonl')}\npage: {page}", style="dim", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,70 +8,19 @@ reinforced by the same trainer, or by trl's.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from perception.evaluation.answers import MARKED, final_answer, same_answer
 from perception.spans import SpanError
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary import PerceptionVocabulary, Span
 
 Reward = Callable[..., list[float]]
 """(completions, **columns) -> one number in [0, 1] a completion."""
-
-_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
-_MARKED = re.compile(r"\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?")
-_OPTION = re.compile(r"\(?([A-H])\)?\.?")
-_TOLERANCE = 1e-4
-"""Relative: answers that differ by less are the same number."""
-
-
-def final_answer(completion: str) -> str:
-    """What a completion says its answer is: behind the last "answer" or within the last box, else its last number."""
-    marked = list(_MARKED.finditer(completion))
-    if marked:
-        boxed = marked[-1]["boxed"]
-        said = completion[marked[-1].end() :].partition("\n")[0] if boxed is None else boxed
-        return said.strip().rstrip(".").strip()
-    numbers = re.findall(_NUMBER, completion)
-    return numbers[-1] if numbers else ""
-
-
-def _as_number(text: str) -> float | None:
-    """The number that a text begins with, "3/4" and "12 cm" among them; None where there is none."""
-    found = re.match(rf"\$?\s*({_NUMBER})", text.strip())
-    if found is None:
-        return None
-    above, _, below = found[1].partition("/")
-    if below and float(below) == 0:
-        return None
-    return float(above) / (float(below) if below else 1.0)
-
-
-def same_answer(said: str, answer: str) -> bool:
-    """Whether two answers are the same: option letters, numbers, or, where math-verify is installed, expressions."""
-    said, answer = (re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip()) for text in (said, str(answer)))
-    if not said:
-        return False
-    if option := _OPTION.fullmatch(answer):
-        given = re.match(r"\(?([A-H])\b", said)
-        return given is not None and given[1] == option[1]
-    one, other = _as_number(said), _as_number(answer)
-    plain = re.fullmatch(rf"\$?\s*{_NUMBER}\s*[^\d\s+*^/\\-]*\s*\$?", said) is not None
-    if one is not None and other is not None and plain:
-        return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
-    return said.lower() == answer.lower() or _verified(said, answer)
-
-
-def _verified(said: str, answer: str) -> bool:
-    try:
-        from math_verify import parse, verify
-    except ImportError:
-        return False
-    return bool(verify(parse(f"${answer}$"), parse(f"${said}$")))
 
 
 def answer_reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
@@ -88,7 +37,7 @@ def format_reward(completions: Sequence[str], heading: str = r"Step (\d+):", **_
     rewards = []
     for completion in completions:
         steps = list(re.finditer(heading, completion))
-        answers = list(_MARKED.finditer(completion))
+        answers = list(MARKED.finditer(completion))
         in_order = [int(step[1]) for step in steps] == list(range(1, len(steps) + 1))
         follows = len(answers) == 1 and bool(steps) and answers[0].start() > steps[-1].start()
         rewards.append(float(in_order and follows))

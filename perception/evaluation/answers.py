@@ -7,6 +7,7 @@ text, else the last one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -32,6 +33,13 @@ _NUMBER = re.compile(
 _COMMITTED = re.compile(r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*", re.IGNORECASE)
 _BRACKETED = r"[(\[]([{0}])[)\]]"
 _BARE = r"(?<![\w'])([{0}])(?![\w'])"
+
+_PLAIN = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
+MARKED = re.compile(r"\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?")
+"""Where a final answer is announced"""
+_OPTION = re.compile(r"\(?([A-H])\)?\.?")
+_TOLERANCE = 1e-4
+"""Relative: answers that differ by less are the same number."""
 
 
 def committed(text: str) -> str:
@@ -97,3 +105,51 @@ def read_number(text: str) -> float | None:
             last = found[-1].lower()
             return float(_NUMBERS[last]) if last in _NUMBERS else float(last.replace(",", ""))
     return None
+
+
+# Final answers of solutions
+
+
+def final_answer(completion: str) -> str:
+    """What a completion says its answer is: behind the last "answer" or within the last box, else its last number."""
+    marked = list(MARKED.finditer(completion))
+    if marked:
+        boxed = marked[-1]["boxed"]
+        said = completion[marked[-1].end() :].partition("\n")[0] if boxed is None else boxed
+        return said.strip().rstrip(".").strip()
+    numbers = re.findall(_PLAIN, completion)
+    return numbers[-1] if numbers else ""
+
+
+def _as_number(text: str) -> float | None:
+    """The number that a text begins with, "3/4" and "12 cm" among them; None where there is none."""
+    found = re.match(rf"\$?\s*({_PLAIN})", text.strip())
+    if found is None:
+        return None
+    above, _, below = found[1].partition("/")
+    if below and float(below) == 0:
+        return None
+    return float(above) / (float(below) if below else 1.0)
+
+
+def same_answer(said: str, answer: str) -> bool:
+    """Whether two answers are the same: option letters, numbers, or, where math-verify is installed, expressions."""
+    said, answer = (re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip()) for text in (said, str(answer)))
+    if not said:
+        return False
+    if option := _OPTION.fullmatch(answer):
+        given = re.match(r"\(?([A-H])\b", said)
+        return given is not None and given[1] == option[1]
+    one, other = _as_number(said), _as_number(answer)
+    plain = re.fullmatch(rf"\$?\s*{_PLAIN}\s*[^\d\s+*^/\\-]*\s*\$?", said) is not None
+    if one is not None and other is not None and plain:
+        return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
+    return said.lower() == answer.lower() or _verified(said, answer)
+
+
+def _verified(said: str, answer: str) -> bool:
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        return False
+    return bool(verify(parse(f"${answer}$"), parse(f"${said}$")))

@@ -1,0 +1,206 @@
+"""Answers the questions of a published set, scores them, and keeps every answer: a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from perception.chains import Answer, kind_of_question, prompt_for
+from perception.datasets.published import NUMBER, OPTION, PublishedItem
+from perception.evaluation.answers import final_answer, read_number, read_option, same_answer
+from perception.evaluation.bootstrap import Interval, bootstrap_interval
+from perception.evaluation.report import Figure, drawn_answer, write_report
+from perception.model import PerceptionModel, Prompt
+from perception.reasoner import Reasoner, draw_reasoning
+from perception.vocabulary import Span
+
+CHAIN, DIRECT, INTERLEAVED = "chain", "direct", "interleaved"
+MODES = (CHAIN, DIRECT, INTERLEAVED)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model answered to one question."""
+
+    key: str
+    group: str
+    question: str
+    truth: str
+    text: str
+    said: str | None
+    """What was read out of the text; None where nothing could be"""
+    right: bool
+    spans: tuple[Span, ...] = ()
+
+    def to_json(self) -> str:
+        spans = [{"modality": span.modality, "codes": list(span.codes)} for span in self.spans]
+        return json.dumps({**vars(self), "spans": spans}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Given:
+        values = json.loads(line)
+        spans = tuple(Span(span["modality"], tuple(span["codes"])) for span in values.pop("spans"))
+        return cls(**values, spans=spans)
+
+
+def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
+    """What a text says, read tolerantly, and whether it is right."""
+    if item.scoring == OPTION:
+        letter = read_option(text, item.options)
+        return letter, letter == item.truth
+    if item.scoring == NUMBER:
+        number = read_number(text)
+        return None if number is None else f"{number:g}", number is not None and number == float(item.truth)
+    said = final_answer(text)
+    return said or None, same_answer(said, item.truth)
+
+
+Ask = Callable[[Sequence[PublishedItem]], list[Answer]]
+"""Answers a batch."""
+
+
+def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> Ask:
+    """What answers in a mode.
+
+    In chain mode a question of neither kind, to which no chain fits, is answered at once.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    if isinstance(model, Reasoner):
+
+        def solve(items: Sequence[PublishedItem]) -> list[Answer]:
+            solved = [model.solve(item.image.load(), item.question, max_new_tokens) for item in items]
+            return [Answer(one.text, (), one.value) for one in solved]
+
+        return solve
+    if mode not in (CHAIN, DIRECT):
+        raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
+
+    def answer(items: Sequence[PublishedItem]) -> list[Answer]:
+        put = [prompt_for(item.question, "auto" if mode == CHAIN else DIRECT) for item in items]
+        prompts = [Prompt(item.image.load(), text, kind) for item, (text, kind) in zip(items, put, strict=True)]
+        return model.answer(prompts, max_new_tokens)
+
+    return answer
+
+
+def answer_published(
+    items: Sequence[PublishedItem], ask: Ask, path: Path, batch_size: int = 16, title: str = "answering"
+) -> list[Given]:
+    """Asks what has no answer in a file yet, writes each answer there at once, returns all in the items' order.
+
+    Args:
+        path: JSON lines; what stands in it is not asked again, a line that was cut short is.
+
+    Raises:
+        ValueError: where the file holds answers to other questions, or an image cannot be read.
+    """
+    given = _kept(path, items)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.partial")  # without a line that was cut short
+    whole.write_text("".join(one.to_json() + "\n" for one in given.values()), encoding="utf-8")
+    whole.replace(path)
+    open_items = [item for item in items if item.key not in given]
+    # Alike ones stand together: a batch is as slow as its longest answer.
+    order = sorted(open_items, key=lambda item: (kind_of_question(item.question) or "", item.group))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=len(items), completed=len(items) - len(open_items))
+        with path.open("a", encoding="utf-8") as file:
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                for item, answer in zip(batch, ask(batch), strict=True):
+                    said, right = score(item, answer.text)
+                    one = Given(item.key, item.group, item.question, item.truth, answer.text, said, right, answer.spans)
+                    given[item.key] = one
+                    file.write(one.to_json() + "\n")
+                file.flush()
+                progress.advance(task, len(batch))
+    return [given[item.key] for item in items]
+
+
+def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, Given]:
+    by_key = {item.key: item for item in items}
+    kept: dict[str, Given] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            one = Given.from_json(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a run that was killed
+        item = by_key.get(one.key)
+        if item is not None and (item.question, item.truth) != (one.question, one.truth):
+            raise ValueError(f"{path} holds answers to other questions ({one.key}); give another --out, or delete it")
+        kept[one.key] = one
+    return kept
+
+
+def keep_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Notes what a file of answers was made with. Raises ValueError where it was made with something else."""
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            old = {}
+        if changed := sorted(name for name in plan if old.get(name) != plan[name]):
+            was = ", ".join(f"{name} was {old.get(name)!r} and is {plan[name]!r}" for name in changed)
+            raise ValueError(f"{path} was begun otherwise: {was}; give another --out, or delete it and its answers")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+def accuracies(given: Sequence[Given]) -> dict[str, Interval]:
+    """Of each group, and of all where there are several, with 95 % bootstrap intervals."""
+    groups = dict.fromkeys(one.group for one in given)
+    found = {group: bootstrap_interval([float(one.right) for one in given if one.group == group]) for group in groups}
+    if len(groups) > 1:
+        found["all"] = bootstrap_interval([float(one.right) for one in given])
+    return found
+
+
+def write_page(
+    path: Path,
+    title: str,
+    model: PerceptionModel | Reasoner,
+    items: Sequence[PublishedItem],
+    given: Sequence[Given],
+    each: int = 6,
+) -> Path:
+    """A page of the first right and the first wrong answers of every group, with what was drawn on the way."""
+    figures: list[Figure] = []
+    shown: dict[tuple[str, bool], int] = {}
+    for item, one in zip(items, given, strict=True):
+        place = (item.group, one.right)
+        shown[place] = shown.get(place, 0) + 1
+        if shown[place] <= each:
+            figures.append(_figure(model, item, one))
+    rows = "".join(
+        f"<tr><td>{html.escape(g)}</td><td>{i.count}</td><td>{i}</td></tr>" for g, i in accuracies(given).items()
+    )
+    table = f"<table><tr><th>group</th><th>n</th><th>right, % [95 %]</th></tr>{rows}</table>"
+    intro = f"The first {each} right and the first {each} wrong answers of every group."
+    return write_report(path, title, intro, [table, figures])
+
+
+def _figure(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) -> Figure:
+    name = "right" if one.right else "wrong"
+    caption = (
+        f"<b>{html.escape(item.question)}</b><br>truth: {html.escape(one.truth)}<br>"
+        f'<span class="{name}">{html.escape(str(one.said))} ({name})</span><br><small>{html.escape(one.text)}</small>'
+    )
+    return Figure(_picture(model, item, one), caption)
+
+
+def _picture(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) -> Image.Image:
+    image = item.image.load()
+    if isinstance(model, Reasoner):
+        return draw_reasoning(model.solve(image, item.question))
+    return drawn_answer(model, image, Answer(one.text, one.spans, one.said))

@@ -1,0 +1,322 @@
+"""Published evaluation sets: read with the exact columns of their files, answered, scored, resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from tiny_perception import build_perception
+from typer.testing import CliRunner
+
+from perception import cli
+from perception.chains import Answer
+from perception.datasets.published import PublishedItem, options_in, read_published
+from perception.evaluation.published import Given, accuracies, answer_published, keep_plan, score
+from perception.vocabulary import Span
+
+
+def picture(shade: int = 0) -> dict[str, Any]:
+    """As the hub's tables hold it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (shade, 100, 100)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{shade}.png"}
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def image_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), "teal").save(path)
+
+
+def blink(idx: str, sub_task: str, question: str, choices: list[str], answer: str, **more: Any) -> dict[str, Any]:
+    none: dict[str, Any] = {f"image_{n}": None for n in (2, 3, 4)}
+    prompt = question + "\nSelect from the following choices.\n" + "\n".join(f"({c}) {c}" for c in choices)
+    row = {"idx": idx, "question": question, "sub_task": sub_task, "prompt": prompt, "answer": answer}
+    return row | {"image_1": picture(), **none, "choices": choices} | more
+
+
+def depth_set(folder: Path) -> Path:
+    asked = "Which point is closer to the camera?"
+    rows = [
+        blink(f"val_Relative_Depth_{n}", "Relative_Depth", asked, ["A is closer", "B is closer"], f"({'AB'[n % 2]})")
+        for n in range(5)
+    ]
+    table(folder / "Relative_Depth" / "val-00000-of-00001.parquet", rows)
+    table(folder / "Counting" / "val-00000-of-00001.parquet", [counting_row(0)])
+    return folder
+
+
+def counting_row(n: int) -> dict[str, Any]:
+    return blink(f"val_Counting_{n}", "Counting", "How many floats are there?", ["0", "3", "2", "1"], "(B)")
+
+
+# Readers
+
+
+def test_blink_is_read_out_of_one_download(tmp_path: Path) -> None:
+    depth_set(tmp_path)
+    items = read_published("blink-depth", tmp_path)
+    assert [item.truth for item in items] == ["A", "B", "A", "B", "A"]
+    assert items[0].question.startswith("Which point is closer to the camera?\nSelect from")
+    assert items[0].options == ("A is closer", "B is closer") and items[0].group == "depth-2"
+    assert items[0].image.load().size == (40, 30)
+    (count,) = read_published("blink-counting", tmp_path)
+    assert (count.question, count.truth, count.scoring) == ("How many floats are there?", "3", "number")
+
+
+def test_hardblink_s_pairs_of_files(tmp_path: Path) -> None:
+    for points in (3, 5):
+        letters = "ABCDE"[:points]
+        text = "Which point is closest to the camera? " + " ".join(f"({letter}) {letter}" for letter in letters)
+        lines(
+            tmp_path / f"hardblink_{points}_questions.jsonl",
+            [{"question_id": n, "image": f"{points}/{n}.png", "text": text, "category": "depth"} for n in range(2)],
+        )
+        lines(
+            tmp_path / f"hardblink_{points}_answers.jsonl",
+            [{"question_id": n, "text": f"({letters[-1]})", "category": "depth"} for n in range(2)],
+        )
+        for n in range(2):
+            image_file(tmp_path / "images" / f"{points}" / f"{n}.png")
+    items = read_published("hardblink", tmp_path)
+    assert [(item.group, item.truth) for item in items] == [("depth-3", "C")] * 2 + [("depth-5", "E")] * 2
+    (tmp_path / "hardblink_5_answers.jsonl").unlink()
+    with pytest.raises(ValueError, match="has no answers beside it"):
+        read_published("hardblink", tmp_path)
+
+
+def test_aurora_s_counting_files(tmp_path: Path) -> None:
+    row = {"question_id": "101_3", "image": "a.png", "text": "How many cats are there?", "category": "count"}
+    lines(tmp_path / "seed_question.jsonl", [row])
+    lines(tmp_path / "seed_answer.jsonl", [{"question_id": "101_3", "text": "4", "category": "count"}])
+    image_file(tmp_path / "a.png")
+    for name in ("seedbench", "blink-counting"):
+        (item,) = read_published(name, tmp_path)
+        assert (item.group, item.truth, item.scoring) == ("count", "4", "number")
+
+
+def test_cvbench(tmp_path: Path) -> None:
+    shared = {"type": "2D", "image": picture(), "prompt": "p (A) 1 (B) 2", "source": "COCO"}
+    rows = [
+        {"idx": 0, "task": "Count", "question": "How many dogs?", "choices": ["1", "2"], "answer": "(B)"} | shared,
+        {"idx": 1, "task": "Depth", "question": "Which is closer?", "choices": ["car", "bus"], "answer": "(A)"}
+        | shared,
+    ]
+    table(tmp_path / "test-00000-of-00001.parquet", rows)
+    count, depth = read_published("cvbench", tmp_path)
+    assert (count.truth, count.question, count.group) == ("2", "How many dogs?", "count")
+    assert (depth.truth, depth.question, depth.group) == ("A", "p (A) 1 (B) 2", "depth")
+
+
+def test_seedbench_s_own_file(tmp_path: Path) -> None:
+    question = {"question": "How many boats?", "choice_a": "One", "choice_b": "2", "choice_c": "3", "choice_d": "Four"}
+    rows = [
+        question | {"question_id": "1", "data_id": "x.png", "answer": "D", "question_type_id": 5, "data_type": "image"},
+        question | {"question_id": "2", "data_id": "y.png", "answer": "A", "question_type_id": 1, "data_type": "image"},
+    ]
+    (tmp_path / "SEED-Bench.json").write_text(
+        json.dumps({"questions": rows, "question_type": {"Instances Counting": 5, "Scene Understanding": 1}})
+    )
+    image_file(tmp_path / "SEED-Bench-image" / "x.png")
+    (item,) = read_published("seedbench", tmp_path)
+    assert item.truth == "4"
+
+
+def mathvista_row(pid: str, source: str, choices: list[str] | None, answer: str) -> dict[str, Any]:
+    kind = "multi_choice" if choices else "free_form"
+    row = {"pid": pid, "question": "Find x.", "image": f"images/{pid}.jpg", "decoded_image": picture()}
+    return row | {
+        "choices": choices,
+        "unit": None,
+        "precision": None,
+        "answer": answer,
+        "question_type": kind,
+        "answer_type": "text" if choices else "integer",
+        "metadata": {"category": "math", "source": source, "skills": ["geometry"], "split": "testmini"},
+        "query": "Hint: .. Question: Find x.",
+    }
+
+
+def test_mathvista_s_maths_subset(tmp_path: Path) -> None:
+    rows = [
+        mathvista_row("1", "Geometry3K", ["3.5", "7"], "7"),
+        mathvista_row("2", "UniGeo", None, "1/2"),
+        mathvista_row("3", "IQTest", None, "5"),
+    ]
+    table(tmp_path / "data" / "testmini-00000-of-00001.parquet", rows)
+    choice, free = read_published("mathvista", tmp_path)
+    assert (choice.truth, choice.question, choice.group) == ("B", "Find x.\n(A) 3.5\n(B) 7", "Geometry3K")
+    assert (free.truth, free.scoring) == ("1/2", "maths")
+
+
+def test_geoqa_and_mmstar(tmp_path: Path) -> None:
+    rows = [
+        {"image_path": "./Geo170K/images/test/0.png", "question": "Find AB.", "ground_truth": "<answer>145</answer>"}
+    ]
+    lines(tmp_path / "geoqa_test_prompts.jsonl", rows)
+    image_file(tmp_path / "images" / "test" / "0.png")
+    (item,) = read_published("geoqa", tmp_path)
+    assert (item.truth, item.scoring) == ("145", "maths")
+    star = {"image": picture(), "meta_info": {"source": "MathVista"}, "l2_category": "geometry"}
+    question = "What is x?\nOptions: A: 3, B: 4 cm, C: 5, D: none of them"
+    table(
+        tmp_path / "star" / "mmstar-val.parquet",
+        [
+            {"index": 7, "question": question, "answer": "B", "category": "math"} | star,
+            {"index": 8, "question": question, "answer": "B", "category": "coarse perception"} | star,
+        ],
+    )
+    (item,) = read_published("mmstar", tmp_path / "star")
+    assert (item.options, item.truth) == (("3", "4 cm", "5", "none of them"), "B")
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("Q?\nOptions: A: yes, B: no", ("yes", "no")),
+        ("Q? Choices:\n(A) 3 m\n(B) 4 m\n(C) 5 m", ("3 m", "4 m", "5 m")),
+        ("Find A.", ()),
+    ],
+)
+def test_options_inside_questions(question: str, options: tuple[str, ...]) -> None:
+    assert options_in(question) == options
+
+
+def test_what_is_not_as_published_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a folder"):
+        read_published("cvbench", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="unknown set"):
+        read_published("cvbunch", tmp_path)
+    with pytest.raises(ValueError, match="no parquet files"):
+        read_published("cvbench", tmp_path)
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(ValueError, match="download it anew"):
+        read_published("cvbench", tmp_path)
+    table(tmp_path / "test.parquet", [{"idx": 0, "task": "Count"}])
+    with pytest.raises(ValueError, match=r"test.parquet, row 0 has no 'choices'|has no 'image'"):
+        read_published("cvbench", tmp_path)
+    folder = tmp_path / "twice"
+    table(folder / "Counting" / "val.parquet", [counting_row(1), counting_row(1)])
+    with pytest.raises(ValueError, match="two questions of blink-counting are called val_Counting_1"):
+        read_published("blink-counting", folder)
+    table(folder / "Counting" / "val.parquet", [counting_row(1) | {"answer": "(F)"}])
+    with pytest.raises(ValueError, match="no letter of 4 options"):
+        read_published("blink-counting", folder)
+    damaged = counting_row(1) | {"image_1": {"bytes": picture()["bytes"][:40], "path": ""}}
+    table(folder / "Counting" / "val.parquet", [damaged])
+    (item,) = read_published("blink-counting", folder)
+    with pytest.raises(ValueError, match=r"val.parquet, row 0, image_1 holds no image"):
+        item.image.load()
+
+
+# Answers
+
+
+def test_scores_read_letters_numbers_and_expressions(tmp_path: Path) -> None:
+    depth = read_published("blink-depth", depth_set(tmp_path))[1]
+    assert score(depth, "The answer is (B).") == ("B", True)
+    assert score(depth, "A 40, B 70, so B.") == ("B", True)
+    assert score(depth, "A is closer") == ("A", False)
+    assert score(depth, "I cannot tell") == (None, False)
+    count = read_published("blink-counting", tmp_path)[0]
+    assert score(count, "There are three floats.") == ("3", True)
+    assert score(count, "none that I see") == ("0", False)
+    free = PublishedItem("1", "g", count.image, "Find x.", "1/2", "maths")
+    assert score(free, "Step 1: so.\nAnswer: 0.5") == ("0.5", True)
+
+
+class Teller:
+    """Says B to everything, with a span; stops answering behind so many batches."""
+
+    def __init__(self, batches: int = 99) -> None:
+        self.batches, self.asked = batches, list[str]()
+
+    def __call__(self, items: Sequence[PublishedItem]) -> list[Answer]:
+        if not self.batches:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        self.asked += [item.key for item in items]
+        return [Answer("so B.", (Span("boxes", (1, 2, 3, 4)),), "B") for _ in items]
+
+
+def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
+    items = read_published("blink-depth", depth_set(tmp_path))
+    path = tmp_path / "out" / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answer_published(items, Teller(2), path, batch_size=2)
+    with path.open("a") as file:
+        file.write('{"key": "val_Rel')  # killed in the middle of a line
+    rest = Teller()
+    given = answer_published(items, rest, path, batch_size=2)
+    assert rest.asked == [items[4].key]
+    assert [one.key for one in given] == [item.key for item in items]
+    assert [one.right for one in given] == [False, True, False, True, False]
+    kept = [Given.from_json(line) for line in path.read_text().splitlines()]
+    assert sorted(kept, key=lambda one: one.key) == sorted(given, key=lambda one: one.key)
+    assert str(accuracies(given)["depth-2"]).startswith("40.0")
+    path.write_text(path.read_text().replace("closer", "farther"))
+    with pytest.raises(ValueError, match="other questions"):
+        answer_published(items, rest, path)
+
+
+def test_answers_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
+    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
+    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
+    with pytest.raises(ValueError, match="model was 'one' and is 'two'"):
+        keep_plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"})
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    build_perception().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["chain", "direct"])
+def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mode: str) -> None:
+    data = depth_set(tmp_path / "data")
+    command = ["evaluate", "blink-depth", "--data", str(data), "--model", str(folder), "--mode", mode]
+    command += ["--out", str(tmp_path / "out"), "--max-new-tokens", "40", "--limit", "4"]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "depth-2" in result.stdout
+    answers = (tmp_path / "out" / f"blink-depth-{mode}.jsonl").read_text().splitlines()
+    assert len(answers) == 4
+    page = (tmp_path / "out" / f"blink-depth-{mode}.html").read_text()
+    assert page.count("<figure>") == 4 and "data:image/png" in page
+    with pytest.raises(ValueError, match="needs --data"):
+        CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
+    with pytest.raises(ValueError, match="unknown set 'scene'"):
+        CliRunner().invoke(cli.app, ["evaluate", "scene"], catch_exceptions=False)
+
+
+def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:
+    rows = [{"image_path": "0.png", "question": "Find x.", "ground_truth": "70"}]
+    lines(tmp_path / "geoqa.jsonl", rows)
+    figure = Path(__file__).parents[2] / "demos" / "examples" / "figure-fourth_angle-14.png"
+    (tmp_path / "0.png").write_bytes(figure.read_bytes())
+    command = ["evaluate", "geoqa", "--data", str(tmp_path), "--mode", "interleaved", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "geoqa" in result.stdout
+    (answer,) = [json.loads(line) for line in (tmp_path / "out" / "geoqa-interleaved.jsonl").read_text().splitlines()]
+    assert "Step 1:" in answer["text"] and answer["said"]
