@@ -207,10 +207,20 @@ def _hardblink(folder: Path) -> Iterator[PublishedItem]:
             if number:
                 yield PublishedItem(f"{path.stem}-{key}", "count", image, text, number[0].strip(), NUMBER)
             else:
-                options = tuple(dict.fromkeys(re.findall(r"\(([A-H])\)", text))) or tuple("ABCDE")
-                group = f"depth-{len(options)}"
+                options = _letters_in(text)
+                group = f"depth-{len(options)}" if options else path.stem
+                options = options or tuple("ABCDE")
                 truth = answer.letter("text", len(options))
                 yield PublishedItem(f"{path.stem}-{key}", group, image, text, truth, OPTION, options)
+
+
+def _letters_in(text: str) -> tuple[str, ...]:
+    """The letters of points that a question names, "(A)", or "labeled A, B and C"; nothing where it names none."""
+    for pattern in (r"\(([A-H])\)", r"(?<![\w'])([A-H])(?![\w'])"):
+        found = sorted(set(re.findall(pattern, text)))
+        if len(found) > 1 and found == list(LETTERS[: len(found)]):
+            return tuple(found)
+    return ()
 
 
 def _answers_of(questions: Path) -> Path:

@@ -84,7 +84,8 @@ def test_blink_is_read_out_of_one_download(tmp_path: Path) -> None:
 def test_hardblink_s_pairs_of_files(tmp_path: Path) -> None:
     for points in (3, 5):
         letters = "ABCDE"[:points]
-        text = "Which point is closest to the camera? " + " ".join(f"({letter}) {letter}" for letter in letters)
+        named = ", ".join(letters) if points == 3 else " ".join(f"({letter})" for letter in letters)
+        text = f"A few points are labeled by {named}. Which point is closest to the camera?"
         lines(
             tmp_path / f"hardblink_{points}_questions.jsonl",
             [{"question_id": n, "image": f"{points}/{n}.png", "text": text, "category": "depth"} for n in range(2)],
