@@ -1,0 +1,106 @@
+"""Our checkpoints in lmms-eval, which finds them by their entry point: no code of its own has to be changed.
+
+    pip install lmms-eval
+    python -m lmms_eval --model perception_tokens --model_args pretrained=FOLDER,mode=chain --tasks blink --batch_size 8
+
+What a task's filter reads is the text behind what was drawn; spans are left out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval.api.model import lmms
+from PIL import Image
+from rich.progress import track
+
+from perception.chains import prompt_for
+from perception.model import PerceptionModel, Prompt
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+NAME = "perception_tokens"
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval's registry asks for."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(NAME, simple_class_path=f"{__name__}.PerceptionLmms")
+
+
+class PerceptionLmms(lmms):  # type: ignore[misc]
+    """A perception model as lmms-eval calls it."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        mode: str = "chain",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_new_tokens: int | str = 512,
+        **unknown: Any,
+    ) -> None:
+        """
+        Args:
+            pretrained: folder or hub name.
+            mode: chain, which draws where a question counts or asks for depth; or direct.
+            max_new_tokens: room for what is drawn; a task's own limit is added to it in chain mode.
+
+        Raises:
+            ValueError: for another mode, an argument that is not known, or a folder that holds no model.
+        """
+        super().__init__()
+        if mode not in ("chain", "direct"):
+            raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct")
+        if unknown := {name: value for name, value in unknown.items() if value is not None}:
+            raise ValueError(f"unknown model_args {', '.join(unknown)}; known: pretrained, mode, max_new_tokens")
+        self.perception = PerceptionModel.from_pretrained(pretrained, device or "cpu")
+        self.mode, self.batch_size, self.max_new_tokens = mode, int(batch_size), int(max_new_tokens)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The answers, in the requests' order, each cut at the task's stop words.
+
+        Raises:
+            ValueError: for a request without an image, or with other than one.
+        """
+        texts: list[str] = []
+        batches = range(0, len(requests), self.batch_size)
+        for start in track(batches, description=NAME):
+            chunk = [request.args for request in requests[start : start + self.batch_size]]
+            prompts = [self._prompt(*arguments) for arguments in chunk]
+            limit = max(self._limit(settings) for _, settings, *_ in chunk)
+            answers = self.perception.answer(prompts, limit)
+            texts += [_cut(a.text, settings) for a, (_, settings, *_) in zip(answers, chunk, strict=True)]
+        return texts
+
+    def _prompt(
+        self, context: str, _: Mapping[str, Any], visuals: Callable[[Any], Any], doc_id: Any, task: str, split: str
+    ) -> Prompt:
+        images = [image for image in visuals(self.task_dict[task][split][doc_id]) if isinstance(image, Image.Image)]
+        if len(images) != 1:
+            raise ValueError(f"{task}, document {doc_id}: {len(images)} images, and {NAME} answers about one")
+        text, kind = prompt_for(context.replace("<image>", "").strip(), "auto" if self.mode == "chain" else "direct")
+        return Prompt(images[0], text, kind)
+
+    def _limit(self, settings: Mapping[str, Any]) -> int:
+        own = int(settings.get("max_new_tokens") or 0)
+        return own + self.max_new_tokens if self.mode == "chain" else own or self.max_new_tokens
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError(
+            f"{NAME} writes answers; take a task that generates, not one of likelihoods"
+        )
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError(f"{NAME} answers one question at a time; take a task of one round")
+
+
+def _cut(text: str, settings: Mapping[str, Any]) -> str:
+    until = settings.get("until") or ()
+    for stop in (until,) if isinstance(until, str) else until:
+        if stop:
+            text = text.split(stop)[0]
+    return text.strip()
