@@ -90,9 +90,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         return own + self.max_new_tokens if self.mode == "chain" else own or self.max_new_tokens
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError(
-            f"{NAME} writes answers; take a task that generates, not one of likelihoods"
-        )
+        raise NotImplementedError(f"{NAME} writes answers; take a task that generates, not one of likelihoods")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError(f"{NAME} answers one question at a time; take a task of one round")
