@@ -15,12 +15,12 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from perception.datasets.image_files import ImageFile, check_exists
+from perception.evaluation.answers import LETTERS, read_number
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
 """What the truth is: a letter; a number; anything that math-verify compares"""
 MATHS_SOURCES = ("FunctionQA", "Geometry3K", "GeoQA+", "GEOS", "UniGeo")
 """Of MathVista, its maths subset (MINT-CoT, arXiv 2506.05331)"""
-LETTERS = "ABCDEFGH"
 _OPTION_LINE = re.compile(r"\(?([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?[A-H][).:]\s|\s*$)", re.DOTALL)
 _SEED_COUNTING = "Instances Counting"
 
@@ -252,8 +252,6 @@ def _blink_counting(folder: Path) -> Iterator[PublishedItem]:
 
 def _count(row: _Row, key: str, image: EncodedImage | ImageFile, options: Sequence[str]) -> PublishedItem:
     """Asked without its options, as AURORA does: a model counts rather than guesses."""
-    from perception.evaluation.answers import read_number
-
     option = options[LETTERS.index(row.letter("answer", len(options)))]
     number = read_number(option)
     if number is None:

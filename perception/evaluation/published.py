@@ -202,5 +202,5 @@ def _figure(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) 
 def _picture(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) -> Image.Image:
     image = item.image.load()
     if isinstance(model, Reasoner):
-        return draw_reasoning(model.solve(image, item.question))
+        return draw_reasoning(model.solve(image, item.question))  # anew: what steps looked at is not kept
     return drawn_answer(model, image, Answer(one.text, one.spans, one.said))

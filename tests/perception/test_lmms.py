@@ -89,7 +89,7 @@ def test_stop_words_and_what_cannot_be_done(adapter: Any, folder: Path) -> None:
 
 
 def test_lmms_eval_finds_it(adapter: Any) -> None:
-    registry = pytest.importorskip("lmms_eval.models.registry_v2")
-    models = registry.ModelRegistryV2()
+    known = pytest.importorskip("lmms_eval.models.registry_v2")
+    models = known.ModelRegistryV2()
     models.register_manifest(adapter.manifest())
     assert models.resolve("perception_tokens").class_path == "perception.evaluation.lmms.PerceptionLmms"
