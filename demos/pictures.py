@@ -70,9 +70,16 @@ def nearness_so_far(span: Span | OpenSpan | None, tokenizer: DepthTokenizer) -> 
 
 
 def draw_map(
-    nearness: NDArray[Any], title: str = "", grid: int | None = None, chosen: tuple[int, int] | None = None
+    nearness: NDArray[Any],
+    title: str = "",
+    grid: int | None = None,
+    chosen: tuple[int, int] | None = None,
+    ends: tuple[str, str] = ("near", "far"),
 ) -> Image.Image:
-    """A map (H, W) in colours beside the scale they are of, a grid of cells and a chosen one (row, column) over it."""
+    """A map (H, W) in colours beside the scale they are of, a grid of cells and a chosen one (row, column) over it.
+
+    `ends` are what 1 and 0 stand for.
+    """
     picture = DepthTokenizer.draw(np.clip(nearness, 0, 1))
     scale = SIDE / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
@@ -93,8 +100,8 @@ def draw_map(
     bar = color_table()[np.linspace(255, 0, size[1]).astype(np.uint8)][:, None].repeat(_SCALE_WIDTH, 1)
     page.paste(Image.fromarray(bar), (size[0] + 8, 0))
     text = ImageDraw.Draw(page)
-    text.text((size[0] + 12 + _SCALE_WIDTH, 2), "near", fill="black", font_size=13)
-    text.text((size[0] + 12 + _SCALE_WIDTH, size[1] - 18), "far", fill="black", font_size=13)
+    text.text((size[0] + 12 + _SCALE_WIDTH, 2), ends[0], fill="black", font_size=13)
+    text.text((size[0] + 12 + _SCALE_WIDTH, size[1] - 18), ends[1], fill="black", font_size=13)
     if title:
         text.text((8, 6), title, fill="white", font_size=16, stroke_width=2, stroke_fill="black")
     return page

@@ -89,7 +89,7 @@ def tokenize(
     return TokenizingView(
         draw_map(torch.where(valid, truth, torch.nan).numpy(), "depth map"),
         draw_map(nearness.numpy(), f"from {budget or total} tokens"),
-        draw_map((off / _WORST).clamp(max=1).numpy(), f"error: light is {_WORST:.2f} or more"),
+        draw_map((off / _WORST).clamp(max=1).numpy(), "error of nearness", ends=(f"{_WORST:g} +", "0")),
         codes[0].numpy(),
         tokenizer.to_text(sequence[0].tolist()),
         errors
