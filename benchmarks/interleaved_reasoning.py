@@ -51,8 +51,12 @@ class Scale:
     problems: int = 24_000
     text: int = 600
     """Steps of the text-only stage that all arms begin with"""
-    second: int = 3000
+    second: int = 2400
     """Steps that follow: text-only again, or interleaved"""
+    batch_size: int = 8
+    """Rows of a supervised step"""
+    learning_rate: float = 8e-4
+    """Of the supervised stages"""
     reinforced: int = 300
     test: int = 400
     """Held-out problems"""
@@ -118,10 +122,11 @@ class Recipes:
                 run_dir=str(self.folder / f"run-{label}"),
                 data=replace(self.data, count=self.scale.problems),
                 regions=regions,
+                batch_size=self.scale.batch_size,
                 # Nothing to learn of a selection that is random, or everything.
                 selection_weight=1.0 if regions in ("own", "boxes") else 0.0,
             )
-            loop = self._loop(config.loop, steps, seed)
+            loop = replace(self._loop(config.loop, steps, seed), learning_rate=self.scale.learning_rate)
             interleave.train(replace(config, loop=loop), self.training_problems())
         return out
 

@@ -16,7 +16,7 @@ from train.geometry_data import GeometryData
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 from toy_figures import make_toy_folder, toy_problems
 
-SHORTEST = Scale(problems=8, text=1, second=1, reinforced=1, test=3)
+SHORTEST = Scale(problems=8, text=1, second=1, batch_size=2, reinforced=1, test=3)
 DATA = GeometryData(image_size=32, grid_size=4)
 
 
@@ -29,8 +29,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short answers of models that know nothing."""
     config = reinforce.ReinforceConfig
     monkeypatch.setattr(reinforce, "ReinforceConfig", lambda **k: config(**k, batch_size=2, max_completion_length=6))
-    answer = interleave.InterleaveConfig
-    monkeypatch.setattr(interleave, "InterleaveConfig", lambda **k: answer(**k, batch_size=2))
     monkeypatch.setattr("benchmarks.interleaved_reasoning.MAX_NEW_TOKENS", 6)
 
 
