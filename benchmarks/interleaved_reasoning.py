@@ -7,8 +7,8 @@ Text-only and interleaved go on with reinforcement learning. The oracle is the i
 All answer the same held-out problems.
 
 What is trained stays in --runs, so a run that was stopped goes on. Writes
-`benchmarks/results/interleaved_reasoning.json`. With --check it trains text-only and interleaved for a short while,
-prints one line a bar, writes nothing, exits 1 where one falls short.
+`benchmarks/results/interleaved_reasoning.json` and the page made of it. With --check it trains text-only and
+interleaved for a short while, prints one line a bar, writes nothing, exits 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
-from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from benchmarks.reasoning_page import page
+from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
 from perception.shipped import shipped
 from train import interleave, reinforce
 from train.geometry_data import GeometryData, read_problems
@@ -194,14 +196,14 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
 
 
 def measure(recipes: Recipes, seeds: Sequence[int], names: Sequence[str], split: str) -> dict[str, dict[str, Any]]:
-    """By arm: right answers of all seeds on the problems of a split, one after another, and the selection's F1."""
+    """By arm: how many of the seeds answer each problem of a split right, (N,) in [0, 1], and the selection's F1."""
     problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
     table = {}
     for name in track(names, description=split):
         found = [outcomes(recipes, name, seed, problems, split) for seed in (seeds if name in ARMS else seeds[:1])]
         scores = [one["selection_f1"] for one in found if one["selection_f1"] is not None]
         table[name] = {
-            "right": [right for one in found for right in one["right"]],
+            "right": np.mean([one["right"] for one in found], axis=0),
             "selection_f1": float(np.mean(scores)) if scores else None,
             "by_seed": [float(np.mean(one["right"])) for one in found],
             "example": found[0]["examples"][0],
@@ -209,27 +211,37 @@ def measure(recipes: Recipes, seeds: Sequence[int], names: Sequence[str], split:
     return table
 
 
+COMPARED = (
+    ("interleaved SFT", "text-only SFT", 3.0),
+    ("interleaved SFT + RL", "interleaved SFT", 3.0),
+    ("interleaved SFT", "random selection", 0.1),
+)
+"""(better, worse, points that lie between them at least)"""
+
+
 def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
     """Of the arms that were measured."""
-    wanted = [
-        ("interleaved SFT", "text-only SFT", 3.0),
-        ("interleaved SFT + RL", "interleaved SFT", 3.0),
-        ("interleaved SFT", "random selection", 0.1),
-    ]
     found = []
-    for better, worse, least in wanted:
+    for better, worse, least in COMPARED:
         if better in table and worse in table:
-            gain: Interval = paired_difference(table[better]["right"], table[worse]["right"])
+            gain = paired_difference(table[better]["right"], table[worse]["right"])
             found.append(Bar(f"{better} over {worse}", 100 * gain.mean, least))
     if "interleaved SFT" in table:
         found.append(Bar("F1 of the selection", 100 * table["interleaved SFT"]["selection_f1"], 70.0))
     return found
 
 
-def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    interval = bootstrap_interval(row["right"])
-    kept = {key: value for key, value in row.items() if key != "right"}
-    return {"arm": name, "accuracy": interval.mean, "low": interval.low, "high": interval.high, **kept}
+def row_of(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An arm's figures, in [0, 1]: accuracy, by seed too, and what it gains over text-only and interleaved SFT.
+
+    Intervals are over problems, each with the mean of its seeds; how far seeds lie apart says `by_seed`.
+    """
+    right: NDArray[np.float64] = table[name]["right"]
+    row: dict[str, Any] = {"arm": name, "accuracy": vars(bootstrap_interval(right))}
+    for other in ("text-only SFT", "interleaved SFT"):
+        if name not in (other, "base") and other in table:
+            row[f"gain over {other}"] = vars(paired_difference(right, table[other]["right"]))
+    return row | {key: value for key, value in table[name].items() if key != "right"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,11 +263,12 @@ def main(argv: list[str] | None = None) -> int:
     tables = {
         split: measure(recipes, arguments.seeds, ["base", *arguments.arms], split) for split in ("test", "held-out")
     }
-    rows = {split: [_row(name, row) for name, row in table.items()] for split, table in tables.items()}
+    rows = {split: [row_of(name, table) for name in table] for split, table in tables.items()}
     found = bars(tables["test"])
     record = {**vars(recipes.scale), "seeds": arguments.seeds, "rows": rows, "bars": [bar.to_json() for bar in found]}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
+    RESULT.with_suffix(".md").write_text(page(record))
     for bar in found:
         print(bar.line())
     print(f"written: {RESULT}")

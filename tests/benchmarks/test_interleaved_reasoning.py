@@ -6,10 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure
+from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure, row_of
+from benchmarks.reasoning_page import page
 from train import interleave, reinforce
 from train.geometry_data import GeometryData
 
@@ -52,7 +54,8 @@ def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pyt
 
     for module in (interleave, reinforce):
         monkeypatch.setattr(module, "train", never)
-    assert measure(recipes, (0,), names, "test") == table
+    again = measure(recipes, (0,), names, "test")
+    assert [row_of(name, again) for name in again] == [row_of(name, table) for name in table]
 
 
 def test_arms_look_at_what_they_should() -> None:
@@ -76,9 +79,14 @@ def test_arms_look_at_what_they_should() -> None:
 def test_bars_compare_the_same_problems() -> None:
     row = {"selection_f1": 0.8, "by_seed": [0.5], "example": ""}
     table = {
-        "text-only SFT": {**row, "right": [True, False] * 20},
-        "interleaved SFT": {**row, "right": [True, True, True, False] * 10},
+        "text-only SFT": {**row, "right": np.array([1.0, 0.0] * 20)},
+        "interleaved SFT": {**row, "right": np.array([1.0, 1.0, 1.0, 0.0] * 10)},
     }
     gain, f1 = bars(table)
     assert gain.figure == pytest.approx(25) and gain.met and f1.figure == pytest.approx(80)
     assert replace(gain, figure=2.9).met is False
+    rows = [row_of(name, table) for name in table]
+    assert rows[1]["gain over text-only SFT"]["mean"] == pytest.approx(0.25)
+    record = {**vars(SHORTEST), "seeds": [0], "rows": {"test": rows}, "bars": [gain.to_json(), f1.to_json()]}
+    text = page(record)
+    assert "| interleaved SFT | 75.0 [" in text and "25.0 points, bar 3, met" in text
