@@ -37,7 +37,9 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> I
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval:
+def paired_difference(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, seed: int = 0
+) -> Interval:
     """Interval of the mean of `first - second`, items paired: both answered the same questions.
 
     Raises ValueError where the lengths differ.
