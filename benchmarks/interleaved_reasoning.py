@@ -116,6 +116,7 @@ class Recipes:
     def _stage(self, stage: str, regions: str, seed: int, start: Path, name: str, steps: int) -> Path:
         label = f"{name}-{regions}-{seed}"
         out = self.folder / label
+        selects = regions in ("own", "boxes")
         if not _finished(out):
             config = interleave.InterleaveConfig(
                 stage=stage,
@@ -126,7 +127,9 @@ class Recipes:
                 regions=regions,
                 batch_size=self.scale.batch_size,
                 # Nothing to learn of a selection that is random, or everything.
-                selection_weight=1.0 if regions in ("own", "boxes") else 0.0,
+                selection_weight=1.0 if selects else 0.0,
+                own_looks=0.5 if selects and stage == "interleaved" else 0.0,
+                threshold=0.85,
             )
             loop = replace(self._loop(config.loop, steps, seed), learning_rate=self.scale.learning_rate)
             interleave.train(replace(config, loop=loop), self.training_problems())

@@ -116,6 +116,16 @@ class VisualTokenSelector(nn.Module):
         """Which visual tokens (...) are selected, by their scores (...)."""
         return scores.sigmoid() >= self.config.threshold
 
+    @property
+    def offset(self) -> float:
+        """The score that is just selected: the logit of the threshold."""
+        return math.log(self.config.threshold / (1 - self.config.threshold))
+
+    def draw(self, scores: Tensor) -> Tensor:
+        """Selects each visual token (...) with probability sigmoid(score - offset): selections with a policy gradient,
+        of which what `select` gives is the likeliest."""
+        return torch.rand_like(scores) < (scores - self.offset).sigmoid()
+
     # Files
 
     def save(self, folder: str | Path) -> None:

@@ -31,11 +31,6 @@ Choose = Callable[[Tensor, int, int], Tensor]
 """(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, what the look selects."""
 
 
-def choose_sampled(scores: Tensor, row: int, look: int) -> Tensor:
-    """Every visual token with its own probability sigmoid(score): a selection with a policy gradient."""
-    return torch.rand_like(scores) < scores.sigmoid()
-
-
 @dataclass(frozen=True)
 class InterleavedGeneration:
     """What `InterleavedGenerator.generate` gives."""

@@ -191,27 +191,75 @@ def build_batch(
     for n, answer in enumerate(answers):
         real = mask[n].bool()
         rows.append(_lay_out(ids[n][real].tolist(), sources[n][real].tolist(), answer, n, layout, rule or LabelRule()))
-    longest, most = max(len(row.ids) for row in rows), max(len(row.looks) for row in rows)
-    batch_ids = torch.full((len(rows), longest), pad_id)
-    labels, batch_sources = torch.full_like(batch_ids, IGNORED), torch.full_like(batch_ids, -1)
-    prompt_sources, batch_mask = batch_sources.clone(), torch.zeros_like(batch_ids)
-    look_columns = torch.full((len(rows), most), -1)
+    batch = _stack(rows, pad_id)
+    prompt_sources = torch.full_like(batch.ids, -1)
     for n, row in enumerate(rows):
-        start, prompt_end = longest - len(row.ids), int(mask[n].sum())
-        batch_ids[n, start:] = torch.tensor(row.ids)
-        labels[n, start:] = torch.tensor(row.labels)
-        batch_sources[n, start:] = torch.tensor(row.sources)
-        prompt_sources[n, start : start + prompt_end] = batch_sources[n, start : start + prompt_end]
-        batch_mask[n, start:] = 1
-        for s, (place, _) in enumerate(row.looks):
-            look_columns[n, s] = start + place
+        start, prompt_end = batch.ids.shape[1] - len(row.ids), int(mask[n].sum())
+        prompt_sources[n, start : start + prompt_end] = batch.sources[n, start : start + prompt_end]
     columns = visual_columns(prompt_sources)  # (B, M)
-    targets = torch.zeros(len(rows), most, columns.shape[1], dtype=torch.bool)
+    targets = torch.zeros(*batch.look_columns.shape, columns.shape[1], dtype=torch.bool)
     for n, row in enumerate(rows):
         for s, (_, look) in enumerate(row.looks):
             targets[n, s, list(look.tokens)] = True
-    images = images_of(inputs)
-    return InterleavedBatch(batch_ids, batch_mask, labels, batch_sources, columns, look_columns, targets, images)
+    return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs))
+
+
+def _stack(rows: Sequence[_Row], pad_id: int) -> InterleavedBatch:
+    """Rows padded on the left; their visual columns, targets and images are still to be filled in."""
+    longest, most = max(len(row.ids) for row in rows), max(len(row.looks) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id)
+    labels, sources, mask = torch.full_like(ids, IGNORED), torch.full_like(ids, -1), torch.zeros_like(ids)
+    look_columns = torch.full((len(rows), most), -1)
+    for n, row in enumerate(rows):
+        start = longest - len(row.ids)
+        ids[n, start:] = torch.tensor(row.ids)
+        labels[n, start:] = torch.tensor(row.labels)
+        sources[n, start:] = torch.tensor(row.sources)
+        mask[n, start:] = 1
+        for s, (place, _) in enumerate(row.looks):
+            look_columns[n, s] = start + place
+    nothing = ids.new_empty(len(rows), 0)
+    return InterleavedBatch(ids, mask, labels, sources, nothing, look_columns, nothing[:, None].bool(), {})
+
+
+def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tensor, pad_id: int) -> InterleavedBatch:
+    """The batch with other visual tokens brought in by its looks; labels and targets are the same.
+
+    Args:
+        batch: whose looks bring in their targets, as `build_batch` makes it.
+        layout: of the model.
+        chosen: (B, S, M) bool, what the looks shall bring in.
+        pad_id: any id; it is masked.
+    """
+    rows, starts = [], batch.attention_mask.argmax(1)  # (B,)
+    for n, start in enumerate(starts.tolist()):
+        ids, labels, sources = (values[n, start:].tolist() for values in (batch.ids, batch.labels, batch.sources))
+        visual = [sources[column - start] for column in batch.visual_columns[n].tolist() if column >= 0]
+        row, place = _Row([], [], [], []), 0
+        for s, column in enumerate(batch.look_columns[n].tolist()):
+            end = len(ids) if column < 0 else column - start + 1
+            row.ids += ids[place:end]
+            row.labels += labels[place:end]
+            row.sources += sources[place:end]
+            place = end
+            if column < 0:
+                continue
+            look = Look(tuple(chosen[n, s, : len(visual)].nonzero()[:, 0].tolist()))
+            row.looks.append((len(row.ids) - 1, look))
+            inserted, body = iter(look.tokens), look_ids(look, layout)[1:]
+            row.ids += body
+            row.labels += [IGNORED] * len(body)
+            row.sources += [visual[next(inserted)] if i == layout.image_id else -1 for i in body]
+            place += len(look_ids(Look(tuple(range(int(batch.targets[n, s].sum())))), layout)) - 1
+        row.ids += ids[place:]
+        row.labels += labels[place:]
+        row.sources += sources[place:]
+        rows.append(row)
+    stacked = _stack(rows, pad_id)
+    moved = stacked.attention_mask.argmax(1) - starts.cpu()  # (B,)
+    columns = torch.where(batch.visual_columns >= 0, batch.visual_columns + moved.to(starts)[:, None], -1)
+    laid = replace(stacked, visual_columns=columns.cpu(), targets=batch.targets.cpu())
+    return replace(laid.to(batch.ids.device), images=batch.images)
 
 
 @dataclass(frozen=True)

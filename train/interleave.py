@@ -28,6 +28,7 @@ from train.config import command_line, fingerprint, parse_config
 from train.geometry_data import GeometryData, read_problems
 from train.interleaved_rows import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
 from train.loop import FitResult, LoopConfig, fit
+from train.own_looks import OwnLooks
 
 TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"
@@ -59,6 +60,12 @@ class InterleaveConfig:
     learned to write from these solutions alone then begins its steps with anything"""
     selection_weight: float = 1.0
     """of the selection's loss beside the cross-entropy"""
+    threshold: float | None = None
+    """a visual token is selected where sigmoid(score) reaches this; none: what the selector was made with. The loss
+    weighs up what is to be selected, so a higher threshold than the paper's 0.7 selects more exactly"""
+    own_looks: float = 0.0
+    """share of the steps, after the first third, whose looks bring in what the model itself selects; regions own and
+    boxes"""
     tower_lr_ratio: float = 0.0
     """learning rate of the vision encoder over that of the rest; 0 freezes it"""
     selector_lr_ratio: float = 1.0
@@ -78,6 +85,13 @@ class InterleaveConfig:
         for name, known in (("stage", STAGES), ("regions", tuple(REGIONS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if not 0 <= self.own_looks <= 1:
+            raise ValueError(f"own_looks is a share of the steps, so it lies in [0, 1]; got {self.own_looks}")
+        if self.own_looks and (self.stage != "interleaved" or self.regions not in ("own", "boxes")):
+            raise ValueError(
+                f"own_looks ({self.own_looks}) puts in what the model selects, and stage {self.stage} with regions "
+                f"{self.regions} selects nothing; leave it at 0"
+            )
 
     @property
     def settings(self) -> InterleaveSettings:
@@ -161,9 +175,13 @@ class ChainLoss:
     """Loss of a shard of a step: shards average to the loss of all rows at once, whatever rows each holds."""
 
     selection_weight: float
+    own_looks: OwnLooks | None = None
 
     def __call__(self, model: Any, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model(share["batch"])
+        batch = share["batch"]
+        if self.own_looks is not None and self.own_looks.due(step):
+            batch = self.own_looks(model, batch)
+        output = model(batch)
         found = interleaved_loss(output, self.selection_weight, share["num_labels"], share["num_looks"])
         scalars = {"text": found.cross_entropy.detach() * share["num_shards"]}
         if share["num_looks"]:
@@ -177,6 +195,15 @@ class ChainLoss:
         return found.total * share["num_shards"], scalars
 
 
+def own_looks(config: InterleaveConfig, folder: InterleavedFolder) -> OwnLooks | None:
+    """What puts a model's own selections into some steps; None where the config has none."""
+    if not config.own_looks:
+        return None
+    pad_id = folder.processor.tokenizer.pad_token_id
+    begin = config.loop.steps // 3
+    return OwnLooks(config.own_looks, begin, config.loop.seed, pad_id, config.regions, config.data.grid)
+
+
 def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
     """Runs or resumes a stage and writes the finished model to `config.out`.
 
@@ -185,6 +212,8 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, config.settings, projector=config.projector)
+    if config.threshold is not None:
+        folder.model.selector.config = replace(folder.model.selector.config, threshold=config.threshold)
     problems = read_problems(config.data) if problems is None else problems
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
@@ -193,7 +222,7 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     result = fit(
         folder.model,
         batches,
-        ChainLoss(config.selection_weight),
+        ChainLoss(config.selection_weight, own_looks(config, folder)),
         config.loop,
         config.run_dir,
         param_groups=interleaved_groups(folder.model, config.tower_lr_ratio, config.selector_lr_ratio),

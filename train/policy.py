@@ -1,8 +1,9 @@
 """The policy gradient of interleaved chains: probabilities of what a chain wrote and of what its looks selected.
 
 A chain is a sequence of actions of two kinds: tokens, drawn from a categorical distribution, and looks, each a set of
-visual tokens drawn one by one as Bernoulli variables (`choose_sampled`). The log-probability of a look is the sum over
-its row's visual tokens, so the gradient of a chain's log-probability times its advantage is the true policy gradient.
+visual tokens drawn one by one as Bernoulli variables (`VisualTokenSelector.draw`). The log-probability of a look is the
+sum over its row's visual tokens, so the gradient of a chain's log-probability times its advantage is the true policy
+gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ChainLogProbs:
     entropy: Tensor
     """(B, L - 1) of the distributions that they were drawn from, 0 elsewhere"""
     scores: Tensor
-    """(B, S, M) of the looks"""
+    """(B, S, M) of the looks, less the offset that they were drawn with"""
     chosen: Tensor
     """(B, S, M) bool"""
     candidates: Tensor
@@ -41,7 +42,11 @@ class ChainLogProbs:
 
 
 def chain_log_probs(
-    output: InterleavedOutput, batch: InterleavedBatch, banned: Sequence[int], temperature: float = 1.0
+    output: InterleavedOutput,
+    batch: InterleavedBatch,
+    banned: Sequence[int],
+    temperature: float = 1.0,
+    offset: float = 0.0,
 ) -> ChainLogProbs:
     """Of a teacher-forced forward over chains that were generated.
 
@@ -49,6 +54,7 @@ def chain_log_probs(
         output: over a batch whose labels are all written tokens.
         banned: ids that generation never writes; they take no part in the distribution.
         temperature: that the tokens were drawn with.
+        offset: of the selector that drew the looks (`VisualTokenSelector.draw`).
     """
     written = batch.labels[:, 1:] != IGNORED  # (B, L - 1)
     logits = output.logits.float() / temperature  # (T, V)
@@ -60,7 +66,7 @@ def chain_log_probs(
     empty = torch.zeros(written.shape, device=logits.device)
     tokens = empty.masked_scatter(written, of_labels)
     spread = empty.masked_scatter(written, entropy)
-    return ChainLogProbs(tokens, written, spread, output.scores.float(), output.targets, output.candidates)
+    return ChainLogProbs(tokens, written, spread, output.scores.float() - offset, output.targets, output.candidates)
 
 
 def look_log_probs(chain: ChainLogProbs) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.interleave_generation import InterleavedGenerator, choose_sampled
+from perception.interleave_generation import Choose, InterleavedGenerator
 from perception.interleave_triggers import GENERATED, InterleaveSettings
 from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch
 from train.config import command_line, fingerprint, parse_config
@@ -120,6 +120,10 @@ class PromptBatches(ChainBatches):
         return {"inputs": self.encoder.inputs(problems), "columns": columns}
 
 
+def _drawn_by(model: InterleavedModel) -> Choose:
+    return lambda scores, row, look: model.selector.draw(scores)
+
+
 @dataclass
 class GRPO:
     """Loss of a step: rolls out chains, rewards them, and weighs their log-probabilities by their advantages."""
@@ -137,7 +141,7 @@ class GRPO:
 
     def rollouts(self, model: InterleavedModel, inputs: Mapping[str, Tensor]) -> list[list[int | Look]]:
         """A sampled answer a prompt."""
-        choose = choose_sampled if self.config.selection == SAMPLED else None
+        choose = _drawn_by(model) if self.config.selection == SAMPLED else None
         generator = InterleavedGenerator(model, self.encoder.settings, self.encoder.processor.tokenizer, choose)
         was_training = model.training
         model.eval()
@@ -174,9 +178,10 @@ class GRPO:
         on_cpu = {k: v.cpu() for k, v in inputs.items()}
         batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, LabelRule(interleave, next_token=True))
         batch = batch.to(device)
-        chain = chain_log_probs(model(batch), batch, self.banned, config.temperature)
+        how = (batch, self.banned, config.temperature, model.selector.offset if config.selection == SAMPLED else 0.0)
+        chain = chain_log_probs(model(batch), *how)
         with torch.no_grad():
-            before = chain_log_probs(self.reference(batch), batch, self.banned, config.temperature)
+            before = chain_log_probs(self.reference(batch), *how)
         norm = config.max_completion_length
         kl = reference_kl(chain, before, norm)
         loss = policy_loss(chain, advantages, norm, config.selection, config.weight_of_looks) + config.beta * kl

@@ -27,6 +27,7 @@ from perception.interleaved_chains import (
     build_batch,
     interleaved_loss,
     look_ids,
+    with_selections,
 )
 from perception.shipped import shipped
 from perception.visual_tokens import VisualFeatures, VisualLayout
@@ -67,7 +68,11 @@ def test_scores_are_gamma_times_the_cosine_of_the_projections() -> None:
     expected = F.cosine_similarity(query, key, dim=0) / 0.07
     assert torch.allclose(scores[1, 2, 4], expected, atol=1e-5)
     edge = math.log(0.7 / 0.3)
-    assert selector.select(torch.tensor([edge - 1e-3, edge + 1e-3, 9.0])).tolist() == [False, True, True]
+    near = torch.tensor([edge - 1e-3, edge + 1e-3, 9.0])
+    assert selector.select(near).tolist() == [False, True, True]
+    torch.manual_seed(0)
+    drawn = torch.stack([selector.draw(torch.tensor([edge, edge + 1])) for _ in range(4000)]).float().mean(0)
+    assert drawn.tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-1))], abs=0.03)
 
 
 @pytest.mark.parametrize(("projector", "layers"), [("linear", 1), ("none", 0), ("mlp", 2)])
@@ -152,6 +157,27 @@ def test_labels_are_masked_as_the_paper_says() -> None:
     assert batch.look_columns.tolist() == [[prompt + 1, prompt + 8]]
     assert batch.sources[0, prompt:].tolist() == [-1, -1, -1, 1, 2, -1, -1, -1, -1, -1, -1]
     assert batch.targets[0].nonzero().tolist() == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_selections_make_the_batch_of_other_looks(kind: str) -> None:
+    """As `build_batch` would lay it out, rows of several lengths and images; targets stay."""
+    vlm, rule = TinyVLM(kind), LabelRule(next_token=True)
+    inputs = vlm.inputs(1)
+    true = random_answers(vlm, inputs, 1)
+    batch = build_batch(vlm.layout, inputs, true, 0, rule)
+    chosen = (torch.rand(batch.targets.shape, generator=torch.Generator().manual_seed(2)) < 0.3) & batch.candidates
+    chosen[0, 1] = False
+    other = []
+    for answer, selected in zip(true, chosen, strict=True):
+        looks = iter([Look(tuple(one.nonzero()[:, 0].tolist())) for one in selected])
+        other.append([next(looks) if isinstance(part, Look) else part for part in answer])
+    expected = build_batch(vlm.layout, inputs, other, 0, rule)
+    got = with_selections(batch, vlm.layout, chosen, 0)
+    for name in ("ids", "attention_mask", "labels", "sources", "visual_columns", "look_columns"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
+    assert torch.equal(got.targets, batch.targets) and torch.equal(expected.targets, chosen)
+    assert torch.equal(with_selections(batch, vlm.layout, batch.targets, 0).ids, batch.ids)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from toy_figures import make_toy_folder, toy_problems
 from perception.interleave_triggers import HeadingTrigger, InterleaveSettings
 from perception.interleaved_chains import Look
 from train.geometry_data import GeometryData
-from train.interleave import ChainLoss, InterleaveConfig, read_interleaved, train
+from train.interleave import ChainLoss, InterleaveConfig, own_looks, read_interleaved, train
 from train.interleaved_answers import answer_problems, selection_f1
 from train.interleaved_rows import REGIONS, ChainBatches, with_regions
 from train.loop import FitResult, LoopConfig
@@ -95,6 +95,36 @@ def test_a_batch_of_four_is_four_batches_of_one(start: Path, stage: str) -> None
     assert parts == pytest.approx(whole, abs=1e-4)
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("regions", ["own", "boxes"])
+def test_some_steps_look_at_what_the_model_selects(start: Path, regions: str) -> None:
+    folder = read_interleaved(start, InterleaveSettings())
+    settings = replace(config(start, start, own_looks=0.5, regions=regions), loop=replace(LOOP, steps=60))
+    own = own_looks(settings, folder)
+    assert own is not None and own_looks(replace(settings, own_looks=0.0), folder) is None
+    due = [step for step in range(60) if own.due(step)]
+    assert min(due) >= 20 and 12 <= len(due) <= 28
+    batch = folder.encoder.batch(PROBLEMS[:4])
+    selector = folder.model.selector
+    with torch.no_grad():
+        selected = selector.select(folder.model(batch).scores)
+        selector.config = replace(selector.config, threshold=0.5)  # an untrained one reaches it
+        assert not torch.equal(selected, selector.select(folder.model(batch).scores))
+        selected = selector.select(folder.model(batch).scores) & batch.candidates
+    looked = own(folder.model, batch)
+    brought = (looked.sources >= 0).sum(1) - (looked.visual_columns >= 0).sum(1)  # (B,)
+    if regions == "own":
+        assert torch.equal(brought, selected.sum((1, 2)))
+    else:
+        hulls = [[len(REGIONS["boxes"](look.nonzero()[:, 0].tolist(), GRID, None)) for look in row] for row in selected]
+        assert brought.tolist() == [sum(row) for row in hulls]
+    assert torch.equal(looked.targets, batch.targets) and looked.num_labels == batch.num_labels
+    losses = {}
+    for name, loss in {"true": ChainLoss(1.0), "own": ChainLoss(1.0, own)}.items():
+        share = {"batch": batch, "num_labels": batch.num_labels, "num_looks": batch.num_looks, "num_shards": 1}
+        losses[name] = [round(float(loss(folder.model, share, step)[0].detach()), 6) for step in (0, due[0])]
+    assert losses["true"][0] == losses["true"][1] == losses["own"][0] != losses["own"][1]
 
 
 def test_the_tower_stays_and_the_rest_moves(start: Path, tmp_path: Path) -> None:
@@ -200,6 +230,8 @@ def test_a_process_that_never_looks_does_not_hold_up_the_other(start: Path, tmp_
 def test_settings_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValueError, match="unknown stage 'both'; known: text, interleaved"):
         InterleaveConfig(stage="both")
+    with pytest.raises(ValueError, match=r"own_looks \(0.5\) puts in what the model selects, and stage text"):
+        InterleaveConfig(stage="text", own_looks=0.5)
     with pytest.raises(ValueError, match=r"unknown regions 'circles'; known: own, boxes, whole, random"):
         with_regions(PROBLEMS[0], "circles", GRID, 0)
     with pytest.raises(ValueError, match=r"batch_size \(4\) must be a multiple of the shards of a step \(3"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave_generation import choose_sampled
+from perception.interleave import SelectorConfig, VisualTokenSelector
 from perception.interleaved_chains import LabelRule, Look, build_batch
 from train.policy import (
     DETERMINISTIC,
@@ -44,7 +44,8 @@ def test_the_gradient_of_sampled_selections_is_that_of_the_expected_reward() -> 
     scores = torch.tensor([-1.0, 0.3, 2.0, -0.2], requires_grad=True)
     wanted = torch.autograd.grad(exact(scores), scores)[0]
     torch.manual_seed(0)
-    chosen = torch.stack([choose_sampled(scores.detach(), 0, 0) for _ in range(40_000)])
+    selector = VisualTokenSelector(SelectorConfig(4, threshold=0.5))
+    chosen = torch.stack([selector.draw(scores.detach()) for _ in range(40_000)])
     number = (chosen * torch.tensor([8, 4, 2, 1])).sum(1)  # of its row in SUBSETS
     loss = policy_loss(look_only(scores, chosen), WORTH[number], norm=1)
     found = -torch.autograd.grad(loss, scores)[0]

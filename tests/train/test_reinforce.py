@@ -87,7 +87,7 @@ def test_groups_that_earn_alike_skip_the_step(start: Path, tmp_path: Path, monke
 
 
 def test_rewards_rise_where_they_can(start: Path, tmp_path: Path) -> None:
-    loop = replace(LOOP, steps=30, learning_rate=1e-2, log_every=5, evaluate_every=None, patience=None)
+    loop = replace(LOOP, steps=40, learning_rate=5e-3, log_every=5, evaluate_every=None, patience=None)
     settings = config(start, tmp_path, loop=loop, batch_size=6, beta=0.0, rewards=RewardWeights(format=0))
     train(settings, PROBLEMS, PROBLEMS[:2], OFTEN)
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
