@@ -284,7 +284,7 @@ def test_several_answers_a_prompt_are_sampled_with_their_own_images(kind: str) -
     vlm = TinyVLM(kind, 2)
     inputs = vlm.inputs(2, (2, 1))
     torch.manual_seed(0)
-    drawing = generator(vlm, HEADINGS, choose=lambda scores, row, look: vlm.selector.draw(scores))
+    drawing = generator(vlm, HEADINGS, choose=lambda scores, row, look: vlm.model.selector.draw(scores))
     given = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": NEW}
     result = drawing.generate(inputs, do_sample=True, num_return_sequences=2, **given)
     assert len(result.answers) == 4 and result.answers[0] != result.answers[1]
