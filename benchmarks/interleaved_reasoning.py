@@ -53,10 +53,12 @@ class Scale:
     problems: int = 24_000
     text: int = 600
     """Steps of the text-only stage that all arms begin with"""
-    second: int = 2400
+    second: int = 1600
     """Steps that follow: text-only again, or interleaved"""
     batch_size: int = 8
     """Rows of a supervised step"""
+    sums: int = 4
+    """Rows of sums beside them: without, arithmetic decides more than looking does"""
     learning_rate: float = 8e-4
     """Of the supervised stages"""
     reinforced: int = 300
@@ -126,6 +128,7 @@ class Recipes:
                 data=replace(self.data, count=self.scale.problems),
                 regions=regions,
                 batch_size=self.scale.batch_size,
+                sums=self.scale.sums,
                 # Nothing to learn of a selection that is random, or everything.
                 selection_weight=1.0 if selects else 0.0,
                 own_looks=0.5 if selects and stage == "interleaved" else 0.0,

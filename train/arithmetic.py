@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+ROW_LENGTH = 64
+"""Tokens of a row of sums"""
 LARGEST = 676
 """of a result; 26 x 26"""
 _WHOLES = (90, 180, 360)
@@ -46,7 +49,7 @@ def sum_of(rng: np.random.Generator) -> tuple[str, str]:
     return f" x x = {a * a}. x =", f" {a}"
 
 
-def sum_rows(rng: np.random.Generator, tokenizer: Any, count: int, length: int) -> tuple[Tensor, Tensor]:
+def sum_rows(rng: np.random.Generator, tokenizer: Any, count: int, length: int = ROW_LENGTH) -> tuple[Tensor, Tensor]:
     """Rows of sums, one behind another: ids (count, length) and labels, -100 but at results."""
     ids = torch.full((count, length), tokenizer.bos_token_id)
     labels = torch.full((count, length), -100)
@@ -61,3 +64,18 @@ def sum_rows(rng: np.random.Generator, tokenizer: Any, count: int, length: int) 
         ids[row, 1:] = torch.tensor(written[: length - 1])
         labels[row, 1:] = torch.tensor(wanted[: length - 1])
     return ids, labels
+
+
+def sums_loss(model: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the results in `sum_rows`, and scalars.
+
+    Args:
+        model: an image-text-to-text model of transformers; its text model reads alone.
+        ids, labels: (S, T).
+    """
+    results = labels[:, 1:] != -100
+    states = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][results]  # (n, H)
+    logits = model.get_output_embeddings()(states).float()  # (n, V)
+    wanted = labels[:, 1:][results]
+    loss = F.cross_entropy(logits, wanted)
+    return loss, {"sums": loss.detach(), "sums_right": (logits.argmax(-1) == wanted).float().mean()}

@@ -22,7 +22,7 @@ from perception.interleave_triggers import InterleaveSettings
 from perception.interleaved_chains import InterleavedModel
 from perception.visual_tokens import VisualLayout
 from perception.vocabulary import PerceptionVocabulary
-from train.arithmetic import LARGEST, sum_rows
+from train.arithmetic import LARGEST, sums_loss
 from train.attention import use_plain_attention
 from train.config import command_line, fingerprint, parse_config
 from train.figure_tower import GeometrySize, cell_of, check_sizes
@@ -35,8 +35,6 @@ from train.tiny import TinySize, build_model, build_processor, start_layers, tra
 READ_ALL = "What is written in the figure?"
 NEAREST = "What is written nearest to {}?"
 _TEXT_VOCABULARY = 1250
-_SUM_LENGTH = 64
-"""Tokens of a row of sums"""
 _NOTHING = "nothing"
 
 
@@ -123,10 +121,9 @@ def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[in
 
 @dataclass(frozen=True)
 class ReadingBatches(ChainBatches):
-    """Reading tasks, with what is written in a cell as the label at its visual token, and rows of sums."""
+    """Reading tasks, with what is written in a cell as the label at its visual token."""
 
     grid: tuple[int, int] = (8, 8)
-    sums: int = 0
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
         share = dict(super().__call__(step, shard, num_shards))
@@ -139,11 +136,7 @@ class ReadingBatches(ChainBatches):
             words[row, torch.from_numpy(rng.permutation(words.shape[1])[: words.shape[1] // 6])] = nothing
             for mark in (*problem.signs, *problem.marks):
                 words[row, cell_of(mark, self.grid)] = tokenizer.encode(f" {mark.text}", add_special_tokens=False)[0]
-        share |= {"words": words, "nothing": nothing}
-        if self.sums:
-            rng = np.random.default_rng((self.seed, step, shard, len(problems)))
-            share["sums"] = sum_rows(rng, tokenizer, max(1, self.sums // num_shards), _SUM_LENGTH)
-        return share
+        return share | {"words": words, "nothing": nothing}
 
 
 @dataclass(frozen=True)
@@ -171,16 +164,8 @@ class ReadingLoss:
         scalars = {"text": text.detach(), "cells": cells.detach(), "cells_right": right}
         loss = text + self.cell_weight * cells
         if "sums" in share:
-            ids, labels = share["sums"]  # (S, T)
-            results = labels[:, 1:] != -100
-            states = model.model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1][results]  # (n, H)
-            logits = head(states).float()
-            sums = torch.nn.functional.cross_entropy(logits, labels[:, 1:][results])
-            scalars |= {
-                "sums": sums.detach(),
-                "sums_right": (logits.argmax(-1) == labels[:, 1:][results]).float().mean(),
-            }
-            loss = loss + sums
+            sums, of_sums = sums_loss(model.model, *share["sums"])
+            loss, scalars = loss + sums, scalars | of_sums
         return loss, scalars
 
 
@@ -215,8 +200,8 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
         config.batch_size,
         config.loop.seed,
         lambda problem, rng: reading_task(problem, rng, size.grid),
-        size.grid,
         config.sums,
+        size.grid,
     )
     if not config.start:
         start_layers(interleaved.model, batches(0, 0, 1)["batch"].images["pixel_values"])

@@ -22,6 +22,7 @@ from perception.interleaved_chains import InterleavedModel, interleaved_loss
 from perception.model_folder import find_folder, read_model, read_processor
 from perception.visual_tokens import VisualLayout, unwrapped
 from perception.vocabulary import PerceptionVocabulary
+from train.arithmetic import sums_loss
 from train.attention import use_plain_attention
 from train.base import save_half
 from train.config import command_line, fingerprint, parse_config
@@ -63,6 +64,9 @@ class InterleaveConfig:
     threshold: float | None = None
     """a visual token is selected where sigmoid(score) reaches this; none: what the selector was made with. The loss
     weighs up what is to be selected, so a higher threshold than the paper's 0.7 selects more exactly"""
+    sums: int = 0
+    """rows of sums a step, beside the problems: a model that learns from these alone remembers their sums, and guesses
+    at others"""
     own_looks: float = 0.0
     """share of the steps, after the first third, whose looks bring in what the model itself selects; regions own and
     boxes"""
@@ -192,7 +196,11 @@ class ChainLoss:
                 "selection": found.selection.detach() * share["num_shards"],
                 "selection_f1": (2 * hits / both.clamp_min(1)).float(),
             }
-        return found.total * share["num_shards"], scalars
+        loss = found.total * share["num_shards"]
+        if "sums" in share:
+            sums, of_sums = sums_loss(model.model, *share["sums"])
+            loss, scalars = loss + sums, scalars | of_sums
+        return loss, scalars
 
 
 def own_looks(config: InterleaveConfig, folder: InterleavedFolder) -> OwnLooks | None:
@@ -218,7 +226,7 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
     encoder = replace(folder.encoder, next_token=config.next_token)
-    batches = ChainBatches(encoder, problems, config.batch_size, config.loop.seed)
+    batches = ChainBatches(encoder, problems, config.batch_size, config.loop.seed, sums=config.sums)
     result = fit(
         folder.model,
         batches,

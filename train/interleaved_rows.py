@@ -15,6 +15,7 @@ from perception.interleave_triggers import GENERATED, InterleaveSettings
 from perception.interleaved_chains import InterleavedBatch, LabelRule, Look, build_batch
 from perception.visual_tokens import VisualLayout, images_of
 from perception.vocabulary import PerceptionVocabulary
+from train.arithmetic import sum_rows
 
 HEADING = "Step {}:"
 """What `InterleaveSettings.heading` finds by default"""
@@ -174,6 +175,8 @@ class ChainBatches:
     """Rows of a step, over all shards"""
     seed: int
     augment: Callable[[ChainProblem, np.random.Generator], ChainProblem] | None = None
+    sums: int = 0
+    """Rows of sums beside the problems of a step"""
 
     def rows(self, step: int) -> list[int]:
         """Numbers of the problems of a step: every epoch has each once, in an order of its own."""
@@ -200,9 +203,14 @@ class ChainBatches:
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
         counts = [self.encoder.counts(problem) for problem in self.chosen(step)]
-        return {
-            "batch": self.encoder.batch(self.shares(step, shard, num_shards)),
+        problems = self.shares(step, shard, num_shards)
+        share: dict[str, Any] = {
+            "batch": self.encoder.batch(problems),
             "num_labels": sum(labels for labels, _ in counts),
             "num_looks": sum(looks for _, looks in counts),
             "num_shards": num_shards,
         }
+        if self.sums:
+            rng = np.random.default_rng((self.seed, step, shard, len(problems)))
+            share["sums"] = sum_rows(rng, self.encoder.processor.tokenizer, max(1, self.sums // num_shards))
+        return share

@@ -18,7 +18,7 @@ from train.geometry_data import GeometryData
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 from toy_figures import make_toy_folder, toy_problems
 
-SHORTEST = Scale(problems=8, text=1, second=1, batch_size=2, reinforced=1, test=3)
+SHORTEST = Scale(problems=8, text=1, second=1, batch_size=2, sums=0, reinforced=1, test=3)
 DATA = GeometryData(image_size=32, grid_size=4)
 
 
