@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.progress import Progress
 
 from perception.datasets.interleave_making import Make, parse_row
 from perception.datasets.keyword_endpoint import KeywordError
 from perception.datasets.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
+from perception.datasets.shards import keep_plan, locked, record_file, write_skipped, write_whole
 
-PLAN, SKIPPED, IMAGES = "plan.json", "skipped.jsonl", "images"
+IMAGES = "images"
 FAILURES_IN_A_ROW = 5
 """of the language model, after which a run stops"""
 
@@ -102,37 +102,32 @@ def make_shards(
         raise ValueError(f"shard_size and workers must be at least 1, got {shard_size} and {workers}")
     root = Path(images) if images is not None else data.parent
     lines = _numbered_lines(data)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        with lock:
-            _keep_plan(out, {**plan, "shard_size": shard_size, "copy_images": copy_images, "data": _digest(data)})
-            parts = [lines[start : start + shard_size] for start in range(0, len(lines), shard_size)]
-            with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
-                task = progress.add_task("making", total=len(lines))
-                held: list[_Shard] = []
-                failures: list[_Skip] = []  # of the language model, since it last answered
-                for number, part in enumerate(parts):
-                    if _record(out, number).exists():
-                        progress.advance(task, len(part))
-                        continue
-                    problems, skipped = [], []
-                    for found in _in_order(pool, make, part, data.name, root, workers):
-                        progress.advance(task)
-                        if isinstance(found, _Skip):
-                            skipped.append(found)
-                            failures += [found] if found.language else []
-                            _stop_after(failures, out)
-                        else:
-                            problems.append(found)
-                            failures.clear()
-                    held.append(_Shard(number, tuple(problems), tuple(skipped)))
-                    if not failures:
-                        _write_all(held, out, copy_images)
-                _write_all(held, out, copy_images)
-            return _report(out, len(parts))
-    except Timeout:
-        raise ValueError(f"another run writes {out}; wait for it, or give another folder") from None
+    with locked(out):
+        keep_plan(out, {**plan, "shard_size": shard_size, "copy_images": copy_images, "data": _digest(data)})
+        parts = [lines[start : start + shard_size] for start in range(0, len(lines), shard_size)]
+        with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
+            task = progress.add_task("making", total=len(lines))
+            held: list[_Shard] = []
+            failures: list[_Skip] = []  # of the language model, since it last answered
+            for number, part in enumerate(parts):
+                if record_file(out, number).exists():
+                    progress.advance(task, len(part))
+                    continue
+                problems, skipped = [], []
+                for found in _in_order(pool, make, part, data.name, root, workers):
+                    progress.advance(task)
+                    if isinstance(found, _Skip):
+                        skipped.append(found)
+                        failures += [found] if found.language else []
+                        _stop_after(failures, out)
+                    else:
+                        problems.append(found)
+                        failures.clear()
+                held.append(_Shard(number, tuple(problems), tuple(skipped)))
+                if not failures:
+                    _write_all(held, out, copy_images)
+            _write_all(held, out, copy_images)
+        return _report(out, len(parts))
 
 
 def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
@@ -198,30 +193,14 @@ def _digest(data: Path) -> str:
     return hashlib.sha256(data.read_bytes()).hexdigest()[:16]
 
 
-def _keep_plan(out: Path, plan: Mapping[str, Any]) -> None:
-    """Notes what the folder is made of. Raises ValueError where it is made of something else."""
-    file, new = out / PLAN, json.loads(json.dumps(plan))
-    if file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        if changed := sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
-            was = ", ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in changed)
-            raise ValueError(f"{out} was begun otherwise: {was}; give another folder, or delete this one")
-    else:
-        _write_whole(file, json.dumps(new, indent=1) + "\n")
-
-
 # Shards
-
-
-def _record(out: Path, number: int) -> Path:
-    return out / f"shard-{number:05d}.record.json"
 
 
 def _write_all(held: list[_Shard], out: Path, copy_images: bool) -> None:
     for shard in held:
         _write_shard(shard, out, copy_images)
     held.clear()
-    _write_skipped(out)
+    write_skipped(out)
 
 
 def _write_shard(shard: _Shard, out: Path, copy_images: bool) -> None:
@@ -239,7 +218,7 @@ def _write_shard(shard: _Shard, out: Path, copy_images: bool) -> None:
         cells=sum(len(step.cells) for step in steps),
     )
     lines = [{"row": skip.name, "reason": skip.reason} for skip in shard.skipped]
-    _write_whole(_record(out, shard.number), json.dumps({"report": asdict(report), "skipped": lines}) + "\n")
+    write_whole(record_file(out, shard.number), json.dumps({"report": asdict(report), "skipped": lines}) + "\n")
 
 
 def _absolute(image: Path, out: Path) -> Path:
@@ -259,19 +238,6 @@ def _beside(image: Path, out: Path) -> Path:
 
 def _report(out: Path, num_shards: int) -> MakingReport:
     """The sum over all shards."""
-    records = [json.loads(_record(out, number).read_text(encoding="utf-8")) for number in range(num_shards)]
+    records = [json.loads(record_file(out, number).read_text(encoding="utf-8")) for number in range(num_shards)]
     names = ("rows", "skipped", "steps", "empty_steps", "cells")
     return MakingReport(**{name: sum(record["report"][name] for record in records) for name in names})
-
-
-def _write_skipped(out: Path) -> None:
-    """What the finished shards had to skip, in the order of the data."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("shard-*.record.json"))]
-    lines = [line for record in records for line in record["skipped"]]
-    _write_whole(out / SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
