@@ -224,12 +224,14 @@ class Answer:
     """What a model answered.
 
     `text` is all plain text, `spans` the perception it drew, in order, `value` the final answer: a number, a letter, or
-    the text itself; None where none could be read.
+    the text itself; None where none could be read. `mode` is how it was asked for, "chain" or "direct", where that was
+    chosen by `PerceptionModel.ask` or `ask_many`.
     """
 
     text: str
     spans: tuple[Span, ...]
     value: int | str | None
+    mode: str = ""
 
 
 def read_ids(
