@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perception.chains import Answer, prompt_for, read_ids
+from perception.chains import Answer, prompt_for
 from perception.gate import gate_features
 from perception.model import ImageLike, Prompt
 
@@ -69,26 +69,13 @@ def ask_many(
 
 
 def _answer_batch(model: PerceptionModel, batch: Sequence[_Asked], max_new_tokens: int) -> list[Answer]:
-    """Answers of one batch: first the direct ones that the gate looks at, then all that is still to be said."""
-    answers: dict[int, Answer] = {}
+    """Answers of one batch: the gate looks at those that are its to decide, then all are answered at once."""
     modes = [asked.mode for asked in batch]
     gated = [i for i, mode in enumerate(modes) if mode == "auto"]
-    if gated:
-        prompts = [batch[i].prompt("direct") for i in gated]
-        rows = model.generate_ids(prompts, max_new_tokens)
-        assert model.gate is not None
-        gains = model.gate.gains(gate_features(model, prompts, rows)).tolist()
-        for i, prompt, ids, gain in zip(gated, prompts, rows, gains, strict=True):
-            modes[i] = "chain" if gain > model.gate.threshold else "direct"
-            if modes[i] == "direct":
-                answers[i] = _read(model, prompt, ids, "direct")
-    left = [i for i in range(len(batch)) if i not in answers]
-    if left:
-        prompts = [batch[i].prompt(modes[i]) for i in left]
-        for i, prompt, ids in zip(left, prompts, model.generate_ids(prompts, max_new_tokens), strict=True):
-            answers[i] = _read(model, prompt, ids, modes[i])
-    return [answers[i] for i in range(len(batch))]
-
-
-def _read(model: PerceptionModel, prompt: Prompt, ids: Sequence[int], mode: str) -> Answer:
-    return replace(read_ids(model.processor.tokenizer, model.vocabulary, ids, prompt.kind), mode=mode)
+    if gated and model.gate is not None:
+        drawn = model.gate.draws(gate_features(model, [batch[i].prompt("direct") for i in gated]))
+        for i, draws in zip(gated, drawn, strict=True):
+            modes[i] = "chain" if draws else "direct"
+    prompts = [asked.prompt(mode) for asked, mode in zip(batch, modes, strict=True)]
+    answers = model.answer(prompts, max_new_tokens)
+    return [replace(answer, mode=mode) for answer, mode in zip(answers, modes, strict=True)]

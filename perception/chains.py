@@ -55,8 +55,11 @@ class Example:
             raise ValueError("the question is empty; ask something")
 
 
+ATOMIC_DEPTH_QUESTION = "Draw the depth map."
+
+
 def atomic_depth(depth: Span) -> Example:
-    return Example(ATOMIC_DEPTH, "Draw the depth map.", (depth,), "")
+    return Example(ATOMIC_DEPTH, ATOMIC_DEPTH_QUESTION, (depth,), "")
 
 
 def atomic_boxes(things: str, boxes: Span) -> Example:

@@ -1,10 +1,10 @@
 """A gate in front of the drawing: which questions are worth the tokens of a chain of perception.
 
-Every question is first answered directly, a few tokens. Two logistic readings of what the model was like while it did
-so (how sure of its answer it was, the kind of question, how many points it names, its last hidden state) estimate the
-chance that the direct answer is right and the chance that a drawn one would be. Where the second exceeds the first by
-more than a threshold the chain is drawn. The threshold is in accuracy: 0.1 draws where drawing is expected to
-add 10 points. `train.gate` trains one; a model's folder keeps it in `thinking_gate.safetensors`.
+One forward over a question in its direct form, without a token of an answer, tells how sure the model is of the first
+id that it would say. Of that, the kind of the question, how many points it names and the last hidden state, logistic
+readings estimate the chance that the direct answer is right and the chance that a drawn one would be, and a linear one
+how many tokens drawing takes. The chain is drawn where what it is expected to add to the accuracy, for each hundred of
+its tokens, is above a price. `train.gate` trains a gate; a model's folder keeps it in `thinking_gate.safetensors`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from perception.model import PerceptionModel, Prompt
 
 FILE_NAME = "thinking_gate.safetensors"
-NUM_PLAIN = 10
+NUM_PLAIN = 8
 """Features of a question besides the hidden state"""
 _TENSORS = ("weight", "bias", "mean", "scale", "signature")
 _SAMPLED = 512  # weights of a model that make its signature
@@ -40,13 +40,13 @@ _REMEDY = "train one with `python -m train.gate --model FOLDER`, or remove the f
 
 @dataclass(frozen=True)
 class Setting:
-    """What a threshold costs and brings, on the validation questions of the training."""
+    """What a price costs and brings, on the validation questions of the training."""
 
-    threshold: float
+    price: float
     drawn: float
     """share of questions"""
     tokens: float
-    """mean of an answer, the direct one that is looked at included"""
+    """mean of an answer"""
     accuracy: float
 
 
@@ -65,51 +65,56 @@ def signature(model: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class ThinkingGate:
-    """Two logistic readings, of the direct and of the drawn answer, and a threshold on their difference."""
+    """Three readings of a question's features, and a price on their outcome."""
 
     weight: Tensor
-    """(2, F): direct, chain"""
+    """(3, F): the direct answer is right (logit), a drawn one would be (logit), tokens of the drawn one (logarithm)"""
     bias: Tensor
-    """(2,)"""
+    """(3,)"""
     mean: Tensor
     """(F,) of the features"""
     scale: Tensor
     """(F,)"""
     signature: Tensor
     """of the model that it was trained for"""
-    threshold: float = 0.0
+    price: float = 0.0
+    """accuracy in [-1, 1] that a hundred tokens must be expected to add; from -100, always draw, to 100, never"""
     settings: tuple[Setting, ...] = ()
-    """thresholds to choose from, rising"""
+    """prices to choose from, rising"""
 
     def __post_init__(self) -> None:
         size = self.mean.shape
-        shapes = {"weight": (2, *size), "bias": (2,), "mean": size, "scale": size, "signature": (_SAMPLED,)}
+        shapes = {"weight": (3, *size), "bias": (3,), "mean": size, "scale": size, "signature": (_SAMPLED,)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value.shape != shape or not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} of a gate must be finite and {tuple(shape)}, got {tuple(value.shape)}")
+        if not -100 <= self.price <= 100:
+            raise ValueError(f"price must lie in [-100, 100], accuracy for a hundred tokens; got {self.price}")
 
-    def chances(self, features: Tensor) -> Tensor:
-        """(B, 2) in [0, 1] of features (B, F): that the direct answer is right, that a drawn one would be."""
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of features (B, F): chances (B, 2) that the direct and the drawn answer are right; tokens (B,) of drawing."""
         scaled = ((features - self.mean) / self.scale).clamp(-8, 8)
-        return torch.sigmoid(scaled @ self.weight.T + self.bias)
+        out = scaled @ self.weight.T + self.bias  # (B, 3)
+        return torch.sigmoid(out[:, :2]), out[:, 2].clamp(0, 12).exp()
 
-    def gains(self, features: Tensor) -> Tensor:
-        """(B,) in [-1, 1] of features (B, F): what drawing is expected to add to the accuracy."""
-        chances = self.chances(features)
-        return chances[:, 1] - chances[:, 0]
+    def worth(self, features: Tensor) -> Tensor:
+        """(B,) in [-100, 100] of features (B, F): accuracy that drawing is expected to add, for each hundred tokens."""
+        chances, tokens = self.read(features)
+        return 100 * (chances[:, 1] - chances[:, 0]) / tokens
 
-    def at(self, threshold: float) -> ThinkingGate:
-        """The gate with another threshold: -1 always draws, 1 never. Raises ValueError outside of that."""
-        if not -1 <= threshold <= 1:
-            raise ValueError(
-                f"threshold must lie in [-1, 1], the gain in accuracy that is worth a chain; got {threshold}"
-            )
-        return replace(self, threshold=float(threshold))
+    def draws(self, features: Tensor) -> list[bool]:
+        """Which of the questions with these features (B, F) are worth a chain."""
+        drawn: list[bool] = (self.worth(features) > self.price).tolist()
+        return drawn
+
+    def at(self, price: float) -> ThinkingGate:
+        """The gate at another price. Raises ValueError outside of [-100, 100]."""
+        return replace(self, price=float(price))
 
     def for_budget(self, tokens: float) -> ThinkingGate:
-        """The gate at the setting that was most accurate within so many tokens an answer, on questions like those of
-        its training.
+        """The gate at the price that was most accurate within so many tokens an answer, on questions like those of its
+        training.
 
         Raises:
             ValueError: where no setting keeps to it.
@@ -117,10 +122,8 @@ class ThinkingGate:
         within = [setting for setting in self.settings if setting.tokens <= tokens]
         if not within:
             least = min((setting.tokens for setting in self.settings), default=float("nan"))
-            raise ValueError(
-                f"no threshold keeps to {tokens} tokens an answer; the least is {least:.1f}, mode='direct'"
-            )
-        return self.at(max(within, key=lambda setting: (setting.accuracy, -setting.tokens)).threshold)
+            raise ValueError(f"no price keeps to {tokens} tokens an answer; answering directly takes {least:.1f}")
+        return self.at(max(within, key=lambda setting: (setting.accuracy, -setting.tokens)).price)
 
     def check(self, model: Any) -> None:
         """Raises ValueError where the gate was trained for other weights."""
@@ -137,7 +140,7 @@ class ThinkingGate:
     def save(self, folder: str | Path) -> None:
         """Writes the gate beside the model, whole or not at all."""
         path = Path(folder) / FILE_NAME
-        kept = {"threshold": self.threshold, "settings": [asdict(setting) for setting in self.settings]}
+        kept = {"price": self.price, "settings": [asdict(setting) for setting in self.settings]}
         unfinished = path.with_name(f".{FILE_NAME}.{os.getpid()}")
         tensors = {name: getattr(self, name).float().contiguous() for name in _TENSORS}
         save_file(tensors, unfinished, metadata={"gate": json.dumps(kept)})
@@ -162,49 +165,30 @@ class ThinkingGate:
         try:
             kept = json.loads(metadata["gate"])
             settings = tuple(Setting(**setting) for setting in kept["settings"])
-            return cls(**tensors, threshold=float(kept["threshold"]), settings=settings)
+            return cls(**tensors, price=float(kept["price"]), settings=settings)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no gate ({error}); {_REMEDY}") from error
 
 
 @torch.no_grad()
-def gate_features(model: PerceptionModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> Tensor:
-    """Features (B, 10 + D) of questions that were answered directly, by one forward over prompts and answers.
-
-    Args:
-        prompts: of mode "direct", nothing forced.
-        answers: the ids of each direct answer.
-    """
-    full = [replace(prompt, forced=tuple(ids)) for prompt, ids in zip(prompts, answers, strict=True)]
-    inputs = model.inputs(full)
-    out = model.model(**inputs, output_hidden_states=True)
-    ids, masks = inputs["input_ids"], GrammarMasks(model.grammar)
-    rows = []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        begin = ids.shape[1] - len(answer) - 1  # the last id of the question
-        hidden = out.hidden_states[-1][row, begin].float()  # (D,)
-        logits = out.logits[row, begin : begin + max(1, len(answer))].float()  # (n, V)
-        allowed = masks.after(ids[row : row + 1, : begin + len(logits)], logits.shape[-1], len(logits))[0]  # (n, V)
-        sure = _sureness(mask_scores(logits, allowed).log_softmax(-1), answer)
-        rows.append(torch.cat([_plain(sure, prompt), F.layer_norm(hidden, hidden.shape)]))
-    return torch.stack(rows).cpu()
+def gate_features(model: PerceptionModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Features (B, 8 + D) of questions in their direct form, by one forward."""
+    inputs = model.inputs(prompts)
+    out = model.model(**inputs, output_hidden_states=True, logits_to_keep=1)
+    logits = out.logits[:, -1].float()  # (B, V)
+    allowed = GrammarMasks(model.grammar).after(inputs["input_ids"], logits.shape[-1])[:, 0]  # (B, V)
+    sure = _sureness(mask_scores(logits, allowed).log_softmax(-1))  # (B, 3)
+    depth = torch.tensor([[float(prompt.kind == "depth")] for prompt in prompts], device=sure.device)  # (B, 1)
+    points = torch.tensor([[len(set(_LETTER.findall(p.question)))] for p in prompts], device=sure.device)
+    hidden = out.hidden_states[-1][:, -1].float()  # (B, D)
+    # how sure it is means one thing for letters and another for numbers
+    plain = torch.cat([sure * depth, sure * (1 - depth), depth, depth * points], 1)  # (B, 8)
+    return torch.cat([plain, F.layer_norm(hidden, hidden.shape[-1:])], 1).cpu()
 
 
-def _sureness(log_odds: Tensor, answer: Sequence[int]) -> Tensor:
-    """(4,) of log-probabilities (n, V): of the answer, the first id's odds against all others and margin over the
-    second, and its entropy."""
-    chosen = torch.tensor(list(answer), device=log_odds.device)
-    whole = log_odds[: len(answer)].gather(1, chosen[:, None]).sum() if len(answer) else log_odds.new_zeros(())
-    best, second = log_odds[0].topk(2).values.clamp_min(-30)
-    probabilities = log_odds[0].exp()
-    entropy = -(probabilities * log_odds[0].clamp_min(-30)).sum()
-    odds = best - torch.log1p(-best.exp()).clamp_min(-30)
-    return torch.stack([whole.clamp_min(-30), odds, best - second, entropy])
-
-
-def _plain(sure: Tensor, prompt: Prompt) -> Tensor:
-    """(10,): how sure the answer was, for either kind of question apart, the kind, and how many points it names."""
-    depth = float(prompt.kind == "depth")
-    points = len(set(_LETTER.findall(prompt.question)))
-    rest = torch.tensor([depth, depth * points], device=sure.device)
-    return torch.cat([sure * depth, sure * (1 - depth), rest])
+def _sureness(log_odds: Tensor) -> Tensor:
+    """(B, 3) of log-probabilities (B, V): the first id's odds against all others and margin over the next, entropy."""
+    best, second = log_odds.topk(2).values.clamp_min(-30).unbind(-1)  # (B,) each
+    odds = best - torch.log1p(-best.exp().clamp_max(1 - 1e-7))
+    entropy = -(log_odds.exp() * log_odds.clamp_min(-30)).sum(-1)
+    return torch.stack([odds, best - second, entropy], -1)

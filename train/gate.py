@@ -1,15 +1,15 @@
 """The gate of a finished model, which decides where drawing is worth its tokens: `python -m train.gate --model FOLDER`.
 
 The frozen model answers counting and depth questions on scenes of the standard look, each directly and by drawing
-first. Two logistic readings of the direct answer (`perception.gate`) learn which of the two was right. Their weight
-decay and the threshold are chosen on questions set apart. About six minutes on one core for 3,200 questions.
+first. The readings of the gate (`perception.gate`) learn which of the two was right and how long the drawn one was.
+Their weight decay and the price are chosen on questions set apart. About six minutes on one core for 3,200 questions.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +43,9 @@ class GateConfig:
     num_depth: int = 400
     """depth questions for each of 2 to 5 points"""
     held_out: float = 0.3
-    """share of the questions that choose weight decay and threshold"""
+    """share of the questions that choose weight decay and price"""
+    give_up: float = 0.5
+    """points of accuracy below always drawing that the price may cost"""
     batch_size: int = 32
     seed: int = 0
 
@@ -72,7 +74,7 @@ def answer_both(model: PerceptionModel, items: Sequence[Item], batch_size: int =
             right.append([answer.value == item.answer for answer, item in zip(read, batch, strict=True)])
             tokens.append([len(ids) + 1 for ids in rows])  # the end of sequence is one too
             if mode == "direct":
-                features.append(gate_features(model, prompts, rows))
+                features.append(gate_features(model, prompts))
         scored += [([a, b], [n, m]) for a, b, n, m in zip(*right, *tokens, strict=True)]
     return {
         "features": torch.cat(features),
@@ -82,20 +84,21 @@ def answer_both(model: PerceptionModel, items: Sequence[Item], batch_size: int =
     }
 
 
-def fit(features: Tensor, right: Tensor, own: Tensor, decay: float) -> ThinkingGate:
-    """The two readings of features (N, F) that best tell right (N, 2), under a weight decay. `own`: the model's
-    signature."""
+def fit(answers: dict[str, Tensor], own: Tensor, decay: float) -> ThinkingGate:
+    """The readings that best tell what became of answers, under a weight decay. `own`: the model's signature."""
+    features, right = answers["features"], answers["right"]
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-3)
-    scaled = ((features - mean) / scale).clamp(-8, 8)
-    weight = torch.zeros(2, features.shape[1], requires_grad=True)
-    bias = torch.zeros(2, requires_grad=True)
+    scaled = ((features - mean) / scale).clamp(-8, 8)  # (N, F)
+    length = answers["tokens"][:, CHAIN].float().log()  # (N,)
+    weight = torch.zeros(3, features.shape[1], requires_grad=True)
+    bias = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (
-            F.binary_cross_entropy_with_logits(scaled @ weight.T + bias, right.float()) + decay * weight.square().sum()
-        )
+        out = scaled @ weight.T + bias  # (N, 3)
+        loss = F.binary_cross_entropy_with_logits(out[:, :2], right.float()) + F.mse_loss(out[:, 2], length)
+        loss = loss + decay * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -103,25 +106,28 @@ def fit(features: Tensor, right: Tensor, own: Tensor, decay: float) -> ThinkingG
     return ThinkingGate(weight.detach(), bias.detach(), mean, scale, own)
 
 
-def log_loss(gate: ThinkingGate, features: Tensor, right: Tensor) -> float:
-    return float(F.binary_cross_entropy(gate.chances(features).clamp(1e-6, 1 - 1e-6), right.float()))
+def log_loss(gate: ThinkingGate, answers: dict[str, Tensor]) -> float:
+    chances, _ = gate.read(answers["features"])
+    return float(F.binary_cross_entropy(chances.clamp(1e-6, 1 - 1e-6), answers["right"].float()))
 
 
-def setting_at(gains: Tensor, threshold: float, right: Tensor, tokens: Tensor) -> Setting:
-    """What a threshold costs and brings on questions whose both answers are known: right and tokens (N, 2)."""
-    drawn = gains > threshold  # (N,)
-    correct = torch.where(drawn, right[:, CHAIN], right[:, DIRECT]).float().mean()
-    spent = (tokens[:, DIRECT] + drawn * tokens[:, CHAIN]).float().mean()
-    return Setting(threshold, float(drawn.float().mean()), float(spent), float(correct))
+def setting_at(gate: ThinkingGate, price: float, answers: dict[str, Tensor]) -> Setting:
+    """What a price costs and brings on questions whose both answers are known."""
+    drawn = torch.tensor(gate.at(price).draws(answers["features"]))  # (N,)
+    correct = torch.where(drawn, answers["right"][:, CHAIN], answers["right"][:, DIRECT])
+    spent = torch.where(drawn, answers["tokens"][:, CHAIN], answers["tokens"][:, DIRECT])
+    return Setting(price, *(float(value.float().mean()) for value in (drawn, spent, correct)))
 
 
-def choose(gains: Tensor, right: Tensor, tokens: Tensor, count: int = 21) -> tuple[Setting, tuple[Setting, ...]]:
-    """The cheapest setting that is no less accurate than always drawing, and all of which it was chosen."""
-    thresholds = sorted({-1.0, 0.0, 1.0, *gains.quantile(torch.linspace(0, 1, count)).clamp(-1, 1).tolist()})
-    settings = tuple(setting_at(gains, threshold, right, tokens) for threshold in thresholds)
-    enough = float(right[:, CHAIN].float().mean())
-    good = [setting for setting in settings if setting.accuracy >= enough - 1e-9]
-    return min(good, key=lambda setting: setting.tokens), settings
+def choose(
+    gate: ThinkingGate, answers: dict[str, Tensor], give_up: float = 0.0, count: int = 101
+) -> tuple[float, tuple[Setting, ...]]:
+    """The price with the fewest tokens that costs at most `give_up` points against always drawing, and all settings."""
+    ladder = gate.worth(answers["features"]).quantile(torch.linspace(0, 1, count)).tolist()
+    settings = tuple(setting_at(gate, price, answers) for price in sorted({-100.0, 0.0, 100.0, *ladder}))
+    enough = settings[0].accuracy - give_up / 100 - 1e-9
+    good = [setting for setting in settings if setting.accuracy >= enough]
+    return min(good, key=lambda setting: setting.tokens).price, settings
 
 
 def answers_of(model: PerceptionModel, config: GateConfig) -> dict[str, Tensor]:
@@ -141,28 +147,31 @@ def answers_of(model: PerceptionModel, config: GateConfig) -> dict[str, Tensor]:
     return answers
 
 
-def train_gate(answers: dict[str, Tensor], own: Tensor, held_out: float, seed: int = 0) -> ThinkingGate:
+def train_gate(
+    answers: dict[str, Tensor], own: Tensor, held_out: float, give_up: float = 0.0, seed: int = 0
+) -> ThinkingGate:
     """A gate with its settings, of answers as `answer_both` gives them."""
-    features, right, tokens = answers["features"], answers["right"], answers["tokens"]
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    apart, known = order.split([round(held_out * len(order)), len(order) - round(held_out * len(order))])
-    gates = [fit(features[known], right[known], own, decay) for decay in _DECAYS]
-    gate = min(gates, key=lambda g: log_loss(g, features[apart], right[apart]))
-    chosen, settings = choose(gate.gains(features[apart]), right[apart], tokens[apart])
-    return ThinkingGate(gate.weight, gate.bias, gate.mean, gate.scale, own, chosen.threshold, settings)
+    count = len(answers["features"])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    size = round(held_out * count)
+    apart, known = ({name: value[rows] for name, value in answers.items()} for rows in (order[:size], order[size:]))
+    gate = min((fit(known, own, decay) for decay in _DECAYS), key=lambda g: log_loss(g, apart))
+    price, settings = choose(gate, apart, give_up)
+    return replace(gate, price=price, settings=settings)
 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(GateConfig, argv)
     model = PerceptionModel.from_pretrained(config.model)
     answers = answers_of(model, config)
-    gate = train_gate(answers, signature(model.model), config.held_out, config.seed)
+    gate = train_gate(answers, signature(model.model), config.held_out, config.give_up, config.seed)
     gate.save(config.out or config.model)
-    chosen = min(gate.settings, key=lambda setting: abs(setting.threshold - gate.threshold))
+    chosen = min(gate.settings, key=lambda setting: abs(setting.price - gate.price))
     print(
-        f"threshold {gate.threshold:.3f}: draws {100 * chosen.drawn:.0f} % of the questions set apart, "
+        f"price {gate.price:.3f}: draws {100 * chosen.drawn:.0f} % of the questions set apart, "
         f"{chosen.tokens:.1f} tokens an answer, {100 * chosen.accuracy:.1f} % right; "
-        f"always drawing {100 * gate.settings[0].accuracy:.1f} %; written to {config.out or config.model}"
+        f"always drawing {100 * gate.settings[0].accuracy:.1f} % with {gate.settings[0].tokens:.1f} tokens; "
+        f"written to {config.out or config.model}"
     )
 
 
