@@ -119,7 +119,8 @@ def kind_of_question(question: str) -> str | None:
 def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
     """The question as it is put to the model in a mode, and its kind.
 
-    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can.
+    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can
+    (`PerceptionModel.ask` asks the model's gate first, where it has one).
     Raises ValueError for an empty question, an unknown mode, or mode "chain" with a question of neither kind.
     """
     if not question.strip():

@@ -132,10 +132,13 @@ class ThinkingGate:
             raise ValueError(
                 f"the gate reads {len(self.mean) - NUM_PLAIN} hidden values, the model has {hidden}; {_REMEDY}"
             )
-        own = signature(model)
-        if not torch.allclose(own, self.signature, rtol=_RELATIVE, atol=_ABSOLUTE):
-            apart = int((~torch.isclose(own, self.signature, rtol=_RELATIVE, atol=_ABSOLUTE)).sum())
+        if apart := self.apart(model):
             raise ValueError(f"the gate was trained for other weights: {apart} of {_SAMPLED} differ; {_REMEDY}")
+
+    def apart(self, model: Any) -> int:
+        """How many of the weights that make a model's signature are others; 0 for the model it was trained for."""
+        close = torch.isclose(signature(model), self.signature, rtol=_RELATIVE, atol=_ABSOLUTE)
+        return int((~close).sum())
 
     def save(self, folder: str | Path) -> None:
         """Writes the gate beside the model, whole or not at all."""

@@ -137,7 +137,7 @@ class PerceptionModel:
             self.depth_tokenizer.save_pretrained(Path(path) / "depth_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
-        if self.gate is not None:
+        if self.gate is not None and not self.gate.apart(self.model):  # one that was trained on needs a gate anew
             self.gate.save(path)
         self.vocabulary.save(path)
 

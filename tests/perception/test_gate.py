@@ -78,6 +78,16 @@ def test_a_gate_is_saved_and_read_with_its_model(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "gate" in p.name) == [FILE_NAME]
 
 
+def test_a_model_that_was_trained_on_leaves_its_gate_behind(tmp_path):
+    model = build_perception(1)
+    model.gate = flat_gate(model)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(1.05)
+    model.save_pretrained(tmp_path)
+    assert PerceptionModel.from_pretrained(tmp_path).gate is None
+
+
 def test_other_weights_and_other_files_are_refused(tmp_path):
     model = build_perception(1)
     with pytest.raises(ValueError, match="trained for other weights.*train.gate"):
