@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from perception.chains import prompt_for
+from perception.drafts import DraftBook
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.evaluation.scenes import scene_items
 from perception.gate import FILE_NAME, ThinkingGate
@@ -131,6 +132,7 @@ def several_questions(model: PerceptionModel, images: int = 12) -> dict[str, Any
         for number, picture in enumerate(pictures):
             given: list[list[Any]] = []
             for way in ways:
+                model.drafts = DraftBook()  # else the second way would draft from the first one's answers
                 start = time.perf_counter()
                 if way == "one by one":
                     made = [model.answer([_prompt(picture, text, mode)])[0] for text in texts]
