@@ -50,6 +50,8 @@ CONFIGS = (
 SAVED, ADDED = 50.0, 0.01
 """Percent of the codes that the default keeps at least; AbsRel that it adds at most"""
 
+_LABELLED = ("0, margin 1", "0.0005, margin 1", "0.1, margin 1")
+
 
 def name_of(config: FrameConfig) -> str:
     return f"{config.threshold:g}, margin {config.margin}"
@@ -174,18 +176,22 @@ def plot(looks: dict[str, dict[str, dict[str, Any]]]) -> None:
     for look, rows in looks.items():
         swept = {name: row for name, row in rows.items() if name.endswith("margin 1")}
         codes = [row["codes_decoded"] for row in swept.values()]
-        for axis, key, place in ((axes[0], "abs_rel", slice(0, 3)), (axes[1], "order_of_4_right", slice(0, 3))):
-            values = np.array([row[key][place] for row in swept.values()])
+        for axis, key in ((axes[0], "abs_rel"), (axes[1], "order_of_4_right")):
+            values = np.array([row[key] for row in swept.values()])
             (line,) = axis.plot(codes, values[:, 0], "o-", label=f"{look} look")
             axis.fill_between(codes, values[:, 1], values[:, 2], color=line.get_color(), alpha=0.12, lw=0)
             for name, x, y in zip(swept, codes, values[:, 0], strict=True):
-                axis.annotate(name.split(",")[0], (x, y), textcoords="offset points", xytext=(3, 4), fontsize=7)
+                if name in _LABELLED:
+                    axis.annotate(name.split(",")[0], (x, y), textcoords="offset points", xytext=(3, 5), fontsize=8)
     axes[0].set(xlabel="codes decoded a frame", ylabel="AbsRel against exact depth")
     axes[1].set(xlabel="codes decoded a frame", ylabel="order of 4 points right, %")
     for axis in axes:
+        axis.set_xscale("log", subs=(2, 5))
+        axis.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"], minor=False)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle("Frames: thresholds at the points, margin 1", fontsize=10)
+    figure.suptitle("Frames at several thresholds, some of them named, margin 1; bands: 95 % over frames", fontsize=10)
     figure.savefig(PLOT, dpi=90)
     pyplot.close(figure)
 
