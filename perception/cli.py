@@ -203,6 +203,8 @@ def info(model: Model = None) -> None:
     table.add_row("location bins", str(vocabulary.num_locations))
     table.add_row("perception tokens", str(len(vocabulary.tokens)))
     table.add_row("depth tokenizer", "yes" if perception.depth_tokenizer is not None else "none")
+    gate = perception.gate
+    table.add_row("gate of mode auto", "none" if gate is None else f"draws above {gate.price:.3g} for 100 tokens")
     console.print(table)
 
 
