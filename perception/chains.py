@@ -55,8 +55,11 @@ class Example:
             raise ValueError("the question is empty; ask something")
 
 
+ATOMIC_DEPTH_QUESTION = "Draw the depth map."
+
+
 def atomic_depth(depth: Span) -> Example:
-    return Example(ATOMIC_DEPTH, "Draw the depth map.", (depth,), "")
+    return Example(ATOMIC_DEPTH, ATOMIC_DEPTH_QUESTION, (depth,), "")
 
 
 def atomic_boxes(things: str, boxes: Span) -> Example:
@@ -116,7 +119,8 @@ def kind_of_question(question: str) -> str | None:
 def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
     """The question as it is put to the model in a mode, and its kind.
 
-    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can.
+    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can
+    (`PerceptionModel.ask` asks the model's gate first, where it has one).
     Raises ValueError for an empty question, an unknown mode, or mode "chain" with a question of neither kind.
     """
     if not question.strip():
@@ -224,12 +228,14 @@ class Answer:
     """What a model answered.
 
     `text` is all plain text, `spans` the perception it drew, in order, `value` the final answer: a number, a letter, or
-    the text itself; None where none could be read.
+    the text itself; None where none could be read. `mode` is how it was asked for, "chain" or "direct", where that was
+    chosen by `PerceptionModel.ask` or `ask_many`.
     """
 
     text: str
     spans: tuple[Span, ...]
     value: int | str | None
+    mode: str = ""
 
 
 def read_ids(

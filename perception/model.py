@@ -11,21 +11,23 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from perception.chains import Answer, ChatPrompt, prompt_for, read_ids
+from perception.chains import Answer, ChatPrompt, read_ids
 from perception.decoding import SpanDecoder
 from perception.draft_network import DraftNetwork
 from perception.drafts import DraftBook
+from perception.gate import ThinkingGate
 from perception.grammar import SpanGrammar, SpanLogitsProcessor
 from perception.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.sampling import Sampling
+from perception.seen_images import SeenFeatures, SeenImage, tag
 from perception.vocabulary import PerceptionVocabulary
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
 
 ImageLike = Any
-"""A path, a PIL image, or a (H, W, 3) uint8 array or tensor."""
+"""A path, a PIL image, a (H, W, 3) uint8 array or tensor, or what `PerceptionModel.look` gave for one of them."""
 
 
 def load_image(image: ImageLike) -> Image.Image:
@@ -34,6 +36,8 @@ def load_image(image: ImageLike) -> Image.Image:
     Raises:
         ValueError: naming the file that is missing, is no image, or is corrupt; or the shape that was given.
     """
+    if isinstance(image, SeenImage):
+        return image.image
     if isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
@@ -77,11 +81,15 @@ class PerceptionModel:
         vocabulary: PerceptionVocabulary,
         depth_tokenizer: VQVAE | None = None,
         draft_network: DraftNetwork | None = None,
+        gate: ThinkingGate | None = None,
     ):
-        """`draft_network` makes answers faster and changes none. Raises ValueError for parts that do not belong
-        together."""
+        """`draft_network` makes answers faster and changes none; `gate` is what mode "auto" asks. Raises ValueError for
+        parts that do not belong together."""
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
+        if gate is not None:
+            gate.check(model)
+        self.gate = gate
         self.model = model.eval()
         self.processor = processor
         self.vocabulary = vocabulary
@@ -118,7 +126,8 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
         depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None
-        return cls(model.to(device), processor, vocabulary, depth_tokenizer, DraftNetwork.load(folder))
+        network, gate = DraftNetwork.load(folder), ThinkingGate.load(folder)
+        return cls(model.to(device), processor, vocabulary, depth_tokenizer, network, gate)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a stock transformers folder with the vocabulary and the depth tokenizer beside it."""
@@ -128,32 +137,75 @@ class PerceptionModel:
             self.depth_tokenizer.save_pretrained(Path(path) / "depth_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
+        if self.gate is not None and not self.gate.apart(self.model):  # one that was trained on needs a gate anew
+            self.gate.save(path)
         self.vocabulary.save(path)
 
     def ask(self, image: ImageLike, question: str, mode: str = "auto", max_new_tokens: int = 256) -> Answer:
         """Answers one question about one image.
 
         Args:
-            image: a path, a PIL image, or a (H, W, 3) uint8 array.
+            image: a path, a PIL image, a (H, W, 3) uint8 array, or what `look` gave.
             question: plain text; names of perception tokens inside it stay plain text.
-            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the question is of a kind
-                that a chain fits.
+            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the model's gate finds
+                it worth the tokens; without a gate wherever the question is of a kind that a chain fits.
             max_new_tokens: room for the whole answer; a depth map takes its grid and two tokens.
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, or a chain that fits no question.
         """
-        text, kind = prompt_for(question, mode)
-        return self.answer([Prompt(image, text, kind)], max_new_tokens=max_new_tokens)[0]
+        return self.ask_many([image], [question], mode, max_new_tokens)[0]
+
+    def ask_many(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: Sequence[str],
+        modes: str | Sequence[str] = "auto",
+        max_new_tokens: int = 256,
+        batch_size: int = 32,
+    ) -> list[Answer]:
+        """Answers several questions, those of `ask` one by one; kinds and modes may be mixed within a batch.
+
+        Args:
+            images: one for all questions, or a list or tuple of one a question; the same object given again is looked
+                at once.
+            modes: one for all questions, or one a question.
+
+        Raises:
+            ValueError: as `ask` does, before anything is answered where a question or a mode is at fault; for numbers
+                of images or modes that are not the questions'.
+        """
+        from perception.asking import ask_many
+
+        return ask_many(self, images, questions, modes, max_new_tokens, batch_size)
+
+    def look(self, image: ImageLike) -> SeenImage:
+        """An image that is prepared once and whose visual features are computed once, for several questions: it stands
+        wherever an image may, and the answers are the same.
+
+        Raises:
+            ValueError: for a bad image.
+        """
+        if isinstance(image, SeenImage) and image.owner is self.model:
+            return image
+        SeenFeatures.install(self.model)
+        loaded = load_image(image)
+        head, extra = self.prompt.head_ids(self.processor, loaded)
+        return SeenImage(loaded, head, {n: v for n, v in extra.items() if n in self._accepted}, self.model)
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Left-padded ids (B, T), their mask, and the image tensors of a batch of prompts."""
         tokenizer = self.processor.tokenizer
-        rows, extras, types = [], [], []
+        rows, extras, types, seen = [], [], [], list[SeenImage]()
         for prompt in prompts:
-            head, extra = self.prompt.head_ids(self.processor, load_image(prompt.image))
+            image = prompt.image
+            if not (isinstance(image, SeenImage) and image.owner is self.model):
+                head, extra = self.prompt.head_ids(self.processor, load_image(image))
+                kept = {name: value for name, value in extra.items() if name in self._accepted}
+            else:
+                head, kept = image.head, image.extra
+                seen.append(image)
             asked = head + self.prompt.tail_ids(tokenizer, self.vocabulary, prompt.question)
-            kept = {name: value for name, value in extra.items() if name in self._accepted}
             rows.append(asked + list(prompt.forced))
             extras.append(kept)
             types.append(token_types(kept, len(asked), len(prompt.forced)))
@@ -162,8 +214,12 @@ class PerceptionModel:
             "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, left=True),
         }
         inputs = texts | batch_types(types, left=True) | batch_images(extras)
-        device = self.model.device
-        return {k: v.to(device, self.model.dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
+        if "pixel_values" in inputs and len(seen) == len(prompts):
+            inputs["pixel_values"] = inputs["pixel_values"].view_as(inputs["pixel_values"])  # may be a seen image's own
+            tag(inputs["pixel_values"], seen)
+        return inputs
 
     @torch.no_grad()
     def generate_ids(

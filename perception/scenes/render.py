@@ -308,9 +308,14 @@ def render_scenes(seeds: Sequence[int], look: str = "standard", image_size: int 
     Raises:
         ValueError: for an unknown look, a negative seed or an image size under 16.
     """
+    return render_parameters(sample_scenes(seeds, look), seeds, image_size)
+
+
+@torch.no_grad()
+def render_parameters(scenes: SceneParameters, seeds: Sequence[int], image_size: int = 80) -> SceneBatch:
+    """Renders scenes whose parameters are given; `seeds` name them. Raises ValueError for an image size under 16."""
     if image_size < 16:
         raise ValueError(f"image_size must be at least 16, got {image_size}")
-    scenes = sample_scenes(seeds, look)
     origin, direction = _camera_rays(scenes, image_size)
     to_floor = torch.where(direction[1] < -1e-6, -origin[1] / direction[1], INFINITY)
     to_wall = torch.where(direction[2] > 1e-6, (scenes.wall_distance[:, None]) / direction[2], INFINITY)
@@ -326,4 +331,4 @@ def render_scenes(seeds: Sequence[int], look: str = "standard", image_size: int 
     slots = torch.where(nearest < t_back, slot, -1).reshape(-1, image_size, image_size)
     ids, objects = _describe(scenes, slots, depth, own)
     images = (colors.reshape(-1, image_size, image_size, 3) * 255).round().to(torch.uint8)
-    return SceneBatch(tuple(int(s) for s in seeds), look, images, depth, ids, objects)
+    return SceneBatch(tuple(int(s) for s in seeds), scenes.look, images, depth, ids, objects)

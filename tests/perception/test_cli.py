@@ -62,11 +62,18 @@ def test_ask_answers(folder, picture, mode):
     assert any(line.startswith("said:") for line in lines) and lines[-1]
 
 
+def test_auto_says_what_it_chose(folder, picture):
+    said = run("ask", picture, QUESTION, "-m", folder, "--mode", "auto")
+    assert "auto chose to draw first" in said and "has no gate" in said
+    assert "auto chose to answer at once" in run("ask", picture, "What is this?", "-m", folder)
+    assert "auto chose" not in run("ask", picture, QUESTION, "-m", folder, "--mode", "chain")
+
+
 def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
     drawn = tmp_path / "drawn.png"
     said = run("ask", picture, QUESTION, "-m", folder, "--json", "--draw", drawn)
     answer = json.loads(said)
-    assert answer.keys() == {"answer", "text", "spans"}
+    assert answer.keys() == {"answer", "text", "spans", "mode"}
     assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
     with Image.open(drawn) as image:
         assert image.height == 240

@@ -1,0 +1,22 @@
+"""The examples of docs/when_to_draw.md run, and say what the page says they do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_examples_run_one_after_the_other(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "when_to_draw.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 3
+    names: dict[str, object] = {"__name__": "__example__"}
+    for block in blocks:
+        exec(block, names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[-1] in ("chain", "direct") and said[-1] == "100 0"
+    assert [answer.mode for answer in names["answers"]] == ["chain", "direct"]  # type: ignore[attr-defined]
