@@ -53,12 +53,12 @@ class Scale:
     problems: int = 24_000
     text: int = 600
     """Steps of the text-only stage that all arms begin with"""
-    second: int = 1600
+    second: int = 2400
     """Steps that follow: text-only again, or interleaved"""
     batch_size: int = 8
     """Rows of a supervised step"""
-    sums: int = 4
-    """Rows of sums beside them: without, arithmetic decides more than looking does"""
+    sums: int = 0
+    """Rows of sums beside them"""
     learning_rate: float = 8e-4
     """Of the supervised stages"""
     reinforced: int = 300

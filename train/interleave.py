@@ -65,8 +65,7 @@ class InterleaveConfig:
     """a visual token is selected where sigmoid(score) reaches this; none: what the selector was made with. The loss
     weighs up what is to be selected, so a higher threshold than the paper's 0.7 selects more exactly"""
     sums: int = 0
-    """rows of sums a step, beside the problems: a model that learns from these alone remembers their sums, and guesses
-    at others"""
+    """rows of sums a step (`train.arithmetic`), beside the problems, so that calculating is not forgotten"""
     own_looks: float = 0.0
     """share of the steps, after the first third, whose looks bring in what the model itself selects; regions own and
     boxes"""
