@@ -12,6 +12,7 @@ from perception.datasets.coco import CountRules, read_counts
 from perception.datasets.depth_questions import DepthRules
 from perception.datasets.depth_records import read_depth_pairs
 from perception.datasets.own_questions import read_questions
+from perception.datasets.prepared import read_prepared
 from perception.datasets.records import Record, RecordSet
 from perception.vocabulary import PerceptionVocabulary, SpanError
 from vqvae import VQVAE
@@ -39,6 +40,8 @@ class SourcesConfig:
     """folders (or files) of depth maps, asked which point is closest"""
     depth_images: str = ""
     """folder of their images; empty where the depth files hold them (NYUv2)"""
+    prepared: tuple[str, ...] = ()
+    """folders of images that python -m train.prepare labelled: asked to count, and which point is closest"""
     questions_an_image: int = 4
     """of depth"""
 
@@ -61,21 +64,22 @@ def read_sources(
     Raises:
         ValueError: as the readers, and for a record that is not of this vocabulary or depth tokenizer.
     """
-    if not (config.own or config.records or config.aurora or config.counts or config.depth):
-        raise ValueError("no data: give data.own, data.records, data.aurora, data.counts or data.depth")
+    if not (config.own or config.records or config.aurora or config.counts or config.depth or config.prepared):
+        raise ValueError("no data: give data.own, data.records, data.aurora, data.counts, data.depth or data.prepared")
     size = vocabulary.num_locations
     sets = [read_questions(Path(path), size) for path in config.own]
     sets += [RecordSet.read(Path(path)) for path in config.records]
     sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary) for path in config.aurora]
     rules = CountRules(layout=config.counts_layout)
     sets += [read_counts(Path(path), Path(config.counts_images), size, rules) for path in config.counts]
+    asked = DepthRules(questions_an_image=config.questions_an_image)
+    sets += [read_prepared(Path(path), size, vqvae, asked) for path in config.prepared]
     if config.depth and vqvae is None:
         raise ValueError("data.depth needs a depth tokenizer to make codes; set depth_tokenizer")
     for number, path in enumerate(config.depth):
         assert vqvae is not None
         images = Path(config.depth_images) if config.depth_images else None
         codes = codes_folder / f"depth-codes-{number}.parquet"
-        asked = DepthRules(questions_an_image=config.questions_an_image)
         codes.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(codes.with_suffix(".lock")):  # of several processes the first makes the codes, the others wait
             sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))

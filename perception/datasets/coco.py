@@ -77,11 +77,12 @@ def read_counts(annotations: Path, images: Path, num_locations: int, rules: Coun
             skipped.append(f"{where}: no class that is annotated wholly and has 1 to {rules.max_count} objects")
         for category in asked:
             span = Span("boxes", tuple(tokenizer.encode(np.array(boxes.get(category, [])).reshape(-1, 4))))
-            records += _records(ImageFile(path), names[category], span, where)
+            records += count_records(ImageFile(path), names[category], span, where)
     return RecordSet(tuple(records), tuple(skipped))
 
 
-def _records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
+def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
+    """Boxes to draw, a chain and a direct answer about `things`, a plural."""
     question = f"How many {things} are there?"
     chain = chains.chain_count(question, boxes)
     direct = chains.direct(chains.DIRECT_COUNT, question, chain.answer)

