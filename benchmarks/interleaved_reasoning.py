@@ -59,6 +59,9 @@ class Scale:
     """Rows of a supervised step"""
     sums: int = 0
     """Rows of sums beside them"""
+    selection_weight: float = 0.3
+    """Of the selection's loss: at 1 the text model learns less of the text"""
+    selector_lr_ratio: float = 3.0
     learning_rate: float = 8e-4
     """Of the supervised stages"""
     reinforced: int = 300
@@ -130,7 +133,8 @@ class Recipes:
                 batch_size=self.scale.batch_size,
                 sums=self.scale.sums,
                 # Nothing to learn of a selection that is random, or everything.
-                selection_weight=1.0 if selects else 0.0,
+                selection_weight=self.scale.selection_weight if selects else 0.0,
+                selector_lr_ratio=self.scale.selector_lr_ratio,
                 own_looks=0.5 if selects and stage == "interleaved" else 0.0,
                 threshold=0.85,
             )

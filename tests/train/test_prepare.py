@@ -1,0 +1,402 @@
+"""Images labelled by teachers: what each says, shards that are killed, and training on what came out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_families import save_family
+from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigold, save_owlv2
+
+from perception.datasets.box_teachers import OpenVocabulary, Ssd, kept
+from perception.datasets.depth_questions import relative_depth
+from perception.datasets.depth_teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
+from perception.datasets.image_files import ImageFile
+from perception.datasets.labelling import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
+from perception.datasets.prepared import read_prepared
+from perception.datasets.shards import records
+from perception.datasets.teachers import Detections, TeachersConfig
+from perception.shipped import shipped
+from train.finetune import main as finetune
+from train.prepare import PrepareConfig, labeller, main, prepare
+from vqvae import VQVAE
+
+pytest.importorskip("diffusers")
+SIZES = ((48, 64), (48, 64), (40, 56))  # height, width
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        pixels = np.random.default_rng(n).integers(0, 256, (*SIZES[n % 3], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{n:03d}.png")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def load(folder: Path, names: list[str]) -> tuple[list[Path], list[Image.Image]]:
+    files = [folder / name for name in names]
+    return files, [ImageFile(file).load() for file in files]
+
+
+def slopes(files, images):
+    """A teacher of depth: a plane that falls to the left, another for every image."""
+    return [
+        1 + (1 + int(file.stem)) * torch.linspace(0, 1, image.width).expand(image.height, image.width)
+        for file, image in zip(files, images, strict=True)
+    ]
+
+
+def halves(files, images):
+    """A detector: two cups, side by side, and a chair around both."""
+    boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 1, 1]])
+    return [Detections(boxes, ("cup", "cup", "chair"), np.ones(3)) for _ in files]
+
+
+@pytest.fixture(scope="module")
+def vqvae() -> VQVAE:
+    return VQVAE.from_pretrained(shipped("depth-scenes-100")).eval()
+
+
+# Teachers
+
+
+def test_depth_models_see_any_sizes_and_say_the_same_one_by_one(tmp_path: Path) -> None:
+    files, images = load(tmp_path / "images", pictures(tmp_path / "images", 4))
+    relative = DepthEstimator(str(save_depth_anything(tmp_path / "relative")))
+    metric = DepthEstimator(str(save_depth_anything(tmp_path / "metric", metric=True)))
+    marigold = Marigold(str(save_marigold(tmp_path / "marigold")), steps=2)
+    for teacher in (relative, metric, marigold):
+        together = teacher(files, images)
+        assert [tuple(depth.shape) for depth in together] == [image.size[::-1] for image in images]
+        assert all(bool((depth > 0).all() and depth.isfinite().all()) for depth in together)
+        for n in range(4):
+            alone = teacher(files[n : n + 1], images[n : n + 1])[0]
+            torch.testing.assert_close(alone, together[n], rtol=1e-3, atol=1e-4)
+    assert metric.is_metric and not relative.is_metric
+
+
+def test_a_relative_model_s_nearness_is_what_the_tokenizer_keeps(tmp_path: Path, vqvae: VQVAE) -> None:
+    near = torch.rand(30, 40).cumsum(1)
+    near = (near - near.min()) / (near.max() - near.min())
+    depth = from_nearness(3 * near - 7)
+    torch.testing.assert_close(relative_depth(depth), near, atol=1e-4, rtol=0)
+    assert bool((from_nearness(torch.ones(4, 5)) > 0).all()), "a flat map is a flat map"
+    found = vqvae.normalise(depth[None]).nearness
+    expected = vqvae.normalise((1 / (near + 1))[None]).nearness
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("save", [save_owlv2, save_grounding_dino])
+def test_detectors_find_named_classes_inside_the_image(tmp_path: Path, save) -> None:
+    files, images = load(tmp_path / "images", pictures(tmp_path / "images", 3))
+    classes = ("cup", "red chair")
+    model = str(save(tmp_path / "model"))
+    everything = OpenVocabulary(model, classes, 0.0, 1.0)(files, images)
+    sure = OpenVocabulary(model, classes, 0.5, 0.5)(files, images)
+    for found, few in zip(everything, sure, strict=True):
+        assert set(found.labels) <= set(classes) and len(found.labels) == len(found.boxes_xyxy) > 0
+        assert bool((found.boxes_xyxy >= 0).all() and (found.boxes_xyxy <= 1).all())
+        assert bool((found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all())
+        assert len(few.labels) <= len(found.labels) and bool((few.scores >= 0.5).all())
+
+
+def test_doubtful_flat_and_doubled_boxes_are_left_out() -> None:
+    boxes = [
+        [0.1, 0.1, 0.5, 0.5],
+        [0.1, 0.1, 0.5, 0.51],  # the first again
+        [0.1, 0.1, 0.5, 0.5],  # of another class
+        [0.2, 0.2, 0.2, 0.9],  # no width
+        [1.2, 0.0, 1.4, 0.5],  # outside
+        [-0.2, 0.6, 0.3, 1.4],  # over the edge
+        [0.6, 0.6, 0.9, 0.9],  # doubtful
+        [np.nan, 0.6, 0.9, 0.9],
+    ]
+    labels = ["cup", "cup", "mug", "cup", "cup", "cup", "cup", "mug"]
+    found = kept(boxes, labels, [0.9, 0.8, 0.7, 0.9, 0.9, 0.6, 0.1, 0.2], 0.3, 0.5)
+    assert found.labels == ("cup", "mug", "cup")
+    np.testing.assert_allclose(found.boxes_xyxy, [boxes[0], boxes[2], [0, 0.6, 0.3, 1]])
+    empty = kept([], [], [], 0.3, 0.5)
+    assert empty.boxes_xyxy.shape == (0, 4) and empty.labels == ()
+
+
+def test_stereo_finds_which_half_is_nearer(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    texture = np.random.default_rng(0).integers(0, 256, (80, 200, 3), dtype=np.uint8)
+    right = texture.copy()
+    right[:, :100] = np.roll(texture, -4, 1)[:, :100]
+    right[:, 100:192] = np.roll(texture, -12, 1)[:, 100:192]  # the right half is moved further: nearer
+    for name, pixels in (("left", texture), ("right", right)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "a.png")
+    files, images = load(tmp_path / "left", ["a.png"])
+    depth = StereoPairs(tmp_path / "left", tmp_path / "right")(files, images)[0]
+    assert float(depth[:, 20:80].nanmedian()) == pytest.approx(1 / 4, rel=0.1)
+    assert float(depth[:, 130:180].nanmedian()) == pytest.approx(1 / 12, rel=0.1)
+    (tmp_path / "right" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"right/a.png does not exist"):
+        StereoPairs(tmp_path / "left", tmp_path / "right")(files, images)
+
+
+def test_maps_that_are_there_are_taken(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "images", 2)
+    (tmp_path / "depth").mkdir()
+    depth = 1 + np.random.default_rng(0).random((24, 32)).astype(np.float32)
+    np.save(tmp_path / "depth" / "000_depth.npy", depth)
+    files, images = load(tmp_path / "images", names)
+    teacher = DepthFolder(tmp_path / "images", tmp_path / "depth")
+    assert torch.equal(teacher(files[:1], images[:1])[0], torch.from_numpy(depth))
+    with pytest.raises(ValueError, match=r"001.png has no depth map beneath .*depth"):
+        teacher(files, images)
+
+
+def test_the_bundled_detector_sees_a_cat() -> None:
+    data = pytest.importorskip("skimage.data")
+    try:
+        teacher = Ssd((), 0.5, 0.5)
+    except ValueError as error:
+        pytest.skip(str(error))
+    found = teacher([Path("chelsea.png")], [Image.fromarray(data.chelsea())])[0]
+    assert found.labels == ("cat",)
+    with pytest.raises(ValueError, match="COCO has no class unicorn; it has airplane, apple"):
+        Ssd(("unicorn",), 0.5, 0.5)
+
+
+def test_teachers_that_cannot_be_are_named(tmp_path: Path) -> None:
+    for given, message in [
+        (
+            {"depth": "midas"},
+            r"unknown teacher of depth 'midas'; known: depth-anything, marigold, stereo, folder, none",
+        ),
+        ({"depth": "none"}, "neither depth nor boxes"),
+        ({"depth": "stereo"}, "needs depth_folder"),
+        ({"boxes": "open-vocabulary"}, "looks for what classes name"),
+        ({"score": 1.5}, r"score must lie in \[0, 1\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TeachersConfig(**given)
+    with pytest.raises(ValueError, match=r"nowhere cannot be loaded .*give the folder of a saved model"):
+        DepthEstimator(str(tmp_path / "nowhere"))
+
+
+# Rows
+
+
+def test_cached_codes_are_those_made_online(tmp_path: Path, vqvae: VQVAE) -> None:
+    names = pictures(tmp_path / "images", 7)
+    rows = Labeller(tmp_path / "images", slopes, vqvae, halves, batch_size=3, embed=True)(names)
+    write_rows(rows, tmp_path / "a.parquet", {"tokenizer": "t"})
+    read, header = read_rows(tmp_path / "a.parquet")
+    assert header == {"tokenizer": "t"} and [row.name for row in read] == names
+    for row, (file, image) in zip(read, zip(*load(tmp_path / "images", names), strict=True), strict=True):
+        depth = slopes([file], [image])[0]
+        assert row.codes == tuple(vqvae.to_sequence(vqvae.encode(depth[None]))[0].tolist())
+        assert row.size == tuple(depth.shape) and row.depth_range == pytest.approx((1, float(depth.max())))
+        # 1 / depth, told apart to one in 65,534, at 64 pixels as the picture has no more
+        torch.testing.assert_close(relative_depth(row.depth()), relative_depth(depth), atol=2e-3, rtol=0)
+        assert row.image == file.read_bytes()
+        assert row.detections is not None and row.detections.labels == ("cup", "cup", "chair")
+        np.testing.assert_array_equal(row.detections.boxes_xyxy, halves([file], [image])[0].boxes_xyxy)
+
+
+def test_holes_stay_holes_and_large_maps_get_small() -> None:
+    depth = torch.linspace(1, 9, 300).expand(200, 300).clone()
+    depth[:, :100] = torch.nan
+    found = small_map(depth)
+    assert found.shape == (64, 96) and bool((found[:, :31] == 0).all()) and bool((found[:, 33:] > 0).all())
+    again = LabelledImage("a", (200, 300), nearness=found).depth()
+    assert bool(again[:, :31].isnan().all()) and bool((again[0, 33:].diff() > 0).all())
+
+
+def test_one_bad_image_takes_no_other_with_it(tmp_path: Path, vqvae: VQVAE) -> None:
+    names = pictures(tmp_path / "images", 5)
+    (tmp_path / "images" / "001.png").write_bytes(b"no picture")
+
+    def moody(files, images):
+        if any(file.stem == "003" for file in files):
+            raise ValueError("003 is too dark")
+        return slopes(files, images)
+
+    rows = Labeller(tmp_path / "images", moody, vqvae, None, batch_size=8)(names)
+    assert [row.name for row in rows] == names
+    bad = {row.name: row.reason for row in rows if isinstance(row, Unlabelled)}
+    assert set(bad) == {"001.png", "003.png"} and bad["003.png"] == "003 is too dark" and "001.png" in bad["001.png"]
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyarrow import parquet
+
+    pictures(tmp_path / "images", 6)
+    command = command_for(tmp_path / "images", tmp_path / "out", depth_model)
+    write = parquet.write_table
+
+    def fills_up(table, where):
+        Path(where).write_bytes(b"half a")
+        if "00001" in Path(where).name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, where)
+
+    monkeypatch.setattr(parquet, "write_table", fills_up)
+    assert main(command) == 1
+    assert "shard-00001.parquet could not be written (No space left on device)" in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "out" / "shard-00000.parquet")[0]) == 2
+    assert not list((tmp_path / "out").glob(".*.partial"))
+    monkeypatch.undo()
+    assert main(command) == 0 and sum(record["images"] for record in records(tmp_path / "out")) == 6
+
+
+# Shards
+
+
+@pytest.fixture(scope="module")
+def depth_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_depth_anything(tmp_path_factory.mktemp("teacher") / "model")
+
+
+def command_for(images: Path, out: Path, model: Path, shard_size: int = 2) -> list[str]:
+    teachers = ["--teachers.depth_model", str(model), "--shard_size", str(shard_size), "--batch_size", "2"]
+    return ["--images", str(images), "--out", str(out), *teachers]
+
+
+def all_rows(out: Path) -> list[tuple[object, ...]]:
+    rows = [row for file in sorted(out.glob("shard-*.parquet")) for row in read_rows(file)[0]]
+    return [(row.name, row.size, row.codes, row.depth_range) for row in rows]
+
+
+def test_what_was_killed_goes_on_without_loss_or_repeats(tmp_path: Path, depth_model: Path) -> None:
+    names = pictures(tmp_path / "images", 60)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = command_for(tmp_path / "images", killed, depth_model)
+    process = subprocess.Popen([sys.executable, "-m", "train.prepare", *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("shard-*.record.json"))) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 3 <= len(list(killed.glob("shard-*.record.json"))) < 30
+    sorted(killed.glob("shard-*.record.json"))[-1].unlink()  # as after a kill between rows and record
+    for out in (killed, whole):
+        assert main(command_for(tmp_path / "images", out, depth_model)) == 0
+    assert all_rows(killed) == all_rows(whole) and [row[0] for row in all_rows(whole)] == names
+    assert not list(killed.rglob("*.partial"))
+
+
+def test_ray_makes_the_same_rows(tmp_path: Path, depth_model: Path) -> None:
+    pytest.importorskip("ray")
+    pictures(tmp_path / "images", 9)
+    (tmp_path / "images" / "004.png").write_bytes(b"no picture")
+    local, spread = tmp_path / "local", tmp_path / "spread"
+    assert main(command_for(tmp_path / "images", local, depth_model)) == 0
+    assert main([*command_for(tmp_path / "images", spread, depth_model), "--engine", "ray", "--workers", "2"]) == 0
+    assert all_rows(spread) == all_rows(local) and len(all_rows(local)) == 8
+    skipped = [(out / "skipped.jsonl").read_text() for out in (local, spread)]
+    assert skipped[0] == skipped[1] and json.loads(skipped[0])["image"] == "004.png"
+
+
+def test_other_settings_images_or_runs_are_refused(
+    tmp_path: Path, depth_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "images", 3)
+    command = command_for(tmp_path / "images", tmp_path / "out", depth_model)
+    assert main(command) == 0
+    assert "3 images labelled, 0 skipped; 3 depth maps, 0 boxes" in capsys.readouterr().out
+    assert main([*command, "--embed_images", "true"]) == 1
+    assert "embed_images was False and is True" in capsys.readouterr().err
+    pictures(tmp_path / "images", 4)
+    assert main(command) == 1 and "names was" in capsys.readouterr().err
+    assert main(command_for(tmp_path / "none", tmp_path / "other", depth_model)) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    config = PrepareConfig(
+        str(tmp_path / "images"), str(tmp_path / "out"), TeachersConfig(depth_model=str(depth_model))
+    )
+    assert labeller(config).vqvae is not None
+    with pytest.raises(ValueError, match="unknown engine 'spark'; known: local, ray"):
+        PrepareConfig("a", "b", engine="spark")
+    with pytest.raises(ValueError, match="was begun otherwise"):
+        prepare(config)
+
+
+# Records
+
+
+def labelled(folder: Path, vqvae: VQVAE, count: int = 6, **more: object) -> Path:
+    """A folder of shards by teachers that know."""
+    from perception.datasets.prepared import prepare_folder
+
+    pictures(folder / "images", count)
+    out = folder / "labelled"
+    made = Labeller(folder / "images", slopes, vqvae, halves, batch_size=4, **more)  # type: ignore[arg-type]
+    prepare_folder(folder / "images", out, lambda: made, {"classes": ["cup", "chair", "spoon"]}, shard_size=4)
+    return out
+
+
+def test_labels_become_questions_with_right_answers(tmp_path: Path, vqvae: VQVAE) -> None:
+    found = read_prepared(labelled(tmp_path, vqvae), 100, vqvae)
+    tasks = {record.example.task for record in found.records}
+    assert {"atomic_depth", "chain_count", "direct_count", "chain_depth", "direct_depth"} <= tasks
+    for record in found.records:
+        if record.example.task == "direct_count":
+            assert (record.example.question, record.example.answer) in {
+                ("How many cups are there?", "2"),
+                ("How many spoons are there?", "0"),
+            }
+        if record.example.task == "direct_depth":  # the plane falls to the left: the leftmost point is nearest
+            leftmost = min(range(len(record.marks)), key=lambda n: record.marks[n][0])
+            assert record.example.answer == "ABCDE"[leftmost]
+    again = read_prepared(tmp_path / "labelled", 100, vqvae)
+    assert again == found
+
+
+def test_folders_that_cannot_be_read_say_why(tmp_path: Path, vqvae: VQVAE) -> None:
+    out = labelled(tmp_path, vqvae)
+    with pytest.raises(ValueError, match="give the depth tokenizer that made them"):
+        read_prepared(out, 100)
+    image = tmp_path / "images" / "002.png"
+    image.unlink()
+    with pytest.raises(ValueError, match=r"002.png does not exist, and .* holds no images itself"):
+        read_prepared(out, 100, vqvae)
+    pictures(tmp_path / "images", 3)
+    file = out / "shard-00001.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"shard-00001.parquet is no whole file of labelled images"):
+        read_prepared(out, 100, vqvae)
+    file.write_bytes((out / "shard-00000.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"shard-00001.parquet: 000.png is there twice"):
+        read_prepared(out, 100, vqvae)
+    with pytest.raises(ValueError, match=r"holds no labelled images; make it with python -m train.prepare"):
+        read_prepared(tmp_path / "images", 100, vqvae)
+
+
+def test_embedded_images_need_no_other_folder(tmp_path: Path, vqvae: VQVAE) -> None:
+    out = labelled(tmp_path, vqvae, embed=True)
+    pixels = np.asarray(ImageFile(tmp_path / "images" / "002.png").load())
+    (tmp_path / "images").rename(tmp_path / "gone")
+    found = read_prepared(out, 100, vqvae)
+    images = {record.image.path.name: record.image for record in found.records}
+    np.testing.assert_array_equal(np.asarray(images["002.png"].load()), pixels)
+
+
+def test_a_model_trains_on_labelled_images(tmp_path: Path, vqvae: VQVAE) -> None:
+    base = save_family("llava", tmp_path / "base")
+    out = labelled(tmp_path, vqvae)
+    finetune(
+        [
+            *("--base", str(base), "--data.prepared", str(out), "--out", str(tmp_path / "model")),
+            *("--run_dir", str(tmp_path / "run"), "--depth_tokenizer", str(shipped("depth-scenes-100"))),
+            *("--steps", "2", "--batch_size", "2"),
+        ]
+    )
+    assert (tmp_path / "model" / "perception_vocabulary.json").exists()
