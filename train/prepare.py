@@ -14,12 +14,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perception.datasets.labelling import Labeller
+from perception.datasets.labelling import LabelledImage, Labeller, read_rows
 from perception.datasets.prepared import Engine, PreparedReport, in_process, prepare_folder
 from perception.datasets.teachers import NONE, TeachersConfig, box_teacher, depth_teacher
 from perception.model_folder import find_folder
 from perception.shipped import shipped
 from train.config import flatten, parse_config
+from train.labelled_view import labelled_sheet
 from vqvae import VQVAE
 
 ENGINES = ("local", "ray")
@@ -48,6 +49,8 @@ class PrepareConfig:
     """local: one process. ray: Ray Data, on this machine or the cluster of RAY_ADDRESS"""
     workers: int = 2
     """of ray: processes that hold a teacher each"""
+    draw: int = 8
+    """labelled images on labels.png, a sheet beside the shards; 0 for none"""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -92,6 +95,21 @@ def prepare(config: PrepareConfig) -> PreparedReport:
     )
 
 
+def draw_labels(config: PrepareConfig) -> Path | None:
+    """Draws the first labelled images to labels.png. None where there are none, or none are wanted."""
+    out = Path(config.out)
+    rows: list[LabelledImage] = []
+    for record in sorted(out.glob("shard-*.record.json")):
+        if len(rows) < config.draw:
+            rows += read_rows(out / f"{record.name.removesuffix('.record.json')}.parquet")[0]
+    if not rows or not config.draw:
+        return None
+    vqvae = None if config.teachers.depth == NONE else VQVAE.from_pretrained(config.tokenizer_folder).eval()
+    sheet = labelled_sheet(rows[: config.draw], Path(config.images), vqvae)
+    sheet.save(out / "labels.png")
+    return out / "labels.png"
+
+
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(PrepareConfig, argv)
     try:
@@ -100,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
     print(f"{report}\nwritten: {config.out}")
+    if picture := draw_labels(config):
+        print(f"look at {picture}")
     if report.skipped:
         print(f"prepare: {report.skipped} images were skipped; {config.out}/skipped.jsonl says why", file=sys.stderr)
     return 0 if report.images else 1

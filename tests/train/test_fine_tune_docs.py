@@ -6,63 +6,30 @@ import json
 import os
 import re
 import runpy
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_commands import ROOT, commands, execute, like_a_checkout
 
 from perception.vocabulary import PerceptionVocabulary
 from train.config import flatten
 from train.finetune import FinetuneConfig
 
 pytest.importorskip("peft")
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "fine_tune.md").read_text()
-NOT_RUN = "<!-- not run -->"
-_BLOCK = re.compile(rf"(?P<mark>{NOT_RUN}\n)?^```sh\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def commands(run: bool) -> list[list[str]]:
-    """Words of each command of the page, of those that run or of the others."""
-    blocks = [m["code"].replace("\\\n", " ") for m in _BLOCK.finditer(PAGE) if bool(m["mark"]) != run]
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-
-
-def execute(words: list[str]) -> None:
-    """In this process: imports take longer than the commands."""
-    with pytest.MonkeyPatch.context() as patch:
-        if words[:2] == ["python", "-m"]:
-            patch.setattr(sys, "argv", words[2:])
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-        else:
-            assert words[0] == "perception"
-            from perception import cli
-
-            patch.setattr(sys, "argv", words)
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            assert not ended.value.code
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that looks like the root, so that nothing is written into the checkout."""
-    for entry in ROOT.iterdir():
-        if entry.name[0] != "." and entry.name != "runs":
-            (tmp_path / entry.name).symlink_to(entry)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)  # a process has one precision, which other tests set anew
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    with like_a_checkout(tmp_path) as folder:
+        yield folder
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import.*:RuntimeWarning")
 def test_the_commands_of_the_page_run(checkout: Path, capsys: Any) -> None:
-    for words in commands(run=True):
+    for words in commands(PAGE, run=True):
         execute(words)
     said = capsys.readouterr().out
     assert "done: 4 steps" in said and "done: 2 steps" in said and "GB of a device" in said
@@ -84,8 +51,8 @@ def check_request(checkout: Path) -> None:
 
 
 def test_commands_that_are_not_run_name_settings_and_files_that_exist() -> None:
-    known, words = set(flatten(FinetuneConfig())), [w for command in commands(run=False) for w in command]
-    trained = [c for c in commands(run=False) if "train.finetune" in c]
+    known, words = set(flatten(FinetuneConfig())), [w for command in commands(PAGE, run=False) for w in command]
+    trained = [c for c in commands(PAGE, run=False) if "train.finetune" in c]
     for command in trained:
         flags = command[command.index("train.finetune") :]
         assert {w[2:] for w in flags if w.startswith("--")} <= known
