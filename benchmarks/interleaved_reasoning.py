@@ -64,7 +64,9 @@ class Scale:
     selector_lr_ratio: float = 3.0
     learning_rate: float = 8e-4
     """Of the supervised stages"""
-    reinforced: int = 300
+    reinforced: int = 200
+    """Steps of GRPO"""
+    reinforced_learning_rate: float = 5e-5
     test: int = 400
     """Held-out problems"""
 
@@ -154,6 +156,7 @@ class Recipes:
             )
             held_out = self.problems(replace(self.data, seed=self.data.seed + 1, count=150))
             loop = self._loop(config.loop, self.scale.reinforced, seed)
+            loop = replace(loop, learning_rate=self.scale.reinforced_learning_rate)
             reinforce.train(replace(config, loop=loop), self.training_problems(), held_out)
         return out
 

@@ -121,10 +121,11 @@ class VisualTokenSelector(nn.Module):
         """The score that is just selected: the logit of the threshold."""
         return math.log(self.config.threshold / (1 - self.config.threshold))
 
-    def draw(self, scores: Tensor) -> Tensor:
+    def draw(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Selects each visual token (...) with probability sigmoid(score - offset): selections with a policy gradient,
         of which what `select` gives is the likeliest."""
-        return torch.rand_like(scores) < (scores - self.offset).sigmoid()
+        uniform = torch.rand(scores.shape, generator=generator)  # on the CPU, so that a seed means the same everywhere
+        return uniform.to(scores.device) < (scores - self.offset).sigmoid()
 
     # Files
 

@@ -25,18 +25,25 @@ from perception.visual_tokens import (
 class InterleavedContext:
     """Rows that read on at different speeds. After every step its slots are as many as the longest row's tokens."""
 
-    def __init__(self, model: InterleavedModel, ids: Tensor, given: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: InterleavedModel,
+        ids: Tensor,
+        given: Mapping[str, Any],
+        features: VisualFeatures | None = None,
+    ):
         """
         Args:
             model: reads.
             ids: (B, T), the prompts.
             given: model_kwargs of transformers' `generate`: cache, mask, positions, and the images or their features.
+            features: of the images, where they are encoded already.
         """
         self.model = model
         self.cache = cache_given(given) if given.get("use_cache", True) else None
         mask = given.get("attention_mask")
         self.mask = torch.ones_like(ids) if mask is None else mask.long()  # (b, slots)
-        self.features = VisualFeatures.encode(model.model, given)
+        self.features = VisualFeatures.encode(model.model, given) if features is None else features
         self.sources = placeholder_sources(ids.where(self.mask.bool(), -1), model.layout.image_id)  # (b, slots)
         check_count(int((self.sources >= 0).sum()), len(self.features.tokens))
         self.visual_columns = visual_columns(self.sources)  # (B, M), of the prompts

@@ -24,8 +24,9 @@ from perception.cache_slots import cache_given, cache_key
 from perception.interleave_context import InterleavedContext
 from perception.interleave_triggers import HEADINGS, HeadingTrigger, InterleaveSettings
 from perception.interleaved_chains import InterleavedModel, Look, look_ids
+from perception.row_draws import RowDraws
 from perception.span_processor import mask_scores
-from perception.visual_tokens import check_images, gather_columns, unwrapped
+from perception.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
 Choose = Callable[[Tensor, int, int], Tensor]
 """(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, what the look selects."""
@@ -63,6 +64,7 @@ class InterleavedGenerator:
         settings: InterleaveSettings | None = None,
         tokenizer: Any = None,
         choose: Choose | None = None,
+        draws: RowDraws | None = None,
     ):
         """
         Args:
@@ -70,20 +72,28 @@ class InterleavedGenerator:
             settings: when a row looks; at headings by default.
             tokenizer: reads the headings.
             choose: what a look selects; by the selector's threshold if None. See `Choose`.
+            draws: with do_sample, draws the tokens, instead of torch's global random numbers.
         """
-        self.model = model
+        self.model, self.draws = model, draws
         self.settings = settings or InterleaveSettings()
         if self.settings.trigger == HEADINGS and tokenizer is None:
             raise ValueError("trigger 'headings' reads the text: pass tokenizer=, or use trigger 'generated'")
         self.heading = HeadingTrigger(tokenizer, self.settings) if self.settings.trigger == HEADINGS else None
         self.choose = choose or (lambda scores, row, look: self.model.selector.select(scores))
 
-    def generate(self, inputs: Mapping[str, Any], streamer: Any = None, **settings: Any) -> InterleavedGeneration:
+    def generate(
+        self,
+        inputs: Mapping[str, Any],
+        streamer: Any = None,
+        features: VisualFeatures | None = None,
+        **settings: Any,
+    ) -> InterleavedGeneration:
         """Answers of a batch of prompts.
 
         Args:
             inputs: the processor's, padded on the left.
             streamer: gets the prompt and then what the model writes, not what is put in.
+            features: of all rows' images, where they are encoded already; inputs then hold no pixel_values.
             settings: of transformers' `generate`. max_new_tokens counts what the model writes; beams are refused;
                 use_cache=False computes all anew for every token.
 
@@ -98,7 +108,7 @@ class InterleavedGenerator:
         runs: list[_Run] = []
 
         def decode(model: Any, input_ids: Tensor, **given: Any) -> Any:
-            runs.append(_Run(self, input_ids, streamer=streamer, **given))
+            runs.append(_Run(self, input_ids, streamer=streamer, features=features, **given))
             return runs[0].run()
 
         output = core.generate(**inputs, streamer=streamer, custom_generate=decode, **settings)
@@ -122,6 +132,7 @@ class _Run:
         stopping_criteria: Any,
         generation_config: Any,
         streamer: Any = None,
+        features: VisualFeatures | None = None,
         **model_kwargs: Any,
     ):
         _check(generation_config, model_kwargs)
@@ -135,7 +146,7 @@ class _Run:
         self.look_scores: list[list[Tensor]] = [[] for _ in range(count)]
         self.open = [True] * count
         self.alive = list(range(count))  # rows that are in the context, in its order
-        self.context = InterleavedContext(self.model, input_ids, model_kwargs)
+        self.context = InterleavedContext(self.model, input_ids, model_kwargs, features)
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
         pad = generation_config._pad_token_tensor
@@ -179,7 +190,8 @@ class _Run:
             self.scores += [scores] if self.config.output_scores else []
             self.logits += [logits] if self.config.output_logits else []
         if self.config.do_sample:
-            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+            draws = self.generator.draws
+            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if draws is None else draws.tokens(scores)
         else:
             tokens = scores.argmax(-1)
         tokens = torch.where(torch.tensor(self.open, device=tokens.device), tokens, self.pad_id)

@@ -305,21 +305,22 @@ class InterleavedModel(nn.Module):
         self.selector = selector
         self.layout = layout
 
-    def hidden(self, batch: InterleavedBatch) -> Tensor:
+    def hidden(self, batch: InterleavedBatch, features: VisualFeatures | None = None) -> Tensor:
         """Last hidden states (B, L, H). Raises ValueError where images and placeholders do not match."""
         is_placeholder = torch.zeros_like(batch.ids, dtype=torch.bool)
         there = batch.visual_columns >= 0
         rows = torch.arange(len(there), device=there.device)[:, None].expand_as(there)
         is_placeholder[rows[there], batch.visual_columns[there]] = True
         check_images(self.model, self.layout, batch.images | {"input_ids": batch.ids.where(is_placeholder, -1)})
-        features = VisualFeatures.encode(self.model, batch.images)
+        features = VisualFeatures.encode(self.model, batch.images) if features is None else features
         check_count(int(there.sum()), len(features.tokens))
         positions = chain_positions(self.model, batch.ids, is_placeholder, batch.attention_mask, batch.images)
         embeds = embed(self.model, self.layout, self.selector.embedding, batch.ids, batch.sources, features)
         return read_text(self.model, embeds, batch.attention_mask, positions, batch.sources, features)
 
-    def forward(self, batch: InterleavedBatch) -> InterleavedOutput:
-        hidden = self.hidden(batch)  # (B, L, H)
+    def forward(self, batch: InterleavedBatch, features: VisualFeatures | None = None) -> InterleavedOutput:
+        """Args: features: of all rows' images, where they are encoded already; the batch then holds no pixel_values."""
+        hidden = self.hidden(batch, features)  # (B, L, H)
         looking = gather_columns(hidden, batch.look_columns)  # (B, S, H)
         scores = self.selector(looking, gather_columns(hidden, batch.visual_columns))  # (B, S, M)
         supervised = batch.labels[:, 1:] != IGNORED  # (B, L - 1)

@@ -252,6 +252,19 @@ def images_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in _TEXT_KEYS}
 
 
+def repeat_rows(features: VisualFeatures, ids: Tensor, image_id: int, times: int) -> VisualFeatures:
+    """The features of a batch in which every row stands `times` times in a row.
+
+    Args:
+        features: of the rows once.
+        ids: (B * times, T), of the prompts as they are repeated.
+    """
+    counts = (ids[::times] == image_id).sum(1).tolist()  # B
+    numbers = torch.arange(len(features.tokens), device=features.tokens.device)
+    check_count(sum(counts), len(numbers))
+    return select_rows(features, torch.cat([own.repeat(times) for own in numbers.split(counts)]))
+
+
 def select_rows(features: VisualFeatures, kept: Tensor) -> VisualFeatures:
     """The features of some visual tokens, by their numbers (n,)."""
     return replace(features, tokens=features.tokens[kept], deepstack=tuple(f[kept] for f in features.deepstack))

@@ -105,9 +105,9 @@ def policy_loss(
 
 def reference_kl(chain: ChainLogProbs, reference: ChainLogProbs, norm: float) -> Tensor:
     """KL divergence of the policy from a reference: estimated at the written tokens (Schulman's k3, never negative),
-    exact at the looks' Bernoulli variables. A sum over each chain, a mean over chains, divided by `norm`."""
+    exact at the looks' Bernoulli variables. (B,), a sum over each chain, divided by `norm`."""
     gap = (reference.tokens - chain.tokens) * chain.written
     tokens = (gap.exp() - gap - 1).sum(1)  # (B,)
     p, q = chain.scores, reference.scores
     looks = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) + (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
-    return (tokens + (looks * chain.candidates).sum((1, 2))).mean() / norm
+    return (tokens + (looks * chain.candidates).sum((1, 2))) / norm

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from perception.interleave_generation import Choose, InterleavedGenerator
+from perception.interleave_generation import InterleavedGenerator
 from perception.interleave_triggers import GENERATED, InterleaveSettings
 from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch
+from perception.row_draws import RowDraws
+from perception.visual_tokens import VisualFeatures, images_of, repeat_rows
 from train.config import command_line, fingerprint, parse_config
 from train.geometry_data import GeometryData, read_problems
 from train.held_out import Evaluation
@@ -108,20 +111,26 @@ class ReinforceConfig:
 
 @dataclass(frozen=True)
 class PromptBatches(ChainBatches):
-    """Prompts of a step, each as often as chains are wanted of it."""
+    """Prompts of a step, each as often as chains are wanted of it, with its images once and a seed a chain: what a
+    chain draws does not depend on how a step's problems are shared out."""
 
     num_generations: int = 4
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
-        problems = [p for p in self.shares(step, shard, num_shards) for _ in range(self.num_generations)]
+        once = self.shares(step, shard, num_shards)
+        problems = [p for p in once for _ in range(self.num_generations)]
         columns: dict[str, list[Any]] = {"answer": [problem.answer for problem in problems]}
         for name in problems[0].truths:
             columns[name] = [problem.truths[name] for problem in problems]
-        return {"inputs": self.encoder.inputs(problems), "columns": columns}
+        inputs = self.encoder.inputs(problems)
+        inputs.pop("pixel_values")
+        places = range(shard, self.batch_size, num_shards)  # of the problems among those of the step
+        seeds = [_seed(self.seed, step, place, n) for place in places for n in range(self.num_generations)]
+        return {"inputs": inputs, "images": images_of(self.encoder.inputs(once)), "columns": columns, "seeds": seeds}
 
 
-def _drawn_by(model: InterleavedModel) -> Choose:
-    return lambda scores, row, look: model.selector.draw(scores)
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @dataclass
@@ -139,15 +148,23 @@ class GRPO:
         layout, generated = self.encoder.layout, self.encoder.settings.trigger == GENERATED
         return layout.reserved if generated else (*layout.reserved, layout.interleave_id)
 
-    def rollouts(self, model: InterleavedModel, inputs: Mapping[str, Tensor]) -> list[list[int | Look]]:
+    def features(self, model: InterleavedModel, share: Mapping[str, Any]) -> VisualFeatures:
+        """Of every chain's images, each encoded once for all chains of its problem."""
+        found = VisualFeatures.encode(model.model, share["images"])
+        ids, times = share["inputs"]["input_ids"], self.config.num_generations
+        return repeat_rows(found, ids, self.encoder.layout.image_id, times)
+
+    def rollouts(self, model: InterleavedModel, share: Mapping[str, Any]) -> list[list[int | Look]]:
         """A sampled answer a prompt."""
-        choose = _drawn_by(model) if self.config.selection == SAMPLED else None
-        generator = InterleavedGenerator(model, self.encoder.settings, self.encoder.processor.tokenizer, choose)
+        draws, tokenizer = RowDraws(share["seeds"], model.selector), self.encoder.processor.tokenizer
+        choose = draws.select if self.config.selection == SAMPLED else None
+        generator = InterleavedGenerator(model, self.encoder.settings, tokenizer, choose, draws)
         was_training = model.training
         model.eval()
         with torch.no_grad():
             found = generator.generate(
-                inputs,
+                share["inputs"],
+                features=self.features(model, share),
                 max_new_tokens=self.config.max_completion_length,
                 do_sample=True,
                 temperature=self.config.temperature,
@@ -168,7 +185,7 @@ class GRPO:
 
     def __call__(self, model: InterleavedModel, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Any]]:
         config, inputs = self.config, share["inputs"]
-        answers = self.rollouts(model, inputs)
+        answers = self.rollouts(model, share)
         parts = self.reward(answers, share["columns"])
         total = torch.stack([weight * parts[name] for name, weight in config.rewards.used.items()]).sum(0)  # (B,)
         device = inputs["input_ids"].device
@@ -179,22 +196,26 @@ class GRPO:
         batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, LabelRule(interleave, next_token=True))
         batch = batch.to(device)
         how = (batch, self.banned, config.temperature, model.selector.offset if config.selection == SAMPLED else 0.0)
-        chain = chain_log_probs(model(batch), *how)
+        chain = chain_log_probs(model(batch, self.features(model, share)), *how)
         with torch.no_grad():
-            before = chain_log_probs(self.reference(batch), *how)
+            reference = self.reference.to(device)
+            before = chain_log_probs(reference(batch, self.features(reference, share)), *how)
         norm = config.max_completion_length
-        kl = reference_kl(chain, before, norm)
-        loss = policy_loss(chain, advantages, norm, config.selection, config.weight_of_looks) + config.beta * kl
         equal = advantages.view(-1, config.num_generations).abs().amax(1) == 0
-        if bool(equal.all()):
-            loss = loss * 0  # nothing to compare: the step is skipped, gradients stay there for other devices
+        # A group with nothing to compare is left out, divergence and all, whatever groups share its device; its
+        # gradients, zeros, are still there for the other devices.
+        compared = (~equal).repeat_interleave(config.num_generations)  # (B,)
+        kls = reference_kl(chain, before, norm)  # (B,)
+        kl = kls.detach().mean()
+        loss = policy_loss(chain, advantages, norm, config.selection, config.weight_of_looks)
+        loss = loss + config.beta * (kls * compared).mean()
         lengths = chain.written.sum(1).float()
         looks = [sum(isinstance(part, Look) for part in answer) for answer in answers]
         self.entropy = float((chain.entropy.sum() / chain.written.sum().clamp_min(1)).detach())
         scalars = {
             "reward": total.mean(),
             **{f"reward_{name}": value.mean() for name, value in parts.items()},
-            "kl": kl.detach(),
+            "kl": kl,
             "length": lengths.mean(),
             "entropy": self.entropy,
             "triggers": sum(count > 0 for count in looks) / len(looks),

@@ -134,7 +134,7 @@ def test_a_policy_without_entropy_is_no_better_however_it_does(start: Path, tmp_
 def test_reserved_ids_are_never_rolled_out(start: Path, tmp_path: Path) -> None:
     grpo, batches = grpo_of(start, tmp_path)
     torch.manual_seed(0)
-    answers = grpo.rollouts(grpo.reference, batches(0, 0, 1)["inputs"])
+    answers = grpo.rollouts(grpo.reference, batches(0, 0, 1))
     written = {part for answer in answers for part in answer if not isinstance(part, Look)}
     assert not written & set(grpo.banned)
 
