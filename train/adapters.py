@@ -52,6 +52,16 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
     return get_peft_model(model, config)
 
 
+def align_only(model: Any) -> None:
+    """Lets nothing but the projector train. Raises ValueError where the model has none."""
+    names = projector_names(model)
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no projector to align; leave only_projector out")
+    model.requires_grad_(False)
+    for name in names:
+        model.get_submodule(name).requires_grad_(True)
+
+
 def _train_new_rows(model: Any, ids: list[int]) -> None:
     new = torch.tensor(ids)
 

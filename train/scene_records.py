@@ -1,0 +1,130 @@
+"""Rendered scenes as records for any model (`python -m train.scene_records --out runs/scene_records`).
+
+`train.aurora` feeds scenes to the tiny model as it renders them; `train.finetune`, which serves every model, reads
+records. Three files come out, on the same images: captions.jsonl, what is where in words, to align a new projector
+with; chains.jsonl, perception to draw and chains of it, with direct answers; direct.jsonl, the direct answers alone,
+for a baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+
+from perception import chains
+from perception.chains import Example
+from perception.datasets.image_files import ImageFile
+from perception.datasets.records import Record, RecordSet
+from perception.model_folder import find_folder
+from perception.scenes.captions import conversation
+from perception.scenes.looks import LOOKS
+from perception.scenes.markers import LETTERS
+from perception.scenes.questions import depth_question
+from perception.scenes.render import render_scenes
+from perception.scenes.scene import Scene
+from perception.tokenizers.points import PointTokenizer
+from perception.vocabulary import PerceptionVocabulary, Span
+from train.batches import TaskMaker
+from train.config import parse_config
+from vqvae import VQVAE
+
+CAPTIONS, CHAINS, DIRECT = "captions.jsonl", "chains.jsonl", "direct.jsonl"
+_RENDER = 32
+
+
+@dataclass(frozen=True)
+class SceneRecordsConfig:
+    """Configuration of the scenes that are written."""
+
+    out: str = "runs/scene_records"
+    count: int = 3000
+    """scenes"""
+    first_seed: int = 0
+    look: str = "standard"
+    image_size: int = 128
+    """pixels a side"""
+    depth_tokenizer: str = "tokenizers/depth-scenes-100"
+    num_locations: int = 100
+
+    def __post_init__(self) -> None:
+        if self.look not in LOOKS:
+            raise ValueError(f"unknown look {self.look!r}; known: {', '.join(LOOKS)}")
+        for name in ("count", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
+    """Renders the scenes and writes their images and records; returns the number of records of each file."""
+    out = Path(config.out)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
+    side = vqvae.config.grid_size
+    maker = TaskMaker(PerceptionVocabulary(vqvae.config.codebook_size, (side, side), config.num_locations), vqvae)
+    found: dict[str, list[Record]] = {CAPTIONS: [], CHAINS: [], DIRECT: []}
+    seeds = range(config.first_seed, config.first_seed + config.count)
+    for start in track(range(0, config.count, _RENDER), description="rendering", transient=True):
+        batch = render_scenes(list(seeds[start : start + _RENDER]), config.look, config.image_size)
+        with torch.no_grad():
+            codes = vqvae.to_sequence(vqvae.encode(batch.depth)).numpy()  # (b, h * w)
+        for n, seed in enumerate(batch.seeds):
+            scene = Scene.from_batch(batch, n)
+            path = out / "images" / f"{seed:08d}.png"
+            Image.fromarray(scene.image.numpy()).save(path)
+            for example, marks in scene_examples(maker, scene, codes[n], np.random.default_rng((7, seed))):
+                record = Record(ImageFile(path), example, f"scene {seed}", marks, vqvae.fingerprint())
+                if example.task == chains.DIRECT_OTHER:
+                    found[CAPTIONS].append(record)
+                else:
+                    found[CHAINS].append(record)
+                    found[DIRECT] += [record] if example.task in chains.DIRECT else []
+    for name, records in found.items():
+        RecordSet(tuple(records)).write(out / name)
+    return {name: len(records) for name, records in found.items()}
+
+
+def scene_examples(
+    maker: TaskMaker, scene: Scene, codes: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple[Example, tuple[tuple[float, float], ...]]]:
+    """What is asked about a scene, with the points (x, y) that are marked for it.
+
+    Args:
+        codes: (h * w,), of its depth map.
+    """
+    for question, answer in conversation(scene, rng).turns:
+        if not any(word in question for word in ("marked", "Where is ", " on?")):  # marks are not in these images
+            yield chains.direct(chains.DIRECT_OTHER, question, answer.removesuffix(".")), ()
+    for task in (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT):
+        made = maker.make(task, scene, codes, rng)
+        assert made is not None, "any scene has boxes to draw"
+        yield made[1], ()
+    depth = Span("depth", tuple(int(code) for code in codes))
+    yield chains.atomic_depth(depth), ()
+    asked = depth_question(scene, rng)
+    if asked is None:
+        return
+    points = asked.points_xy
+    marks = tuple((float(x), float(y)) for x, y in points)
+    tokenizer = PointTokenizer(maker.vocabulary.num_locations)
+    yield chains.atomic_points(Span("points", tuple(tokenizer.encode(points)))), marks
+    yield chains.direct(chains.DIRECT_DEPTH, asked.text, asked.answer), marks
+    readings = maker.readings(codes, points)
+    if LETTERS[int(readings.argmax())] == asked.answer:  # else the chain would contradict its own map
+        places = [Span("points", tuple(tokenizer.encode(point[None]))) for point in points]
+        yield chains.chain_depth(asked.text, places, depth, readings.tolist(), asked.answer), marks
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(SceneRecordsConfig, argv)
+    counts = write_scene_records(config)
+    print("\n".join(f"{Path(config.out) / name}: {count} records" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
