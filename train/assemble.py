@@ -163,14 +163,14 @@ def start_projector(model: Any, pixels: Tensor) -> None:
     words are, so that the language model can read the first visual tokens that it sees."""
     projector = model.model.multi_modal_projector
     features = model.model.vision_tower(pixels).last_hidden_state.flatten(2).transpose(1, 2).flatten(0, 1)  # (B N, C)
-    mean, spread = features.mean(0), features.std(0).mean().clamp_min(1e-6)
+    mean, spread = features.mean(0), features.std(0).mean().clamp_min(1e-12)
     first, second = projector.linear_1, projector.linear_2
     first.weight.normal_(0, first.in_features**-0.5).div_(spread)
     first.bias.copy_(-first.weight @ mean)
     second.weight.normal_(0, second.in_features**-0.5)
     second.bias.zero_()
     out = projector(features)
-    second.weight.mul_(model.get_input_embeddings().weight.std() / out.std().clamp_min(1e-6))
+    second.weight.mul_(model.get_input_embeddings().weight.std() / out.std().clamp_min(1e-12))
 
 
 def assemble(config: AssembleConfig) -> Path:

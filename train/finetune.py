@@ -35,7 +35,7 @@ from train.base import save_as
 from train.config import command_line, fingerprint, parse_config
 from train.curriculum import KindSchedule
 from train.losses import LossSettings, SpanLosses
-from train.model_parts import embedding_names, tower_parameters
+from train.model_parts import embedding_names, keep_still, tower_parameters, vision_tower
 from train.record_batches import RecordBatches, RecordPlan
 from train.record_rows import RecordRows
 from train.record_sources import SourcesConfig, read_sources
@@ -191,6 +191,8 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tower = tower_parameters(model)
+    if not config.tower_lr_ratio:
+        keep_still(vision_tower(model))
     tables = [model.get_submodule(name).weight for name in embedding_names(model)]
     model = adapt(model, vocabulary, config.lora, config.train_rows)
     for parameter in tower:

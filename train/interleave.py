@@ -29,6 +29,7 @@ from train.config import command_line, fingerprint, parse_config
 from train.geometry_data import GeometryData, read_problems
 from train.interleaved_rows import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
 from train.loop import FitResult, LoopConfig, fit
+from train.model_parts import keep_still
 from train.own_looks import OwnLooks
 
 TRAINING_FILE = "training.json"
@@ -164,6 +165,8 @@ def interleaved_groups(
     """Groups for `build_optimizer`: the vision encoder (frozen here where its ratio is 0), the selector, the rest."""
     tower = tower_of(model.model)
     tower.requires_grad_(tower_lr_ratio > 0)
+    if not tower_lr_ratio:
+        keep_still(tower)
     apart = {id(p) for p in (*tower.parameters(), *model.selector.parameters())}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},

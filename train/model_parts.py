@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,17 @@ def tower_parameters(model: Any) -> list[nn.Parameter]:
     """Of the vision tower, projectors left out."""
     projectors = {id(p) for name in projector_names(model) for p in model.get_submodule(name).parameters()}
     return [p for p in vision_tower(model).parameters() if id(p) not in projectors]
+
+
+def keep_still(frozen: nn.Module) -> None:
+    """Keeps a module that does not train in evaluation mode, whatever mode the model around it is put into: batch norms
+    would go on averaging, dropout go on dropping."""
+    frozen.eval()
+    frozen.train = partial(_stay, frozen)  # type: ignore[method-assign]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def language_linears(model: Any) -> list[str]:
