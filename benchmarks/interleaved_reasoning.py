@@ -18,7 +18,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.reasoning_page import page
-from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.shipped import shipped
 from train import interleave, reinforce
 from train.geometry_data import GeometryData, read_problems
@@ -160,7 +160,13 @@ class Recipes:
             reinforce.train(replace(config, loop=loop), self.training_problems(), held_out)
         return out
 
+    def place(self, arm: Arm, seed: int) -> Path:
+        """Where an arm's model lies, trained or not."""
+        name = "reinforced" if arm.reinforced else arm.stage
+        return self.folder / "-".join([name, arm.stage if arm.reinforced else arm.regions, str(seed)])
+
     def model(self, arm: Arm, seed: int) -> Path:
+        """The same, trained where it was not."""
         return self.reinforced(arm.stage, seed) if arm.reinforced else self.supervised(arm.stage, arm.regions, seed)
 
 
@@ -208,20 +214,37 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
     return dict(json.loads(path.read_text()))
 
 
-def measure(recipes: Recipes, seeds: Sequence[int], names: Sequence[str], split: str) -> dict[str, dict[str, Any]]:
-    """By arm: how many of the seeds answer each problem of a split right, (N,) in [0, 1], and the selection's F1."""
+def plan(recipes: Recipes, names: Sequence[str], seeds: Sequence[int], finished: bool = False) -> dict[str, list[int]]:
+    """Seeds by arm, and one of the base; where `finished`, those alone that are trained already."""
+    found: dict[str, list[int]] = {"base": [seeds[0]]}
+    for name in names:
+        there = [s for s in seeds if not finished or _finished(recipes.place(ARMS[name], s))]
+        found |= {name: there} if there else {}
+    return found
+
+
+def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: str) -> dict[str, dict[str, Any]]:
+    """By arm: whether each of its seeds answers each problem of a split right, and the selection's F1."""
     problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
     table = {}
-    for name in track(names, description=split):
-        found = [outcomes(recipes, name, seed, problems, split) for seed in (seeds if name in ARMS else seeds[:1])]
-        scores = [one["selection_f1"] for one in found if one["selection_f1"] is not None]
+    for name in track(seeds, description=split):
+        found = {seed: outcomes(recipes, name, seed, problems, split) for seed in seeds[name]}
+        scores = [one["selection_f1"] for one in found.values() if one["selection_f1"] is not None]
         table[name] = {
-            "right": np.mean([one["right"] for one in found], axis=0),
+            "right": {seed: np.array(one["right"], float) for seed, one in found.items()},
             "selection_f1": float(np.mean(scores)) if scores else None,
-            "by_seed": [float(np.mean(one["right"])) for one in found],
-            "example": found[0]["examples"][0],
+            "example": next(iter(found.values()))["examples"][0],
         }
     return table
+
+
+def gain(table: dict[str, dict[str, Any]], better: str, worse: str) -> Interval | None:
+    """Of one arm over another, over the problems, each with the mean of the seeds that both have; None for no such."""
+    ours, theirs = table[better]["right"], table[worse]["right"]
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        return None
+    return paired_difference(*(np.mean([right[seed] for seed in common], axis=0) for right in (ours, theirs)))
 
 
 COMPARED = (
@@ -237,8 +260,8 @@ def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
     found = []
     for better, worse, least in COMPARED:
         if better in table and worse in table:
-            gain = paired_difference(table[better]["right"], table[worse]["right"])
-            found.append(Bar(f"{better} over {worse}", 100 * gain.mean, least))
+            difference = gain(table, better, worse)
+            found += [Bar(f"{better} over {worse}", 100 * difference.mean, least)] if difference else []
     if "interleaved SFT" in table:
         found.append(Bar("F1 of the selection", 100 * table["interleaved SFT"]["selection_f1"], 70.0))
     return found
@@ -249,11 +272,12 @@ def row_of(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     Intervals are over problems, each with the mean of its seeds; how far seeds lie apart says `by_seed`.
     """
-    right: NDArray[np.float64] = table[name]["right"]
-    row: dict[str, Any] = {"arm": name, "accuracy": vars(bootstrap_interval(right))}
+    right: dict[int, NDArray[np.float64]] = table[name]["right"]
+    row: dict[str, Any] = {"arm": name, "accuracy": vars(bootstrap_interval(np.mean(list(right.values()), axis=0)))}
+    row["by_seed"] = {seed: round(float(values.mean()), 4) for seed, values in right.items()}
     for other in ("text-only SFT", "interleaved SFT"):
-        if name not in (other, "base") and other in table:
-            row[f"gain over {other}"] = vars(paired_difference(right, table[other]["right"]))
+        if name not in (other, "base") and other in table and (difference := gain(table, name, other)):
+            row[f"gain over {other}"] = vars(difference)
     return row | {key: value for key, value in table[name].items() if key != "right"}
 
 
@@ -262,20 +286,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all of them")
+    parser.add_argument("--finished", action="store_true", help="measure what is trained already; train nothing")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
     arguments = parser.parse_args(argv)
     read = functools.cache(read_problems)
     if arguments.check:
         with tempfile.TemporaryDirectory() as folder:
             recipes = Recipes(Path(folder), SHORT, GeometryData(), read)
-            found = bars(measure(recipes, (0,), ("text-only SFT", "interleaved SFT"), "test"))
+            found = bars(measure(recipes, {"text-only SFT": [0], "interleaved SFT": [0]}, "test"))
         for bar in found:
             print(bar.line())
         return 0 if all_met(found) else 1
     recipes = Recipes(arguments.runs, Scale(), GeometryData(), read)
-    tables = {
-        split: measure(recipes, arguments.seeds, ["base", *arguments.arms], split) for split in ("test", "held-out")
-    }
+    seeds = plan(recipes, arguments.arms, arguments.seeds, arguments.finished)
+    tables = {split: measure(recipes, seeds, split) for split in ("test", "held-out")}
     rows = {split: [row_of(name, table) for name in table] for split, table in tables.items()}
     found = bars(tables["test"])
     record = {**vars(recipes.scale), "seeds": arguments.seeds, "rows": rows, "bars": [bar.to_json() for bar in found]}

@@ -15,8 +15,8 @@ Made by `python -m benchmarks.interleaved_reasoning`; do not edit.
 
 Every arm begins with `models/geometry-base`, which reads figures and has never seen a solution, and learns on the same
 {problems:,} problems: {text} steps of text-only solutions, then {second} steps of its own, batches of {batch_size};
-RL is {reinforced} steps of GRPO behind that. Seeds {seeds}. All are asked the same {test} problems, greedily. Accuracy
-in %, the mean over seeds, with 95 % bootstrap intervals over problems in brackets; gains are paired, in points.
+RL is {reinforced} steps of GRPO behind that. All are asked the same {test} problems, greedily. Accuracy in %, the mean
+over seeds, with 95 % bootstrap intervals over problems in brackets; gains are in points, paired by problem and seed.
 """
 _SPLITS = {
     "test": "Families of the training, numbers never seen in it",
@@ -42,7 +42,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         (
             row["arm"],
             Interval(**row["accuracy"]),
-            ", ".join(f"{100 * value:.1f}" for value in row["by_seed"]),
+            ", ".join(f"{100 * value:.1f}" for value in row["by_seed"].values()),
             "-" if row["selection_f1"] is None else f"{row['selection_f1']:.2f}",
             *(str(Interval(**row[gain])) if gain in row else "-" for gain in gains),
         )

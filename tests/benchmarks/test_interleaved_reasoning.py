@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure, row_of
+from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure, plan, row_of
 from benchmarks.reasoning_page import page
 from train import interleave, reinforce
 from train.geometry_data import GeometryData
@@ -37,9 +37,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_toy_folder(tmp_path / "base")
     recipes = Recipes(tmp_path, SHORTEST, DATA, problems, tmp_path / "base")
-    names = ["base", *ARMS]
-    table = measure(recipes, (0,), names, "test")
-    assert list(table) == names and all(len(row["right"]) == 3 for row in table.values())
+    assert plan(recipes, list(ARMS), (0,), finished=True) == {"base": [0]}
+    seeds = plan(recipes, list(ARMS), (0,))
+    table = measure(recipes, seeds, "test")
+    assert list(table) == ["base", *ARMS] and all(len(row["right"][0]) == 3 for row in table.values())
+    assert plan(recipes, list(ARMS), (0, 1), finished=True) == seeds
     assert {bar.name for bar in bars(table)} == {
         "interleaved SFT over text-only SFT",
         "interleaved SFT + RL over interleaved SFT",
@@ -54,7 +56,7 @@ def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pyt
 
     for module in (interleave, reinforce):
         monkeypatch.setattr(module, "train", never)
-    again = measure(recipes, (0,), names, "test")
+    again = measure(recipes, seeds, "test")
     assert [row_of(name, again) for name in again] == [row_of(name, table) for name in table]
 
 
@@ -77,12 +79,12 @@ def test_arms_look_at_what_they_should() -> None:
 
 
 def test_bars_compare_the_same_problems() -> None:
-    row = {"selection_f1": 0.8, "by_seed": [0.5], "example": ""}
+    row = {"selection_f1": 0.8, "example": ""}
     table = {
-        "text-only SFT": {**row, "right": np.array([1.0, 0.0] * 20)},
-        "interleaved SFT": {**row, "right": np.array([1.0, 1.0, 1.0, 0.0] * 10)},
+        "text-only SFT": {**row, "right": {0: np.array([1.0, 0.0] * 20), 1: np.ones(40)}},
+        "interleaved SFT": {**row, "right": {0: np.array([1.0, 1.0, 1.0, 0.0] * 10)}},
     }
-    gain, f1 = bars(table)
+    gain, f1 = bars(table)  # of the seed that both have
     assert gain.figure == pytest.approx(25) and gain.met and f1.figure == pytest.approx(80)
     assert replace(gain, figure=2.9).met is False
     rows = [row_of(name, table) for name in table]
