@@ -1,0 +1,128 @@
+"""How far does an assembly of pretrained parts come? `python -m benchmarks.assembly`.
+
+SmolLM2-135M behind an EfficientNet-Lite0 (`train.assemble`), its projector aligned, then fine-tuned with LoRA in two
+arms on the same scenes and for as many steps: drawing first, and answering directly. Both are asked held-out questions,
+the chain's spans are replaced to see whether they are used, and the figures stand beside those of the tiny model, which
+trained a hundred times as long. docs/assembly.md has the commands that train; their folders are given by --aurora and
+--direct. Writes `benchmarks/results/assembly.json` and the page beside it.
+
+With --check it prints the bars of the result file's kind, measured afresh on fewer questions, writes nothing, and exits
+1 where one falls short; exit code 2: there is no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.aurora_vs_direct import RESULT as TINY
+from benchmarks.aurora_vs_direct import Baseline, ItemSet, measure, model_record
+from benchmarks.bars import Bar, all_met
+from benchmarks.comparison_page import markdown_table
+from perception.evaluation.comparison import Comparison
+from perception.evaluation.scenes import HELD_OUT_SEED
+from perception.model import PerceptionModel
+from train.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "assembly.json"
+RUNS = ROOT / "runs" / "assembly"
+SETS = tuple(ItemSet("assembly", look, 100, 25, HELD_OUT_SEED) for look in ("standard", "shifted"))
+CHANCE = {"counting": 0.1, "depth, 3-5 points": 0.26}
+"""What guessing gives: a count of 0 to 9 at random; a letter of three, four or five"""
+_FIRST = """\
+# An assembly of pretrained parts
+
+Made by `python -m benchmarks.assembly`; do not edit.
+
+SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms {steps} steps of {samples} rows with LoRA on a CPU, beside
+`models/aurora-tiny`. Accuracy in % with 95 % bootstrap intervals over questions.
+"""
+
+
+def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
+    """Better than guessing, drawing first, on the look it was trained on."""
+    found = []
+    for row, chance in CHANCE.items():
+        if row in comparisons["standard"].accuracy:
+            low = comparisons["standard"].accuracy[row]["chain"].low
+            found.append(Bar(f"{row}, drawing first: low end of the interval over guessing", 100 * (low - chance), 0.0))
+    return found
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """Tables of both models, by look."""
+    tiny = json.loads(TINY.read_text())["looks"] if TINY.exists() else {}
+    parts = [_FIRST.format(steps=result["steps"], samples=result["samples_a_step"])]
+    for look, values in result["looks"].items():
+        ours = Comparison.from_json(values)
+        theirs = Comparison.from_json(tiny[look]) if look in tiny else None
+        rows = []
+        for row, arms in ours.accuracy.items():
+            other = theirs.accuracy.get(row) if theirs else None
+            tiny_cells = [other[arm] if other else "-" for arm in ("direct", "chain")]
+            rows.append((row, arms["direct"].count, arms["direct"], arms["chain"], *tiny_cells))
+        head = ("task", "n", "directly", "drawing first", "tiny, directly", "tiny, drawing first")
+        parts += [f"## {look} look\n", markdown_table(head, rows), _interventions(ours)]
+    lines = [f"- {b['name']}: {b['figure']:.1f} points, {'met' if b['met'] else 'missed'}" for b in result["bars"]]
+    return "\n".join([*parts, "## Bars\n", *lines, ""])
+
+
+def _interventions(comparison: Comparison) -> str:
+    """Accuracy with other spans in the place of its own."""
+    if not comparison.interventions:
+        return ""
+    names = list(next(iter(comparison.interventions.values())))
+    rows = [(row, *(cells.get(name, "-") for name in names)) for row, cells in comparison.interventions.items()]
+    return "Its span replaced before it answers:\n\n" + markdown_table(("task", *names), rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="the bars alone, on fewer questions; write nothing")
+    parser.add_argument("--aurora", type=Path, default=RUNS / "aurora" / "model", help="folder of the arm that draws")
+    parser.add_argument("--direct", type=Path, default=RUNS / "direct" / "model", help="folder of the baseline")
+    parser.add_argument("--num-count", type=int, help=f"counting questions a look ({SETS[0].num_count})")
+    parser.add_argument(
+        "--num-depth", type=int, help=f"depth questions for each number of points ({SETS[0].num_depth})"
+    )
+    given = parser.parse_args(argv)
+    for folder in (given.aurora, given.direct):
+        if not folder.exists():
+            print(f"error: {folder} holds no model; docs/assembly.md has the commands that train one", file=sys.stderr)
+            return 2
+    model, baseline = PerceptionModel.from_pretrained(given.aurora), Baseline(given.direct, None)
+    sets = [
+        replace(s, num_count=given.num_count or s.num_count, num_depth=given.num_depth or s.num_depth) for s in SETS
+    ]
+    sets = sets[:1] if given.check else sets
+    comparisons = {one.look: measure(model, baseline, one)[0] for one in sets}
+    found = bars(comparisons)
+    for bar in found:
+        print(bar.line())
+    if given.check:
+        return int(not all_met(found))
+    record = model_record(given.aurora, model)
+    training = record["training"] or {}
+    result = {
+        "steps": training.get("steps"),
+        "samples_a_step": training.get("samples_a_step"),
+        "aurora": record,
+        "direct": baseline.record(),
+        "sets": [vars(one) for one in sets],
+        "looks": {look: comparison.to_json() for look, comparison in comparisons.items()},
+        "bars": [bar.to_json() for bar in found],
+        **provenance(),
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.with_suffix(".md").write_text(page(result))
+    print(f"written: {RESULT} and its page")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
