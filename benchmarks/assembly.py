@@ -39,8 +39,8 @@ _FIRST = """\
 
 Made by `python -m benchmarks.assembly`; do not edit.
 
-SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms {steps} steps of {samples} rows with LoRA on a CPU, beside
-`models/aurora-tiny`. Accuracy in % with 95 % bootstrap intervals over questions.
+SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms {steps} steps with LoRA, beside `models/aurora-tiny`;
+the commands that trained them stand in the result file. Accuracy in % with 95 % bootstrap intervals over questions.
 """
 
 
@@ -57,7 +57,7 @@ def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
 def page(result: Mapping[str, Any]) -> str:
     """Tables of both models, by look."""
     tiny = json.loads(TINY.read_text())["looks"] if TINY.exists() else {}
-    parts = [_FIRST.format(steps=result["steps"], samples=result["samples_a_step"])]
+    parts = [_FIRST.format(steps=result["steps"])]
     for look, values in result["looks"].items():
         ours = Comparison.from_json(values)
         theirs = Comparison.from_json(tiny[look]) if look in tiny else None
@@ -87,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--aurora", type=Path, default=RUNS / "aurora" / "model", help="folder of the arm that draws")
     parser.add_argument("--direct", type=Path, default=RUNS / "direct" / "model", help="folder of the baseline")
     parser.add_argument("--num-count", type=int, help=f"counting questions a look ({SETS[0].num_count})")
-    parser.add_argument(
-        "--num-depth", type=int, help=f"depth questions for each number of points ({SETS[0].num_depth})"
-    )
+    parser.add_argument("--num-depth", type=int, help=f"depth questions a number of points ({SETS[0].num_depth})")
     given = parser.parse_args(argv)
     for folder in (given.aurora, given.direct):
         if not folder.exists():
@@ -110,7 +108,6 @@ def main(argv: list[str] | None = None) -> int:
     training = record["training"] or {}
     result = {
         "steps": training.get("steps"),
-        "samples_a_step": training.get("samples_a_step"),
         "aurora": record,
         "direct": baseline.record(),
         "sets": [vars(one) for one in sets],
