@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache as cached
 from typing import Any
 
+import torch
 from torch import Tensor
 
 CACHE_KEYS = ("cache", "past_key_values")
@@ -52,5 +53,5 @@ def pack(cache: Any, order: Tensor) -> None:
     for layer in cache.layers:
         for name in ("keys", "values"):
             held = getattr(layer, name)  # (B, heads, slots, width)
-            places = order[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
-            setattr(layer, name, held.gather(2, places))
+            rows, heads = (torch.arange(n, device=order.device) for n in held.shape[:2])
+            setattr(layer, name, held[rows[:, None, None], heads[None, :, None], order[:, None]])

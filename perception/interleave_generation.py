@@ -12,13 +12,18 @@ and in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 from perception.cache_slots import cache_given, cache_key
 from perception.interleave_context import InterleavedContext
@@ -158,11 +163,10 @@ class _Run:
         # Projected once: a prompt's hidden states do not change.
         self.keys = self.model.selector.keys(gather_columns(hidden, self.context.visual_columns))  # (B, M, H)
         newest = self._read_on(hidden[:, -1], None)  # (B, H)
-        while True:
-            tokens = self._write(newest)
-            if not any(self.open):
-                break
-            newest = self._read_on(self._let_go(newest), tokens)
+        if self._may_part():
+            self._write_apart(newest)
+        else:
+            self._write_abreast(newest)
         if self.streamer is not None:
             self.streamer.end()
         if not self.config.return_dict_in_generate:
@@ -173,6 +177,88 @@ class _Run:
             logits=tuple(self.logits) if self.config.output_logits else None,
             **{cache_key(): self.context.cache},
         )
+
+    def _write_abreast(self, newest: Tensor) -> None:
+        """Every row writes a token a step: what a look brings in is fed while the other rows wait.
+
+        Args:
+            newest: (B, H), hidden states behind the prompts.
+        """
+        while True:
+            tokens = self._write(newest)
+            if not any(self.open):
+                return
+            newest = self._read_on(self._let_go(newest), tokens)
+
+    # Rows that need not wait
+
+    def _may_part(self) -> bool:
+        """Whether nothing looks at the rows' tokens as one block, so that rows may be at different numbers of them."""
+        plain = not self.processors and type(self.criteria) is StoppingCriteriaList
+        known = all(type(one) in (MaxLengthCriteria, EosTokenCriteria) for one in self.criteria)
+        apart = self.streamer is None and not self.config.return_dict_in_generate and self.context.cache is not None
+        return plain and known and apart
+
+    def _write_apart(self, newest: Tensor) -> None:
+        """Rows that look read what that brings in while the others write on: as many forwards as the row with most
+        tokens and looks needs, whenever the rows look. Each row's tokens are those of `_write_abreast`.
+
+        Args:
+            newest: (B, H), hidden states behind the prompts.
+        """
+        ends = {int(i) for one in self.criteria if isinstance(one, EosTokenCriteria) for i in one.eos_token_id}
+        most = min(one.max_length for one in self.criteria if isinstance(one, MaxLengthCriteria))
+        room = most - self.prompt.shape[1]  # tokens that a row may write
+        brought: dict[int, tuple[list[int], list[int]]] = {}  # ids and sources that a row reads next
+        while True:
+            for row, token in self._next_tokens(newest, [row not in brought for row in self.alive]).items():
+                self.answers[row].append(token)
+                self.written[row].append(token)
+                self.open[row] = token not in ends and len(self.written[row]) < room
+            if not any(self.open):
+                return
+            newest = self._feed_apart(self._let_go(newest), brought)
+
+    def _next_tokens(self, newest: Tensor, ready: Sequence[bool]) -> dict[int, int]:
+        """The next token of the rows that are ready, by row; hidden states (b, H) of the rows that are alive."""
+        rows = [row for row, one in zip(self.alive, ready, strict=True) if one]
+        if not rows:
+            return {}
+        logits = self.model.model.get_output_embeddings()(newest[torch.tensor(ready)]).float()  # (r, V)
+        scores = logits.masked_fill(self._bans(logits, rows), -torch.inf)
+        if not self.config.do_sample:
+            tokens = scores.argmax(-1)
+        elif self.generator.draws is None:
+            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        else:
+            tokens = self.generator.draws.tokens(scores, rows)
+        return dict(zip(rows, tokens.tolist(), strict=True))
+
+    def _feed_apart(self, newest: Tensor, brought: dict[int, tuple[list[int], list[int]]]) -> Tensor:
+        """One forward: what looks brought in, the newest token of the others, and the interleave token where one looks.
+
+        Args:
+            brought: what rows read; emptied, and filled with what those bring in that look now.
+        """
+        placed = [self.model.layout.interleave_id] if self.generator.heading is not None else []
+        looking = {place for place, row in enumerate(self.alive) if row not in brought and self._is_due(row)}
+        ids = [
+            brought[row][0] if row in brought else self.written[row][-1:] + (placed if place in looking else [])
+            for place, row in enumerate(self.alive)
+        ]
+        sources = None
+        if brought:
+            sources = [brought[r][1] if r in brought else [-1] * len(i) for r, i in zip(self.alive, ids, strict=True)]
+        newest = self.context.feed(ids, newest, sources)
+        brought.clear()
+        if looking:
+            scores = self.model.selector.match(newest[:, None], self.keys)[:, 0]  # (b, M)
+            for place in sorted(looking):
+                found = self._look(self.alive[place], scores[place])
+                brought |= {self.alive[place]: found} if found[0] else {}
+        return newest
+
+    # Rows abreast
 
     def _write(self, newest: Tensor) -> list[int]:
         """The next token, B of them, of every row, behind hidden states (b, H) of the rows that are alive."""
@@ -207,16 +293,16 @@ class _Run:
                 self.open[row] = not stops[row]
         return written
 
-    def _bans(self, logits: Tensor) -> Tensor:
-        """Ids (B, V) that no row, or not this row, may write."""
+    def _bans(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Ids (B, V) that no row, or not this row, may write; of some rows alone, (r, V)."""
         layout, most = self.model.layout, self.generator.settings.max_looks
         if self._banned is None:
-            self._banned = torch.zeros_like(logits, dtype=torch.bool)
+            self._banned = torch.zeros(len(self.open), logits.shape[1], dtype=torch.bool, device=logits.device)
             self._banned[:, [i for i in layout.reserved if i < logits.shape[1]]] = True
         if layout.interleave_id < logits.shape[1]:
             full = [self.generator.heading is not None or len(scores) == most for scores in self.look_scores]
             self._banned[:, layout.interleave_id] = torch.tensor(full, device=logits.device)
-        return self._banned
+        return self._banned if rows is None else self._banned[list(rows)]
 
     def _let_go(self, newest: Tensor) -> Tensor:
         """Takes finished rows out of the context, unless the cache is to be returned; (b, H) of the rows kept."""

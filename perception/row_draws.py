@@ -22,9 +22,14 @@ class RowDraws:
         self._selector = selector
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def tokens(self, scores: Tensor) -> Tensor:
-        """An id (B,) of each row, drawn with probabilities softmax(scores), scores (B, V)."""
-        uniform = torch.cat([torch.rand(1, generator=generator) for generator in self._generators])  # (B,) in [0, 1)
+    def tokens(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """An id (r,) of each row, drawn with probabilities softmax(scores), scores (r, V).
+
+        Args:
+            rows: which they are; None for all of them.
+        """
+        generators = self._generators if rows is None else [self._generators[row] for row in rows]
+        uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators])  # (r,) in [0, 1)
         sums = scores.double().softmax(-1).cumsum(-1)  # (B, V)
         # The first id whose sum is above the draw: never one of probability 0. Scaled, as sums may end short of 1.
         return torch.searchsorted(sums, uniform.to(sums)[:, None] * sums[:, -1:], right=True)[:, 0]

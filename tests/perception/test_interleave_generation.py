@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from perception.cache_slots import cache_given
 from perception.grammar import SpanGrammar
+from perception.interleave_context import InterleavedContext
 from perception.interleave_generation import InterleavedGeneration, InterleavedGenerator
 from perception.interleave_triggers import InterleaveSettings
 from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
@@ -129,6 +130,34 @@ def test_logits_and_scores_of_every_step_are_the_teacher_forced_ones(kind: str, 
         for row, looks in enumerate(result.look_scores):
             for n, scores in enumerate(looks):
                 assert close(scores, output.scores[row, n, : len(scores)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_look_hold_up_no_other(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many forwards as the row with most tokens and looks needs, whenever the rows look, and the same answers as
+    where all rows wait (which a returned output asks for)."""
+    feeds: list[int] = []
+    feed = InterleavedContext.feed
+
+    def counted(self: InterleavedContext, ids: Any, *rest: Any) -> Any:
+        feeds.append(len(ids))
+        return feed(self, ids, *rest)
+
+    looks = 0
+    for seed in range(3):
+        vlm = TinyVLM(kind, seed)
+        inputs = vlm.inputs(seed)
+        abreast = write(vlm, HEADINGS, inputs, return_dict_in_generate=True).answers
+        with monkeypatch.context() as patch:
+            patch.setattr(InterleavedContext, "feed", counted)
+            feeds.clear()
+            assert write(vlm, HEADINGS, inputs).answers == abreast
+        parts = [[isinstance(part, Look) for part in answer] for answer in abreast]
+        brought = [sum(isinstance(p, Look) and bool(p.tokens) for p in answer) for answer in abreast]
+        needed = max(row.count(False) - 1 + more for row, more in zip(parts, brought, strict=True))
+        assert needed <= len(feeds) <= needed + 1, "a look behind the prompt itself is fed before the first token"
+        looks += sum(brought)
+    assert looks >= 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
