@@ -16,7 +16,7 @@ def test_cached_chains_are_the_recomputed_ones_and_no_slot_is_stale() -> None:
 
 
 def test_bars_are_those_of_batch_eight() -> None:
-    run = {"batch_size": 8, "speed_over_recomputed": 4.5, "speed_over_plain": 0.8, "stale_slots": 0}
-    found = bars([{**run, "batch_size": 1, "speed_over_plain": 1.0}, run])
+    run = {"batch_size": 8, "quartiles": {"recomputed": [4, 4.5, 5], "plain": [0.7, 0.8, 0.9]}, "stale_slots": 0}
+    found = bars([{**run, "batch_size": 1, "quartiles": {"recomputed": [1, 1, 1], "plain": [1, 1, 1]}}, run])
     assert [bar.met for bar in found] == [True, False, True]
     assert not bars([{**run, "stale_slots": 2}])[-1].met
