@@ -4,8 +4,10 @@ Ours (several tokens a forward, `perception.decoding`) against transformers' `ge
 with prompt lookup (its assisted decoding without a second model; batches of one only), and without a grammar. The depth
 and the counting question on held-out scenes of the shifted look, batches of 1, 8 and 32; every figure is a ratio to
 plain constrained `generate` in the same run, whose questions alternate between the two. Besides: on how many of 1,000
-questions the ids are the same, the share of a step that the grammar takes, and peak memory. Written to
-`benchmarks/results/generation_speed.json`; about fifteen minutes on two cores.
+questions the ids are the same; the curve of the approximate mode, right answers against sweeps; the share of a step
+that the grammar takes; peak memory, each way in a process of its own; and what a forward over a window costs on
+language models of larger shapes, random ones, beside the floor that reading their weights sets. Written to
+`benchmarks/results/generation_speed.json`; about half an hour on two cores.
 
 With --check it asks fewer questions, prints one line a bar, writes nothing, and exits 1 where one falls short.
 """
@@ -15,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,9 +28,11 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from perception.chains import prompt_for
+from perception.cache_slots import cache_key
+from perception.chains import prompt_for, read_ids
 from perception.decoding import DecodingTrace
-from perception.evaluation.scenes import scene_items
+from perception.evaluation.bootstrap import paired_difference
+from perception.evaluation.scenes import Item, scene_items
 from perception.model import PerceptionModel, Prompt
 from perception.span_processor import SpanLogitsProcessor
 from train.provenance import ROOT, provenance
@@ -38,25 +44,58 @@ SPEED_BARS = {("depth", 1): 4.0, ("depth", 8): 2.5}
 """Times as fast as plain constrained `generate`, by question and batch size."""
 GRAMMAR_PERCENT = 2.0
 """Of a step at batch 32 that the grammar may take."""
+APPROXIMATE_BAR = 8.0
+"""Times as fast as plain, with answers at most a point worse"""
+MEMORY_PERCENT = 10.0
+"""Above plain"""
 MAX_NEW_TOKENS = 256
 _PEERS = ("ours", "plain", "prompt lookup", "without a grammar")
+SWEEPS = (2, 3, 4, 6, 10)
+SHAPES = {
+    "135M (SmolLM2)": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+    },
+    "1.2B (Llama 3.2)": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+"""Language models by their published sizes, output layers tied"""
+_CACHED = 160
+"""tokens before a window: a prompt with its image"""
 
 
-def questions(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Prompt]:
-    """`count` held-out questions of the shifted look, chains of perception: depth of 2 to 5 points, or counting."""
+def held_out(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Item]:
+    """`count` held-out questions of the shifted look: depth of 2 to 5 points, or counting."""
     each = -(-count // 4)
     items = (
         scene_items("shifted", 0, each, first_seed) if kind == "depth" else scene_items("shifted", count, 0, first_seed)
     )
     if kind == "depth":  # the four numbers of points take turns
         items = [items[i + each * group] for i in range(each) for group in range(4)]
-    return [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items[:count]]
+    return items[:count]
+
+
+def questions(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Prompt]:
+    """The same as chains of perception."""
+    return [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in held_out(kind, count, first_seed)]
 
 
 def answer_by(model: PerceptionModel, peer: str, batch: Sequence[Prompt]) -> list[list[int]]:
     """Ids of a batch of answers, decoded in one of the ways of `_PEERS`."""
     if peer == "ours":
         return model.generate_ids(batch, MAX_NEW_TOKENS)
+    if peer.endswith(" sweeps"):
+        return model.generate_ids(batch, MAX_NEW_TOKENS, sweeps=int(peer.split()[0]))
     if peer == "plain":
         return model.generate_ids(batch, MAX_NEW_TOKENS, fast=False)
     if peer == "prompt lookup":
@@ -71,6 +110,8 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
     """Seconds of every way of decoding on the same batches, taking turns batch by batch; the first one warms up."""
     asked = questions(kind, (batches + 1) * batch_size)
     peers = [peer for peer in _PEERS if batch_size == 1 or peer != "prompt lookup"]
+    if kind == "depth" and batch_size == 1:
+        peers += [f"{sweeps} sweeps" for sweeps in SWEEPS]
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     for number in range(batches + 1):
         batch = asked[number * batch_size : (number + 1) * batch_size]
@@ -114,6 +155,77 @@ def same_ids(model: PerceptionModel, count: int, batch_size: int = 25) -> dict[s
     return {"questions": 2 * (count // 2), "same": same}
 
 
+def approximate(model: PerceptionModel, count: int, batch_size: int = 25) -> list[dict[str, Any]]:
+    """Right answers to depth questions by sweeps, and how they differ from exact ones."""
+    items = held_out("depth", count, FIRST_SEED + 2_000_000)
+    prompts = [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items]
+    parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    exact: list[list[int]] = []
+    rows, right = [], {}
+    for sweeps in (None, *SWEEPS):
+        ids = [row for part in parts for row in model.generate_ids(prompts[part], MAX_NEW_TOKENS, sweeps=sweeps)]
+        exact = exact or ids
+        answers = [read_ids(model.processor.tokenizer, model.vocabulary, row, "depth") for row in ids]
+        right[sweeps] = [float(a.value == i.answer) for a, i in zip(answers, items, strict=True)]
+        cells = 1 + model.vocabulary.depth_length
+        pairs = zip(ids, exact, strict=True)
+        same = [a == b for one, other in pairs for a, b in zip(one[1:cells], other[1:cells], strict=True)]
+        row: dict[str, Any] = {"sweeps": sweeps, "questions": count, "accuracy": statistics.fmean(right[sweeps])}
+        row |= {"same_codes": statistics.fmean(map(float, same))}
+        if sweeps is not None:
+            row["over_exact"] = vars(paired_difference(right[sweeps], right[None]))
+        rows.append(row)
+    return rows
+
+
+def peak_memory(peer: str, model: str) -> float:
+    """MiB that a process of its own holds at most while it answers a batch of 32."""
+    command = [sys.executable, "-m", "benchmarks.generation_speed", "--model", model, "--memory-of", peer]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def bandwidth(megabytes: int = 512, repeats: int = 5) -> float:
+    """Bytes a second that a product of a large matrix with a vector reads, the best of some."""
+    matrix, vector = torch.ones(megabytes * 256, 1024), torch.ones(1024)
+    took = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mv(matrix, vector)
+        took.append(time.perf_counter() - start)
+    return matrix.numel() * matrix.element_size() / min(took)
+
+
+@torch.no_grad()
+def shape_costs(name: str, windows: Sequence[int], repeats: int, read: float) -> dict[str, Any]:
+    """Milliseconds of a forward of a random model in bfloat16 over so many tokens behind a prompt, the median.
+
+    `read` is the bandwidth in bytes a second, which the floor is made of.
+    """
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[name], tie_word_embeddings=True)
+    model = LlamaForCausalLM(config).bfloat16().eval()
+    cache = DynamicCache(config=config)
+    model(torch.randint(100, (1, _CACHED)), **{cache_key(): cache}, logits_to_keep=1)
+    took: dict[int, list[float]] = {width: [] for width in windows}
+    for turn in range(repeats + 1):
+        for width in windows:
+            start = time.perf_counter()
+            model(torch.randint(100, (1, width)), **{cache_key(): cache})
+            if turn:
+                took[width].append(1e3 * (time.perf_counter() - start))
+            cache.crop(-width)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {
+        "shape": name,
+        "megabytes": round(weights / 1e6),
+        "floor_ms": round(1e3 * weights / read, 2),
+        "forward_ms": {width: round(statistics.median(some), 2) for width, some in took.items()},
+    }
+
+
 class _Timed(SpanLogitsProcessor):
     """Adds up the seconds that it takes."""
 
@@ -150,7 +262,20 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     found.append(Bar(f"same ids on {result['identity']['questions']} questions", share, 100.0, "%"))
     spare = 100 - result["grammar"]["percent"]
     found.append(Bar("a step at batch 32 that is not the grammar's", spare, 100 - GRAMMAR_PERCENT, "%"))
+    if "memory_mb" in result:
+        more = 100 * (result["memory_mb"]["ours"] / result["memory_mb"]["plain"] - 1)
+        found.append(Bar("peak memory at batch 32, room to a tenth above plain", MEMORY_PERCENT - more, 0.0, "points"))
+    found.append(
+        Bar("approximate mode within a point: over plain", _approximate_speed(result), APPROXIMATE_BAR, "times")
+    )
     return found
+
+
+def _approximate_speed(result: dict[str, Any]) -> float:
+    """Of the fastest way that loses at most a point, the exact one among them."""
+    speeds = next(r["speed_over_plain"] for r in result["races"] if (r["question"], r["batch_size"]) == ("depth", 1))
+    near = [row["sweeps"] for row in result["approximate"] if row.get("over_exact", {"mean": 0.0})["mean"] >= -0.01]
+    return max(speeds["ours" if sweeps is None else f"{sweeps} sweeps"] for sweeps in near)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,10 +283,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fewer questions, the bars alone; write nothing")
     parser.add_argument("--model", default=str(MODEL), help="folder of the model")
     parser.add_argument("--window", type=int, help="tokens of a row fed to a forward at most")
+    parser.add_argument(
+        "--memory-of", choices=("ours", "plain"), help="answer one batch, print this process' peak in MiB"
+    )
     arguments = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(arguments.model)
     if arguments.window:
         model.decoder.window = arguments.window
+    if arguments.memory_of:
+        answer_by(model, arguments.memory_of, questions("depth", 32))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return 0
     cases: list[tuple[str, int, int]] = [("depth", 1, 40), ("depth", 8, 12), ("depth", 32, 4)]
     cases += [("count", 1, 40), ("count", 8, 12), ("count", 32, 4)]
     if arguments.check:
@@ -174,8 +306,14 @@ def main(argv: list[str] | None = None) -> int:
         "first_seed": FIRST_SEED,
         "races": [race(model, *case) for case in cases],
         "identity": same_ids(model, 200 if arguments.check else 1000),
+        "approximate": approximate(model, 100 if arguments.check else 1000),
         "grammar": grammar_share(model),
+        "memory_mb": {peer: round(peak_memory(peer, arguments.model)) for peer in ("plain", "ours")},
     }
+    if not arguments.check:
+        read = bandwidth()
+        result["bandwidth_gb_s"] = round(read / 1e9, 1)
+        result["shapes"] = [shape_costs(name, (1, 8, 16, 32), 7, read) for name in SHAPES]
     measured = bars(result)
     for bar in measured:
         print(bar.line())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from train import assemble
 from train.adapters import LoraSettings
 from train.assemble import AssembleConfig, join, start_projector, tower_file, tower_state
 from train.base import save_half
+from train.config import parse_config
 from train.finetune import FinetuneConfig
 from train.finetune import main as finetune
+from train.provenance import ROOT
 from train.scene_records import CAPTIONS, CHAINS, DIRECT, SceneRecordsConfig, write_scene_records
 from train.tiny import train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
@@ -191,3 +194,20 @@ def test_an_aligned_projector_is_all_that_moved_and_lora_goes_on(joined: Path, s
     assert any(not torch.equal(last[n], after[n]) for n in last if "language_model.layers" in n)
     with pytest.raises(ValueError, match=r"only_projector trains nothing else, and lora.rank is 4"):
         FinetuneConfig(only_projector=True, lora=LoraSettings(rank=4))
+
+
+def test_the_recipes_of_the_page_exist():
+    """docs/assembly.md: its files parse, and stand in one another's folders."""
+    page = (ROOT / "docs" / "assembly.md").read_text()
+    recipes = {
+        arm: parse_config(FinetuneConfig, ["--config", str(ROOT / "train" / "configs" / f"assembly_{arm}.yaml")])
+        for arm in ("align", "direct", "aurora")
+    }
+    assert all(f"train/configs/assembly_{arm}.yaml" in page for arm in recipes)
+    assert recipes["align"].base == AssembleConfig().out and recipes["align"].only_projector
+    for arm, file in (("direct", DIRECT), ("aurora", CHAINS)):
+        recipe = recipes[arm]
+        assert recipe.base == recipes["align"].out and recipe.data.records[0].endswith(file)
+        assert recipe == replace(recipes["direct"], out=recipe.out, run_dir=recipe.run_dir, data=recipe.data), (
+            "arms differ in their data alone"
+        )
