@@ -27,6 +27,7 @@ from perception.cache_slots import cache_key, pack, packed_order, why_not_packab
 from perception.draft_network import DraftNetwork, prompt_states
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
+from perception.lean_forward import LeanForward
 from perception.sampling import Sampling, choose_ids
 from perception.span_processor import GrammarMasks, mask_scores
 from perception.vocabulary import PerceptionVocabulary
@@ -136,6 +137,7 @@ class SpanDecoder:
             draft_network.to(model.device)
         self._masks = GrammarMasks(grammar)
         self._head: Any = None  # the output layer, where it may be cut; False where it may not
+        self._lean: LeanForward | None = None  # the language model's forward, where it may be shortened
         self._warned = False
 
     def decode(
@@ -258,6 +260,7 @@ class SpanDecoder:
             given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
         if self._head is None:
             self._head = self._find_head({**given, "use_cache": False})
+            self._lean = LeanForward.of(self.model) if self._head is not False else None
         given |= {cache_key(): cache, "use_cache": True}
         if self._head is False:
             logits: Tensor = self.model(**given, logits_to_keep=1).logits
@@ -283,7 +286,10 @@ class SpanDecoder:
         given = batch.inputs(fed)
         if self._head is False:
             return mask_scores(self.model(**given).logits.float(), allowed)
-        hidden = self.model.base_model(**given).last_hidden_state  # (b, width, D)
+        if self._lean is not None:
+            hidden = self._lean(fed, given["attention_mask"], given["position_ids"], batch.cache)  # (b, width, D)
+        else:
+            hidden = self.model.base_model(**given).last_hidden_state
         columns = allowed.flatten(0, 1).any(0).nonzero()[:, 0]  # (C,)
         if len(columns) * _SLICE_SHARE > allowed.shape[-1]:
             return mask_scores(self._head(hidden).float(), allowed)

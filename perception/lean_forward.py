@@ -1,0 +1,116 @@
+"""The forward of a Llama-shaped language model over a few tokens, without what stands around it.
+
+Over a window of guesses a small model spends much of its time in Python: makers of masks, wrappers, hooks. Where the
+language model is Llama's, Mistral's or Qwen2's own class with nothing changed, its tensors go through the same sums
+here. `LeanForward.of` tries that on the model, and leaves the work to the model itself where anything differs. The
+weights are the model's own, not copies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perception.cache_slots import cache_key
+
+_CLASSES = ("LlamaModel", "MistralModel", "Qwen2Model")
+
+
+class LeanForward:
+    """Last hidden states of tokens behind a cache; made by `of`."""
+
+    def __init__(self, text: Any):
+        """`text`: the language model, without its output layer."""
+        self.text = text
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any) -> LeanForward | None:
+        """For a model of transformers; None where its language model is of another kind, was changed, or differs."""
+        text = getattr(model.base_model, "language_model", model.base_model)
+        if not _is_stock(text):
+            return None
+        from transformers import DynamicCache
+
+        lean, found = cls(text), []
+        ids = torch.arange(5, device=model.device)[None] % text.config.vocab_size  # (1, 5)
+        places = torch.arange(5, device=model.device)[None]
+        given = {"input_ids": ids[:, 2:], "attention_mask": torch.ones_like(ids), "position_ids": places[:, 2:]}
+        for ours in (True, False):
+            cache: Any = DynamicCache(config=text.config)
+            text(input_ids=ids[:, :2], **{cache_key(): cache}, use_cache=True)
+            if ours:
+                found.append(lean(**given, cache=cache))
+            else:
+                found.append(text(**given, **{cache_key(): cache}, use_cache=True).last_hidden_state)
+        near = 1e-4 if found[0].dtype == torch.float32 else 1e-2
+        return lean if torch.allclose(found[0], found[1], rtol=near, atol=near) else None
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+        """Hidden states (B, n, D) behind the last norm; the cache grows by n slots.
+
+        Args:
+            input_ids: (B, n).
+            attention_mask: (B, slots + n), 0 where no token looks.
+            position_ids: (B, n).
+            cache: of `slots` slots.
+        """
+        text, (batch, count) = self.text, input_ids.shape
+        x = F.embedding(input_ids, text.embed_tokens.weight)  # (B, n, D)
+        cos, sin = (part[:, None] for part in text.rotary_emb(x, position_ids))  # (B, 1, n, d)
+        seen = attention_mask.bool()[:, None, None].expand(-1, -1, count, -1)  # (B, 1, n, slots + n)
+        seen = seen.tril(attention_mask.shape[1] - count)
+        for number, layer in enumerate(text.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            y = _norm(layer.input_layernorm, x)
+            pairs = torch.cat([_linear(attention.q_proj, y), _linear(attention.k_proj, y)], -1)
+            pairs = pairs.view(batch, count, -1, attention.head_dim).transpose(1, 2)  # (B, heads of both, n, d)
+            first, second = pairs.chunk(2, -1)
+            pairs = pairs * cos + torch.cat([-second, first], -1) * sin
+            queries, keys = pairs.split([text.config.num_attention_heads, text.config.num_key_value_heads], 1)
+            values = _linear(attention.v_proj, y).view(batch, count, -1, attention.head_dim).transpose(1, 2)
+            keys, values = cache.update(keys, values, number)
+            grouped = queries.shape[1] != keys.shape[1]
+            found = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=seen, scale=attention.scaling, enable_gqa=grouped
+            )  # (B, heads, n, d)
+            x = x + _linear(attention.o_proj, found.transpose(1, 2).reshape(batch, count, -1))
+            y = _norm(layer.post_attention_layernorm, x)
+            x = x + _linear(mlp.down_proj, mlp.act_fn(_linear(mlp.gate_proj, y)) * _linear(mlp.up_proj, y))
+        return _norm(text.norm, x)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+    normed: Tensor = module(x)  # rounds between its two products
+    return normed
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, module.weight, module.bias)
+
+
+def _is_stock(text: Any) -> bool:
+    """Whether a module is one of the classes known here, all of its parts as they were made."""
+    if type(text).__name__ not in _CLASSES or not type(text).__module__.startswith("transformers."):
+        return False
+    if set(getattr(text.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    if getattr(text.config, "sliding_window", None) and getattr(text.config, "use_sliding_window", True):
+        return False
+    names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    linears = [
+        getattr(part, name)
+        for layer in text.layers
+        for part, some in zip((layer.self_attn, layer.mlp), names, strict=True)
+        for name in some
+    ]
+    if any(type(linear) is not nn.Linear for linear in linears):  # LoRA's, quantised ones
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in text.modules()
+    )
