@@ -48,6 +48,8 @@ class AuroraConfig:
     run_dir: str = "runs/aurora"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     store: str = "runs/scenes/standard"
+    look: str = "standard"
+    """of the scenes: standard, or shifted; a store holds those of one look"""
     num_scenes: int = 40_000
     first_seed: int = 0
     batch_size: int = 16
@@ -112,7 +114,8 @@ def train(config: AuroraConfig) -> FitResult:
     check_files(base, has_vocabulary=False)
     processor, model = read_processor(base), read_model(base, torch.float32)
     depth_tokenizer = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
-    store = SceneStore.build(config.store, range(config.first_seed, config.first_seed + config.num_scenes))
+    seeds = range(config.first_seed, config.first_seed + config.num_scenes)
+    store = SceneStore.build(config.store, seeds, config.look)
     vocabulary = PerceptionVocabulary(
         depth_codes=depth_tokenizer.config.codebook_size,
         depth_grid=(depth_tokenizer.config.grid_size,) * 2,

@@ -97,7 +97,10 @@ def box_iou_reward(
         if not spans:
             rewards.append(0.0)
             continue
-        drawn = np.concatenate([np.reshape(tokenizer.decode(span.codes), (-1, 4)) for span in spans])
+        codes = np.reshape([code for span in spans for code in span.codes], (-1, 4))
+        ordered = (codes[:, 2:] >= codes[:, :2]).all(1)
+        drawn = np.zeros(codes.shape)  # a box that ends before it begins is drawn, and overlaps none
+        drawn[ordered] = np.reshape(tokenizer.decode(codes[ordered].ravel().tolist()), (-1, 4))
         rewards.append(box_iou(drawn, np.reshape(np.asarray(truth, float), (-1, 4))))
     return rewards
 

@@ -111,12 +111,15 @@ def read_number(text: str) -> float | None:
 
 
 def final_answer(completion: str) -> str:
-    """What a completion says its answer is: behind the last "answer" or within the last box, else its last number."""
+    """What a completion says its answer is: behind the last "answer" or within the last box, else an option's letter
+    that it ends with ("so B."), else its last number."""
     marked = list(MARKED.finditer(completion))
     if marked:
         boxed = marked[-1]["boxed"]
         said = completion[marked[-1].end() :].partition("\n")[0] if boxed is None else boxed
         return said.strip().rstrip(".").strip()
+    if ending := re.search(r"(?<![\w'])([A-H])[)\].]*\s*$", completion):
+        return ending[1]
     numbers = re.findall(_PLAIN, completion)
     return numbers[-1] if numbers else ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class Item:
     answer: int | str
     boxes_xyxy: np.ndarray
     points_xy: np.ndarray
+    nearness: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(count,) of the points: relative inverse depth"""
 
 
 def _count_item(scene: Scene, rng: np.random.Generator) -> Item:
@@ -49,7 +51,7 @@ def _depth_item(scene: Scene, rng: np.random.Generator, count: int) -> Item | No
     if q is None:
         return None
     boxes = np.zeros((0, 4), np.float32)
-    return Item(f"depth-{count}", "depth", scene, q.image, q.text, q.answer, boxes, q.points_xy)
+    return Item(f"depth-{count}", "depth", scene, q.image, q.text, q.answer, boxes, q.points_xy, q.nearness)
 
 
 def scene_items(look: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks import loss_ablation
-from benchmarks.loss_ablation import PLAIN, VARIANTS
+from benchmarks.loss_ablation import BASE, PLAIN, VARIANTS, Scale
 from train.aurora import AuroraConfig
+from train.provenance import ROOT
 
+SCALE = Scale(str(ROOT / "models" / "aurora-tiny"), 100, 50)
 GROUPS = ["count", "depth-2", "depth-3", "depth-4", "depth-5"] * 20
 
 
@@ -55,16 +57,19 @@ def test_a_stopped_ablation_goes_on_and_says_what_is_worth_having(
     assert loss_ablation.main(words) == 0
     assert len(trained) == len(set(trained)) == 2 * len(VARIANTS)
     result = json.loads((tmp_path / "loss_ablation.json").read_text())
-    assert [row["losses"] for row in result["rows"]] == list(VARIANTS)
+    assert [row["losses"] for row in result["rows"]] == [BASE, *VARIANTS]
     assert result["worth_having"] == ["marker"]
-    plain = result["rows"][0]
+    plain = result["rows"][1]
     assert plain["losses"] == PLAIN and plain["counting"]["accuracy"]["mean"] == 0.5 and "gain" not in plain["counting"]
     page = (tmp_path / "loss_ablation.md").read_text()
     assert "Worth having by these intervals: marker." in page and "| reconstruction | 50.0" in page
 
 
 def test_recipes_differ_in_their_losses_alone(tmp_path: Path) -> None:
-    recipes = [loss_ablation.training(name, 3, tmp_path, 100, 50) for name in VARIANTS]
+    recipes = [loss_ablation.training(name, 3, tmp_path, SCALE) for name in VARIANTS]
     assert [recipe.losses for recipe in recipes] == list(VARIANTS.values())
     assert len({recipe.run_dir for recipe in recipes}) == len(recipes)
     assert len({(r.store, r.num_scenes, r.loop, r.curriculum, r.weights, r.base) for r in recipes}) == 1
+    assert not SCALE.from_the_start and recipes[0].look == "shifted" and recipes[0].curriculum.schedule == "constant"
+    started = loss_ablation.training(PLAIN, 3, tmp_path, Scale(str(ROOT / "models" / "tiny-base"), 100, 50))
+    assert started.curriculum.schedule == "phases", "a model without perception tokens draws first"

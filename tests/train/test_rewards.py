@@ -69,6 +69,7 @@ def test_the_last_answer_counts_and_a_box_is_one() -> None:
     assert final_answer("Step 1: 5 + 7 = 12. Answer: 12.") == "12"
     assert final_answer("The answer is 3. No, the answer is 4") == "4"
     assert final_answer(r"so \boxed{7}") == "7"
+    assert final_answer("A 7, B 3, so A.") == "A" and final_answer("of ABC 4, of A 5") == "5"
     assert final_answer("it makes 5, then 9") == "9" and final_answer("none") == ""
     assert answer_reward(["Answer: 12", "12. Answer: 13"], answer=["12", "12"]) == [1.0, 0.0]
 
@@ -92,6 +93,9 @@ def test_boxes_earn_their_overlap_in_any_order() -> None:
     truth = BoxTokenizer(10).decode(codes)
     rewards = box_iou_reward([text, "2.", "<BOX_START><LOC_1> 2."], [truth] * 3, vocabulary=VOCABULARY)
     assert rewards == [pytest.approx(1), 0.0, 0.0]
+    # one of two boxes, and one that ends before it begins
+    crooked = VOCABULARY.span_text(Span("boxes", (*codes[:4], 5, 5, 1, 1)))
+    assert box_iou_reward([crooked], [truth], vocabulary=VOCABULARY) == [pytest.approx(0.5)]
 
 
 def test_depth_order_earns_the_pairs_that_are_right() -> None:
