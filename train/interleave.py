@@ -31,6 +31,7 @@ from train.interleaved_rows import REGIONS, ChainBatches, ChainEncoder, ChainPro
 from train.loop import FitResult, LoopConfig, fit
 from train.model_parts import keep_still
 from train.own_looks import OwnLooks
+from train.published_chains import PublishedData, read_published
 
 TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"
@@ -49,6 +50,8 @@ class InterleaveConfig:
     out: str = "runs/geometry/interleaved/model"
     run_dir: str = "runs/geometry/interleaved"
     data: GeometryData = field(default_factory=GeometryData)
+    published: PublishedData = field(default_factory=PublishedData)
+    """train on these instead of drawn figures"""
     regions: str = "own"
     """what looks bring in: own, or a control: boxes, whole, random"""
     trigger: str = "headings"
@@ -89,6 +92,8 @@ class InterleaveConfig:
         for name, known in (("stage", STAGES), ("regions", tuple(REGIONS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.published.files and (self.regions != "own" or self.sums):
+            raise ValueError("regions other than own, and sums, are for the drawn figures; leave them with published")
         if not 0 <= self.own_looks <= 1:
             raise ValueError(f"own_looks is a share of the steps, so it lies in [0, 1]; got {self.own_looks}")
         if self.own_looks and (self.stage != "interleaved" or self.regions not in ("own", "boxes")):
@@ -214,6 +219,27 @@ def own_looks(config: InterleaveConfig, folder: InterleavedFolder) -> OwnLooks |
     return OwnLooks(config.own_looks, begin, config.loop.seed, pad_id, config.regions, config.data.grid)
 
 
+def problems_of(config: InterleaveConfig, folder: InterleavedFolder) -> Sequence[ChainProblem]:
+    """What a run trains on: drawn figures, or published files; rows of the latter that are left out are named in the
+    run's skipped.txt."""
+    if not config.published.files:
+        return read_problems(config.data)
+    return published_split(config.published, folder, config.run_dir)[0]
+
+
+def published_split(
+    data: PublishedData, folder: InterleavedFolder, run_dir: str
+) -> tuple[Sequence[ChainProblem], Sequence[ChainProblem]]:
+    """Problems of published files to train on, and those held out."""
+    problems, skipped = read_published(data, folder.encoder, folder.model.model)
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    (Path(run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
+    if skipped:
+        print(f"{len(skipped)} rows left out, named in {Path(run_dir) / 'skipped.txt'}; the first: {skipped[0]}")
+    kept = len(problems) - data.held_out
+    return problems[:kept], problems[kept:]
+
+
 def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
     """Runs or resumes a stage and writes the finished model to `config.out`.
 
@@ -224,7 +250,8 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     folder = read_interleaved(config.start, config.settings, projector=config.projector)
     if config.threshold is not None:
         folder.model.selector.config = replace(folder.model.selector.config, threshold=config.threshold)
-    problems = read_problems(config.data) if problems is None else problems
+    if problems is None:
+        problems = problems_of(config, folder)
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
     encoder = replace(folder.encoder, next_token=config.next_token)

@@ -55,6 +55,8 @@ class ChainProblem:
     """Small drawings that mean something, by the word for it"""
     truths: Mapping[str, Any] = field(default_factory=dict)
     """What rewards compare a chain with beside `answer`: boxes_xyxy, depth_order, count"""
+    opening: str = ""
+    """What a solution says before its first step"""
 
 
 # What looks bring in
@@ -144,8 +146,10 @@ class ChainEncoder:
 
         parts: list[int | Look] = []
         most = self.settings.max_looks
+        if problem.opening and problem.steps:
+            parts += encode(f" {problem.opening}\n")
         for number, step in enumerate(problem.steps, start=1):
-            parts += encode(("\n" if number > 1 else " ") + HEADING.format(number))
+            parts += encode(("\n" if number > 1 else "" if problem.opening else " ") + HEADING.format(number))
             if most is None or number <= most:
                 parts.append(Look(step.tokens))
             parts += encode(f" {step.text}")

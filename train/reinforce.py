@@ -26,11 +26,12 @@ from perception.visual_tokens import VisualFeatures, images_of, repeat_rows
 from train.config import command_line, fingerprint, parse_config
 from train.geometry_data import GeometryData, read_problems
 from train.held_out import Evaluation
-from train.interleave import interleaved_groups, read_interleaved
+from train.interleave import interleaved_groups, published_split, read_interleaved
 from train.interleaved_answers import accuracy, answer_problems, answer_text
 from train.interleaved_rows import ChainBatches, ChainEncoder, ChainProblem
 from train.loop import FitResult, LoopConfig, fit
 from train.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
+from train.published_chains import PublishedData
 from train.rewards import PERCEPTION_REWARDS, REWARDS
 
 
@@ -62,6 +63,8 @@ class ReinforceConfig:
     data: GeometryData = field(default_factory=GeometryData)
     held_out: GeometryData = field(default_factory=lambda: GeometryData(seed=1, count=200))
     """problems that decide when to stop; not those that the result is measured on"""
+    published: PublishedData = field(default_factory=PublishedData)
+    """train on these instead, and stop by those held out of them"""
     batch_size: int = 8
     """problems of an optimiser step, over all devices"""
     num_generations: int = 4
@@ -255,6 +258,8 @@ def train(
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
+    if problems is None and config.published.files:
+        problems, held_out = published_split(config.published, folder, config.run_dir)
     problems = read_problems(config.data) if problems is None else problems
     held_out = read_problems(config.held_out) if held_out is None else held_out
     reference = copy.deepcopy(folder.model).eval().requires_grad_(False)

@@ -1,0 +1,115 @@
+"""Solutions in MINT-CoT's published layout as rows of interleaved training, on the grid of their reader."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from perception.datasets.mint_cot import InterleavedProblem, on_grid, read_mint_cot
+from perception.evaluation.answers import MARKED, final_answer
+from perception.reasoner import visual_grid
+from train.interleaved_rows import ChainEncoder, ChainProblem, ChainStep
+
+
+@dataclass(frozen=True)
+class PublishedData:
+    """Which files are read."""
+
+    files: list[str] = field(default_factory=list)
+    """JSON files in MINT-CoT's layout, the authors' or those of `train.prepare_interleave`"""
+    images: str = ""
+    """folder that their image paths are relative to; empty: each file's own"""
+    held_out: int = 100
+    """of the last rows: in no training; reinforcement stops by them"""
+
+
+class PublishedProblems(Sequence[ChainProblem]):
+    """Problems whose images are opened when they are asked for. Cells become the visual tokens that they overlap."""
+
+    def __init__(self, problems: Sequence[tuple[InterleavedProblem, ChainProblem]], encoder: ChainEncoder, model: Any):
+        """`problems`: as read, and without their images and tokens as rows. `model`: of transformers."""
+        self._problems = problems
+        self._encoder = encoder
+        self._model = model
+        self._grid_of = functools.lru_cache(maxsize=None)(self._find_grid)
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return PublishedProblems(self._problems[index], self._encoder, self._model)
+        read, row = self._problems[index]
+        image = _pixels(read.image)
+        try:
+            grid = self._grid_of(image.shape[:2])
+        except ValueError as error:
+            raise ValueError(f"{read.name}: {read.image}: {error}") from error
+        tokens = [on_grid(step.cells, read.grid, grid) for step in read.steps]
+        steps = tuple(ChainStep(step.text, own) for step, own in zip(row.steps, tokens, strict=True))
+        return ChainProblem(image, row.question, row.answer, steps, row.kind, opening=row.opening)
+
+    def _find_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of an image of (height, width) pixels."""
+        probe = ChainProblem(np.zeros((*size, 3), np.uint8), "?", "")
+        inputs: dict[str, Tensor] = self._encoder.inputs([probe])
+        return visual_grid(self._model, inputs, int((inputs["input_ids"] == self._encoder.layout.image_id).sum()))
+
+
+def read_published(data: PublishedData, encoder: ChainEncoder, model: Any) -> tuple[PublishedProblems, list[str]]:
+    """The problems of all files, and a line for each row that cannot be used. Every image is decoded once, so that no
+    training stops at one.
+
+    Raises:
+        ValueError: naming a file that is missing or holds no row that can be used; where no row is left to train on.
+    """
+    found: list[tuple[InterleavedProblem, ChainProblem]] = []
+    skipped: list[str] = []
+    for file in data.files:
+        rows = read_mint_cot(file, data.images or None)
+        skipped += rows.skipped
+        for problem in track(rows.problems, description=Path(file).name, transient=True):
+            try:
+                _pixels(problem.image)
+                found.append((problem, _row(problem)))
+            except ValueError as error:
+                skipped.append(f"{problem.name}: {error}")
+    if len(found) <= data.held_out:
+        first = f"; the first left out: {skipped[0]}" if skipped else ""
+        raise ValueError(
+            f"{', '.join(data.files)}: {len(found)} rows can be used and held_out ({data.held_out}) takes them all"
+            f"{first}; give more rows, or a lower held_out"
+        )
+    return PublishedProblems(found, encoder, model), skipped
+
+
+def _row(problem: InterleavedProblem) -> ChainProblem:
+    """The row without its image and tokens; what announces the answer in the last step is left to the encoder."""
+    if not problem.steps:
+        raise ValueError("its solution has no step that looks")
+    texts = [step.text for step in problem.steps]
+    answer = final_answer(texts[-1])
+    if not answer:
+        raise ValueError(f"its last step says no answer: {texts[-1][-80:]!r}; end it with 'Answer: ..'")
+    announced = list(MARKED.finditer(texts[-1]))
+    if announced and announced[-1]["boxed"] is None:
+        texts[-1] = texts[-1][: announced[-1].start()].rstrip(" #*\n").removesuffix("The").rstrip()
+    steps = tuple(ChainStep(text) for text in texts)
+    return ChainProblem(None, problem.question, answer, steps, "published", opening=problem.opening)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8. Raises ValueError naming an image that cannot be decoded."""
+    try:
+        with Image.open(path) as opened:
+            return np.array(opened.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be decoded ({error})") from error
