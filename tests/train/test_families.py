@@ -51,9 +51,10 @@ CASES = {
     "tied-full": Case(True, 0, LoraSettings(), "new"),
 }
 TIED_LORA = Case(True, 200, LoraSettings(4, 8), "new")
-"""Looked at in one family: the rest of it is peft's"""
+UNTIED_FULL = Case(False, 0, LoraSettings(), "new")
+"""Each looked at in one family: what is left of them is peft's, or the other cases'"""
 MATRIX = {f"{family}-{name}": (family, case) for family in FAMILIES for name, case in CASES.items()}
-MATRIX |= {"qwen3_vl-tied-padded-lora": ("qwen3_vl", TIED_LORA)}
+MATRIX |= {"qwen3_vl-tied-padded-lora": ("qwen3_vl", TIED_LORA), "llava-untied-full": ("llava", UNTIED_FULL)}
 
 
 def image(number: int) -> Image.Image:
