@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         "first_seed": FIRST_SEED,
         "races": [race(model, *case) for case in cases],
         "identity": same_ids(model, 200 if arguments.check else 1000),
-        "approximate": approximate(model, 100 if arguments.check else 1000),
+        "approximate": approximate(model, 100 if arguments.check else 600),
         "grammar": grammar_share(model),
         "memory_mb": {peer: round(peak_memory(peer, arguments.model)) for peer in ("plain", "ours")},
     }
