@@ -220,6 +220,7 @@ class SpanDecoder:
                 batch.select(keep)
             self._step(rows, batch, limits, sampling, trace)
 
+    @torch.inference_mode()
     def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
         """One forward for all unfinished rows, and what it confirms."""
         device = batch.mask.device
@@ -228,8 +229,11 @@ class SpanDecoder:
         width = max(width, 1 + max(settled))
         fed = torch.tensor([row.fed(width, limits.stop_ids[0]) for row in rows], device=device)  # (b, width)
         left = torch.tensor([limits.most - len(row.ids) for row in rows], device=device)
-        remaining = left[:, None] - torch.arange(width, device=device)  # (b, width)
-        allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
+        if all(row.codes_left() >= width for row in rows):  # `fed` has nothing but codes in a map
+            allowed = self._masks.in_map(device, limits.num_logits).expand(len(rows), width, -1)
+        else:
+            remaining = left[:, None] - torch.arange(width, device=device)  # (b, width)
+            allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
         scores = self._scores(batch, fed, allowed)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         predicted = choose_ids(scores, fed[:, 1:], sampling)  # (b, width)

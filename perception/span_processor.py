@@ -100,6 +100,10 @@ class GrammarMasks:
                 allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
         return allowed
 
+    def in_map(self, device: torch.device, num_logits: int) -> Tensor:
+        """Which ids (V,) bool may come inside of a depth map that lacks codes, whatever the room."""
+        return self._tables_for(device, num_logits).masks[_DEPTH_CODE]
+
     @property
     def ample(self) -> int:
         """Room in tokens from which on a limit bans nothing."""
