@@ -34,7 +34,7 @@ from perception.vocabulary import PerceptionVocabulary
 
 _logger = logging.getLogger(__name__)
 _MAX_JUNK = 64  # masked slots of the cache before it is packed
-_AT_ONCE = 64  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
+_AT_ONCE = 96  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
 _NARROWEST = 4  # tokens of a row fed to a forward in batches however large
 _SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
 
