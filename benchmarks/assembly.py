@@ -3,8 +3,8 @@
 SmolLM2-135M behind an EfficientNet-Lite0 (`train.assemble`), its projector aligned, then fine-tuned with LoRA in two
 arms on the same scenes and for as many steps: drawing first, and answering directly. Both are asked held-out questions,
 the chain's spans are replaced to see whether they are used, and the figures stand beside those of the tiny model, which
-trained a hundred times as long. docs/assembly.md has the commands that train; their folders are given by --aurora and
---direct. Writes `benchmarks/results/assembly.json` and the page beside it.
+saw nearly two hundred times as many examples. docs/assembly.md has the commands that train; their folders are given by
+--aurora and --direct. Writes `benchmarks/results/assembly.json` and the page beside it.
 
 With --check it prints the bars of the result file's kind, measured afresh on fewer questions, writes nothing, and exits
 1 where one falls short; exit code 2: there is no model.

@@ -265,6 +265,8 @@ class SpanDecoder:
         if self._head is None:
             self._head = self._find_head({**given, "use_cache": False})
             self._lean = LeanForward.of(self.model) if self._head is not False else None
+        if self._lean is not None and not self._lean.holds:
+            self._lean = None
         given |= {cache_key(): cache, "use_cache": True}
         if self._head is False:
             logits: Tensor = self.model(**given, logits_to_keep=1).logits

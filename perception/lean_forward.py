@@ -49,6 +49,11 @@ class LeanForward:
         near = 1e-4 if found[0].dtype == torch.float32 else 1e-2
         return lean if torch.allclose(found[0], found[1], rtol=near, atol=near) else None
 
+    @property
+    def holds(self) -> bool:
+        """Whether the model is still as it was tried: LoRA and hooks may have come since."""
+        return _is_stock(self.text)
+
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
         """Hidden states (B, n, D) behind the last norm; the cache grows by n slots.
 

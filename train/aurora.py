@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.model_folder import check_files, find_folder, read_model, read_processor
+from perception.scenes.looks import LOOKS
 from perception.scenes.store import SceneStore
 from perception.vocabulary import PerceptionVocabulary
 from train.adapters import LoraSettings, adapt, check_rows, merged
@@ -80,6 +81,8 @@ class AuroraConfig:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ValueError(f"unknown arm {self.arm!r}; known arms: {', '.join(ARMS)}")
+        if self.look not in LOOKS:
+            raise ValueError(f"unknown look {self.look!r}; known: {', '.join(LOOKS)}")
         check_rows(self.train_rows)
 
 

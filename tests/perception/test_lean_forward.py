@@ -100,3 +100,10 @@ def test_decoding_takes_the_short_way():
     plain = model.generate_ids(batch, max_new_tokens=12, fast=False)
     assert model.generate_ids(batch, max_new_tokens=12) == plain
     assert model.decoder._lean is not None
+    adapted = get_peft_model(model.model, LoraConfig(target_modules=r".*language_model.*q_proj"))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 3)
+    other = model.generate_ids(batch, max_new_tokens=12, fast=False)
+    assert other != plain and model.generate_ids(batch, max_new_tokens=12) == other, "an adapter that came later counts"
