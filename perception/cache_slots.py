@@ -1,8 +1,8 @@
-"""Slots of a key-value cache that no row needs, taken out again."""
+"""Slots of a key-value cache: taken out again where no row needs them, written into room that is kept for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache as cached
 from typing import Any
 
@@ -48,10 +48,72 @@ def packed_order(mask: Tensor) -> Tensor:
     return mask.argsort(dim=1, stable=True)[:, mask.shape[1] - kept :]
 
 
+class SlotCache:
+    """Keys and values in buffers with room for what follows, so that a step writes its own slots alone.
+
+    A cache of transformers is copied whole by every step.
+    """
+
+    def __init__(self, cache: Any, room: int = 128):
+        """Takes the keys and values out of a filled `DynamicCache`, layer by layer.
+
+        Args:
+            cache: that `why_not_packable` has nothing against; empty afterwards.
+            room: slots by which the buffers grow at least.
+        """
+        self.filled: int = cache.get_seq_length()
+        self.room = room
+        self.keys: list[Tensor] = []
+        """of a layer: (B, heads, slots, width), of which the first `filled` count"""
+        self.values: list[Tensor] = []
+        for layer in cache.layers:
+            self.keys.append(_with_room(layer.keys, room))
+            self.values.append(_with_room(layer.values, room))
+            layer.keys = layer.values = None
+
+    def take(self, count: int) -> int:
+        """Makes room for so many slots more, to be written from the returned one on."""
+        start, self.filled = self.filled, self.filled + count
+        if self.filled > self.keys[0].shape[2]:
+            more = max(self.room, count)
+            self.keys = [_with_room(held[:, :, :start], more) for held in self.keys]
+            self.values = [_with_room(held[:, :, :start], more) for held in self.values]
+        return start
+
+    def crop(self, count: int) -> None:
+        """Lets go of the newest -count slots."""
+        self.filled += count
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        """Keeps these rows alone."""
+        self._each(lambda held: _with_room(held[rows, :, : self.filled], self.room))
+
+    def pack(self, order: Tensor) -> None:
+        """See `pack`."""
+        self._each(lambda held: _with_room(_ordered(held, order), self.room))
+        self.filled = order.shape[1]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.keys, self.values = [change(held) for held in self.keys], [change(held) for held in self.values]
+
+
+def _with_room(held: Tensor, room: int) -> Tensor:
+    """A copy with so many slots more, whose content means nothing."""
+    buffer = held.new_empty(*held.shape[:2], held.shape[2] + room, held.shape[3])
+    buffer[:, :, : held.shape[2]] = held
+    return buffer
+
+
+def _ordered(held: Tensor, order: Tensor) -> Tensor:
+    rows, heads = (torch.arange(n, device=order.device) for n in held.shape[:2])
+    return held[rows[:, None, None], heads[None, :, None], order[:, None]]
+
+
 def pack(cache: Any, order: Tensor) -> None:
     """Moves the slots of every row as `order` (B, kept) says, and drops the rest."""
+    if isinstance(cache, SlotCache):
+        cache.pack(order)
+        return
     for layer in cache.layers:
         for name in ("keys", "values"):
-            held = getattr(layer, name)  # (B, heads, slots, width)
-            rows, heads = (torch.arange(n, device=order.device) for n in held.shape[:2])
-            setattr(layer, name, held[rows[:, None, None], heads[None, :, None], order[:, None]])
+            setattr(layer, name, _ordered(getattr(layer, name), order))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.cache_slots import cache_key, pack, packed_order, why_not_packable
+from perception.cache_slots import SlotCache, cache_key, pack, packed_order, why_not_packable
 from perception.draft_network import DraftNetwork, prompt_states
 from perception.drafts import RowDraft
 from perception.grammar import SpanGrammar
@@ -209,7 +209,8 @@ class SpanDecoder:
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
         width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
         limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
-        batch, answers = _Batch(self.model, cache, mask), list(rows)
+        batch = _Batch(self.model, cache if self._lean is None else SlotCache(cache), mask)
+        answers = list(rows)
         while True:
             yield [list(row.ids) for row in answers]
             keep = [n for n, row in enumerate(rows) if not limits.ends(row.ids)]
@@ -227,23 +228,29 @@ class SpanDecoder:
         settled = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
         width = 1 + max(len(row.draft.guesses(limits.width - 1)) for row in rows)
         width = max(width, 1 + max(settled))
-        fed = torch.tensor([row.fed(width, limits.stop_ids[0]) for row in rows], device=device)  # (b, width)
-        left = torch.tensor([limits.most - len(row.ids) for row in rows], device=device)
-        if all(row.codes_left() >= width for row in rows):  # `fed` has nothing but codes in a map
-            allowed = self._masks.in_map(device, limits.num_logits).expand(len(rows), width, -1)
+        guesses = [row.fed(width, limits.stop_ids[0]) for row in rows]
+        fed = torch.tensor(guesses, device=device)  # (b, width)
+        left = [limits.most - len(row.ids) for row in rows]
+        in_map = all(row.codes_left() >= width for row in rows)  # `fed` has nothing but codes in a map
+        if in_map and not sampling.do_sample and self._head is not False:
+            codes = self._masks.map_ids(device)  # (K,)
+            predicted = codes[self._head_over(self._hidden(batch, fed), codes).argmax(-1)]  # (b, width)
         else:
-            remaining = left[:, None] - torch.arange(width, device=device)  # (b, width)
-            allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, remaining)  # (b, width, V)
-        scores = self._scores(batch, fed, allowed)
+            if in_map:
+                allowed = self._masks.in_map(device, limits.num_logits).expand(len(rows), width, -1)
+            else:
+                room = torch.tensor(left, device=device)[:, None] - torch.arange(width, device=device)  # (b, width)
+                allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
+            predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
-        predicted = choose_ids(scores, fed[:, 1:], sampling)  # (b, width)
-        for n, (row, count) in enumerate(zip(rows, settled, strict=True)):
+        found = predicted.tolist()
+        for row, ids, held, count in zip(rows, found, guesses, settled, strict=True):
             row.sweeps = row.sweeps + 1 if count else 0
             if count and limits.sweeps and row.sweeps >= limits.sweeps:
-                predicted[n, :count] = fed[n, 1 : count + 1]  # the cache holds what was fed
-        taken = _taken(predicted, fed, left, limits.stop_ids)
+                ids[:count] = held[1 : count + 1]  # the cache holds what was fed
+        taken = [_taken(ids, held, most, limits.stop_ids) for ids, held, most in zip(found, guesses, left, strict=True)]
         batch.keep(taken, width)
-        self._confirm(rows, predicted.tolist(), taken, trace)
+        self._confirm(rows, found, taken, trace)
 
     def _confirm(self, rows: list[_Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
         for row, ids, count in zip(rows, predicted, taken, strict=True):
@@ -287,22 +294,29 @@ class SpanDecoder:
         logits = self.model(**inputs, logits_to_keep=1).logits  # (B, 1, V)
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
 
+    def _hidden(self, batch: _Batch, fed: Tensor) -> Tensor:
+        """Last hidden states (b, width, D) of each fed id."""
+        given = batch.inputs(fed)
+        if self._lean is not None:
+            return self._lean(fed, given["attention_mask"], given["position_ids"], batch.cache)
+        hidden: Tensor = self.model.base_model(**given).last_hidden_state
+        return hidden
+
+    def _head_over(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """Scores (b, width, C) of some ids (C,) alone."""
+        bias = None if self._head.bias is None else self._head.bias[columns]
+        return F.linear(hidden, self._head.weight[columns], bias).float()
+
     def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
         """Masked scores (b, width, V) behind each fed id; what is not allowed is -inf."""
-        given = batch.inputs(fed)
         if self._head is False:
-            return mask_scores(self.model(**given).logits.float(), allowed)
-        if self._lean is not None:
-            hidden = self._lean(fed, given["attention_mask"], given["position_ids"], batch.cache)  # (b, width, D)
-        else:
-            hidden = self.model.base_model(**given).last_hidden_state
+            return mask_scores(self.model(**batch.inputs(fed)).logits.float(), allowed)
+        hidden = self._hidden(batch, fed)
         columns = allowed.flatten(0, 1).any(0).nonzero()[:, 0]  # (C,)
         if len(columns) * _SLICE_SHARE > allowed.shape[-1]:
             return mask_scores(self._head(hidden).float(), allowed)
-        bias = None if self._head.bias is None else self._head.bias[columns]
-        cut = mask_scores(F.linear(hidden, self._head.weight[columns], bias).float(), allowed[..., columns])
-        scores = cut.new_full(allowed.shape, -torch.inf)
-        scores[..., columns] = cut
+        scores = hidden.new_full(allowed.shape, -torch.inf, dtype=torch.float32)
+        scores[..., columns] = mask_scores(self._head_over(hidden, columns), allowed[..., columns])
         return scores
 
 
@@ -314,13 +328,12 @@ def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
     return torch.cat([torch.tensor(padded, dtype=torch.long, device=fed.device).view(len(rows), longest), fed], 1)
 
 
-def _taken(predicted: Tensor, fed: Tensor, left: Tensor, stop_ids: Sequence[int]) -> list[int]:
-    """How many of the predicted ids (b, width) of each row hold: up to the first that parts from its guess, the room
-    `left` (b,), or a stop id."""
-    matches = (predicted[:, :-1] == fed[:, 1:]).long().cumprod(1).sum(1) + 1  # (b,)
-    counts = torch.minimum(matches, left).tolist()
-    ends = torch.isin(predicted, torch.tensor(list(stop_ids), device=predicted.device)).tolist()
-    return [next((n + 1 for n in range(count) if row[n]), count) for row, count in zip(ends, counts, strict=True)]
+def _taken(predicted: Sequence[int], fed: Sequence[int], left: int, stop_ids: Sequence[int]) -> int:
+    """How many of a row's predicted ids hold: to the first that parts from its guess, `left`, or a stop id."""
+    for place, token in enumerate(predicted):
+        if token in stop_ids or place + 1 == left or place + 1 == len(fed) or token != fed[place + 1]:
+            return place + 1
+    raise ValueError("a row without a predicted id")
 
 
 def _has_rope_deltas(model: Any) -> bool:
@@ -335,13 +348,16 @@ class _Batch:
         self.model = model
         self.cache = cache
         self.mask = mask.long()  # (b, slots)
+        self.real: list[int] = self.mask.sum(1).tolist()
+        """slots of each row that the mask has"""
         deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
         self.deltas = None if deltas is None else deltas.expand(len(mask), 1)  # (b, 1)
 
     def inputs(self, fed: Tensor) -> dict[str, Any]:
         """What a forward over fed ids (b, width) takes."""
         width = fed.shape[1]
-        positions = self.mask.sum(1, keepdim=True) + torch.arange(width, device=fed.device)  # (b, width)
+        ahead = torch.arange(width, device=fed.device)
+        positions = torch.tensor(self.real, device=fed.device)[:, None] + ahead  # (b, width)
         if self.deltas is not None:
             positions = (positions + self.deltas)[None].expand(3, -1, -1)  # time, height, width: all alike in text
         return {
@@ -359,14 +375,15 @@ class _Batch:
         if most < width:
             self.cache.crop(most - width)
         self.mask = torch.cat([self.mask, held.to(self.mask)], 1)
-        if self.mask.shape[1] - int(self.mask.sum(1).max()) > _MAX_JUNK:
+        self.real = [real + count for real, count in zip(self.real, taken, strict=True)]
+        if self.mask.shape[1] - max(self.real) > _MAX_JUNK:
             self._pack()
 
     def select(self, rows: Sequence[int]) -> None:
         """Lets go of all other rows."""
         places = torch.tensor(rows, device=self.mask.device)
         self.cache.batch_select_indices(places)
-        self.mask = self.mask[places]
+        self.mask, self.real = self.mask[places], [self.real[row] for row in rows]
         self.deltas = None if self.deltas is None else self.deltas[places]
 
     def _pack(self) -> None:

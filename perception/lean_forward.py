@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perception.cache_slots import cache_key
+from perception.cache_slots import SlotCache, cache_key
 
 _CLASSES = ("LlamaModel", "MistralModel", "Qwen2Model")
 
@@ -43,7 +43,7 @@ class LeanForward:
             cache: Any = DynamicCache(config=text.config)
             text(input_ids=ids[:, :2], **{cache_key(): cache}, use_cache=True)
             if ours:
-                found.append(lean(**given, cache=cache))
+                found.append(lean(**given, cache=SlotCache(cache)))
             else:
                 found.append(text(**given, **{cache_key(): cache}, use_cache=True).last_hidden_state)
         near = 1e-4 if found[0].dtype == torch.float32 else 1e-2
@@ -54,7 +54,7 @@ class LeanForward:
         """Whether the model is still as it was tried: LoRA and hooks may have come since."""
         return _is_stock(self.text)
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: SlotCache) -> Tensor:
         """Hidden states (B, n, D) behind the last norm; the cache grows by n slots.
 
         Args:
@@ -66,8 +66,11 @@ class LeanForward:
         text, (batch, count) = self.text, input_ids.shape
         x = F.embedding(input_ids, text.embed_tokens.weight)  # (B, n, D)
         cos, sin = (part[:, None] for part in text.rotary_emb(x, position_ids))  # (B, 1, n, d)
-        seen = attention_mask.bool()[:, None, None].expand(-1, -1, count, -1)  # (B, 1, n, slots + n)
-        seen = seen.tril(attention_mask.shape[1] - count)
+        slots = attention_mask.shape[1]
+        unseen = attention_mask.bool().logical_not()[:, None, None].expand(-1, -1, count, -1)
+        unseen = unseen | torch.ones(count, slots, dtype=torch.bool, device=x.device).triu(slots - count + 1)
+        bias = x.new_zeros(batch, 1, count, slots).masked_fill_(unseen, -torch.inf)
+        start = cache.take(count)
         for number, layer in enumerate(text.layers):
             attention, mlp = layer.self_attn, layer.mlp
             y = _norm(layer.input_layernorm, x)
@@ -77,10 +80,12 @@ class LeanForward:
             pairs = pairs * cos + torch.cat([-second, first], -1) * sin
             queries, keys = pairs.split([text.config.num_attention_heads, text.config.num_key_value_heads], 1)
             values = _linear(attention.v_proj, y).view(batch, count, -1, attention.head_dim).transpose(1, 2)
-            keys, values = cache.update(keys, values, number)
+            cache.keys[number][:, :, start:slots] = keys
+            cache.values[number][:, :, start:slots] = values
+            keys, values = cache.keys[number][:, :, :slots], cache.values[number][:, :, :slots]
             grouped = queries.shape[1] != keys.shape[1]
             found = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=seen, scale=attention.scaling, enable_gqa=grouped
+                queries, keys, values, attn_mask=bias, scale=attention.scaling, enable_gqa=grouped
             )  # (B, heads, n, d)
             x = x + _linear(attention.o_proj, found.transpose(1, 2).reshape(batch, count, -1))
             y = _norm(layer.post_attention_layernorm, x)

@@ -68,6 +68,7 @@ class GrammarMasks:
     def __init__(self, grammar: SpanGrammar):
         self.grammar = grammar
         self._tables: dict[tuple[torch.device, int], _Tables] = {}
+        self._map_ids: dict[torch.device, Tensor] = {}
         self._kinds = dict.fromkeys(grammar.vocabulary.code_ids("depth") + grammar.vocabulary.code_ids("boxes"), _CODE)
         self._kinds |= {grammar.vocabulary.start_id(name): 1 + n for n, name in enumerate(MODALITIES)}
 
@@ -103,6 +104,12 @@ class GrammarMasks:
     def in_map(self, device: torch.device, num_logits: int) -> Tensor:
         """Which ids (V,) bool may come inside of a depth map that lacks codes, whatever the room."""
         return self._tables_for(device, num_logits).masks[_DEPTH_CODE]
+
+    def map_ids(self, device: torch.device) -> Tensor:
+        """Ids (K,) of the depth codes, in ascending order."""
+        if device not in self._map_ids:
+            self._map_ids[device] = torch.tensor(sorted(self.grammar.vocabulary.code_ids("depth")), device=device)
+        return self._map_ids[device]
 
     @property
     def ample(self) -> int:

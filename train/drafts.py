@@ -1,31 +1,40 @@
 """The draft network of a finished model: `python -m train.drafts`.
 
 The frozen model answers depth questions on scenes of the standard look that no benchmark asks about; a small network
-(`perception.draft_network`) learns to guess those answers from the hidden states of the prompt. Its guesses change how
-fast answers are decoded and never what they are. About ten minutes on one core.
+(`perception.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids alone but
+how probable the model found each (distillation). Its guesses change how fast answers are decoded and never what they
+are. Answers are kept in parts under `run_dir`, a killed run goes on behind the last one.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perception.chains import prompt_for
 from perception.draft_network import DraftNetwork, DraftNetworkConfig, prompt_states
-from perception.evaluation.scenes import scene_items
+from perception.evaluation.scenes import DEPTH_COUNTS, scene_items
 from perception.model import PerceptionModel, Prompt
 from train.config import parse_config
 
-_EACH = 8
+PART = 256
+"""answers of a file"""
 _SEEDS = 1000
-"""scenes set aside for a round of questions, more than it renders"""
+"""scenes set aside for a part, more than it renders"""
+_BATCH = 32
+_TOP = 8
+"""ids of a place whose probabilities are kept"""
 IGNORE = -100
 
 
@@ -39,65 +48,159 @@ class DraftsConfig:
     out: str = ""
     """folder of the model that gets the weights; empty: the model's own"""
     first_seed: int = 30_000_000
-    gather_seconds: float = 250.0
-    """time for the model's own answers"""
-    train_seconds: float = 260.0
+    answers: int = 16_384
+    """of the model, which are learned from; whole parts of 256 are asked for"""
+    processes: int = 1
+    """that answer, a thread each"""
+    steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     length: int = 140
     """tokens of an answer that are guessed"""
     width: int = 64
-    held_out: int = 128
+    num_blocks: int = 3
+    held_out: int = 256
     """answers that are only measured"""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.gather_seconds, self.train_seconds, self.batch_size, self.held_out) <= 0:
-            raise ValueError("gather_seconds, train_seconds, batch_size and held_out must be above 0")
+        if min(self.processes, self.steps, self.batch_size, self.held_out) < 1:
+            raise ValueError("processes, steps, batch_size and held_out must be at least 1")
+        if self.answers <= self.held_out:
+            raise ValueError(f"answers ({self.answers}) must exceed held_out ({self.held_out}): none is left to learn")
+
+    def parts(self) -> list[Path]:
+        """Files of answers, by the seed of their first scene."""
+        seeds = [self.first_seed + _SEEDS * number for number in range(-(-self.answers // PART))]
+        return [Path(self.run_dir) / f"answers-{seed}-{self.length}.safetensors" for seed in seeds]
 
 
 @torch.no_grad()
-def gather(model: PerceptionModel, config: DraftsConfig) -> dict[str, Tensor]:
-    """The model's greedy answers to depth questions: states (N, tokens + 1, D) of the prompt, half precision; ids
-    (N, length), IGNORE behind the end."""
-    states: list[Tensor] = []
-    ids: list[Tensor] = []
-    stop, seed = time.monotonic() + config.gather_seconds, config.first_seed
+def answers_of(model: PerceptionModel, prompts: Sequence[Prompt], length: int) -> dict[str, Tensor]:
+    """The model's greedy answers, and what it made of them.
+
+    Returns:
+        states (B, tokens + 1, D) of the prompts, half precision; ids (B, length), IGNORE behind the end; top_ids and
+        top_odds (B, length, 8): the most probable ids of each place, given those before it.
+
+    Raises:
+        ValueError: for prompts without a square number of image tokens.
+    """
     end = model.processor.tokenizer.eos_token_id
-    while not ids or time.monotonic() < stop:
-        items = scene_items("standard", 0, _EACH, seed)
-        seed += _SEEDS
-        prompts = [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items]
-        rows = model.generate_ids(prompts, config.length)
-        inputs = model.inputs(prompts)
-        hidden = model.model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
-        read = prompt_states(hidden, inputs["input_ids"], model.model.config.image_token_id)
-        if read is None:
-            raise ValueError("the prompts have no square number of image tokens; this model cannot have a network")
-        states.append(read.half())
-        ids += [torch.tensor([*row, end, *[IGNORE] * config.length][: config.length]) for row in rows]
-    return {"states": torch.cat(states), "ids": torch.stack(ids)}
+    rows = [[*row, end][:length] for row in model.generate_ids(prompts, length)]
+    written = [replace(prompt, forced=tuple(row[:-1])) for prompt, row in zip(prompts, rows, strict=True)]
+    inputs = model.inputs(written)
+    hidden = model.model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
+    read = prompt_states(hidden, inputs["input_ids"], model.model.config.image_token_id)
+    if read is None:
+        raise ValueError("the prompts have no square number of image tokens; this model cannot have a network")
+    read[:, -1] = torch.stack(
+        [states[-len(row)] for states, row in zip(hidden, rows, strict=True)]
+    )  # the prompts' ends
+    ids = torch.full((len(rows), length), IGNORE, dtype=torch.int32)
+    top_ids = torch.zeros(len(rows), length, _TOP, dtype=torch.int32)
+    top_odds = torch.zeros(len(rows), length, _TOP).half()
+    head = model.model.get_output_embeddings()
+    for n, row in enumerate(rows):
+        odds, found = head(hidden[n, -len(row) :]).softmax(-1).topk(_TOP)  # (L, 8) each
+        ids[n, : len(row)] = torch.tensor(row)
+        top_ids[n, : len(row)], top_odds[n, : len(row)] = found.int().cpu(), odds.half().cpu()
+    return {"states": read.half().cpu(), "ids": ids, "top_ids": top_ids, "top_odds": top_odds}
+
+
+def write_part(config: DraftsConfig, path: Path) -> Path:
+    """Asks for a file of answers, in a process of its own."""
+    model = _load(config.model)
+    seed = int(path.name.split("-")[1])
+    items = scene_items("standard", 0, PART // len(DEPTH_COUNTS), seed)
+    prompts = [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items]
+    batches = [answers_of(model, prompts[n : n + _BATCH], config.length) for n in range(0, PART, _BATCH)]
+    whole = {name: torch.cat([batch[name] for batch in batches]).contiguous() for name in batches[0]}
+    partial = path.with_suffix(".partial")
+    save_file(whole, partial)
+    os.replace(partial, path)
+    return path
+
+
+_loaded: dict[str, PerceptionModel] = {}
+
+
+def _load(folder: str) -> PerceptionModel:
+    if folder not in _loaded:
+        torch.set_num_threads(1)
+        _loaded[folder] = PerceptionModel.from_pretrained(folder)
+    return _loaded[folder]
+
+
+def gather(config: DraftsConfig) -> dict[str, Tensor]:
+    """The model's answers, `config.answers` of them: those under `run_dir`, and those that it lacks yet.
+
+    Raises:
+        ValueError: naming a part that is no whole file.
+    """
+    parts = config.parts()
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    missing = [path for path in parts if not path.exists()]
+    for _ in _shown(_written(config, missing), len(parts), len(parts) - len(missing)):
+        pass
+    read = [_read_part(path) for path in parts]
+    return {name: torch.cat([part[name] for part in read]) for name in read[0]}
+
+
+def _written(config: DraftsConfig, missing: Sequence[Path]) -> Iterator[Path]:
+    if config.processes == 1 or len(missing) < 2:
+        yield from (write_part(config, path) for path in missing)
+        return
+    with ProcessPoolExecutor(config.processes, get_context("spawn")) as pool:
+        asked = [pool.submit(write_part, config, path) for path in missing]
+        try:
+            for one in as_completed(asked):
+                yield one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shown(paths: Iterator[Path], total: int, done: int) -> Iterator[Path]:
+    console = Console()
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"parts of {PART} answers", total=total, completed=done)
+        for path in paths:
+            done += 1
+            progress.advance(task)
+            if not console.is_terminal:
+                console.print(f"{path.name}: {done} of {total} parts", highlight=False)
+            yield path
+
+
+def _read_part(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is no whole file of answers ({error}); delete it and run this again") from None
 
 
 def fit(network: DraftNetwork, answers: dict[str, Tensor], config: DraftsConfig, say: Callable[[str], None]) -> float:
-    """Trains for `train_seconds` and returns the share of held-out ids that are guessed."""
-    states, ids = answers["states"].float(), answers["ids"].long()
-    held, known = slice(0, config.held_out), torch.arange(config.held_out, len(ids))
+    """Trains for `config.steps` and returns the share of held-out ids that are guessed."""
+    held, known = slice(0, config.held_out), torch.arange(config.held_out, len(answers["ids"]))
+    held_states, held_ids = answers["states"][held].float(), answers["ids"][held].long()
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    start, step = time.monotonic(), 0
-    while (done := (time.monotonic() - start) / config.train_seconds) < 1:
-        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / 50) * (1 - done)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / config.steps)
         rows = known[torch.randint(len(known), (config.batch_size,))]
-        seen = states[rows] + 0.05 * torch.randn_like(states[rows])
-        loss = F.cross_entropy(network(seen).flatten(0, 1), ids[rows].flatten(), ignore_index=IGNORE)
+        states = answers["states"][rows].float()
+        odds, scores = answers["top_odds"][rows].float(), network(states + 0.05 * torch.randn_like(states))
+        logs = scores.log_softmax(-1).gather(-1, answers["top_ids"][rows].long())  # (B, length, 8)
+        losses = -(odds * logs).sum(-1)  # (B, length)
+        loss = losses[answers["ids"][rows] != IGNORE].mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            say(f"step {step}: loss {loss.item():.3f}, held out {guessed(network, states[held], ids[held]):.3f}")
-    return guessed(network, states[held], ids[held])
+        if (step + 1) % 200 == 0:
+            share = guessed(network, held_states, held_ids)
+            say(f"step {step + 1} of {config.steps}: loss {loss.item():.3f}, held out {share:.3f}")
+    return guessed(network, held_states, held_ids)
 
 
 @torch.no_grad()
@@ -111,15 +214,12 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(DraftsConfig, argv)
     torch.manual_seed(config.seed)
     model = PerceptionModel.from_pretrained(config.model)
-    kept = Path(config.run_dir) / "answers.safetensors"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file(gather(model, config), kept)
+    answers = gather(config)
     text = model.model.config.get_text_config()
     grid = model.vocabulary.depth_grid
-    sizes = DraftNetworkConfig(text.hidden_size, text.vocab_size, grid, config.length, config.width)
+    sizes = DraftNetworkConfig(text.hidden_size, text.vocab_size, grid, config.length, config.width, config.num_blocks)
     network = DraftNetwork(sizes)
-    share = fit(network, load_file(kept), config, print)
+    share = fit(network, answers, config, print)
     network.save(config.out or config.model)
     print(f"{100 * share:.1f} % of held-out ids guessed; written to {config.out or config.model}")
 

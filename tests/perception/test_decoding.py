@@ -131,7 +131,7 @@ def test_scores_are_cut_to_what_the_grammar_allows_without_changing_them():
     decoder = SpanDecoder(model, grammar)
     cut = decoder.decode(inputs, [[]], 6, [2])
     assert decoder._head is model.get_output_embeddings()
-    decoder._head = False
+    decoder._head, decoder._lean = False, None
     assert decoder.decode(inputs, [[]], 6, [2]) == cut
 
 

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from perception.cache_slots import cache_key
+from perception.cache_slots import SlotCache, cache_key
 from perception.lean_forward import LeanForward
 
 SIZES = {
@@ -63,12 +63,13 @@ def test_states_and_cache_are_the_model_s(name, dtype):
         cache = DynamicCache(config=model.config)
         model(prompt, attention_mask=mask[:, :9], position_ids=positions[:, :9], **{cache_key(): cache})
         given = {"input_ids": window, "attention_mask": mask, "position_ids": positions[:, 9:]}
-        states = (
-            lean(**given, cache=cache)
-            if ours
-            else model.model(**given, **{cache_key(): cache}, use_cache=True).last_hidden_state
-        )
-        found.append((states, cache.layers[1].keys, cache.layers[1].values))
+        if ours:
+            slots = SlotCache(cache, room=2)
+            states = lean(**given, cache=slots)
+            found.append((states, slots.keys[1][:, :, :13], slots.values[1][:, :, :13]))
+        else:
+            states = model.model(**given, **{cache_key(): cache}, use_cache=True).last_hidden_state
+            found.append((states, cache.layers[1].keys, cache.layers[1].values))
     near = 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=near, atol=near)
