@@ -3,11 +3,11 @@
 Ours (several tokens a forward, `perception.decoding`) against transformers' `generate`: plain under the same grammar,
 with prompt lookup (its assisted decoding without a second model; batches of one only), and without a grammar. The depth
 and the counting question on held-out scenes of the shifted look, batches of 1, 8 and 32; every figure is a ratio to
-plain constrained `generate` in the same run, whose questions alternate between the two. Besides: on how many of 1,000
-questions the ids are the same; the curve of the approximate mode, right answers against sweeps; the share of a step
-that the grammar takes; peak memory, each way in a process of its own; and what a forward over a window costs on
-language models of larger shapes, random ones, beside the floor that reading their weights sets. Written to
-`benchmarks/results/generation_speed.json`; about half an hour on two cores.
+plain constrained `generate` in the same run, whose questions alternate between the two. Besides: the depth question
+with both compiled; on how many of 1,000 questions the ids are the same; the curve of the approximate mode, right
+answers against sweeps; the share of a step that the grammar takes; peak memory, each way in a process of its own; and
+what a forward over a window costs on language models of larger shapes, random ones, beside the floor that reading their
+weights sets. Written to `benchmarks/results/generation_speed.json`; about half an hour on two cores.
 
 With --check it asks fewer questions, prints one line a bar, writes nothing, and exits 1 where one falls short.
 """
@@ -50,7 +50,7 @@ MEMORY_PERCENT = 10.0
 """Above plain"""
 MAX_NEW_TOKENS = 256
 _PEERS = ("ours", "plain", "prompt lookup", "without a grammar")
-SWEEPS = (2, 3, 4, 6, 10)
+SWEEPS = (1, 2, 3, 4, 6, 10)
 SHAPES = {
     "135M (SmolLM2)": {
         "hidden_size": 576,
@@ -140,6 +140,43 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
         "seconds_an_answer": {peer: round(sum(s) / batches / batch_size, 4) for peer, s in seconds.items()},
         "forwards": trace.forwards,
         "tokens_a_row": round(trace.confirmed / batch_size, 1),
+    }
+
+
+def compiled_race(folder: str, batch_size: int, batches: int) -> dict[str, Any]:
+    """Depth questions, ours and plain, each as it is and with its language model compiled by `torch.compile`.
+
+    The four take turns batch by batch, behind batches that compile.
+    """
+    warm = 3
+    asked = questions("depth", (batches + warm) * batch_size)
+    ours, plain = (PerceptionModel.from_pretrained(folder) for _ in range(2))
+    ours.compile()
+    plain.model.base_model.language_model.compile(dynamic=True)
+    bare = PerceptionModel.from_pretrained(folder)
+    ways = {"ours": (bare, "ours"), "plain": (bare, "plain")}
+    ways |= {"ours, compiled": (ours, "ours"), "plain, compiled": (plain, "plain")}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    same, first = 0, 0.0
+    for number in range(batches + warm):
+        batch = asked[number * batch_size : (number + 1) * batch_size]
+        found = {}
+        for name, (model, peer) in ways.items():
+            start = time.perf_counter()
+            found[name] = answer_by(model, peer, batch)
+            took = time.perf_counter() - start
+            if number >= warm:
+                seconds[name].append(took)
+            elif name == "ours, compiled":
+                first = max(first, took)
+        same += sum(a == b for a, b in zip(found["ours, compiled"], found["plain"], strict=True))
+    return {
+        "batch_size": batch_size,
+        "batches": batches,
+        "speed_over_plain": {name: round(sum(seconds["plain"]) / sum(some), 3) for name, some in seconds.items()},
+        "seconds_an_answer": {name: round(sum(some) / batches / batch_size, 4) for name, some in seconds.items()},
+        "slowest_warm_up_seconds": round(first, 1),
+        "same_ids_as_plain": f"{same} of {len(asked)}",
     }
 
 
@@ -313,6 +350,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         read = bandwidth()
         result["bandwidth_gb_s"] = round(read / 1e9, 1)
+        result["compiled"] = [compiled_race(arguments.model, *case) for case in ((1, 30), (8, 8))]
         result["shapes"] = [shape_costs(name, (1, 8, 16, 32), 7, read) for name in SHAPES]
     measured = bars(result)
     for bar in measured:

@@ -35,6 +35,7 @@ from perception.vocabulary import PerceptionVocabulary
 _logger = logging.getLogger(__name__)
 _MAX_JUNK = 64  # masked slots of the cache before it is packed
 _AT_ONCE = 96  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
+_BEHIND = 16  # guesses behind a map that is being settled
 _NARROWEST = 4  # tokens of a row fed to a forward in batches however large
 _SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
 
@@ -74,6 +75,8 @@ class _Row:
         self.ids: list[int] = []
         self.span: list[int] = []
         """the newest ids, from the last that is no code: all that the grammar looks at"""
+        self.drafted = False
+        """whether the draft is a network's, for this very prompt"""
         self.sweeps = 0
         """forwards over the depth map that is open"""
         self._roles = vocabulary.id_roles
@@ -96,6 +99,12 @@ class _Row:
     def codes_left(self) -> int:
         """Codes that the open depth map lacks; 0 outside of one."""
         return self._depth_length + 1 - len(self.span) if self.span[0] == self._depth_start else 0
+
+    def settles(self, sweeps: int | None) -> bool:
+        """Whether the next forward is the last over the open depth map, of so many."""
+        if sweeps is None or not self.codes_left():
+            return False
+        return self.sweeps + 1 >= (sweeps if self.drafted else max(sweeps, 2))
 
     def fed(self, width: int, filler: int) -> list[int]:
         """The last confirmed id and guesses behind it, `filler` where there are none. Guesses keep to the form of an
@@ -138,7 +147,16 @@ class SpanDecoder:
         self._masks = GrammarMasks(grammar)
         self._head: Any = None  # the output layer, where it may be cut; False where it may not
         self._lean: LeanForward | None = None  # the language model's forward, where it may be shortened
+        self._compiled: dict[str, Any] | None = None  # settings of torch.compile
         self._warned = False
+
+    def compile(self, **settings: Any) -> None:
+        """Has forwards over guesses compiled by `torch.compile`; the next answer then takes up to a minute.
+
+        Args:
+            settings: of `torch.compile`; by default one form serves batches and windows of every size.
+        """
+        self._compiled, self._head = settings, None  # what may be shortened is found anew
 
     def decode(
         self,
@@ -157,13 +175,14 @@ class SpanDecoder:
             drafts: a row each, what its answer may look like; may be empty.
             max_new_tokens: of a row.
             sweeps: approximate where it is given: all codes of a depth map are guessed at once, and after so many
-                forwards the guesses stand, confirmed or not. At least 2.
+                forwards the guesses stand, confirmed or not. 1 lets the draft network's stand as they are; a map that
+                it did not draft is looked at twice at least.
 
         Returns:
             None where the model's cache does not allow it (a warning says why, once): decode one by one instead.
 
         Raises:
-            ValueError: where sweeps is below 2.
+            ValueError: where sweeps is below 1, or is 1 and there is no draft network.
         """
         steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps)
         newest: deque[list[list[int]]] = deque(steps, maxlen=1)
@@ -184,8 +203,11 @@ class SpanDecoder:
 
         Whoever stops asking stops the decoding.
         """
-        if sweeps is not None and sweeps < 2:
-            raise ValueError(f"sweeps must be at least 2, one that guesses and one that looks again; got {sweeps}")
+        if sweeps is not None and sweeps < (1 if self.draft_network is not None else 2):
+            raise ValueError(
+                f"sweeps must be at least 2, one that guesses and one that looks again; got {sweeps}. With a draft "
+                "network beside the model (`python -m train.drafts`) 1 will do"
+            )
         from transformers import DynamicCache
 
         trace, sampling = trace or DecodingTrace(), sampling or Sampling()
@@ -225,9 +247,13 @@ class SpanDecoder:
     def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
         """One forward for all unfinished rows, and what it confirms."""
         device = batch.mask.device
-        settled = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
-        width = 1 + max(len(row.draft.guesses(limits.width - 1)) for row in rows)
-        width = max(width, 1 + max(settled))
+        drawn = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
+        settles = [row.settles(limits.sweeps) for row in rows]
+        width = 1 + max(
+            len(row.draft.guesses(max(limits.width - 1, count + _BEHIND if now else count)))
+            for row, count, now in zip(rows, drawn, settles, strict=True)
+        )
+        width = max(width, 1 + max(drawn))
         guesses = [row.fed(width, limits.stop_ids[0]) for row in rows]
         fed = torch.tensor(guesses, device=device)  # (b, width)
         left = [limits.most - len(row.ids) for row in rows]
@@ -244,9 +270,9 @@ class SpanDecoder:
             predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         found = predicted.tolist()
-        for row, ids, held, count in zip(rows, found, guesses, settled, strict=True):
+        for row, ids, held, count, now in zip(rows, found, guesses, drawn, settles, strict=True):
             row.sweeps = row.sweeps + 1 if count else 0
-            if count and limits.sweeps and row.sweeps >= limits.sweeps:
+            if now:
                 ids[:count] = held[1 : count + 1]  # the cache holds what was fed
         taken = [_taken(ids, held, most, limits.stop_ids) for ids, held, most in zip(found, guesses, left, strict=True)]
         batch.keep(taken, width)
@@ -262,7 +288,7 @@ class SpanDecoder:
         start = self.grammar.vocabulary.start_id("depth")
         for row, token, draft in zip(rows, first, drafts, strict=True):
             if token == start:
-                row.draft = RowDraft(self.grammar.vocabulary, [token, *draft[1:]])
+                row.draft, row.drafted = RowDraft(self.grammar.vocabulary, [token, *draft[1:]]), True
 
     def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, V) behind the prompt, and what of its hidden states a draft network reads."""
@@ -272,6 +298,10 @@ class SpanDecoder:
         if self._head is None:
             self._head = self._find_head({**given, "use_cache": False})
             self._lean = LeanForward.of(self.model) if self._head is not False else None
+            if self._compiled is not None and self._lean is not None:
+                self._lean.compile(**self._compiled)
+            elif self._compiled is not None:
+                _logger.warning("nothing is compiled: %s does its own forwards", type(self.model).__name__)
         if self._lean is not None and not self._lean.holds:
             self._lean = None
         given |= {cache_key(): cache, "use_cache": True}

@@ -2,9 +2,10 @@
 
 One forward of about a million multiplications behind the prompt's gives a draft for every place of the answer at once:
 codes of the depth map from the hidden states of the image tokens around each cell, and the text and points behind it
-by attention over them. `perception.decoding` verifies the draft, so that the network decides how fast an answer comes,
-and never what it is. Drafts from the hidden states of a frozen model are Medusa's idea (arXiv 2401.10774); guessing all
-places in one go is that of blockwise parallel decoding (arXiv 1811.03115).
+by attention over the image tokens one by one, where marks are found. `perception.decoding` verifies the draft, so that
+the network decides how fast an answer comes, and never what it is. Drafts from the hidden states of a frozen model are
+Medusa's idea (arXiv 2401.10774); guessing all places in one go is that of blockwise parallel decoding (arXiv
+1811.03115).
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class DraftNetwork(nn.Module):
         self.visual = nn.Linear(config.hidden_size, width)
         self.question = nn.Linear(config.hidden_size, width)
         self.positions = nn.Parameter(0.02 * torch.randn(cells, width))
+        self.marks = nn.Linear(config.hidden_size, width)
+        self.mark_positions = nn.Parameter(0.02 * torch.randn(cells, width))
         self.blocks = nn.Sequential(*[_Block(width) for _ in range(config.num_blocks)])
         self.places = nn.Parameter(0.5 * torch.randn(config.length, width))
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
@@ -73,22 +76,27 @@ class DraftNetwork(nn.Module):
         """Scores (B, length, V) of states (B, tokens + 1, D): those of the image tokens, row by row, and the last."""
         rows, columns = self.config.grid
         states = F.layer_norm(states, states.shape[-1:])
-        seen = self.visual(states[:, :-1])  # (B, tokens, W)
-        side = math.isqrt(seen.shape[1])
-        x = seen.transpose(1, 2).unflatten(2, (side, side))  # (B, W, side, side)
-        if (side, side) != (rows, columns):
-            x = F.interpolate(x, (rows, columns), mode="bilinear", antialias=True)
-        x = self.blocks(x + self.positions.T.unflatten(1, (rows, columns)))  # (B, W, rows, columns)
-        cells = x.flatten(2).transpose(1, 2)  # (B, cells, W)
+        cells = self._on_grid(self.visual(states[:, :-1])) + self.positions  # (B, cells, W)
+        x = self.blocks(cells.transpose(1, 2).unflatten(2, (rows, columns)))  # (B, W, rows, columns)
+        cells = x.flatten(2).transpose(1, 2)
+        marks = self._on_grid(self.marks(states[:, :-1])) + self.mark_positions  # (B, cells, W)
         queries = self.places + self.question(states[:, -1:])  # (B, length, W)
-        found = self.attend(queries, cells, cells, need_weights=False)[0]  # (B, length, W)
-        own = F.pad(
-            cells, (0, 0, 1, self.config.length - 1 - rows * columns)
-        )  # code n of the map stands at place n + 1
+        found = self.attend(queries, marks, marks, need_weights=False)[0]  # (B, length, W)
+        behind = self.config.length - 1 - rows * columns
+        own = F.pad(cells, (0, 0, 1, behind))  # code n of the map stands at place n + 1
         x = queries + found + own
         x = x + self.narrow(F.gelu(self.widen(self.norm(x))))
         scores: Tensor = self.head(x)
         return scores
+
+    def _on_grid(self, seen: Tensor) -> Tensor:
+        """Features (B, cells, W) of those of image tokens (B, tokens, W)."""
+        rows, columns = self.config.grid
+        side = math.isqrt(seen.shape[1])
+        if (side, side) == (rows, columns):
+            return seen
+        x = seen.transpose(1, 2).unflatten(2, (side, side))  # (B, W, side, side)
+        return F.interpolate(x, (rows, columns), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
 
     def check(self, model: Any) -> None:
         """Raises ValueError where the network was made for another model."""
@@ -128,7 +136,12 @@ class DraftNetwork(nn.Module):
         if "config" not in metadata:
             raise ValueError(f"{path} names no sizes of a draft network; train one with `python -m train.drafts`")
         network = cls(DraftNetworkConfig(**json.loads(metadata["config"])))
-        network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        try:
+            network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} was made by another version: {error}; run `python -m train.drafts` anew"
+            ) from None
         return network.eval()
 
 

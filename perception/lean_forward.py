@@ -8,6 +8,7 @@ weights are the model's own, not copies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ class LeanForward:
     def __init__(self, text: Any):
         """`text`: the language model, without its output layer."""
         self.text = text
+        self._layers: Callable[..., Tensor] = self._run_layers
+
+    def compile(self, **settings: Any) -> None:
+        """Has the layers compiled by `torch.compile`, one form for windows and batches of every size."""
+        self._layers = torch.compile(self._run_layers, **{"dynamic": True, **settings})
 
     @classmethod
     @torch.no_grad()
@@ -71,6 +77,21 @@ class LeanForward:
         unseen = unseen | torch.ones(count, slots, dtype=torch.bool, device=x.device).triu(slots - count + 1)
         bias = x.new_zeros(batch, 1, count, slots).masked_fill_(unseen, -torch.inf)
         start = cache.take(count)
+        hidden: Tensor = self._layers(x, cos, sin, bias, cache.keys, cache.values, start)
+        return hidden
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        bias: Tensor,
+        all_keys: list[Tensor],
+        all_values: list[Tensor],
+        start: int,
+    ) -> Tensor:
+        """States x (B, n, D) through all layers and the last norm; slots from `start` on are written."""
+        text, (batch, count), slots = self.text, x.shape[:2], bias.shape[-1]
         for number, layer in enumerate(text.layers):
             attention, mlp = layer.self_attn, layer.mlp
             y = _norm(layer.input_layernorm, x)
@@ -80,9 +101,9 @@ class LeanForward:
             pairs = pairs * cos + torch.cat([-second, first], -1) * sin
             queries, keys = pairs.split([text.config.num_attention_heads, text.config.num_key_value_heads], 1)
             values = _linear(attention.v_proj, y).view(batch, count, -1, attention.head_dim).transpose(1, 2)
-            cache.keys[number][:, :, start:slots] = keys
-            cache.values[number][:, :, start:slots] = values
-            keys, values = cache.keys[number][:, :, :slots], cache.values[number][:, :, :slots]
+            all_keys[number][:, :, start:slots] = keys
+            all_values[number][:, :, start:slots] = values
+            keys, values = all_keys[number][:, :, :slots], all_values[number][:, :, :slots]
             grouped = queries.shape[1] != keys.shape[1]
             found = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=bias, scale=attention.scaling, enable_gqa=grouped

@@ -68,6 +68,33 @@ def test_a_network_that_knows_saves_forwards():
     assert forwards[1] <= 3 and forwards[1] <= forwards[0]
 
 
+def test_one_sweep_lets_the_draft_stand():
+    """The map is the network's, whatever the model would have drawn; one forward for it, and the text behind it."""
+    model = opening_depth(0)
+    prompt, network = prompts(0)[:1], model.decoder.draft_network
+    assert network is not None
+    codes = model.vocabulary.code_ids("depth")
+    drawn = [codes[n % len(codes)] for n in range(model.vocabulary.depth_length)]
+    start, end = model.vocabulary.start_id("depth"), model.vocabulary.end_id("depth")
+    network.draft = lambda states: [[start, *drawn, end] for _ in states]  # type: ignore[method-assign]
+    trace = DecodingTrace()
+    stop = [model.processor.tokenizer.eos_token_id]
+    (ids,) = model.decoder.decode(model.inputs(prompt), [()], len(drawn) + 2, stop, trace=trace, sweeps=1) or []
+    assert ids == [start, *drawn, end] and trace.forwards == 2
+    exact = model.generate_ids(prompt, len(drawn) + 2)[0]
+    assert ids != exact
+
+
+def test_a_network_of_another_version_is_refused(tmp_path):
+    model = opening_depth(1)
+    network = model.decoder.draft_network
+    assert network is not None
+    del network.marks
+    network.save(tmp_path)
+    with pytest.raises(ValueError, match="(?s)another version.*train.drafts"):
+        DraftNetwork.load(tmp_path)
+
+
 def test_saved_and_loaded_with_the_model(tmp_path):
     model = opening_depth(1)
     model.save_pretrained(tmp_path)

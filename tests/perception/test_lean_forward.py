@@ -108,3 +108,26 @@ def test_decoding_takes_the_short_way():
                 weight.normal_(0, 3)
     other = model.generate_ids(batch, max_new_tokens=12, fast=False)
     assert other != plain and model.generate_ids(batch, max_new_tokens=12) == other, "an adapter that came later counts"
+
+
+def test_compiled_forwards_give_the_same_ids():
+    """Traced for windows and batches of every size; "eager" needs no C++ compiler."""
+    from test_decoding import prompts
+
+    model, batch = build_perception(0), prompts(0)
+    plain = model.generate_ids(batch, max_new_tokens=12, fast=False)
+    model.compile(backend="eager")
+    assert model.generate_ids(batch, max_new_tokens=12) == plain
+    assert model.generate_ids(batch[:1], max_new_tokens=12) == plain[:1]
+    lean = model.decoder._lean
+    assert lean is not None and lean._layers != lean._run_layers
+
+
+def test_a_model_that_does_its_own_forwards_is_not_compiled(caplog):
+    from test_decoding import prompts
+
+    model, batch = build_perception(0), prompts(0)
+    model.model.model.language_model.layers[0].register_forward_hook(lambda *_: None)
+    model.compile(backend="eager")
+    model.generate_ids(batch, max_new_tokens=4)
+    assert "nothing is compiled" in caplog.text
