@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache as cached
 from typing import Any
 
@@ -84,17 +84,20 @@ class SlotCache:
         """Lets go of the newest -count slots."""
         self.filled += count
 
-    def batch_select_indices(self, rows: Tensor) -> None:
-        """Keeps these rows alone."""
-        self._each(lambda held: _with_room(held[rows, :, : self.filled], self.room))
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keeps these rows alone, in ascending order."""
+        for held in (*self.keys, *self.values):
+            for place, row in enumerate(rows):
+                if place != row:
+                    held[place, :, : self.filled] = held[row, :, : self.filled]
+        self.keys = [held[: len(rows)] for held in self.keys]
+        self.values = [held[: len(rows)] for held in self.values]
 
     def pack(self, order: Tensor) -> None:
         """See `pack`."""
-        self._each(lambda held: _with_room(_ordered(held, order), self.room))
         self.filled = order.shape[1]
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        self.keys, self.values = [change(held) for held in self.keys], [change(held) for held in self.values]
+        for held in (*self.keys, *self.values):
+            held[:, :, : self.filled] = _ordered(held, order)
 
 
 def _with_room(held: Tensor, room: int) -> Tensor:

@@ -290,6 +290,7 @@ class SpanDecoder:
             if token == start:
                 row.draft, row.drafted = RowDraft(self.grammar.vocabulary, [token, *draft[1:]]), True
 
+    @torch.inference_mode()
     def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, V) behind the prompt, and what of its hidden states a draft network reads."""
         given: dict[str, Any] = dict(inputs)
@@ -409,10 +410,14 @@ class _Batch:
         if self.mask.shape[1] - max(self.real) > _MAX_JUNK:
             self._pack()
 
+    @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
-        """Lets go of all other rows."""
+        """Lets go of all other rows; `rows` in ascending order."""
         places = torch.tensor(rows, device=self.mask.device)
-        self.cache.batch_select_indices(places)
+        if isinstance(self.cache, SlotCache):
+            self.cache.keep_rows(rows)
+        else:
+            self.cache.batch_select_indices(places)
         self.mask, self.real = self.mask[places], [self.real[row] for row in rows]
         self.deltas = None if self.deltas is None else self.deltas[places]
 
