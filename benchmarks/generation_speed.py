@@ -143,16 +143,17 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
     }
 
 
-def compiled_race(folder: str, batch_size: int, batches: int) -> dict[str, Any]:
+def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -> dict[str, Any]:
     """Depth questions, ours and plain, each as it is and with its language model compiled by `torch.compile`.
 
-    The four take turns batch by batch, behind batches that compile.
+    The four take turns batch by batch, behind batches that compile; `settings` are of `torch.compile`.
     """
+    torch.compiler.reset()  # forms of another call count towards a limit
     warm = 3
     asked = questions("depth", (batches + warm) * batch_size)
     ours, plain = (PerceptionModel.from_pretrained(folder) for _ in range(2))
-    ours.compile()
-    plain.model.base_model.language_model.compile(dynamic=True)
+    ours.compile(**settings)
+    plain.model.base_model.language_model.compile(dynamic=True, **settings)
     bare = PerceptionModel.from_pretrained(folder)
     ways = {"ours": (bare, "ours"), "plain": (bare, "plain")}
     ways |= {"ours, compiled": (ours, "ours"), "plain, compiled": (plain, "plain")}

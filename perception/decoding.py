@@ -212,7 +212,7 @@ class SpanDecoder:
 
         trace, sampling = trace or DecodingTrace(), sampling or Sampling()
         prompt, mask = inputs["input_ids"], inputs["attention_mask"]
-        cache = DynamicCache(config=self.model.config.get_text_config())
+        cache: Any = DynamicCache(config=self.model.config.get_text_config())
         logits, states = self._prefill(inputs, cache)  # (B, 1, V)
         trace.forwards += 1
         if reason := why_not(self.model, cache):
@@ -231,7 +231,10 @@ class SpanDecoder:
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
         width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
         limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
-        batch = _Batch(self.model, cache if self._lean is None else SlotCache(cache), mask)
+        if self._lean is not None:
+            with torch.inference_mode():  # as where it grows: a compiled forward tells such tensors from others
+                cache = SlotCache(cache)
+        batch = _Batch(self.model, cache, mask)
         answers = list(rows)
         while True:
             yield [list(row.ids) for row in answers]

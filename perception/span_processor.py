@@ -131,12 +131,12 @@ class GrammarMasks:
 
     def plain_states(self, spans: list[tuple[int, int]]) -> list[int] | None:
         """Rows of the masks for open spans with ample room; None where a box's sides bind what may follow."""
-        states = []
-        for modality, seen in spans:
+        states = {}
+        for modality, seen in set(spans):  # rows of a batch are often in one place
             if modality == _BOXES and seen % 4 >= 2 and self.grammar.ordered_boxes:
                 return None
-            states.append(self._state(modality, seen))
-        return states
+            states[modality, seen] = self._state(modality, seen)
+        return [states[span] for span in spans]
 
     def _state(self, modality: int, seen: int) -> int:
         if modality == _OTHER:
@@ -205,7 +205,7 @@ class GrammarMasks:
 
 def mask_scores(scores: Tensor, allowed: Tensor) -> Tensor:
     """Scores (..., V) with -inf where an id is not allowed; 0 for all allowed ones where none has a finite score."""
-    masked = scores.masked_fill(~allowed, -torch.inf)
+    masked = torch.where(allowed, scores, -torch.inf)
     best = masked.amax(-1, keepdim=True)  # (..., 1)
     if masked.is_cpu and float(best.min()) > -torch.inf:  # an accelerator would be waited for
         return masked

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import generation_speed
-from benchmarks.generation_speed import approximate, bars, held_out, race, shape_costs
+from benchmarks.generation_speed import approximate, bars, compiled_race, held_out, race, shape_costs
 from perception.model import PerceptionModel
 from perception.shipped import shipped
 
@@ -53,3 +53,9 @@ def test_larger_shapes_are_built_and_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(generation_speed.SHAPES, "small", small | {"num_attention_heads": 2, "num_key_value_heads": 1})
     found = shape_costs("small", (1, 4), repeats=2, read=1e6)
     assert set(found["forward_ms"]) == {1, 4} and found["floor_ms"] > 0
+
+
+def test_compiled_ways_are_raced_and_compared():
+    found = compiled_race(str(shipped("aurora-tiny")), 1, 1, backend="eager")
+    assert set(found["speed_over_plain"]) == {"ours", "plain", "ours, compiled", "plain, compiled"}
+    assert found["same_ids_as_plain"] == "4 of 4"
