@@ -151,10 +151,10 @@ class SpanDecoder:
         self._warned = False
 
     def compile(self, **settings: Any) -> None:
-        """Has forwards over guesses compiled by `torch.compile`; the next answer then takes up to a minute.
+        """Has forwards over guesses compiled by `torch.compile`; sizes that are met for the first time cost seconds.
 
         Args:
-            settings: of `torch.compile`; by default one form serves batches and windows of every size.
+            settings: of `torch.compile`; dynamic=True unless they say otherwise.
         """
         self._compiled, self._head = settings, None  # what may be shortened is found anew
 

@@ -29,7 +29,7 @@ class LeanForward:
         self._layers: Callable[..., Tensor] = self._run_layers
 
     def compile(self, **settings: Any) -> None:
-        """Has the layers compiled by `torch.compile`, one form for windows and batches of every size."""
+        """Has the layers compiled by `torch.compile`, for windows and batches of any size where `settings` do not say."""
         self._layers = torch.compile(self._run_layers, **{"dynamic": True, **settings})
 
     @classmethod

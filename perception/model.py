@@ -142,13 +142,15 @@ class PerceptionModel:
         self.vocabulary.save(path)
 
     def compile(self, **settings: Any) -> None:
-        """Has the decoding of answers compiled: the next one takes up to a minute, those after it less than before.
+        """Has the decoding of answers compiled, for processes that go on for hours.
+
+        Sizes that are met for the first time cost seconds each (docs/fast_decoding.md).
 
         For language models of Llama's, Mistral's and Qwen2's classes with nothing changed; a warning tells of others.
         It takes a C++ compiler on a CPU. Answers are the same up to the rounding of their scores.
 
         Args:
-            settings: of `torch.compile`; by default one form serves batches and windows of every size.
+            settings: of `torch.compile`; dynamic=True unless they say otherwise.
         """
         self.decoder.compile(**settings)
 
