@@ -29,7 +29,7 @@ class LeanForward:
         self._layers: Callable[..., Tensor] = self._run_layers
 
     def compile(self, **settings: Any) -> None:
-        """Has the layers compiled by `torch.compile`, for windows and batches of any size where `settings` do not say."""
+        """Has the layers compiled by `torch.compile`, dynamic=True unless `settings` say otherwise."""
         self._layers = torch.compile(self._run_layers, **{"dynamic": True, **settings})
 
     @classmethod
