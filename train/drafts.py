@@ -129,7 +129,6 @@ _loaded: dict[str, PerceptionModel] = {}
 
 def _load(folder: str) -> PerceptionModel:
     if folder not in _loaded:
-        torch.set_num_threads(1)
         _loaded[folder] = PerceptionModel.from_pretrained(folder)
     return _loaded[folder]
 
@@ -153,7 +152,9 @@ def _written(config: DraftsConfig, missing: Sequence[Path]) -> Iterator[Path]:
     if config.processes == 1 or len(missing) < 2:
         yield from (write_part(config, path) for path in missing)
         return
-    with ProcessPoolExecutor(config.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        config.processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         asked = [pool.submit(write_part, config, path) for path in missing]
         try:
             for one in as_completed(asked):
