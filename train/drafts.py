@@ -52,7 +52,7 @@ class DraftsConfig:
     answers: int = 24_576
     """of the model, which are learned from; whole parts of 256 are asked for"""
     processes: int = 1
-    """that answer, a thread each"""
+    """that answer; a thread each where there are several"""
     steps: int = 9000
     batch_size: int = 32
     learning_rate: float = 3e-3
