@@ -7,7 +7,7 @@ plain constrained `generate` in the same run, whose questions alternate between 
 with both compiled; on how many of 1,000 questions the ids are the same; the curve of the approximate mode, right
 answers against sweeps; the share of a step that the grammar takes; peak memory, each way in a process of its own; and
 what a forward over a window costs on language models of larger shapes, random ones, beside the floor that reading their
-weights sets. Written to `benchmarks/results/generation_speed.json`; about half an hour on two cores.
+weights sets. Written to `benchmarks/results/generation_speed.json`; a quarter of an hour on two cores.
 
 With --check it asks fewer questions, prints one line a bar, writes nothing, and exits 1 where one falls short.
 """

@@ -45,6 +45,8 @@ def test_counting_by_program(client: Any) -> None:
 def test_an_answer_streams_box_by_box(client: Any) -> None:
     job = client.submit(file(scene_examples()[0]), "How many objects are there?", api_name="/count")
     job.result(timeout=120)
+    failed = [step for step in job.outputs() if isinstance(step[0], Exception)]  # where a picture could not be fetched
+    assert not failed, "the client puts what went wrong in an output's place"
     answers = [step[1] for step in job.outputs()]
     assert any(answer.startswith("drawing") for answer in answers)
     assert answers[-1][0].isdigit()
