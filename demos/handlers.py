@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from demos.guards import Refused
 
@@ -48,7 +50,7 @@ def friendly_steps(function: Callable[..., Iterator[Any]]) -> Callable[..., Iter
         begun = time.monotonic()
         try:
             for step in function(*arguments, **given):
-                yield step
+                yield tuple(_in_own_file(value) for value in step)
                 if time.monotonic() - begun > TIME_LIMIT:
                     raise Refused(
                         f"this took longer than {TIME_LIMIT:.0f} seconds and was stopped; try a smaller model"
@@ -57,6 +59,19 @@ def friendly_steps(function: Callable[..., Iterator[Any]]) -> Callable[..., Iter
             raise refusal(error) from error
 
     return handler
+
+
+def _in_own_file(value: Any) -> Any:
+    """A picture with a mark of its own in its PNG text, anything else as it is.
+
+    Gradio names files by their bytes and writes over one of that name, so that a step with an unchanged picture would
+    cut off whoever is still fetching the last.
+    """
+    if not isinstance(value, Image.Image):
+        return value
+    picture = value.copy()
+    picture.info["step"] = uuid.uuid4().hex
+    return picture
 
 
 def place_in(event: gr.SelectData, width: int, height: int) -> tuple[float, float]:

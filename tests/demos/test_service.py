@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from demo_server import Server
+from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from demos.handlers import EXAMPLES, scene_examples
+from demos.handlers import EXAMPLES, friendly_steps, scene_examples
 
 gradio_client = pytest.importorskip("gradio_client")
 VISITORS = 16
@@ -50,6 +51,17 @@ def test_an_answer_streams_box_by_box(client: Any) -> None:
     answers = [step[1] for step in job.outputs()]
     assert any(answer.startswith("drawing") for answer in answers)
     assert answers[-1][0].isdigit()
+
+
+def test_an_unchanged_picture_is_not_written_over_the_one_that_is_being_fetched(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    steps = list(friendly_steps(lambda: iter([(picture, "looking .."), (picture, "1")]))())
+    assert [words for _, words in steps] == ["looking ..", "1"]
+    files = [save_pil_to_cache(drawn, str(tmp_path), format="png") for drawn, _ in steps]
+    assert len(set(files)) == 2
+    for path in files:
+        with Image.open(path) as kept:
+            assert kept.tobytes() == picture.tobytes()
 
 
 def test_depth_by_program(client: Any) -> None:
