@@ -26,8 +26,8 @@ from benchmarks.bars import Bar, all_met
 from benchmarks.comparison_page import markdown_table
 from perception.evaluation.comparison import Comparison
 from perception.evaluation.scenes import HELD_OUT_SEED
-from perception.model import PerceptionModel
-from train.provenance import ROOT, provenance
+from perception.model.perception_model import PerceptionModel
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "assembly.json"
 RUNS = ROOT / "runs" / "assembly"

@@ -31,10 +31,10 @@ from benchmarks.bars import all_met, comparison_bars
 from benchmarks.comparison_page import DIRECT_COMMAND, comparison_page
 from benchmarks.outcomes import StaleOutcomes, StoredOutcomes
 from perception.evaluation.comparison import Comparison, compare_with, print_comparison
-from perception.evaluation.interventions import INTERVENTIONS
+from perception.evaluation.replacement import INTERVENTIONS
 from perception.evaluation.scenes import HELD_OUT_SEED, Item, evaluate_items, scene_items
-from perception.model import PerceptionModel
-from train.provenance import ROOT, provenance
+from perception.model.perception_model import PerceptionModel
+from train.loop.provenance import ROOT, provenance
 
 AURORA = ROOT / "models" / "aurora-tiny"
 DIRECT = ROOT / "models" / "direct-tiny"

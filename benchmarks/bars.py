@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from perception.evaluation.comparison import Comparison
-from perception.evaluation.interventions import INTERVENTIONS
+from perception.evaluation.replacement import INTERVENTIONS
 
 GAIN_BARS = {"counting": 10.0, "depth, 3-5 points": 6.0}
 """Points of accuracy above the baseline, by row of the tables."""

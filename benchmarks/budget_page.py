@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.provenance import ROOT
+from train.loop.provenance import ROOT
 
 RESULT = ROOT / "benchmarks" / "results" / "token_budgets.json"
 PAGE = RESULT.with_suffix(".md")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.datasets.measured import MeasuredMap
+from perception.datasets.depth.measured import MeasuredMap
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.scenes.markers import MIN_GAP, MIN_SPACING, choose_markers, smooth_mask
 from perception.scenes.render import render_scenes

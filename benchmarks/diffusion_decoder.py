@@ -28,10 +28,10 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.depth_sets import DepthSet, Reconstruct, figures, measured_set, scene_set, true_nearness
 from benchmarks.tokenizer_picture import sheet
-from perception.datasets.measured import MeasuredMap, measured_maps
-from perception.shipped import shipped
+from perception.datasets.depth.measured import MeasuredMap, measured_maps
+from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 from vqvae import VQVAE
 from vqvae.diffusion import DiffusionDecoder
 from vqvae.normalisation import resize_masked

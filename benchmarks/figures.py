@@ -22,12 +22,12 @@ from torch import Tensor
 from perception.chains import Answer
 from perception.evaluation.report import spans_to_draw
 from perception.evaluation.scenes import depth_tokenizer_of
-from perception.model import PerceptionModel, load_image
+from perception.model.perception_model import PerceptionModel, load_image
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
 from perception.tokenizers import BoxTokenizer, DepthTokenizer, PointTokenizer
-from train.provenance import ROOT
+from train.loop.provenance import ROOT
 
 FIRST_SEED = 95_000_000
 RENDERED = 320

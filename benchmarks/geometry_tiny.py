@@ -18,11 +18,11 @@ import numpy as np
 
 from benchmarks.bars import Bar, all_met
 from perception.evaluation.bootstrap import bootstrap_interval
-from perception.shipped import shipped
-from train.geometry_data import GeometryData, draw_problems
+from perception.model.shipped import shipped
+from train.data.geometry import GeometryData, draw_problems
 from train.interleave import read_interleaved
-from train.interleaved_answers import answer_problems, selection_f1
-from train.provenance import ROOT, provenance
+from train.rl.answers import answer_problems, selection_f1
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "geometry_tiny.json"
 MAX_NEW_TOKENS = 160

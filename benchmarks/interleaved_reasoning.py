@@ -32,13 +32,13 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.reasoning_page import page
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
-from perception.shipped import shipped
+from perception.model.shipped import shipped
 from train import interleave, reinforce
-from train.geometry_data import GeometryData, read_problems
-from train.interleaved_answers import Chooser, Outcome, answer_problems, selection_f1
-from train.interleaved_rows import REGIONS, ChainProblem
-from train.loop import LoopConfig
-from train.provenance import ROOT, provenance
+from train.data.geometry import GeometryData, read_problems
+from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
+from train.data.interleaved import REGIONS, ChainProblem
+from train.loop.fit import LoopConfig
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
 RUNS = ROOT / "runs" / "interleaved_reasoning"

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from perception.interleave_generation import InterleavedGeneration, InterleavedGenerator
-from perception.interleaved_chains import Look
-from perception.shipped import shipped
-from perception.visual_tokens import unwrapped
-from train.geometry_data import GeometryData, draw_problems
+from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
+from perception.interleave.chains import Look
+from perception.model.shipped import shipped
+from perception.interleave.visual_tokens import unwrapped
+from train.data.geometry import GeometryData, draw_problems
 from train.interleave import InterleavedFolder, read_interleaved
-from train.interleaved_rows import ChainProblem
-from train.provenance import ROOT, provenance
+from train.data.interleaved import ChainProblem
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_speed.json"
 SEED = 77

@@ -1,7 +1,7 @@
 """Which losses should be on? `python -m benchmarks.loss_ablation`.
 
 Fine-tunes the shipped model on a look of scenes that it has not seen, as people fine-tune on data of their own: with
-plain cross-entropy, with each of the terms of `train.losses` on top of it, and with all of them; the same data, steps
+plain cross-entropy, with each of the terms of `train.models.losses` on top of it, and with all of them; the same data, steps
 and seeds for all. Each is asked the same held-out questions of that look, and so is the model as it was. A term is
 worth having where the interval of its gain over plain cross-entropy, question by question over all seeds, lies above
 zero for counting or for depth, and below zero for neither. A training takes minutes on two cores; what is trained and
@@ -23,13 +23,13 @@ import numpy as np
 
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.scenes import Item, evaluate_items, map_order_accuracy, scene_items
-from perception.model import PerceptionModel
-from perception.vocabulary import FILE_NAME
+from perception.model.perception_model import PerceptionModel
+from perception.vocabulary.names import FILE_NAME
 from train.aurora import AuroraConfig, train
-from train.curriculum import CurriculumConfig
-from train.loop_config import LoopConfig
-from train.losses import LossSettings
-from train.provenance import ROOT, provenance
+from train.data.curriculum import CurriculumConfig
+from train.loop.config import LoopConfig
+from train.models.losses import LossSettings
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "loss_ablation.json"
 RUNS = ROOT / "runs" / "loss_ablation"

@@ -28,7 +28,7 @@ from benchmarks.bars import Bar, all_met
 from benchmarks.depth_sets import scene_set
 from benchmarks.missing_depth import missing_figures
 from benchmarks.token_budgets import RUNS, STEPS, Variant, training
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 from train.tokenizer import TokenizerConfig, train
 from vqvae import VQVAE
 

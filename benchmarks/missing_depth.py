@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.depth_sets import Figures, interval, map_figures, true_nearness
-from train.depth_augment import visible_patches
+from train.data.depth_augmentation import visible_patches
 from vqvae import VQVAE
 
 MISSING = 0.5

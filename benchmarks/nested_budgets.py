@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.depth_sets import DepthSet, figures, measured_set, reconstruct_with, scene_set
-from perception.datasets.measured import measured_maps
-from perception.shipped import shipped
-from train.provenance import ROOT, provenance
+from perception.datasets.depth.measured import measured_maps
+from perception.model.shipped import shipped
+from train.loop.provenance import ROOT, provenance
 from vqvae import VQVAE
 
 RESULT = ROOT / "benchmarks" / "results" / "nested_budgets.json"

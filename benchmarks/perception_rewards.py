@@ -23,13 +23,13 @@ import numpy as np
 from benchmarks.bars import Bar, all_met
 from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
 from perception.evaluation.scenes import Item, evaluate_items, scene_items
-from perception.model import PerceptionModel
-from perception.shipped import shipped
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
 from perception.tokenizers.boxes import BoxTokenizer
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 from train.reinforce import RewardWeights
 from train.reinforce_scenes import COUNTING, REWARDS, SceneReinforceConfig, train
-from train.rewards import box_iou
+from train.rl.rewards import box_iou
 
 RESULT = ROOT / "benchmarks" / "results" / "perception_rewards.json"
 RUNS = ROOT / "runs" / "perception_rewards"

@@ -26,8 +26,8 @@ import torch
 from benchmarks.bars import Bar, all_met
 from perception.scenes.render import render_scenes
 from train.aurora import AuroraConfig, train
-from train.loop import LoopConfig
-from train.provenance import ROOT, provenance
+from train.loop.fit import LoopConfig
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "scene_rendering.json"
 FIRST_SEED = 90_000_000

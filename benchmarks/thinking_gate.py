@@ -1,7 +1,7 @@
 """Does the gate spend tokens where they change the answer? `python -m benchmarks.thinking_gate`.
 
 Held-out counting and depth questions of both looks are answered directly and by drawing first; every price of the gate
-(`perception.gate`) then chooses between the two, so that one run gives the whole curve of accuracy against tokens.
+(`perception.model.gate`) then chooses between the two, so that one run gives the whole curve of accuracy against tokens.
 Beside it: always drawing, never, an oracle that draws where only the drawn answer is right, and drawing at random as
 often as the gate does, or for as many tokens. Besides, on one image: how long N questions take together.
 95 % bootstrap intervals over questions. Writes `benchmarks/results/thinking_gate.json` and `docs/thinking_gate.png`;
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from perception.chains import prompt_for
-from perception.drafts import DraftBook
+from perception.decoding.drafts import DraftBook
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.evaluation.scenes import scene_items
-from perception.gate import FILE_NAME, ThinkingGate
-from perception.model import PerceptionModel, Prompt
+from perception.model.gate import FILE_NAME, ThinkingGate
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.scenes.render import render_scenes
 from train.gate import CHAIN, DIRECT, answer_both
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "thinking_gate.json"
 PLOT = ROOT / "docs" / "thinking_gate.png"

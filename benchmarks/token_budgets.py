@@ -26,9 +26,9 @@ from rich.progress import track
 from benchmarks.bars import Bar, all_met
 from benchmarks.budget_page import draw_curves, write_page
 from benchmarks.depth_sets import DepthSet, figures, measured_set, reconstruct_with, scene_set
-from perception.datasets.measured import measured_maps
-from train.loop_config import LoopConfig
-from train.provenance import ROOT, provenance
+from perception.datasets.depth.measured import measured_maps
+from train.loop.config import LoopConfig
+from train.loop.provenance import ROOT, provenance
 from train.tokenizer import TokenizerConfig, train
 from vqvae import VQVAE, VQVAEConfig
 

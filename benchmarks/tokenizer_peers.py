@@ -29,11 +29,11 @@ from benchmarks.depth_sets import DepthSet, Reconstruct, figures, measured_set, 
 from benchmarks.library_vqvaes import DiffusersVQVAE, LibraryQuantizerVQVAE
 from benchmarks.reference_vqvae import ReferenceVQVAE
 from benchmarks.tokenizer_speed import parameters
-from perception.datasets.measured import measured_maps
+from perception.datasets.depth.measured import measured_maps
 from perception.scenes.store import SceneStore
-from train.loop import fit
-from train.loop_config import LoopConfig
-from train.provenance import ROOT, provenance
+from train.loop.fit import fit
+from train.loop.config import LoopConfig
+from train.loop.provenance import ROOT, provenance
 from train.tokenizer import DepthBatches, tokenizer_loss
 from vqvae import VQVAE
 from vqvae.holes import fill_holes

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from perception.datasets.measured import motorcycle_depth
+from perception.datasets.depth.measured import motorcycle_depth
 from perception.scenes import render_scenes
-from perception.shipped import shipped
+from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 
 SEED = 60_000_004

@@ -1,7 +1,7 @@
 """How much of a depth map the shipped tokenizer's 100 codes keep: `python -m benchmarks.tokenizer_quality`.
 
 Held-out rendered scenes of both looks (the tokenizer was trained on neither these seeds nor the shifted look), measured
-maps, those of `perception.datasets.measured` whose packages are installed, and what pixels that are missing do to the
+maps, those of `perception.datasets.depth.measured` whose packages are installed, and what pixels that are missing do to the
 codes. Written to `benchmarks/results/tokenizer_quality.json`; three minutes on two cores. The weights are made by
 `python -m train.tokenizer`.
 
@@ -33,8 +33,8 @@ from benchmarks.depth_sets import (
     true_nearness,
 )
 from benchmarks.missing_depth import missing_figures
-from perception.datasets.measured import measured_maps
-from train.provenance import ROOT, provenance
+from perception.datasets.depth.measured import measured_maps
+from train.loop.provenance import ROOT, provenance
 from vqvae import VQVAE
 
 TOKENIZER = ROOT / "tokenizers" / "depth-scenes-100"
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         print_table(results, console)
     if not arguments.check and GROUND_TRUTH not in results:
-        print("measured maps: left out, none of their packages is installed (perception.datasets.measured)")
+        print("measured maps: left out, none of their packages is installed (perception.datasets.depth.measured)")
     failed = False
     for name, figure, bar in bars(results):
         failed |= figure < bar

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.reference_vqvae import ReferenceVQVAE
 from perception.scenes.render import render_scenes
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 from vqvae import VQVAE, VQVAEConfig
 
 RESULT = ROOT / "benchmarks" / "results" / "tokenizer_speed.json"

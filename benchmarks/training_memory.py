@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bars import Bar, all_met
-from train.memory import peak_memory, release_memory
+from train.loop.memory import peak_memory, release_memory
 from train.memory_plan import ModelShape, RunPlan, memory_plan, table
-from train.provenance import ROOT, provenance
+from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "training_memory.json"
 SHAPE = ModelShape(384, 12, 6, 6, 1024, 8192, False)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from train.config import parse_config
+from train.loop.command_line import parse_config
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def serve(config: DemoConfig) -> None:
     import torch
 
     from demos.app import build_demo, launch_settings
-    from perception.model import PerceptionModel
-    from perception.reasoner import Reasoner
-    from perception.shipped import shipped
+    from perception.model.perception_model import PerceptionModel
+    from perception.interleave.reasoner import Reasoner
+    from perception.model.shipped import shipped
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     model = PerceptionModel.from_pretrained(config.model or shipped("aurora-tiny"), device)

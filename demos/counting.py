@@ -13,9 +13,9 @@ from demos.guards import Refused, read_image, read_question
 from demos.pictures import draw_boxes
 from demos.thoughts import Thought, last, rethink, think
 from perception.chains import kind_of_question
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 MAX_BOXES = 30
 

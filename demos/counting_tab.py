@@ -14,7 +14,7 @@ from demos import counting
 from demos.guards import MAX_QUESTION, Refused
 from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly_steps, place_in, scene_examples
 from demos.pictures import enlarged
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 
 ADD = "Add a box: drag, or click two corners"
 MOVE = "Move or resize a box: drag it, or a corner"

@@ -15,12 +15,12 @@ from PIL import Image
 from demos.guards import Refused, read_image
 from demos.pictures import draw_map, draw_points, enlarged, nearness_so_far
 from demos.thoughts import Thought, last, rethink, think
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from perception.scenes.markers import LETTERS, MIN_SPACING, draw_markers
 from perception.scenes.questions import letters_text
 from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 _EXAMPLE = re.compile(r"scene-(standard|shifted)-(\d+)\.png$")
 _LARGEST = 448

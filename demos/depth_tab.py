@@ -11,7 +11,7 @@ from demos import depth
 from demos.guards import Refused
 from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in, scene_examples
 from demos.pictures import SIDE, enlarged, surface
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from perception.scenes.markers import LETTERS
 
 _BRUSHES = {"1 cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from demos.handlers import EXAMPLES
-from perception.scenes.geometry import problem
+from perception.geometry.problems import problem
 from perception.scenes.render import render_scenes
 
 SIZE = 320

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from demos import depth
 from demos.handlers import scene_examples
-from perception.model import PerceptionModel
-from perception.shipped import shipped
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
 
 POINTS = ((0.3, 0.3), (0.46, 0.52), (0.8, 0.7))
 MILLISECONDS = 130

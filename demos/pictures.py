@@ -12,7 +12,7 @@ from demos.thoughts import OpenSpan
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import DepthTokenizer, color_table
 from perception.tokenizers.locations import draw_label, mark_color
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 if TYPE_CHECKING:
     import plotly.graph_objects

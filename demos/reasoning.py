@@ -8,7 +8,7 @@ from PIL import Image
 
 from demos.guards import Refused, read_image, read_question
 from demos.pictures import SIDE
-from perception.reasoner import Reasoner, Reasoning, draw_step
+from perception.interleave.reasoner import Reasoner, Reasoning, draw_step
 
 MAX_NEW_TOKENS = 200
 

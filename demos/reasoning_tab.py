@@ -9,7 +9,7 @@ import gradio as gr
 from demos import reasoning
 from demos.guards import MAX_QUESTION
 from demos.handlers import EXAMPLES, MODEL_LIMITS, STATE_SECONDS, friendly
-from perception.reasoner import Reasoner
+from perception.interleave.reasoner import Reasoner
 
 
 def reasoning_tab(reasoner: Reasoner) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from perception.chains import Answer, encode_target, prompt_for, read_ids
-from perception.model import PerceptionModel, Prompt
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.model.perception_model import PerceptionModel, Prompt
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 MAX_NEW_TOKENS = 320
 

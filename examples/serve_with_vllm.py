@@ -19,9 +19,9 @@ from typing import Any
 from transformers import AutoProcessor
 
 from perception.chains import prompt_for
-from perception.grammar import SpanGrammar
-from perception.image_inputs import placeholder_ids
-from perception.vocabulary import PerceptionVocabulary
+from perception.grammar.automaton import SpanGrammar
+from perception.model.image_inputs import placeholder_ids
+from perception.vocabulary.names import PerceptionVocabulary
 
 
 def grammar_of(folder: str) -> SpanGrammar:

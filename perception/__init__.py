@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perception.grammar import SpanGrammar, SpanLogitsProcessor
+    from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
     from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
-    from perception.vocabulary import MODALITIES, PerceptionVocabulary, Span, SpanError
+    from perception.vocabulary.names import MODALITIES, PerceptionVocabulary, Span, SpanError
 
 _HOMES = {
-    "MODALITIES": "perception.vocabulary",
-    "PerceptionVocabulary": "perception.vocabulary",
-    "Span": "perception.vocabulary",
-    "SpanError": "perception.vocabulary",
-    "SpanGrammar": "perception.grammar",
-    "SpanLogitsProcessor": "perception.grammar",
+    "MODALITIES": "perception.vocabulary.names",
+    "PerceptionVocabulary": "perception.vocabulary.names",
+    "Span": "perception.vocabulary.names",
+    "SpanError": "perception.vocabulary.names",
+    "SpanGrammar": "perception.grammar.automaton",
+    "SpanLogitsProcessor": "perception.grammar.automaton",
     "TOKENIZERS": "perception.tokenizers",
     "BoxTokenizer": "perception.tokenizers",
     "DepthTokenizer": "perception.tokenizers",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
-from perception.image_inputs import TOKEN_TYPES
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.model.image_inputs import TOKEN_TYPES
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

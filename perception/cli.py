@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from perception.model import PerceptionModel
+    from perception.model.perception_model import PerceptionModel
     from vqvae import VQVAE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
@@ -26,8 +26,8 @@ Model = Annotated[
 def _load(model: str | None) -> PerceptionModel:
     from transformers.utils import logging
 
-    from perception.model import PerceptionModel
-    from perception.shipped import shipped
+    from perception.model.perception_model import PerceptionModel
+    from perception.model.shipped import shipped
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what it warns of when weights do not fit is an error of ours, with the remedy
@@ -53,7 +53,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Ask a question about an image."""
-    from perception.model import load_image
+    from perception.model.perception_model import load_image
 
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
@@ -86,8 +86,8 @@ def ask(
 
 
 def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | None, as_json: bool) -> None:
-    from perception.reasoner import Reasoner, draw_reasoning
-    from perception.shipped import shipped
+    from perception.interleave.reasoner import Reasoner, draw_reasoning
+    from perception.model.shipped import shipped
 
     reasoning = Reasoner.from_pretrained(model or shipped("geometry-tiny")).solve(image, question)
     if as_json:
@@ -156,8 +156,8 @@ def _evaluate_published(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
-    from perception.datasets.published import SETS, read_published
-    from perception.evaluation.published import (
+    from perception.evaluation.published_sets import SETS, read_published
+    from perception.evaluation.published_scores import (
         INTERLEAVED,
         MODES,
         accuracies,
@@ -166,8 +166,8 @@ def _evaluate_published(
         keep_plan,
         write_page,
     )
-    from perception.reasoner import Reasoner
-    from perception.shipped import shipped
+    from perception.interleave.reasoner import Reasoner
+    from perception.model.shipped import shipped
 
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}; known: scenes, {', '.join(SETS)}")
@@ -216,7 +216,7 @@ Tokenizer = Annotated[
 def _load_tokenizer(name: str | None) -> VQVAE:
     import torch
 
-    from perception.shipped import shipped
+    from perception.model.shipped import shipped
     from vqvae import VQVAE
 
     model = VQVAE.from_pretrained(name if name is not None else shipped("depth-scenes-100"))
@@ -239,8 +239,8 @@ def tokenize(
     ] = "0/1",
 ) -> None:
     """Turn depth maps into codes. A job that was stopped goes on where it was."""
-    from perception.datasets.depth_files import DepthFormat
-    from perception.depth_jobs import tokenize as run
+    from perception.datasets.depth.files import DepthFormat
+    from perception.datasets.depth.jobs import tokenize as run
 
     index, count = _shard(shard)
     if count > 1:
@@ -266,14 +266,14 @@ def detokenize(
     seed: Annotated[int, typer.Option(help="Of the diffusion decoder.")] = 0,
 ) -> None:
     """Turn codes back into depth maps, each of its own size and range."""
-    from perception.datasets.code_files import DepthCodes
-    from perception.depth_jobs import detokenize as run
+    from perception.datasets.depth.code_files import DepthCodes
+    from perception.datasets.depth.jobs import detokenize as run
 
     model, decode = _load_tokenizer(tokenizer), None
     if diffusion is not None:
         from functools import partial
 
-        from perception.shipped import shipped
+        from perception.model.shipped import shipped
         from vqvae.diffusion import DiffusionDecoder
 
         folder = shipped("depth-scenes-100") / "diffusion" if diffusion == "shipped" else Path(diffusion)

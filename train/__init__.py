@@ -1,1 +1,1 @@
-"""The recipes: `python -m train.X`, from a checkout. One loop (`train.loop`) runs them all."""
+"""The recipes: `python -m train.X`, from a checkout. One loop (`train.loop.fit`) runs them all."""

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from train.base import save_half
-from train.config import parse_config
+from train.loop.command_line import parse_config
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 STRIDE = 32

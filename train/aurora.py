@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
-from perception.model_folder import check_files, find_folder, read_model, read_processor
-from perception.scenes.looks import LOOKS
+from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.scenes.styles import LOOKS
 from perception.scenes.store import SceneStore
-from perception.vocabulary import PerceptionVocabulary
-from train.adapters import LoraSettings, adapt, check_rows, merged
-from train.attention import use_plain_attention
+from perception.vocabulary.names import PerceptionVocabulary
+from train.models.adapters import LoraSettings, adapt, check_rows, merged
+from train.models.attention import use_plain_attention
 from train.base import save_half
-from train.batches import ARMS, TaskBatches, TaskMaker, TokenWeights
-from train.config import command_line, fingerprint, parse_config
-from train.curriculum import CurriculumConfig
-from train.labels import depth_codes
-from train.loop import FitResult, LoopConfig, fit
-from train.losses import LossSettings, SpanLosses, target_logits
-from train.model_parts import tower_parameters
-from train.optimizer import parameter_groups
+from train.data.scenes import ARMS, TaskBatches, TaskMaker, TokenWeights
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.data.curriculum import CurriculumConfig
+from train.data.scene_codes import depth_codes
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.models.losses import LossSettings, SpanLosses, target_logits
+from train.models.parts import tower_parameters
+from train.loop.optimizer import parameter_groups
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perception.datasets.depth_files import DepthFormat
-from perception.shipped import shipped
+from perception.datasets.depth.files import DepthFormat
+from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
-from train.config import fingerprint, parse_config
-from train.held_out import Evaluation
-from train.loop import FitResult, LoopConfig, fit
+from train.loop.command_line import fingerprint, parse_config
+from train.loop.evaluation import Evaluation
+from train.loop.fit import FitResult, LoopConfig, fit
 from train.tokenizer import DepthBatches, TokenizerConfig, TrainingData
 from vqvae import VQVAE
 from vqvae.diffusion import DiffusionDecoder, DiffusionDecoderConfig

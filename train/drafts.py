@@ -1,7 +1,7 @@
 """The draft network of a finished model: `python -m train.drafts`.
 
 The frozen model answers depth questions on scenes of the standard look that no benchmark asks about; a small network
-(`perception.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids alone but
+(`perception.decoding.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids alone but
 how probable the model found each (distillation). Its guesses change how fast answers are decoded and never what they
 are. Answers are kept in parts under `run_dir`, a killed run goes on behind the last one. About forty minutes on two
 cores with `--processes 2`.
@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perception.chains import prompt_for
-from perception.draft_network import DraftNetwork, DraftNetworkConfig, prompt_states
+from perception.decoding.draft_network import DraftNetwork, DraftNetworkConfig, prompt_states
 from perception.evaluation.scenes import DEPTH_COUNTS, scene_items
-from perception.model import PerceptionModel, Prompt
-from train.config import parse_config
+from perception.model.perception_model import PerceptionModel, Prompt
+from train.loop.command_line import parse_config
 
 PART = 256
 """answers of a file"""

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
-from train.augment import normalise_pixels, to_pixels
-from train.config import fingerprint, parse_config
-from train.geometry_data import GeometryData, read_problems
-from train.interleaved_rows import ChainProblem, Mark
-from train.loop import FitResult, LoopConfig, fit
+from train.data.augmentation import normalise_pixels, to_pixels
+from train.loop.command_line import fingerprint, parse_config
+from train.data.geometry import GeometryData, read_problems
+from train.data.interleaved import ChainProblem, Mark
+from train.loop.fit import FitResult, LoopConfig, fit
 
 CHARACTERS = " 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.°="
 """A space is none"""

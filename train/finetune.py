@@ -5,7 +5,7 @@
 The base is a folder or hub name of LLaVA, Qwen-VL, SmolVLM, InternVL, Gemma3, PaliGemma, ...; its own processor makes
 image inputs and prompts. The data are a CSV or JSON lines of your own, COCO's or LVIS's annotations, depth maps with
 their images, AURORA's JSON files, or records that were written before; any of them together (`--data.*`, see
-`train.record_sources`; the columns of your own are described in `perception.datasets.own_questions`). Atomic tasks come
+`train.data.records`; the columns of your own are described in `perception.datasets.own`). Atomic tasks come
 first, chains and direct answers are mixed in by `--schedule.*`.
 
 The model that is written is a stock folder of transformers, LoRA merged, in the base's precision, with the vocabulary
@@ -27,19 +27,19 @@ from typing import Any
 import torch
 
 from perception.chains import ChatPrompt
-from perception.image_inputs import accepted_inputs
-from perception.model_folder import check_files, find_folder, read_model, read_processor
-from perception.vocabulary import NAMINGS, PerceptionVocabulary
-from train.adapters import LoraSettings, adapt, align_only, check_rows, merged
+from perception.model.image_inputs import accepted_inputs
+from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.vocabulary.names import NAMINGS, PerceptionVocabulary
+from train.models.adapters import LoraSettings, adapt, align_only, check_rows, merged
 from train.base import save_as
-from train.config import command_line, fingerprint, parse_config
-from train.curriculum import KindSchedule
-from train.losses import LossSettings, SpanLosses
-from train.model_parts import embedding_names, keep_still, tower_parameters, vision_tower
-from train.record_batches import RecordBatches, RecordPlan
-from train.record_rows import RecordRows
-from train.record_sources import SourcesConfig, read_sources
-from train.task_rows import RowEncoder, TokenWeights
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.data.curriculum import KindSchedule
+from train.models.losses import LossSettings, SpanLosses
+from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
+from train.data.record_batches import RecordBatches, RecordPlan
+from train.data.record_rows import RecordRows
+from train.data.records import SourcesConfig, read_sources
+from train.data.rows import RowEncoder, TokenWeights
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
@@ -210,7 +210,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         ValueError: as the readers and `build_parts`; for a run that was begun with other settings.
     """
-    from train.record_trainer import RecordTrainer, checkpoints, drop_half_written
+    from train.loop.record_trainer import RecordTrainer, checkpoints, drop_half_written
 
     arguments = _arguments(config)  # first: joins the processes of a launch
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
@@ -288,7 +288,7 @@ def _batches(config: FinetuneConfig, parts: Parts, records: tuple[Any, ...], wor
 def _trainer(
     config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches, span_losses: SpanLosses
 ) -> Any:
-    from train.record_trainer import MarkWhole
+    from train.loop.record_trainer import MarkWhole
 
     trainer = kind(
         model=parts.model,

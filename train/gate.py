@@ -1,7 +1,7 @@
 """The gate of a finished model, which decides where drawing is worth its tokens: `python -m train.gate --model FOLDER`.
 
 The frozen model answers counting and depth questions on scenes of the standard look, each directly and by drawing
-first. The readings of the gate (`perception.gate`) learn which of the two was right and how long the drawn one was.
+first. The readings of the gate (`perception.model.gate`) learn which of the two was right and how long the drawn one was.
 Their weight decay and the price are chosen on questions set apart. About six minutes on one core for 3,200 questions.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from perception.chains import prompt_for, read_ids
 from perception.evaluation.scenes import Item, scene_items
-from perception.gate import Setting, ThinkingGate, gate_features, signature
-from perception.model import PerceptionModel, Prompt
-from train.config import parse_config
+from perception.model.gate import Setting, ThinkingGate, gate_features, signature
+from perception.model.perception_model import PerceptionModel, Prompt
+from train.loop.command_line import parse_config
 
 DIRECT, CHAIN = 0, 1
 _DECAYS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

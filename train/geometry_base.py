@@ -3,7 +3,7 @@
 A stock LLaVA, a Swin tower and a small Llama from nothing, learns to say what is written in a figure and where; it has
 never seen a solution. What is written in a cell of the visual grid is also supervised at that cell's visual token
 itself: words that need no attention to be learned, and once they are, looking at the right cell is all an answer takes.
-Rows of sums beside them teach it to calculate (`train.arithmetic`).
+Rows of sums beside them teach it to calculate (`train.data.arithmetic`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast, SwinModel
 
-from perception.interleave import VisualTokenSelector
-from perception.interleave_triggers import InterleaveSettings
-from perception.interleaved_chains import InterleavedModel
-from perception.visual_tokens import VisualLayout
-from perception.vocabulary import PerceptionVocabulary
-from train.arithmetic import LARGEST, sums_loss
-from train.attention import use_plain_attention
-from train.config import command_line, fingerprint, parse_config
+from perception.interleave.selector import VisualTokenSelector
+from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.chains import InterleavedModel
+from perception.interleave.visual_tokens import VisualLayout
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.arithmetic import LARGEST, sums_loss
+from train.models.attention import use_plain_attention
+from train.loop.command_line import command_line, fingerprint, parse_config
 from train.figure_tower import GeometrySize, cell_of, check_sizes
-from train.geometry_data import GeometryData, read_problems
+from train.data.geometry import GeometryData, read_problems
 from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
-from train.interleaved_rows import ChainBatches, ChainProblem
-from train.loop import FitResult, LoopConfig, fit
-from train.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
+from train.data.interleaved import ChainBatches, ChainProblem
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.models.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
 
 READ_ALL = "What is written in the figure?"
 NEAREST = "What is written nearest to {}?"

@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.interleave import CONFIG_FILE, VisualTokenSelector
-from perception.interleave_triggers import InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, interleaved_loss
-from perception.model_folder import find_folder, read_model, read_processor
-from perception.visual_tokens import VisualLayout, unwrapped
-from perception.vocabulary import PerceptionVocabulary
-from train.arithmetic import sums_loss
-from train.attention import use_plain_attention
+from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
+from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.chains import InterleavedModel, interleaved_loss
+from perception.model.folder import find_folder, read_model, read_processor
+from perception.interleave.visual_tokens import VisualLayout, unwrapped
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.arithmetic import sums_loss
+from train.models.attention import use_plain_attention
 from train.base import save_half
-from train.config import command_line, fingerprint, parse_config
-from train.geometry_data import GeometryData, read_problems
-from train.interleaved_rows import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
-from train.loop import FitResult, LoopConfig, fit
-from train.model_parts import keep_still
-from train.own_looks import OwnLooks
-from train.published_chains import PublishedData, read_published
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.data.geometry import GeometryData, read_problems
+from train.data.interleaved import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.models.parts import keep_still
+from train.data.own_looks import OwnLooks
+from train.data.published_chains import PublishedData, read_published
 
 TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"
@@ -69,7 +69,7 @@ class InterleaveConfig:
     """a visual token is selected where sigmoid(score) reaches this; none: what the selector was made with. The loss
     weighs up what is to be selected, so a higher threshold than the paper's 0.7 selects more exactly"""
     sums: int = 0
-    """rows of sums a step (`train.arithmetic`), beside the problems, so that calculating is not forgotten"""
+    """rows of sums a step (`train.data.arithmetic`), beside the problems, so that calculating is not forgotten"""
     own_looks: float = 0.0
     """share of the steps, after the first third, whose looks bring in what the model itself selects; regions own and
     boxes"""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from train.config import parse_config
+from train.loop.command_line import parse_config
 
 GB = 1e9
 

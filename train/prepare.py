@@ -1,6 +1,6 @@
 """Labels images and tokenises the labels (`python -m train.prepare --images FOLDER --out FOLDER`).
 
-Teachers say what is in images that have no labels (`perception.datasets.teachers`): a depth map, whose codes are made
+Teachers say what is in images that have no labels (`perception.datasets.labelling.teachers`): a depth map, whose codes are made
 here once and for all, and boxes of named classes. Written to parquet in shards; a run that was stopped or killed goes
 on with the same command, a bad image is named in skipped.jsonl and left out. `python -m train.finetune --data.prepared
 OUT` trains on what it made. With `--engine ray` the shards are spread over a Ray cluster, whose machines all see both
@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perception.datasets.labelling import LabelledImage, Labeller, read_rows
-from perception.datasets.prepared import Engine, PreparedReport, in_process, prepare_folder
-from perception.datasets.teachers import NONE, TeachersConfig, box_teacher, depth_teacher
-from perception.model_folder import find_folder
-from perception.shipped import shipped
-from train.config import flatten, parse_config
-from train.labelled_view import labelled_sheet
+from perception.datasets.labelling.labeller import LabelledImage, Labeller, read_rows
+from perception.datasets.labelling.jobs import Engine, PreparedReport, in_process, prepare_folder
+from perception.datasets.labelling.teachers import NONE, TeachersConfig, box_teacher, depth_teacher
+from perception.model.folder import find_folder
+from perception.model.shipped import shipped
+from train.loop.command_line import flatten, parse_config
+from train.views.labels import labelled_sheet
 from vqvae import VQVAE
 
 ENGINES = ("local", "ray")
@@ -78,7 +78,7 @@ def engine_of(config: PrepareConfig) -> Engine:
     """What runs the shards. Raises ValueError where Ray is asked for and missing."""
     if config.engine == "local":
         return in_process
-    from train.prepare_ray import ray_engine
+    from train.data.ray_engine import ray_engine
 
     return functools.partial(ray_engine, workers=config.workers)
 

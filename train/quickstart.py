@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from perception.datasets.measured import motorcycle_depth
+from perception.datasets.depth.measured import motorcycle_depth
 from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
 from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
 from perception.evaluation.scenes import depth_tokenizer_of, scene_items
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig, train
-from train.config import command_line, flatten, parse_config
-from train.loop import FitResult, LoopConfig
-from train.memory import PeakMemory, peak_memory
-from train.provenance import provenance
+from train.loop.command_line import command_line, flatten, parse_config
+from train.loop.fit import FitResult, LoopConfig
+from train.loop.memory import PeakMemory, peak_memory
+from train.loop.provenance import provenance
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 

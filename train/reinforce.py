@@ -18,21 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.interleave_generation import InterleavedGenerator
-from perception.interleave_triggers import GENERATED, InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch
-from perception.row_draws import RowDraws
-from perception.visual_tokens import VisualFeatures, images_of, repeat_rows
-from train.config import command_line, fingerprint, parse_config
-from train.geometry_data import GeometryData, read_problems
-from train.held_out import Evaluation
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch
+from perception.interleave.row_draws import RowDraws
+from perception.interleave.visual_tokens import VisualFeatures, images_of, repeat_rows
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.data.geometry import GeometryData, read_problems
+from train.loop.evaluation import Evaluation
 from train.interleave import interleaved_groups, published_split, read_interleaved
-from train.interleaved_answers import accuracy, answer_problems, answer_text
-from train.interleaved_rows import ChainBatches, ChainEncoder, ChainProblem
-from train.loop import FitResult, LoopConfig, fit
-from train.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
-from train.published_chains import PublishedData
-from train.rewards import PERCEPTION_REWARDS, REWARDS
+from train.rl.answers import accuracy, answer_problems, answer_text
+from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.rl.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
+from train.data.published_chains import PublishedData
+from train.rl.rewards import PERCEPTION_REWARDS, REWARDS
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def train(
 def draw_run(run_dir: Path) -> Path | None:
     """Draws log.jsonl's reward, KL, length and share of triggers to curves.png; None where matplotlib is missing."""
     try:
-        from train.reinforce_plot import draw_curves
+        from train.rl.plot import draw_curves
     except ImportError:
         return None
     return draw_curves(run_dir / "log.jsonl", run_dir / "curves.png")

@@ -18,12 +18,12 @@ from rich.progress import track
 
 from perception.chains import LETTERS, prompt_for
 from perception.evaluation.scenes import Item, scene_items
-from perception.interleave_triggers import InterleaveSettings
-from perception.model_folder import find_folder
-from perception.scenes.looks import LOOKS
-from train.config import parse_config
-from train.interleaved_rows import ChainProblem
-from train.loop import FitResult, LoopConfig
+from perception.interleave.triggers import InterleaveSettings
+from perception.model.folder import find_folder
+from perception.scenes.styles import LOOKS
+from train.loop.command_line import parse_config
+from train.data.interleaved import ChainProblem
+from train.loop.fit import FitResult, LoopConfig
 from train.reinforce import ReinforceConfig, RewardWeights
 from train.reinforce import train as reinforce
 

@@ -7,7 +7,7 @@
     python -m train.tokenizer --masked_maps 0.5        # codes that hold against missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
-Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.depth_augment`), so that
+Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.data.depth_augmentation`), so that
 measured maps pass through the same codes. A killed run goes on where it stopped when started again. Order accuracy on
 held-out scenes to expect: 99 % after 500 steps; what the later steps buy is sharper edges.
 
@@ -27,15 +27,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from perception.datasets.depth_files import DepthFormat
+from perception.datasets.depth.files import DepthFormat
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
-from train.config import fingerprint, parse_config
-from train.depth_augment import training_batch, visible_patches
-from train.depth_store import DepthStore
-from train.held_out import Evaluation
-from train.loop import FitResult, LoopConfig, fit
-from train.tokenizer_view import evaluate_tokenizer
+from train.loop.command_line import fingerprint, parse_config
+from train.data.depth_augmentation import training_batch, visible_patches
+from train.data.depth import DepthStore
+from train.loop.evaluation import Evaluation
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.views.tokenizer import evaluate_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.metrics import depth_errors
 from vqvae.quantizer import codebook_usage
@@ -53,7 +53,7 @@ class TokenizerConfig:
     """folder of the finished tokenizer, half precision"""
     data: str | None = None
     """none: rendered scenes. Or depth maps: a folder of files, of parquet tables, or one such file, in any unit (see
-    perception.datasets.depth_files and depth_tables). What cannot be read is named and left out"""
+    perception.datasets.depth.files and depth_tables). What cannot be read is named and left out"""
     data_format: DepthFormat = field(default_factory=DepthFormat)
     store: str = "runs/scenes/tokenizer"
     """folder where the scenes, or the maps of `data`, are kept at image_size; every set of them needs its own"""

@@ -1,7 +1,7 @@
 """Makes the images and questions of this folder anew: `python examples/own_questions/render.py`.
 
 Twelve rendered scenes with counting questions and a few that are answered in a word, in the layout that
-`perception.datasets.own_questions` describes. Yours come from a camera and from whoever annotates them.
+`perception.datasets.own` describes. Yours come from a camera and from whoever annotates them.
 """
 
 from __future__ import annotations

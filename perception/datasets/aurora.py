@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from perception import chains
-from perception.datasets.image_files import ImageFile, check_exists
+from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import PerceptionVocabulary, Span, SpanError
+from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
 AURORA_VOCABULARY = PerceptionVocabulary(depth_codes=128, depth_grid=(10, 10), num_locations=336, naming="aurora")
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}

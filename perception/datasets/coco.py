@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from perception import chains
-from perception.datasets.image_files import ImageFile, check_exists
+from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.plurals import plural, readable, without_qualifier
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 LAYOUTS = ("coco", "lvis")
 _LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")

@@ -30,7 +30,7 @@ class ImageFile:
         """The image in RGB. Raises ValueError naming the file that is missing, corrupt or no image."""
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return Image.fromarray(_from_array_file(self.path, self.index))
-        from perception.model import load_image
+        from perception.model.perception_model import load_image
 
         return load_image(self.path)
 

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 
 from perception import chains
-from perception.datasets.image_files import ImageFile, check_exists
+from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 _NEEDED = ("image", "question", "answer")
 _KNOWN = (*_NEEDED, "boxes", "things", "id")

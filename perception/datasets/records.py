@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from perception.chains import Example
-from perception.datasets.image_files import ImageFile
-from perception.vocabulary import Span
+from perception.datasets.images import ImageFile
+from perception.vocabulary.names import Span
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Spans at the speed of an answer: several tokens a forward, and not one of them another than plain decoding gives.
 
-Each forward takes the last confirmed id and a window of guesses behind it (`perception.drafts`). The guesses that the
+Each forward takes the last confirmed id and a window of guesses behind it (`perception.decoding.drafts`). The guesses that the
 model itself would have chosen are confirmed, with one id more that it chose behind them; the rest is thrown away and
 its predictions become the next guesses. Greedy answers are the same ids as one at a time; sampled ones have the same
 distribution: a guess g is taken with the probability that the model gives it, and where it is refused the id is drawn
@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.cache_slots import SlotCache, cache_key, why_not_packable
-from perception.decoding_rows import Batch, Row, sequences, taken
-from perception.draft_network import DraftNetwork, prompt_states
-from perception.drafts import RowDraft
-from perception.grammar import SpanGrammar
-from perception.lean_forward import LeanForward
-from perception.sampling import Sampling, choose_ids
-from perception.span_processor import GrammarMasks, mask_scores
+from perception.decoding.cache_slots import SlotCache, cache_key, why_not_packable
+from perception.decoding.rows import Batch, Row, sequences, taken
+from perception.decoding.draft_network import DraftNetwork, prompt_states
+from perception.decoding.drafts import RowDraft
+from perception.grammar.automaton import SpanGrammar
+from perception.decoding.lean_forward import LeanForward
+from perception.decoding.sampling import Sampling, choose_ids
+from perception.grammar.processor import GrammarMasks, mask_scores
 
 _logger = logging.getLogger(__name__)
 _AT_ONCE = 96  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves

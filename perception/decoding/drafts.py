@@ -1,4 +1,4 @@
-"""Drafts: what an answer will probably be, before it is drawn. `perception.decoding` verifies them in parallel.
+"""Drafts: what an answer will probably be, before it is drawn. `perception.decoding.decoder` verifies them in parallel.
 
 A wrong draft costs time, never an answer. The first draft of a question is the last answer to a question like it:
 chains of perception have a fixed form, and maps of like scenes are alike. From then on a draft is what the model itself
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from perception.vocabulary import PerceptionVocabulary
+from perception.vocabulary.names import PerceptionVocabulary
 
 
 @dataclass

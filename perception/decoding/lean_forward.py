@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perception.cache_slots import SlotCache, cache_key
+from perception.decoding.cache_slots import SlotCache, cache_key
 
 _CLASSES = ("LlamaModel", "MistralModel", "Qwen2Model")
 

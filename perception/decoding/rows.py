@@ -1,4 +1,4 @@
-"""What `perception.decoding` keeps of a batch of unfinished answers: their ids and drafts, and the cache they share."""
+"""What `perception.decoding.decoder` keeps of a batch of unfinished answers: their ids and drafts, and the cache they share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.cache_slots import SlotCache, cache_key, pack, packed_order
-from perception.drafts import RowDraft
-from perception.vocabulary import PerceptionVocabulary
+from perception.decoding.cache_slots import SlotCache, cache_key, pack, packed_order
+from perception.decoding.drafts import RowDraft
+from perception.vocabulary.names import PerceptionVocabulary
 
 _MAX_JUNK = 64  # masked slots of the cache before it is packed
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
-from perception.evaluation.interventions import INTERVENTIONS, forced_chains
+from perception.evaluation.replacement import INTERVENTIONS, forced_chains
 from perception.evaluation.scenes import DEPTH_COUNTS, Item, Outcome, evaluate_items, map_order_accuracy
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 
 GROUPS = {
     "counting": ("count",),

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from perception.chains import prompt_for
-from perception.model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Prompt
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest

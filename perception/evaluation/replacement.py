@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from perception.evaluation.scenes import Item, depth_tokenizer_of
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 INTERVENTIONS = ("oracle", "other image", "shuffled", "random")
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from perception.chains import LETTERS, Answer, prompt_for
-from perception.model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.scenes.geometry_figure import Figure, Point, around, at, direction
-from perception.scenes.geometry_sketch import (
+from perception.geometry.figure import Figure, Point, around, at, direction
+from perception.geometry.sketch import (
     FIND_X,
     Sketch,
     Step,

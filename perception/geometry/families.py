@@ -6,9 +6,9 @@ What has to be known stands in the figure alone; the question only asks for x, o
 
 from __future__ import annotations
 
-from perception.scenes import geometry_angles as angles
-from perception.scenes import geometry_lengths as lengths
-from perception.scenes.geometry_sketch import Family
+from perception.geometry import angles
+from perception.geometry import lengths
+from perception.geometry.sketch import Family
 
 FAMILIES: dict[str, Family] = {
     family.__name__: family

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.scenes.geometry_families import FAMILIES, HELD_OUT
-from perception.scenes.geometry_figure import Box, Mark
-from perception.scenes.geometry_sketch import Sketch, Step
+from perception.geometry.families import FAMILIES, HELD_OUT
+from perception.geometry.figure import Box, Mark
+from perception.geometry.sketch import Sketch, Step
 
 SPLITS = ("train", "test", "held-out")
 TEST_SHARE = 0.2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.scenes.geometry_figure import Box, Figure, Mark, Point, at
+from perception.geometry.figure import Box, Figure, Mark, Point, at
 
 LETTERS = "ABCDEFGHKLMNPQRST"
 FIND_X = "Find x."

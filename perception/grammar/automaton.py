@@ -11,21 +11,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perception.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
-from perception.vocabulary import PerceptionVocabulary
+from perception.vocabulary.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
+from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
-    from perception.span_processor import SpanLogitsProcessor
+    from perception.grammar.processor import SpanLogitsProcessor
 
 __all__ = ["GrammarState", "SpanGrammar", "SpanLogitsProcessor"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "SpanLogitsProcessor":  # the only part that needs transformers, which is slow to import
-        from perception.span_processor import SpanLogitsProcessor
+        from perception.grammar.processor import SpanLogitsProcessor
 
         return SpanLogitsProcessor
-    raise AttributeError(f"module 'perception.grammar' has no attribute {name!r}")
+    raise AttributeError(f"module 'perception.grammar.automaton' has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class SpanGrammar:
         Over tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them; EOS is not part of it.
         Uses lookahead, which engines of finite automata lack: give those `to_ebnf`.
         """
-        from perception.grammar_export import regex
+        from perception.grammar.export import regex
 
         return regex(self)
 
@@ -187,7 +187,7 @@ class SpanGrammar:
         of bins. Stricter in one: text may not hold "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot
         say "anything but these names". The engine must match added tokens by their text.
         """
-        from perception.grammar_export import ebnf
+        from perception.grammar.export import ebnf
 
         return ebnf(self)
 
@@ -197,6 +197,6 @@ class SpanGrammar:
         It allows what `SpanLogitsProcessor` allows at every step: names that are spelt in letters are text, and banned
         ids stay so. But for one thing: of more than 128 locations a box's sides are not ordered.
         """
-        from perception.grammar_export import lark
+        from perception.grammar.export import lark
 
         return lark(self)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from perception.spans import GROUP_SIZES
-from perception.vocabulary import INTERLEAVE, NAMINGS
+from perception.vocabulary.spans import GROUP_SIZES
+from perception.vocabulary.names import INTERLEAVE, NAMINGS
 
 if TYPE_CHECKING:
-    from perception.grammar import SpanGrammar
+    from perception.grammar.automaton import SpanGrammar
 
 Block = tuple[str, int, int, int]
 """prefix, first and last of the next digit, how many free digits follow: ("1", 2, 7, 1) is 120..179"""

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from perception.grammar import SpanGrammar
-from perception.spans import GROUP_SIZES, MODALITIES
+from perception.grammar.automaton import SpanGrammar
+from perception.vocabulary.spans import GROUP_SIZES, MODALITIES
 
 _BOXES = 1 + MODALITIES.index("boxes")
 _OTHER, _CODE = 0, len(MODALITIES) + 1  # kinds of ids; 1, 2, 3 are the STARTs, in the order of MODALITIES

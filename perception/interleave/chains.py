@@ -2,7 +2,7 @@
 
 A chain is a prompt and an answer; an answer is a list of ids and `Look`s. In the sequence a look stands as the
 interleave token and, behind it, the selected visual tokens between the model's vision markers; a look that selects
-nothing is the interleave token alone. `perception.interleave_generation` writes exactly these sequences.
+nothing is the interleave token alone. `perception.interleave.generation` writes exactly these sequences.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perception.interleave import VisualTokenSelector, selection_losses
-from perception.visual_tokens import (
+from perception.interleave.selector import VisualTokenSelector, selection_losses
+from perception.interleave.visual_tokens import (
     VisualFeatures,
     VisualLayout,
     chain_positions,
@@ -82,7 +82,7 @@ class InterleavedBatch:
     labels: Tensor
     """(B, L), IGNORED where not supervised; labels[:, t] is the id at t, predicted at t - 1"""
     sources: Tensor
-    """(B, L), see perception.visual_tokens"""
+    """(B, L), see perception.interleave.visual_tokens"""
     visual_columns: Tensor
     """(B, M), where the prompt's visual tokens stand; -1 for none"""
     look_columns: Tensor

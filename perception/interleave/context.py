@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.cache_slots import cache_given, pack, packed_order, why_not_packable
-from perception.interleaved_chains import InterleavedModel
-from perception.visual_tokens import (
+from perception.decoding.cache_slots import cache_given, pack, packed_order, why_not_packable
+from perception.interleave.chains import InterleavedModel
+from perception.interleave.visual_tokens import (
     VisualFeatures,
     chain_positions,
     check_count,

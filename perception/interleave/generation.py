@@ -25,13 +25,13 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from perception.cache_slots import cache_given, cache_key
-from perception.interleave_context import InterleavedContext
-from perception.interleave_triggers import HEADINGS, HeadingTrigger, InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, Look, look_ids
-from perception.row_draws import RowDraws
-from perception.span_processor import mask_scores
-from perception.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
+from perception.decoding.cache_slots import cache_given, cache_key
+from perception.interleave.context import InterleavedContext
+from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveSettings
+from perception.interleave.chains import InterleavedModel, Look, look_ids
+from perception.interleave.row_draws import RowDraws
+from perception.grammar.processor import mask_scores
+from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
 Choose = Callable[[Tensor, int, int], Tensor]
 """(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, what the look selects."""

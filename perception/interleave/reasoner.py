@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from perception.interleave import VisualTokenSelector
-from perception.interleave_generation import InterleavedGenerator
-from perception.interleave_triggers import GENERATED, InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, Look
-from perception.model import ImageLike, PerceptionModel, Prompt, load_image
-from perception.visual_tokens import VisualLayout, unwrapped
+from perception.interleave.selector import VisualTokenSelector
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.chains import InterleavedModel, Look
+from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image
+from perception.interleave.visual_tokens import VisualLayout, unwrapped
 
 SETTINGS_FILE = "interleave_settings.json"
 _ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
@@ -101,7 +101,7 @@ class Reasoner:
         Raises:
             ValueError: naming the file that is missing, half written, or of another model.
         """
-        from perception.model_folder import find_folder
+        from perception.model.folder import find_folder
 
         folder = find_folder(path)
         perception = PerceptionModel.from_pretrained(folder, device)

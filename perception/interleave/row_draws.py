@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from perception.interleave import VisualTokenSelector
+from perception.interleave.selector import VisualTokenSelector
 
 
 class RowDraws:

@@ -5,9 +5,9 @@ projected and compared; the visual tokens that fit well enough are appended to t
 shape of region can be looked at again. Departures from the paper: gamma is kept as its logarithm, so that it stays
 above 0; the scores are computed in the selector's own precision, whatever the model's.
 
-The modules around it: `perception.visual_tokens` (what models of transformers differ in),
-`perception.interleaved_chains` (teacher-forced batches, forward and loss), `perception.interleave_triggers` (where a
-chain looks) and `perception.interleave_generation`.
+The modules around it: `perception.interleave.visual_tokens` (what models of transformers differ in),
+`perception.interleave.chains` (teacher-forced batches, forward and loss), `perception.interleave.triggers` (where a
+chain looks) and `perception.interleave.generation`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from perception.interleaved_chains import Look
+from perception.interleave.chains import Look
 
 HEADINGS, GENERATED = "headings", "generated"
 TRIGGERS = (HEADINGS, GENERATED)

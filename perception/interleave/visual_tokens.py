@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.cache_slots import cache_key
+from perception.decoding.cache_slots import cache_key
 
 _RESERVED_NAMES = re.compile(
     r"<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>|<(image|video)>"

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perception.chains import Answer, prompt_for
-from perception.gate import gate_features
-from perception.model import ImageLike, Prompt
+from perception.model.gate import gate_features
+from perception.model.perception_model import ImageLike, Prompt
 
 if TYPE_CHECKING:
-    from perception.model import PerceptionModel
+    from perception.model.perception_model import PerceptionModel
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perception.vocabulary import FILE_NAME
+from perception.vocabulary.names import FILE_NAME
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FILES = ("config.json", _WEIGHTS, "tokenizer.json")

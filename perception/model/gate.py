@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from perception.span_processor import GrammarMasks, mask_scores
+from perception.grammar.processor import GrammarMasks, mask_scores
 
 if TYPE_CHECKING:
-    from perception.model import PerceptionModel, Prompt
+    from perception.model.perception_model import PerceptionModel, Prompt
 
 FILE_NAME = "thinking_gate.safetensors"
 NUM_PLAIN = 8

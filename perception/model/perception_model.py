@@ -12,16 +12,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from perception.chains import Answer, ChatPrompt, read_ids
-from perception.decoding import SpanDecoder
-from perception.draft_network import DraftNetwork
-from perception.drafts import DraftBook
-from perception.gate import ThinkingGate
-from perception.grammar import SpanGrammar, SpanLogitsProcessor
-from perception.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
-from perception.model_folder import check_files, find_folder, read_model, read_processor
-from perception.sampling import Sampling
-from perception.seen_images import SeenFeatures, SeenImage, tag
-from perception.vocabulary import PerceptionVocabulary
+from perception.decoding.decoder import SpanDecoder
+from perception.decoding.draft_network import DraftNetwork
+from perception.decoding.drafts import DraftBook
+from perception.model.gate import ThinkingGate
+from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.model.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
+from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.decoding.sampling import Sampling
+from perception.model.seen_images import SeenFeatures, SeenImage, tag
+from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
@@ -188,7 +188,7 @@ class PerceptionModel:
             ValueError: as `ask` does, before anything is answered where a question or a mode is at fault; for numbers
                 of images or modes that are not the questions'.
         """
-        from perception.asking import ask_many
+        from perception.model.asking import ask_many
 
         return ask_many(self, images, questions, modes, max_new_tokens, batch_size)
 
@@ -245,7 +245,7 @@ class PerceptionModel:
     ) -> list[list[int]]:
         """Generated ids of each prompt, forced ids included, the end of sequence and padding left off.
 
-        Decoding is greedy under the span grammar, several tokens a forward (`perception.decoding`).
+        Decoding is greedy under the span grammar, several tokens a forward (`perception.decoding.decoder`).
 
         Args:
             prompts: a batch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "depth-scenes-100": "tokenizers",
     "depth-scenes-100-nested": "tokenizers",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from perception.scenes.looks import LOOKS
+from perception.scenes.styles import LOOKS
 from perception.scenes.render import render_scenes
 
 _RENDER = 32

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perception.scenes.looks import get_look
+from perception.scenes.styles import get_look
 from perception.scenes.render import SceneBatch, render_parameters
 from perception.scenes.sampling import CANDIDATES, SceneParameters, sample_scenes
 

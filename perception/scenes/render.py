@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from perception.scenes.looks import COLORS, SHAPES, TEXTURES, get_look
+from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_look
 from perception.scenes.sampling import MAX_OBJECTS, SceneParameters, sample_scenes
 
 INFINITY = 1e9

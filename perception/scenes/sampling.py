@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.scenes.looks import COLORS, SHAPES, TEXTURES, Look, get_look
+from perception.scenes.styles import COLORS, SHAPES, TEXTURES, Look, get_look
 
 MAX_OBJECTS = 15
 NUM_DECALS = 3

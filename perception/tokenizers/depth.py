@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from perception.tokenizers.locations import text_to_codes
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
     from vqvae import VQVAE

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from perception.vocabulary import PerceptionVocabulary, Span, SpanError
+from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
 _TOLERANCE = 1e-6
 _MARK_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")

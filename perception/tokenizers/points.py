@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from perception.tokenizers.locations import as_places, draw_label, mark_color, text_to_codes, to_bins, to_places
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 
 def letter(index: int) -> str:

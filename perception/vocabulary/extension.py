@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from perception.vocabulary import PerceptionVocabulary
+    from perception.vocabulary.names import PerceptionVocabulary
 
 INITS = ("mean", "description", "codebook")
 CONFIG_KEY = "perception_vocabulary"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from perception.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
+from perception.vocabulary.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
 
 __all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
 
@@ -253,7 +253,7 @@ class PerceptionVocabulary:
         Raises:
             ValueError: for a model or tokenizer that was extended with another vocabulary, or a bad argument.
         """
-        from perception.extension import extend
+        from perception.vocabulary.extension import extend
 
         return extend(self, model, tokenizer, init, codebook, descriptions, pad_to_multiple_of)
 
@@ -273,7 +273,7 @@ class PerceptionVocabulary:
             tokenizer: the one that is used with the model.
             folder: named in the errors.
         """
-        from perception.extension import find_mismatch
+        from perception.vocabulary.extension import find_mismatch
 
         problem = find_mismatch(self, model, tokenizer)
         if problem:

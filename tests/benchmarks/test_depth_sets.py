@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import missing_depth
 from benchmarks.depth_sets import DepthSet, figures, measured_set, scene_set, true_nearness
-from perception.datasets.measured import MeasuredMap
+from perception.datasets.depth.measured import MeasuredMap
 from perception.scenes.markers import MIN_GAP, MIN_SPACING
 from vqvae import VQVAE, VQVAEConfig
 

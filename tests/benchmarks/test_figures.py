@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import figures
 from perception.chains import Answer
 from perception.evaluation.report import drawn_answer, spans_to_draw
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 from vqvae import VQVAE, VQVAEConfig
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import generation_speed
 from benchmarks.generation_speed import approximate, bars, compiled_race, held_out, race, shape_costs
-from perception.model import PerceptionModel
-from perception.shipped import shipped
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
 
 
 def result(accuracies: dict[int, float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure, plan, row_of
 from benchmarks.reasoning_page import page
 from train import interleave, reinforce
-from train.geometry_data import GeometryData
+from train.data.geometry import GeometryData
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 from toy_figures import make_toy_folder, toy_problems

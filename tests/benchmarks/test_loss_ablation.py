@@ -12,7 +12,7 @@ import pytest
 from benchmarks import loss_ablation
 from benchmarks.loss_ablation import BASE, PLAIN, VARIANTS, Scale
 from train.aurora import AuroraConfig
-from train.provenance import ROOT
+from train.loop.provenance import ROOT
 
 SCALE = Scale(str(ROOT / "models" / "aurora-tiny"), 100, 50)
 GROUPS = ["count", "depth-2", "depth-3", "depth-4", "depth-5"] * 20

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import tokenizer_quality
-from perception.datasets.measured import motorcycle_depth
+from perception.datasets.depth.measured import motorcycle_depth
 from vqvae import VQVAE, CheckpointError, VQVAEConfig
 
 

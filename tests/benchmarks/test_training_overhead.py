@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.training_overhead import bars, race, settings
-from train.provenance import ROOT
+from train.loop.provenance import ROOT
 
 
 def test_both_trainers_take_the_same_steps(tmp_path: Path) -> None:

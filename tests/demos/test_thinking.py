@@ -15,10 +15,10 @@ from demos.guards import MAX_QUESTION, Refused, read_depth_map, read_image, read
 from demos.handlers import EXAMPLES, scene_examples
 from demos.pictures import nearness_so_far
 from demos.thoughts import OpenSpan, last, rethink, think
-from perception.model import PerceptionModel
-from perception.shipped import shipped
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 QUESTION = "How many objects are there?"
 POINTS = [(0.3, 0.3), (0.7, 0.75)]

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import build_llava, build_tokenizer
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from perception.vocabulary import PerceptionVocabulary
+from perception.vocabulary.names import PerceptionVocabulary
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.grammar import SpanGrammar, SpanLogitsProcessor
-from perception.vocabulary import PerceptionVocabulary
+from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.vocabulary.names import PerceptionVocabulary
 
 EOS = 2
 NUM_TEXT = 32

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from perception import chains
-from perception.datasets.aurora_json import AURORA_VOCABULARY, read_aurora
+from perception.datasets.aurora import AURORA_VOCABULARY, read_aurora
 from perception.datasets.records import Record
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 
 CODES = tuple(n % 128 for n in range(100))
 DEPTH = "<DEPTH_START>" + "".join(f"<DEPTH_{n}>" for n in CODES) + "<DEPTH_END>"

@@ -7,7 +7,7 @@ from tiny_models import build_llava, build_tokenizer
 
 from perception import chains
 from perception.chains import Example, encode_target, kind_of_question, prompt_for, read_answer, read_ids
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 DEPTH = Span("depth", tuple(i % 128 for i in range(100)))
 BOXES = Span("boxes", (1, 2, 30, 40, 50, 60, 70, 80))

@@ -12,13 +12,13 @@ from tiny_models import build_llama, build_tokenizer
 from tiny_perception import build_perception
 from transformers import MistralConfig, MistralForCausalLM
 
-from perception.decoding import DecodingTrace, SpanDecoder
-from perception.drafts import DraftBook, RowDraft
-from perception.grammar import SpanGrammar
-from perception.model import Prompt
-from perception.sampling import Sampling
-from perception.span_processor import SpanLogitsProcessor
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.decoding.decoder import DecodingTrace, SpanDecoder
+from perception.decoding.drafts import DraftBook, RowDraft
+from perception.grammar.automaton import SpanGrammar
+from perception.model.perception_model import Prompt
+from perception.decoding.sampling import Sampling
+from perception.grammar.processor import SpanLogitsProcessor
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?", "What is this? It is a long question.")
 

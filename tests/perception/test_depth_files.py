@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.datasets.code_files import DepthCodes
-from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
-from perception.depth_jobs import detokenize, tokenize
+from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
+from perception.datasets.depth.jobs import detokenize, tokenize
 from vqvae import VQVAE, VQVAEConfig
 
 DEPTH = np.linspace(1, 4, 12 * 20, dtype=np.float32).reshape(12, 20)
@@ -140,7 +140,7 @@ def test_codes_survive_their_file_and_decode_to_size_and_unit(
 def test_a_job_stopped_by_a_bad_file_goes_on_where_it_was(
     folder: Path, tmp_path: Path, model: VQVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perception.depth_jobs.FILES_A_PART", 1)
+    monkeypatch.setattr("perception.datasets.depth.jobs.FILES_A_PART", 1)
     bad, out = write(folder / "many2.npy", np.full((4, 4), np.nan, np.float32)), tmp_path / "codes.npy"
     with pytest.raises(ValueError, match=r"many2\.npy holds no valid depth"):
         tokenize(folder, out, model)

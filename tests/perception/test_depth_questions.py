@@ -12,9 +12,9 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from perception import chains
-from perception.datasets.depth_files import DepthFormat
-from perception.datasets.depth_pairs import find_pairs, read_pairs
-from perception.datasets.depth_questions import (
+from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.pairs import find_pairs, read_pairs
+from perception.datasets.depth.questions import (
     FULL_SIZE,
     MIN_PIXELS,
     DepthRules,
@@ -23,7 +23,7 @@ from perception.datasets.depth_questions import (
     min_spacing,
     relative_depth,
 )
-from perception.datasets.depth_records import read_depth_pairs
+from perception.datasets.depth.records import read_depth_pairs
 from perception.datasets.records import RecordSet
 from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, draw_markers
 from vqvae import VQVAE, VQVAEConfig

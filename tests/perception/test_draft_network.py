@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_perception import GRID, build_perception
 
-from perception.decoding import DecodingTrace, SpanDecoder
-from perception.draft_network import FILE_NAME, DraftNetwork, DraftNetworkConfig, prompt_states
-from perception.model import PerceptionModel, Prompt
+from perception.decoding.decoder import DecodingTrace, SpanDecoder
+from perception.decoding.draft_network import FILE_NAME, DraftNetwork, DraftNetworkConfig, prompt_states
+from perception.model.perception_model import PerceptionModel, Prompt
 
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?")
 

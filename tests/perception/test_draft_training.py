@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_perception import build_perception
 
-from perception.draft_network import DraftNetwork, DraftNetworkConfig
-from perception.model import PerceptionModel, Prompt
+from perception.decoding.draft_network import DraftNetwork, DraftNetworkConfig
+from perception.model.perception_model import PerceptionModel, Prompt
 from train import drafts
 from train.drafts import IGNORE, DraftsConfig, answers_of, fit, gather, guessed
 

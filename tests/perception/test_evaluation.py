@@ -13,7 +13,7 @@ from tiny_perception import build_perception
 from perception.chains import BOXES_FIRST, LETTERS, Answer
 from perception.evaluation import scenes as evaluation_scenes
 from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
-from perception.evaluation.interventions import INTERVENTIONS, forced_chains, true_span
+from perception.evaluation.replacement import INTERVENTIONS, forced_chains, true_span
 from perception.evaluation.scenes import (
     DEPTH_COUNTS,
     HELD_OUT_SEED,
@@ -24,7 +24,7 @@ from perception.evaluation.scenes import (
 )
 from perception.scenes.markers import marker_nearness
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 from vqvae.metrics import values_at
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_perception import build_perception
 
-from perception.gate import FILE_NAME, NUM_PLAIN, Setting, ThinkingGate, gate_features, signature
-from perception.model import PerceptionModel, Prompt
+from perception.model.gate import FILE_NAME, NUM_PLAIN, Setting, ThinkingGate, gate_features, signature
+from perception.model.perception_model import PerceptionModel, Prompt
 from train.gate import CHAIN, DIRECT, choose, setting_at, train_gate
 
 COUNT, DEPTH, OTHER = "How many red cubes are there?", "Which point is closest, A or B?", "What is this?"

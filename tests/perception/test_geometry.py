@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from perception.scenes.geometry import (
+from perception.geometry.problems import (
     FAMILIES,
     HELD_OUT,
     covered_cells,
@@ -16,7 +16,7 @@ from perception.scenes.geometry import (
     problem,
     problems,
 )
-from perception.scenes.geometry_figure import Figure, Mark, at
+from perception.geometry.figure import Figure, Mark, at
 
 SPLIT_OF = {name: "held-out" if name in HELD_OUT else "train" for name in FAMILIES}
 _SUM = re.compile(r"\d[\d +*/-]*$")

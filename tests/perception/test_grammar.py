@@ -11,8 +11,8 @@ import torch
 from random_spans import EOS, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
 from tiny_models import build_llava, build_tokenizer, image_inputs
 
-from perception.grammar import GrammarState, SpanGrammar, SpanLogitsProcessor
-from perception.vocabulary import PerceptionVocabulary, Span, SpanError
+from perception.grammar.automaton import GrammarState, SpanGrammar, SpanLogitsProcessor
+from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
 
 def test_no_malformed_span_in_10_000_random_decodes() -> None:

@@ -10,8 +10,8 @@ import pytest
 from random_spans import SETTINGS, SMALL, bound, random_decodes
 from tiny_models import build_llama, build_tokenizer
 
-from perception.grammar import SpanGrammar
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.grammar.automaton import SpanGrammar
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 
 def to_text(vocabulary: PerceptionVocabulary, ids: list[int], letters: str = "ab <DLOC_BX>9") -> str:

@@ -17,8 +17,8 @@ from tiny_vlms import HIDDEN_SIZE, KINDS, TinyVLM
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from perception.interleave import CONFIG_FILE, WEIGHTS_FILE, SelectorConfig, VisualTokenSelector, selection_losses
-from perception.interleaved_chains import (
+from perception.interleave.selector import CONFIG_FILE, WEIGHTS_FILE, SelectorConfig, VisualTokenSelector, selection_losses
+from perception.interleave.chains import (
     IGNORED,
     InterleavedBatch,
     InterleavedModel,
@@ -29,9 +29,9 @@ from perception.interleaved_chains import (
     look_ids,
     with_selections,
 )
-from perception.shipped import shipped
-from perception.visual_tokens import VisualFeatures, VisualLayout
-from perception.vocabulary import PerceptionVocabulary
+from perception.model.shipped import shipped
+from perception.interleave.visual_tokens import VisualFeatures, VisualLayout
+from perception.vocabulary.names import PerceptionVocabulary
 
 
 def random_answers(vlm: TinyVLM, inputs: dict[str, Tensor], seed: int) -> list[list[int | Look]]:

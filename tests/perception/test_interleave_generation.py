@@ -10,14 +10,14 @@ from tiny_vlms import KINDS, TinyVLM
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from perception.cache_slots import cache_given
-from perception.grammar import SpanGrammar
-from perception.interleave_context import InterleavedContext
-from perception.interleave_generation import InterleavedGeneration, InterleavedGenerator
-from perception.interleave_triggers import InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
-from perception.span_processor import SpanLogitsProcessor
-from perception.visual_tokens import gather_columns
+from perception.decoding.cache_slots import cache_given
+from perception.grammar.automaton import SpanGrammar
+from perception.interleave.context import InterleavedContext
+from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
+from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
+from perception.grammar.processor import SpanLogitsProcessor
+from perception.interleave.visual_tokens import gather_columns
 
 TOLERANCE = 2e-4
 """Of logits and scores in float32; the random models' logits are about 10 in size"""

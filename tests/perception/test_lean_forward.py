@@ -19,8 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from perception.cache_slots import SlotCache, cache_key
-from perception.lean_forward import LeanForward
+from perception.decoding.cache_slots import SlotCache, cache_key
+from perception.decoding.lean_forward import LeanForward
 
 SIZES = {
     "vocab_size": 50,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny_perception import build_perception
 
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 
 
 @dataclass

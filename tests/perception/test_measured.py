@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perception.datasets.measured import ALOE, SAMPLES_VARIABLE, Stereo, aloe_depth, indoor_maps, match_stereo
+from perception.datasets.depth.measured import ALOE, SAMPLES_VARIABLE, Stereo, aloe_depth, indoor_maps, match_stereo
 
 
 def test_disparity_becomes_depth_by_the_calibration() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perception.datasets.mint_cot import (
+from perception.datasets.interleaved.mint_cot import (
     InterleavedProblem,
     InterleavedStep,
     for_grid,

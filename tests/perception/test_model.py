@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_perception import NUM_CODES, build_depth_tokenizer, build_perception
 
 from perception.chains import encode_target
-from perception.model import PerceptionModel, Prompt, load_image
-from perception.vocabulary import FILE_NAME, Span
+from perception.model.perception_model import PerceptionModel, Prompt, load_image
+from perception.vocabulary.names import FILE_NAME, Span
 
 HEAD = "language_model.lm_head.weight"  # on disk
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?", "What is this? It is a long question.")

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from perception import cli
 from perception.chains import Answer
-from perception.datasets.published import PublishedItem, options_in, read_published
-from perception.evaluation.published import Given, accuracies, answer_published, keep_plan, score
-from perception.vocabulary import Span
+from perception.evaluation.published_sets import PublishedItem, options_in, read_published
+from perception.evaluation.published_scores import Given, accuracies, answer_published, keep_plan, score
+from perception.vocabulary.names import Span
 
 
 def picture(shade: int = 0) -> dict[str, Any]:

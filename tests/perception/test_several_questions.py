@@ -8,8 +8,8 @@ import torch
 from tiny_perception import build_perception
 from tiny_vlms import KINDS, TinyVLM
 
-from perception.model import PerceptionModel, Prompt
-from perception.seen_images import SeenFeatures, SeenImage, tag
+from perception.model.perception_model import PerceptionModel, Prompt
+from perception.model.seen_images import SeenFeatures, SeenImage, tag
 
 QUESTIONS = (
     "How many red cubes are there?",

@@ -10,11 +10,11 @@ from tiny_perception import CHAT_TEMPLATE
 from transformers import LlavaProcessor, SiglipImageProcessor
 
 from perception.chains import ATOMIC_DEPTH_QUESTION
-from perception.model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.scenes.frames import CHANGES, render_frames
 from perception.scenes.render import render_scenes
-from perception.temporal import FrameConfig, FrameDepth, FrameMap, changed_cells
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.extras.frames import FrameConfig, FrameDepth, FrameMap, changed_cells
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 GRID = (4, 4)
 CELLS = 16
@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_be_cropped_predicts_all_anew(monkeypatch, caplog):
     model = build(1)
     reader = FrameDepth(model, FrameConfig(0.02, 0))
     reader(noise())
-    monkeypatch.setattr("perception.temporal.why_not", lambda model, cache: "its cache slides")
+    monkeypatch.setattr("perception.extras.frames.why_not", lambda model, cache: "its cache slides")
     after = repainted(noise(), [(1, 1)])
     for _ in range(2):
         assert reader(after).codes == FrameDepth(model)(after).codes

@@ -12,7 +12,7 @@ from PIL import Image
 from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
 from perception.tokenizers.depth import color_table
 from perception.tokenizers.points import letter
-from perception.vocabulary import MODALITIES, SpanError
+from perception.vocabulary.names import MODALITIES, SpanError
 from vqvae import VQVAE, VQVAEConfig
 
 

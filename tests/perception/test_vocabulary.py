@@ -15,7 +15,7 @@ from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from perception.vocabulary import FILE_NAME, PerceptionVocabulary, Span, SpanError
+from perception.vocabulary.names import FILE_NAME, PerceptionVocabulary, Span, SpanError
 
 SMALL = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10)
 
@@ -348,7 +348,7 @@ def test_an_unbound_vocabulary_is_not_saved(tmp_path: Path) -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, perception, perception.grammar, perception.tokenizers; perception.PerceptionVocabulary;"
+        "import sys, perception, perception.grammar.automaton, perception.tokenizers; perception.PerceptionVocabulary;"
         "perception.SpanGrammar; assert 'transformers' not in sys.modules, 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -6,8 +6,8 @@ import torch
 from tiny_models import IMAGE_SIZE, build_llava, build_tokenizer
 from transformers import LlavaProcessor, SiglipImageProcessor
 
-from perception.model import PerceptionModel
-from perception.vocabulary import PerceptionVocabulary
+from perception.model.perception_model import PerceptionModel
+from perception.vocabulary.names import PerceptionVocabulary
 from vqvae import VQVAE, VQVAEConfig
 
 NUM_CODES, GRID, NUM_LOCATIONS = 8, (2, 2), 10

@@ -10,10 +10,10 @@ import transformers
 from tiny_models import build_tokenizer
 from torch import Tensor
 
-from perception.interleave import VisualTokenSelector
-from perception.interleaved_chains import InterleavedModel
-from perception.visual_tokens import VisualLayout
-from perception.vocabulary import PerceptionVocabulary
+from perception.interleave.selector import VisualTokenSelector
+from perception.interleave.chains import InterleavedModel
+from perception.interleave.visual_tokens import VisualLayout
+from perception.vocabulary.names import PerceptionVocabulary
 
 KINDS = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm")
 HIDDEN_SIZE, PATCH, IMAGE_SIZE = 32, 4, 16

@@ -17,15 +17,15 @@ from perception.datasets.records import RecordSet
 from perception.scenes.render import render_scenes
 from perception.tokenizers.boxes import BoxTokenizer
 from train import assemble
-from train.adapters import LoraSettings
+from train.models.adapters import LoraSettings
 from train.assemble import AssembleConfig, join, start_projector, tower_file, tower_state
 from train.base import save_half
-from train.config import parse_config
+from train.loop.command_line import parse_config
 from train.finetune import FinetuneConfig
 from train.finetune import main as finetune
-from train.provenance import ROOT
-from train.scene_records import CAPTIONS, CHAINS, DIRECT, SceneRecordsConfig, write_scene_records
-from train.tiny import train_text_tokenizer
+from train.loop.provenance import ROOT
+from train.data.scene_records import CAPTIONS, CHAINS, DIRECT, SceneRecordsConfig, write_scene_records
+from train.models.tiny import train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 
 timm = pytest.importorskip("timm")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from train.attention import NAME, use_plain_attention
+from train.models.attention import NAME, use_plain_attention
 
 
 def make_model(key_value_heads: int = 2) -> LlamaForCausalLM:

@@ -25,14 +25,14 @@ from perception.chains import ATOMIC_READINGS, CHAIN_DEPTH, DIRECT_OTHER, TASKS
 from perception.evaluation.comparison import compare
 from perception.evaluation.report import comparison_html, example_figures, write_report
 from perception.evaluation.scenes import scene_items
-from perception.model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.tokenizers.points import PointTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 from train import aurora
 from train.aurora import AuroraConfig, LoraSettings
-from train.batches import TaskBatches, TaskMaker
-from train.curriculum import CurriculumConfig
-from train.loop import FitResult, LoopConfig
+from train.data.scenes import TaskBatches, TaskMaker
+from train.data.curriculum import CurriculumConfig
+from train.loop.fit import FitResult, LoopConfig
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.aurora", "accelerate.utils", "torch._dynamo", "torch.utils.tensorboard"])
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
 
 def keep_the_order(patch: pytest.MonkeyPatch) -> None:
     """An untrained tokenizer loses the order of every map; take the readings as they come."""
-    patch.setattr("train.batches._ATTEMPTS", 200)
+    patch.setattr("train.data.scenes._ATTEMPTS", 200)
 
     def readings(maker: TaskMaker, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
         return 10 * np.random.default_rng(int(points.sum() * 1e6)).permutation(len(points))

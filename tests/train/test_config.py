@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from train.aurora import AuroraConfig
-from train.config import command_line, flatten, parse_config
+from train.loop.command_line import command_line, flatten, parse_config
 
 
 @dataclass(frozen=True)

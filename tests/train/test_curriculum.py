@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perception.chains import ATOMIC, CHAIN, DIRECT
-from train.curriculum import SCHEDULES, CurriculumConfig, direct_only, draw_tasks, kind_shares, task_shares
+from train.data.curriculum import SCHEDULES, CurriculumConfig, direct_only, draw_tasks, kind_shares, task_shares
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from perception.datasets.depth_files import DepthFormat
-from perception.datasets.depth_tables import read_depth_table
+from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.tables import read_depth_table
 from perception.scenes.export import export_parquet
 from perception.scenes.render import render_scenes
-from train.depth_store import DepthStore
+from train.data.depth import DepthStore
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_maps_of_all_kinds_are_read_and_what_cannot_be_is_named(
 
 
 def test_a_build_that_was_killed_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train import depth_store
+    from train.data import depth as depth_store
 
     monkeypatch.setattr(depth_store, "FILES_A_PART", 2)
     whole = DepthStore.build(tmp_path / "whole", folder, DepthFormat(), 16)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from page_commands import ROOT, commands, execute, like_a_checkout
 
-from perception.vocabulary import PerceptionVocabulary
-from train.config import flatten
+from perception.vocabulary.names import PerceptionVocabulary
+from train.loop.command_line import flatten
 from train.finetune import FinetuneConfig
 
 pytest.importorskip("peft")

@@ -22,19 +22,19 @@ from tiny_families import save_family
 
 from perception import chains
 from perception.chains import TASKS
-from perception.datasets.image_files import ImageFile
+from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
-from perception.model import PerceptionModel
-from perception.vocabulary import Span
+from perception.model.perception_model import PerceptionModel
+from perception.vocabulary.names import Span
 from train import finetune
-from train.adapters import LoraSettings
-from train.config import parse_config
-from train.curriculum import KindSchedule
+from train.models.adapters import LoraSettings
+from train.loop.command_line import parse_config
+from train.data.curriculum import KindSchedule
 from train.finetune import FinetuneConfig, FinetuneResult, write_folder
-from train.losses import LossSettings
-from train.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
-from train.record_sources import SourcesConfig
-from train.record_trainer import checkpoints
+from train.models.losses import LossSettings
+from train.data.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
+from train.data.records import SourcesConfig
+from train.loop.record_trainer import checkpoints
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("accelerate")

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "perception"))
 from tiny_perception import build_perception
 
 from perception.evaluation.scenes import scene_items
-from perception.model import PerceptionModel
+from perception.model.perception_model import PerceptionModel
 from train.gate import GateConfig, answer_both, main
 
 

@@ -12,13 +12,13 @@ import torch
 from toy_figures import TINY, make_toy_folder, toy_problem, toy_problems
 
 from train import figure_tower, geometry_base
-from train.arithmetic import LARGEST, sum_of, sum_rows
+from train.data.arithmetic import LARGEST, sum_of, sum_rows
 from train.figure_tower import CHARACTERS, FigureTowerConfig, GeometrySize, cell_of, characters_at, shifted
 from train.geometry_base import NEAREST, READ_ALL, GeometryBaseConfig, ReadingBatches, reading_task
-from train.geometry_data import GeometryData
+from train.data.geometry import GeometryData
 from train.interleave import read_interleaved
-from train.interleaved_rows import Mark
-from train.loop import LoopConfig
+from train.data.interleaved import Mark
+from train.loop.fit import LoopConfig
 
 DATA = GeometryData(image_size=32, grid_size=4)
 LOOP = LoopConfig(steps=2, learning_rate=1e-3, num_workers=0)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.checkpoints import CheckpointError, Checkpoints
-from train.held_out import Evaluation
-from train.loop import FitResult, LoopConfig, fit
+from train.loop.checkpoints import CheckpointError, Checkpoints
+from train.loop.evaluation import Evaluation
+from train.loop.fit import FitResult, LoopConfig, fit
 
 CONFIG = LoopConfig(steps=12, learning_rate=0.05, num_workers=0, log_every=4, checkpoint_every_seconds=0)
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave_triggers import HeadingTrigger, InterleaveSettings
-from perception.interleaved_chains import Look
-from train.geometry_data import GeometryData
+from perception.interleave.triggers import HeadingTrigger, InterleaveSettings
+from perception.interleave.chains import Look
+from train.data.geometry import GeometryData
 from train.interleave import ChainLoss, InterleaveConfig, own_looks, read_interleaved, train
-from train.interleaved_answers import answer_problems, selection_f1
-from train.interleaved_rows import REGIONS, ChainBatches, with_regions
-from train.loop import FitResult, LoopConfig
+from train.rl.answers import answer_problems, selection_f1
+from train.data.interleaved import REGIONS, ChainBatches, with_regions
+from train.loop.fit import FitResult, LoopConfig
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.interleave", "accelerate.utils", "torch.utils.tensorboard"])

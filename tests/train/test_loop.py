@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.checkpoints import CheckpointError
-from train.loop import FitResult, LoopConfig, fit, learning_rate_at
-from train.optimizer import build_optimizer
+from train.loop.checkpoints import CheckpointError
+from train.loop.fit import FitResult, LoopConfig, fit, learning_rate_at
+from train.loop.optimizer import build_optimizer
 
 # Imports what is slow to import once for all the processes below (AdamW imports torch._dynamo).
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 from train.base import IGNORE
-from train.losses import LossSettings, SpanLosses
+from train.models.losses import LossSettings, SpanLosses
 from vqvae import VQVAE, VQVAEConfig
 
 NUM_TEXT = 20

@@ -10,9 +10,9 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave import SelectorConfig, VisualTokenSelector
-from perception.interleaved_chains import LabelRule, Look, build_batch
-from train.policy import (
+from perception.interleave.selector import SelectorConfig, VisualTokenSelector
+from perception.interleave.chains import LabelRule, Look, build_batch
+from train.rl.policy import (
     DETERMINISTIC,
     ChainLogProbs,
     chain_log_probs,

@@ -18,15 +18,15 @@ from PIL import Image
 from tiny_families import save_family
 from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigold, save_owlv2
 
-from perception.datasets.box_teachers import OpenVocabulary, Ssd, kept
-from perception.datasets.depth_questions import relative_depth
-from perception.datasets.depth_teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
-from perception.datasets.image_files import ImageFile
-from perception.datasets.labelling import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
-from perception.datasets.prepared import read_prepared
+from perception.datasets.labelling.box_teachers import OpenVocabulary, Ssd, kept
+from perception.datasets.depth.questions import relative_depth
+from perception.datasets.depth.teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
+from perception.datasets.images import ImageFile
+from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
+from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.shards import records
-from perception.datasets.teachers import Detections, TeachersConfig
-from perception.shipped import shipped
+from perception.datasets.labelling.teachers import Detections, TeachersConfig
+from perception.model.shipped import shipped
 from train.finetune import main as finetune
 from train.prepare import PrepareConfig, labeller, main, prepare
 from vqvae import VQVAE
@@ -333,7 +333,7 @@ def test_other_settings_images_or_runs_are_refused(
 
 def labelled(folder: Path, vqvae: VQVAE, count: int = 6, **more: object) -> Path:
     """A folder of shards by teachers that know."""
-    from perception.datasets.prepared import prepare_folder
+    from perception.datasets.labelling.jobs import prepare_folder
 
     pictures(folder / "images", count)
     out = folder / "labelled"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from page_commands import ROOT, commands, execute, like_a_checkout
 
-from train.config import flatten
+from train.loop.command_line import flatten
 from train.prepare import PrepareConfig
 
 PAGE = (ROOT / "docs" / "prepare.md").read_text()

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from perception.datasets.interleave_making import MakingSettings, parse_row, split_steps
-from perception.datasets.interleave_shards import KeywordsStopped, read_shards
-from perception.datasets.keyword_endpoint import EndpointSettings, KeywordError
-from perception.datasets.keyword_regions import RegionRule, step_cells
-from perception.datasets.keywords import KeywordSettings, asked_keywords, parse_reply, rule_keywords
-from perception.datasets.ocr import Word, split_line
+from perception.datasets.interleaved.making import MakingSettings, parse_row, split_steps
+from perception.datasets.interleaved.jobs import KeywordsStopped, read_shards
+from perception.datasets.interleaved.endpoint import EndpointSettings, KeywordError
+from perception.datasets.interleaved.regions import RegionRule, step_cells
+from perception.datasets.interleaved.keywords import KeywordSettings, asked_keywords, parse_reply, rule_keywords
+from perception.datasets.interleaved.ocr import Word, split_line
 from train.prepare_interleave import PrepareConfig, made_problems, main, prepare
 
 SIZE = 64
@@ -303,7 +303,7 @@ def test_an_endpoint_needs_an_address_and_a_model(tmp_path: Path) -> None:
 def test_words_of_a_figure_are_read(tmp_path: Path) -> None:
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
-    from perception.datasets.ocr import RapidOcr
+    from perception.datasets.interleaved.ocr import RapidOcr
 
     image = Image.new("RGB", (400, 300), "white")
     draw = ImageDraw.Draw(image)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy_figures import toy_problems
 
-from train.geometry_data import GeometryData, read_problems
-from train.problem_store import ProblemStore, save_problems
+from train.data.geometry import GeometryData, read_problems
+from train.data.problem_store import ProblemStore, save_problems
 
 
 def test_what_is_read_is_what_was_drawn(tmp_path: Path) -> None:

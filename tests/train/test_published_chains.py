@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.datasets.mint_cot import InterleavedProblem, InterleavedStep, on_grid, write_mint_cot
-from perception.interleaved_chains import Look
+from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedStep, on_grid, write_mint_cot
+from perception.interleave.chains import Look
 from train.interleave import InterleaveConfig, InterleavedFolder, read_interleaved
 from train.interleave import train as interleave
-from train.loop import LoopConfig
-from train.published_chains import PublishedData, read_published
+from train.loop.fit import LoopConfig
+from train.data.published_chains import PublishedData, read_published
 from train.reinforce import ReinforceConfig
 from train.reinforce import train as reinforce
 

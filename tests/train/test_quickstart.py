@@ -12,9 +12,9 @@ from rich.console import Console
 from perception.evaluation.bootstrap import Interval
 from perception.evaluation.comparison import GROUPS, Comparison
 from train import quickstart
-from train.config import parse_config
-from train.loop import FitResult
-from train.memory import PeakMemory, peak_memory
+from train.loop.command_line import parse_config
+from train.loop.fit import FitResult
+from train.loop.memory import PeakMemory, peak_memory
 from train.quickstart import QuickstartConfig
 
 CELL = Interval(0.5, 0.4, 0.6, 100)

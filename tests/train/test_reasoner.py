@@ -13,10 +13,10 @@ from toy_figures import make_toy_folder, toy_problems
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.interleave_generation import InterleavedGenerator
-from perception.interleave_triggers import GENERATED, InterleaveSettings
-from perception.interleaved_chains import Look
-from perception.reasoner import Reasoner, ReasoningStep, draw_reasoning, draw_step, visual_grid
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.chains import Look
+from perception.interleave.reasoner import Reasoner, ReasoningStep, draw_reasoning, draw_step, visual_grid
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave_triggers import InterleaveSettings
-from perception.interleaved_chains import Look
-from perception.vocabulary import Span
+from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.chains import Look
+from perception.vocabulary.names import Span
 from train import reinforce
 from train.interleave import read_interleaved
-from train.loop import LoopConfig
+from train.loop.fit import LoopConfig
 from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
 
 PROBLEMS = toy_problems(6, 0, 32, (4, 4))

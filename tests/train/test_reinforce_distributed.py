@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave import SelectorConfig, VisualTokenSelector
-from perception.interleave_triggers import InterleaveSettings
-from perception.interleaved_chains import InterleavedModel, Look
-from perception.row_draws import RowDraws
-from perception.visual_tokens import VisualFeatures
+from perception.interleave.selector import SelectorConfig, VisualTokenSelector
+from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.chains import InterleavedModel, Look
+from perception.interleave.row_draws import RowDraws
+from perception.interleave.visual_tokens import VisualFeatures
 from train import reinforce
-from train.held_out import Evaluation
+from train.loop.evaluation import Evaluation
 from train.interleave import read_interleaved
-from train.loop import LoopConfig
+from train.loop.fit import LoopConfig
 from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from perception.evaluation.scenes import scene_items
-from perception.model import PerceptionModel
-from perception.shipped import shipped
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
 from train.reinforce_scenes import SceneReinforceConfig, problem_of, train
 
 

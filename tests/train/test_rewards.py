@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import PerceptionVocabulary, Span
-from train.rewards import (
+from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.rl.rewards import (
     answer_reward,
     box_iou,
     box_iou_reward,

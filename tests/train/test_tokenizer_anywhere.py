@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported once for all processes below)
 
-from train.config import build_config
-from train.depth_augment import training_batch
-from train.loop import LoopConfig, fit
+from train.loop.command_line import build_config
+from train.data.depth_augmentation import training_batch
+from train.loop.fit import LoopConfig, fit
 from train.tokenizer import TokenizerConfig, tokenizer_loss, train
-from train.tokenizer_view import codebook_picture, evaluate_tokenizer
+from train.views.tokenizer import codebook_picture, evaluate_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 
 TINY = VQVAEConfig(image_size=16, downsample=4, codebook_size=16, codebook_dim=4, channels=32, num_res_blocks=1)
@@ -95,7 +95,7 @@ def test_maps_held_back_are_not_trained_on(maps: Path, tmp_path: Path, monkeypat
 
 
 def _ended() -> object:
-    from train.loop import FitResult
+    from train.loop.fit import FitResult
 
     return FitResult(0, 0.0, 0.0, 0.0, None, is_main=False)
 

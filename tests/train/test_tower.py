@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perception.scenes.looks import COLORS, SHAPES
+from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import choose_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore

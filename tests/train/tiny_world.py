@@ -8,7 +8,7 @@ import torch
 from transformers import SwinConfig
 
 from train.base import save_half
-from train.tiny import TinySize, build_model, build_processor, train_text_tokenizer
+from train.models.tiny import TinySize, build_model, build_processor, train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 
 CORPUS = [" " + " ".join(str(n) for n in range(100)), "USER: How many red cubes are there? ASSISTANT: A B C D E, so A."]

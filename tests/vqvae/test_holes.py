@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from perception.shipped import shipped
+from perception.model.shipped import shipped
 from vqvae import VQVAE
 from vqvae.holes import fill, fill_holes
 

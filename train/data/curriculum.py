@@ -68,7 +68,7 @@ class CurriculumConfig(KindSchedule):
     noisy_maps: float = 0.3
     """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
     drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is
-    also what lets many tokens be drawn at once (`perception.decoding`)"""
+    also what lets many tokens be drawn at once (`perception.decoding.decoder`)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

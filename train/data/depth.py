@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
-from perception.datasets.depth_tables import read_depth_table, table_files
+from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
+from perception.datasets.depth.tables import read_depth_table, table_files
 from vqvae.normalisation import resize_masked, usable_pixels
 
 FILES_A_PART = 64

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from perception.scenes.geometry import GeometryProblem, covered_cells, problems
-from train.interleaved_rows import ChainProblem, ChainStep, Mark
-from train.problem_store import ProblemStore, save_problems
+from perception.geometry.problems import GeometryProblem, covered_cells, problems
+from train.data.interleaved import ChainProblem, ChainStep, Mark
+from train.data.problem_store import ProblemStore, save_problems
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from perception.chains import ChatPrompt
-from perception.interleave_triggers import GENERATED, InterleaveSettings
-from perception.interleaved_chains import InterleavedBatch, LabelRule, Look, build_batch
-from perception.visual_tokens import VisualLayout, images_of
-from perception.vocabulary import PerceptionVocabulary
-from train.arithmetic import sum_rows
+from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
+from perception.interleave.visual_tokens import VisualLayout, images_of
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.arithmetic import sum_rows
 
 HEADING = "Step {}:"
 """What `InterleaveSettings.heading` finds by default"""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from perception.interleaved_chains import InterleavedBatch, InterleavedModel, with_selections
-from train.interleaved_rows import REGIONS
+from perception.interleave.chains import InterleavedBatch, InterleavedModel, with_selections
+from train.data.interleaved import REGIONS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.interleaved_rows import ChainProblem, ChainStep, Mark
+from train.data.interleaved import ChainProblem, ChainStep, Mark
 
 _IMAGES, _ROWS = "images.npy", "rows.jsonl"
 

@@ -13,10 +13,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from perception.datasets.mint_cot import InterleavedProblem, on_grid, read_mint_cot
-from perception.evaluation.answers import MARKED, final_answer
-from perception.reasoner import visual_grid
-from train.interleaved_rows import ChainEncoder, ChainProblem, ChainStep
+from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
+from perception.answers import MARKED, final_answer
+from perception.interleave.reasoner import visual_grid
+from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 
 
 @dataclass(frozen=True)

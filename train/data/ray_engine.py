@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from perception.datasets.prepared import Part
+from perception.datasets.labelling.jobs import Part
 
 
 class _Worker:

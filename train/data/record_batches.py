@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from perception.chains import ATOMIC, CHAIN, DIRECT, DIRECT_OTHER
 from perception.datasets.records import Record
-from train.curriculum import KindSchedule, kind_shares
-from train.record_rows import RecordRows
+from train.data.curriculum import KindSchedule, kind_shares
+from train.data.record_rows import RecordRows
 
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 

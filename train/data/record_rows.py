@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from perception.datasets.records import Record
-from perception.image_inputs import batch_images, batch_types, pad_rows, token_types
+from perception.model.image_inputs import batch_images, batch_types, pad_rows, token_types
 from perception.scenes.markers import draw_markers
 from train.base import IGNORE
-from train.task_rows import RowEncoder, TaskRow
+from train.data.rows import RowEncoder, TaskRow
 
 
 @dataclass(frozen=True)

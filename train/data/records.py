@@ -7,14 +7,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from perception.datasets.aurora_json import read_aurora
+from perception.datasets.aurora import read_aurora
 from perception.datasets.coco import CountRules, read_counts
-from perception.datasets.depth_questions import DepthRules
-from perception.datasets.depth_records import read_depth_pairs
-from perception.datasets.own_questions import read_questions
-from perception.datasets.prepared import read_prepared
+from perception.datasets.depth.questions import DepthRules
+from perception.datasets.depth.records import read_depth_pairs
+from perception.datasets.own import read_questions
+from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.records import Record, RecordSet
-from perception.vocabulary import PerceptionVocabulary, SpanError
+from perception.vocabulary.names import PerceptionVocabulary, SpanError
 from vqvae import VQVAE
 
 
@@ -23,7 +23,7 @@ class SourcesConfig:
     """Data to train on."""
 
     own: tuple[str, ...] = ()
-    """CSV or JSON lines of images and questions of one's own; their columns: perception/datasets/own_questions.py"""
+    """CSV or JSON lines of images and questions of one's own; their columns: perception/datasets/own.py"""
     records: tuple[str, ...] = ()
     """JSON lines written by RecordSet.write"""
     aurora: tuple[str, ...] = ()

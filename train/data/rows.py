@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perception import chains
 from perception.chains import ChatPrompt, Example, encode_target
-from perception.vocabulary import PerceptionVocabulary
+from perception.vocabulary.names import PerceptionVocabulary
 from train.base import IGNORE, collate
 
 MOST_NOISE = 0.5

@@ -1,4 +1,4 @@
-"""Rendered scenes as records for any model (`python -m train.scene_records --out runs/scene_records`).
+"""Rendered scenes as records for any model (`python -m train.data.scene_records --out runs/scene_records`).
 
 `train.aurora` feeds scenes to the tiny model as it renders them; `train.finetune`, which serves every model, reads
 records. Three files come out, on the same images: captions.jsonl, what is where in words, to align a new projector
@@ -19,19 +19,19 @@ from rich.progress import track
 
 from perception import chains
 from perception.chains import Example
-from perception.datasets.image_files import ImageFile
+from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
-from perception.model_folder import find_folder
+from perception.model.folder import find_folder
 from perception.scenes.captions import conversation
-from perception.scenes.looks import LOOKS
+from perception.scenes.styles import LOOKS
 from perception.scenes.markers import LETTERS
 from perception.scenes.questions import depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
 from perception.tokenizers.points import PointTokenizer
-from perception.vocabulary import PerceptionVocabulary, Span
-from train.batches import TaskMaker
-from train.config import parse_config
+from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.data.scenes import TaskMaker
+from train.loop.command_line import parse_config
 from vqvae import VQVAE
 
 CAPTIONS, CHAINS, DIRECT = "captions.jsonl", "chains.jsonl", "direct.jsonl"

@@ -18,10 +18,10 @@ from perception.scenes.store import SceneStore
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
-from perception.vocabulary import PerceptionVocabulary, Span
-from train.augment import normalise_pixels, photometric, to_pixels
-from train.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
-from train.task_rows import SHOWN_GAP, Encoded, RowEncoder, TaskRow, TokenWeights, happens, noisy_codes
+from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.data.augmentation import normalise_pixels, photometric, to_pixels
+from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
+from train.data.rows import SHOWN_GAP, Encoded, RowEncoder, TaskRow, TokenWeights, happens, noisy_codes
 from vqvae import VQVAE
 
 ARMS = ("aurora", "direct")

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from train.averages import Averages
+    from train.loop.averages import Averages
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"

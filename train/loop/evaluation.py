@@ -14,11 +14,11 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import nn
 
-from train.averages import Averages
-from train.checkpoints import Checkpoints, RunState
+from train.loop.averages import Averages
+from train.loop.checkpoints import Checkpoints, RunState
 
 if TYPE_CHECKING:
-    from train.progress import RunLog
+    from train.loop.progress import RunLog
 
 
 @dataclass(frozen=True)

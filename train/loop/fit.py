@@ -29,14 +29,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from train.averages import Averages
-from train.checkpoints import Checkpoints, RunState
-from train.held_out import EvaluateFn, HeldOut
-from train.loop_config import LoopConfig, deciding_settings
-from train.memory import release_memory
-from train.optimizer import build_optimizer, learning_rate_at
-from train.progress import Display, RunLog
-from train.scalars import RunningMean, Scalars, to_floats
+from train.loop.averages import Averages
+from train.loop.checkpoints import Checkpoints, RunState
+from train.loop.evaluation import EvaluateFn, HeldOut
+from train.loop.config import LoopConfig, deciding_settings
+from train.loop.memory import release_memory
+from train.loop.optimizer import build_optimizer, learning_rate_at
+from train.loop.progress import Display, RunLog
+from train.loop.scalars import RunningMean, Scalars, to_floats
 
 BatchFn = Callable[[int, int, int], Any]
 """(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch."""
@@ -94,7 +94,7 @@ def fit(
         evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
             after the last; on the main process alone, so it must not wait for others.
         after_step: called on every process after each optimiser step, before anything is saved or evaluated.
-        fingerprint: the caller's own settings (JSON values, `train.config.flatten`); a run is not resumed with others.
+        fingerprint: the caller's own settings (JSON values, `train.loop.command_line.flatten`); a run is not resumed with others.
 
     Raises:
         CheckpointError: for a checkpoint that is damaged or of other settings.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from train.loop import LoopConfig
+    from train.loop.fit import LoopConfig
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:

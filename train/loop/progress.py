@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from train.held_out import Evaluation
+    from train.loop.evaluation import Evaluation
 
 SMOOTHING = 0.95
 PLAIN_SECONDS = 5.0

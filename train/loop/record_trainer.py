@@ -1,6 +1,6 @@
 """transformers' Trainer for records: our batches and loss, its devices, precision, sharding and resuming.
 
-`train.loop` trains data-parallel. Models that are sharded over devices (FSDP2, DeepSpeed ZeRO-3) need what the Trainer
+`train.loop.fit` trains data-parallel. Models that are sharded over devices (FSDP2, DeepSpeed ZeRO-3) need what the Trainer
 has; the batches are pure functions of the step here, too.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from train.losses import SpanLosses, target_logits
+from train.models.losses import SpanLosses, target_logits
 
 WHOLE_FILE = "whole"
 """written into a checkpoint's folder last of all"""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.vocabulary import PerceptionVocabulary
-from train.model_parts import embedding_names, language_linears, projector_names
+from perception.vocabulary.names import PerceptionVocabulary
+from train.models.parts import embedding_names, language_linears, projector_names
 
 TRAIN_ROWS = ("all", "new")
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.spans import MODALITIES
-from perception.vocabulary import PerceptionVocabulary
+from perception.vocabulary.spans import MODALITIES
+from perception.vocabulary.names import PerceptionVocabulary
 from train.base import IGNORE
 from vqvae import VQVAE
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.evaluation.answers import final_answer, same_answer
-from perception.interleave_generation import InterleavedGenerator
-from perception.interleaved_chains import InterleavedModel, Look
-from train.interleaved_rows import ChainEncoder, ChainProblem
+from perception.answers import final_answer, same_answer
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.chains import InterleavedModel, Look
+from train.data.interleaved import ChainEncoder, ChainProblem
 
 Chooser = Callable[[ChainProblem, Tensor, int], Tensor]
 """(problem, scores (N,), number of the look) -> (N,) bool, what the look selects."""

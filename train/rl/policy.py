@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.interleaved_chains import IGNORED, InterleavedBatch, InterleavedOutput
+from perception.interleave.chains import IGNORED, InterleavedBatch, InterleavedOutput
 
 SAMPLED, DETERMINISTIC = "sampled", "deterministic"
 SELECTIONS = (SAMPLED, DETERMINISTIC)

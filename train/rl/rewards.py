@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from perception.evaluation.answers import MARKED, final_answer, same_answer
-from perception.spans import SpanError
+from perception.answers import MARKED, final_answer, same_answer
+from perception.vocabulary.spans import SpanError
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 Reward = Callable[..., list[float]]
 """(completions, **columns) -> one number in [0, 1] a completion."""

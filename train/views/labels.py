@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from perception.datasets.image_files import ImageFile
-from perception.datasets.labelling import LabelledImage
+from perception.datasets.images import ImageFile
+from perception.datasets.labelling.labeller import LabelledImage
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE

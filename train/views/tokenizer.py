@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from perception.tokenizers.depth import DepthTokenizer
-from train.held_out import Evaluation
+from train.loop.evaluation import Evaluation
 from vqvae import VQVAE
 from vqvae.quantizer import codebook_usage, perplexity
 

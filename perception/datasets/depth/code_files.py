@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.tokenizers.locations import text_to_codes
-from perception.vocabulary import PerceptionVocabulary, Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from perception.datasets.code_files import DepthCodes, check_ending
-from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
+from perception.datasets.depth.code_files import DepthCodes, check_ending
+from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
 from vqvae.normalisation import nearness_to_depth

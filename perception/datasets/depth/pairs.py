@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from perception.datasets.depth_files import DepthFormat, depth_files, read_depth
-from perception.datasets.image_files import ARRAY_ENDINGS, ENDINGS, ImageFile, array_shape
+from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
+from perception.datasets.images import ARRAY_ENDINGS, ENDINGS, ImageFile, array_shape
 
 ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the shapes of an image and its depth map, which may differ in resolution"""
@@ -28,7 +28,7 @@ class DepthPair:
     """which map of a file that holds several"""
 
     def name_in(self, root: Path) -> str:
-        """The map's name among the codes of all maps beneath `root` (`perception.depth_jobs.tokenize`)."""
+        """The map's name among the codes of all maps beneath `root` (`perception.datasets.depth.jobs.tokenize`)."""
         return self.depth.relative_to(root).as_posix() + ("" if self.index is None else f":{self.index}")
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from perception import chains
-from perception.datasets.code_files import DepthCodes
-from perception.datasets.depth_pairs import DepthPair
+from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.pairs import DepthPair
 from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 from vqvae import VQVAE
 
 MIN_PIXELS = 20

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perception.datasets.code_files import DepthCodes
-from perception.datasets.depth_files import DepthFormat
-from perception.datasets.depth_pairs import find_pairs, read_pairs
-from perception.datasets.depth_questions import DepthRules, ask_depth
+from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.pairs import find_pairs, read_pairs
+from perception.datasets.depth.questions import DepthRules, ask_depth
 from perception.datasets.records import RecordSet
-from perception.depth_jobs import tokenize
+from perception.datasets.depth.jobs import tokenize
 from vqvae import VQVAE
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from perception.datasets.depth_files import DepthFormat, check_bits, picture_depth, to_depth
+from perception.datasets.depth.files import DepthFormat, check_bits, picture_depth, to_depth
 
 _ROWS = 64
 

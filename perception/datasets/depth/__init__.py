@@ -1,0 +1,1 @@
+"""Depth maps: files, tables, pairs with images, codes, questions about them."""

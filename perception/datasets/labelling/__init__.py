@@ -1,0 +1,1 @@
+"""Images labelled by teachers: models that give depth maps and boxes."""

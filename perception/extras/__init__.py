@@ -1,0 +1,1 @@
+"""Additions that nothing else in the package depends on."""

@@ -1,0 +1,1 @@
+"""Plane-geometry figures and problems with exact regions."""

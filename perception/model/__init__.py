@@ -1,0 +1,1 @@
+"""`PerceptionModel` and what it needs of transformers: folders, processors, pictures."""

@@ -1,0 +1,1 @@
+"""Models in training: parts, adapters, losses, saving."""

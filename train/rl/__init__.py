@@ -1,0 +1,1 @@
+"""Reinforcement learning: rewards, policy gradient, answers, curves."""
