@@ -314,7 +314,7 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
 def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:
     rows = [{"image_path": "0.png", "question": "Find x.", "ground_truth": "70"}]
     lines(tmp_path / "geoqa.jsonl", rows)
-    figure = Path(__file__).parents[2] / "demos" / "examples" / "figure-fourth_angle-14.png"
+    figure = Path(__file__).parents[3] / "demos" / "examples" / "figure-fourth_angle-14.png"
     (tmp_path / "0.png").write_bytes(figure.read_bytes())
     command = ["evaluate", "geoqa", "--data", str(tmp_path), "--mode", "interleaved", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.app, command, catch_exceptions=False)

@@ -351,4 +351,4 @@ def test_import_is_light() -> None:
         "import sys, perception, perception.grammar.automaton, perception.tokenizers; perception.PerceptionVocabulary;"
         "perception.SpanGrammar; assert 'transformers' not in sys.modules, 'heavy'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
