@@ -31,7 +31,7 @@ from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "assembly.json"
 RUNS = ROOT / "runs" / "assembly"
-SETS = tuple(ItemSet("assembly", look, 100, 25, HELD_OUT_SEED) for look in ("standard", "shifted"))
+SETS = tuple(ItemSet("assembly", style, 100, 25, HELD_OUT_SEED) for style in ("standard", "shifted"))
 CHANCE = {"counting": 0.1, "depth, 3-5 points": 0.26}
 """What guessing gives: a count of 0 to 9 at random; a letter of three, four or five"""
 _FIRST = """\
@@ -45,7 +45,7 @@ the commands that trained them stand in the result file. Accuracy in % with 95 %
 
 
 def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
-    """Better than guessing, drawing first, on the look it was trained on."""
+    """Better than guessing, drawing first, on the style it was trained on."""
     found = []
     for row, chance in CHANCE.items():
         if row in comparisons["standard"].accuracy:
@@ -55,19 +55,19 @@ def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """Tables of both models, by look."""
-    tiny = json.loads(TINY.read_text())["looks"] if TINY.exists() else {}
+    """Tables of both models, by style."""
+    tiny = json.loads(TINY.read_text())["styles"] if TINY.exists() else {}
     parts = [_FIRST.format(steps=result["steps"])]
-    for look, values in result["looks"].items():
+    for style, values in result["styles"].items():
         ours = Comparison.from_json(values)
-        theirs = Comparison.from_json(tiny[look]) if look in tiny else None
+        theirs = Comparison.from_json(tiny[style]) if style in tiny else None
         rows = []
         for row, arms in ours.accuracy.items():
             other = theirs.accuracy.get(row) if theirs else None
             tiny_cells = [other[arm] if other else "-" for arm in ("direct", "chain")]
             rows.append((row, arms["direct"].count, arms["direct"], arms["chain"], *tiny_cells))
         head = ("task", "n", "directly", "drawing first", "tiny, directly", "tiny, drawing first")
-        parts += [f"## {look} look\n", markdown_table(head, rows), _interventions(ours)]
+        parts += [f"## {style} style\n", markdown_table(head, rows), _interventions(ours)]
     lines = [f"- {b['name']}: {b['figure']:.1f} points, {'met' if b['met'] else 'missed'}" for b in result["bars"]]
     return "\n".join([*parts, "## Bars\n", *lines, ""])
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="the bars alone, on fewer questions; write nothing")
     parser.add_argument("--aurora", type=Path, default=RUNS / "aurora" / "model", help="folder of the arm that draws")
     parser.add_argument("--direct", type=Path, default=RUNS / "direct" / "model", help="folder of the baseline")
-    parser.add_argument("--num-count", type=int, help=f"counting questions a look ({SETS[0].num_count})")
+    parser.add_argument("--num-count", type=int, help=f"counting questions a style ({SETS[0].num_count})")
     parser.add_argument("--num-depth", type=int, help=f"depth questions a number of points ({SETS[0].num_depth})")
     given = parser.parse_args(argv)
     for folder in (given.aurora, given.direct):
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         replace(s, num_count=given.num_count or s.num_count, num_depth=given.num_depth or s.num_depth) for s in SETS
     ]
     sets = sets[:1] if given.check else sets
-    comparisons = {one.look: measure(model, baseline, one)[0] for one in sets}
+    comparisons = {one.style: measure(model, baseline, one)[0] for one in sets}
     found = bars(comparisons)
     for bar in found:
         print(bar.line())
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         "aurora": record,
         "direct": baseline.record(),
         "sets": [vars(one) for one in sets],
-        "looks": {look: comparison.to_json() for look, comparison in comparisons.items()},
+        "styles": {style: comparison.to_json() for style, comparison in comparisons.items()},
         "bars": [bar.to_json() for bar in found],
         **provenance(),
     }

@@ -1,7 +1,7 @@
 """Does drawing first beat answering at once? `python -m benchmarks.aurora_vs_direct`.
 
 Asks the shipped `models/aurora-tiny` (chains of perception) and a baseline that answers directly the same held-out
-questions about rendered scenes of both looks, replaces the chain's spans to see whether they are used, and writes
+questions about rendered scenes of both styles, replaces the chain's spans to see whether they are used, and writes
 `benchmarks/results/aurora_vs_direct.json` and the page `aurora_vs_direct.md` beside it. Both models come from the same
 base, images and number of optimiser steps.
 
@@ -9,7 +9,7 @@ Weights that ship stay under 20 MB in all, so the baseline's may be missing. The
 read from the result file; outcomes of other questions are refused. The command that trains it is in the page, and
 printed by a run that needs it.
 
-With --check it measures the shifted look alone, afresh, on scenes of other seeds, in at most five minutes on two cores,
+With --check it measures the shifted style alone, afresh, on scenes of other seeds, in at most five minutes on two cores,
 prints one line a bar (name, figure, bar, ok or short), writes nothing, and exits 1 where one falls short. Exit code 2:
 the comparison could not be made, and why.
 """
@@ -47,7 +47,7 @@ class ItemSet:
     """A set of held-out questions, made anew from its seed."""
 
     name: str
-    look: str
+    style: str
     num_count: int
     num_depth: int
     first_seed: int
@@ -55,13 +55,13 @@ class ItemSet:
     @property
     def key(self) -> str:
         """Under which a baseline's outcomes are stored."""
-        return f"{self.name}/{self.look}"
+        return f"{self.name}/{self.style}"
 
     def items(self) -> list[Item]:
-        return scene_items(self.look, self.num_count, self.num_depth, self.first_seed)
+        return scene_items(self.style, self.num_count, self.num_depth, self.first_seed)
 
 
-FULL = tuple(ItemSet("full", look, 600, 250, HELD_OUT_SEED) for look in ("standard", "shifted"))
+FULL = tuple(ItemSet("full", style, 600, 250, HELD_OUT_SEED) for style in ("standard", "shifted"))
 CHECK = ItemSet("check", "shifted", 600, 250, CHECK_SEED)
 CHECK_REPLACED = 200
 """Items of each task whose spans `--check` replaces, to stay within five minutes."""
@@ -122,7 +122,7 @@ def measure(
     """The comparison on one set, and the baseline's outcomes as they are stored."""
     items = item_set.items()
     correct = baseline.correct(item_set, items)
-    comparison, _ = compare_with(item_set.look, items, aurora, correct, INTERVENTIONS, max_replaced)
+    comparison, _ = compare_with(item_set.style, items, aurora, correct, INTERVENTIONS, max_replaced)
     return comparison, StoredOutcomes.of(items, correct)
 
 
@@ -135,7 +135,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text())
     except ValueError:
         raise wrong from None
-    if not isinstance(result, dict) or "looks" not in result:
+    if not isinstance(result, dict) or "styles" not in result:
         raise wrong
     return result
 
@@ -144,10 +144,10 @@ def full_run(aurora_folder: Path, baseline: Baseline, sets: list[ItemSet], check
     """Measures every set and returns the whole result. The outcomes `--check` needs are stored with it."""
     aurora, start, console = PerceptionModel.from_pretrained(aurora_folder), time.monotonic(), Console()
     old = baseline.stored or {}
-    looks, outcomes, asked = {}, dict(old.get("direct_outcomes", {})), dict(old.get("sets", {}))
+    styles, outcomes, asked = {}, dict(old.get("direct_outcomes", {})), dict(old.get("sets", {}))
     for item_set in sets:
         comparison, stored = measure(aurora, baseline, item_set)
-        looks[item_set.look] = comparison
+        styles[item_set.style] = comparison
         outcomes[item_set.key], asked[item_set.key] = stored.to_json(), vars(item_set)
         print_comparison(comparison, console)
     if baseline.model is not None:
@@ -161,8 +161,8 @@ def full_run(aurora_folder: Path, baseline: Baseline, sets: list[ItemSet], check
         "aurora": model_record(aurora_folder, aurora),
         "direct": baseline.record(),
         "direct_was": "asked" if baseline.model is not None else "read from the outcomes stored by an earlier run",
-        "bars": [bar.to_json() for bar in comparison_bars(looks["shifted"])],
-        "looks": {look: comparison.to_json() for look, comparison in looks.items()},
+        "bars": [bar.to_json() for bar in comparison_bars(styles["shifted"])],
+        "styles": {style: comparison.to_json() for style, comparison in styles.items()},
         "direct_outcomes": outcomes,
     }
 
@@ -176,12 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--direct", type=Path, help="folder of the baseline (models/direct-tiny where it is there)")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file; the page is written beside it as .md")
     parser.add_argument(
-        "--num-count", type=int, help=f"counting questions a look ({FULL[0].num_count}, check {CHECK.num_count})"
+        "--num-count", type=int, help=f"counting questions a style ({FULL[0].num_count}, check {CHECK.num_count})"
     )
     parser.add_argument(
         "--num-depth",
         type=int,
-        help=f"depth questions a look for each of 2 to 5 points ({FULL[0].num_depth}, check {CHECK.num_depth})",
+        help=f"depth questions per style for each of 2 to 5 points ({FULL[0].num_depth}, check {CHECK.num_depth})",
     )
     parser.add_argument("--page-only", action="store_true", help="write the page anew from the result file, and stop")
     return parser
@@ -225,7 +225,7 @@ def _run(arguments: argparse.Namespace) -> int:
         sets = [_sized(item_set, arguments) for item_set in FULL]
         result = full_run(arguments.aurora, baseline, sets, check)
         _write(result, arguments.out)
-        bars = comparison_bars(Comparison.from_json(result["looks"]["shifted"]))
+        bars = comparison_bars(Comparison.from_json(result["styles"]["shifted"]))
     for bar in bars:
         print(bar.line())
     return int(arguments.check and not all_met(bars))

@@ -45,7 +45,7 @@ class Bar:
 
 
 def comparison_bars(shifted: Comparison) -> list[Bar]:
-    """Every bar of the comparison, on the shifted look.
+    """Every bar of the comparison, on the shifted style.
 
     A gain has two: its size, and that the intervals do not overlap (the chain's low end minus the baseline's high end).
     Oracle spans must lift the answer. Each replaced span of `DROPS` must drop it, intervals apart. Interventions that

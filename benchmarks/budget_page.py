@@ -14,8 +14,8 @@ RESULT = ROOT / "benchmarks" / "results" / "token_budgets.json"
 PAGE = RESULT.with_suffix(".md")
 PLOT = ROOT / "docs" / "token_budgets.png"
 SETS = {
-    "standard": "held-out scenes, standard look",
-    "shifted": "held-out scenes, shifted look",
+    "standard": "held-out scenes, standard style",
+    "shifted": "held-out scenes, shifted style",
     "measured: ground truth": "measured, structured light",
     "measured: stereo matching": "measured, stereo matching",
 }
@@ -58,8 +58,8 @@ def write_page(result: dict[str, Any]) -> Path:
         "# What a depth map loses, by tokens and codes",
         "",
         f"Made by `python -m benchmarks.token_budgets`: each tokenizer trained for {result['steps']} steps of "
-        f"{result['batch_size']} maps (the shipped one had 4,500), measured on {result['scenes_a_look']} held-out "
-        "scenes a look at 160 x 160 and on measured maps at their own size, in each map's own range. Intervals of all "
+        f"{result['batch_size']} maps (the shipped one had 4,500), measured on {result['scenes_a_style']} held-out "
+        "scenes per style at 160 x 160 and on measured maps at their own size, in each map's own range. Intervals of all "
         "figures are in `token_budgets.json`. RMSE is in the scenes' unit, or metres. Order: all of so many points, at "
         "least 20/255 apart in nearness, are in order. Edges F1 is Depth Pro's boundary F1 without thinning.",
         "",

@@ -16,9 +16,9 @@ _INTRO = """\
 
 Made from `{file}` by `python -m benchmarks.aurora_vs_direct`; do not edit.
 
-Two copies of `models/tiny-base` were fine-tuned on the same rendered scenes of the *standard* look: one AURORA-style,
+Two copies of `models/tiny-base` were fine-tuned on the same rendered scenes of the *standard* style: one AURORA-style,
 with perception tokens (`{aurora}`), one to answer directly (`{direct}`). Both are asked the same held-out questions
-about scenes neither has seen, of the standard look and of the *shifted* one (other palette, textures, light, camera,
+about scenes neither has seen, of the standard style and of the *shifted* one (other palette, textures, light, camera,
 sizes), which no training sees. Accuracy in %, 95 % bootstrap intervals over questions in brackets; gains are paired.
 """
 
@@ -57,13 +57,13 @@ def _interventions(comparison: Comparison) -> str:
     return markdown_table(("task", "its own span", *columns[1:]), rows)
 
 
-def _drawn_maps(looks: Sequence[Comparison]) -> str:
+def _drawn_maps(styles: Sequence[Comparison]) -> str:
     groups = sorted({group for c in looks for group in c.drawn_map_order})
     rows = [
-        (c.look, *(f"{100 * c.drawn_map_order[g]:.1f}" if g in c.drawn_map_order else "" for g in groups))
-        for c in looks
+        (c.style, *(f"{100 * c.drawn_map_order[g]:.1f}" if g in c.drawn_map_order else "" for g in groups))
+        for c in styles
     ]
-    return markdown_table(("look", *(f"{g.removeprefix('depth-')} points" for g in groups)), rows)
+    return markdown_table(("style", *(f"{g.removeprefix('depth-')} points" for g in groups)), rows)
 
 
 def _gain_reading(comparison: Comparison, row: str) -> str:
@@ -74,7 +74,7 @@ def _gain_reading(comparison: Comparison, row: str) -> str:
     touch = "overlap" if overlap else "do not overlap"
     drawing, training = 100 * (chain.mean - without.mean), 100 * (without.mean - direct.mean)
     return (
-        f"- **{row}**, shifted look: {100 * direct.mean:.1f} % directly, {100 * chain.mean:.1f} % through perception, "
+        f"- **{row}**, shifted style: {100 * direct.mean:.1f} % directly, {100 * chain.mean:.1f} % through perception, "
         f"a gain of {gain} points. The bar of {bar:.0f} points {verdict}; the two intervals {touch}. Asked to answer "
         f"at once, the same model gets {100 * without.mean:.1f} %: {training:+.1f} points come with having learned "
         f"perception, {drawing:+.1f} with drawing before it answers."
@@ -103,7 +103,7 @@ def _bar_list(bars: Sequence[Bar]) -> str:
     short = [bar for bar in bars if not bar.met]
     head = "Every bar is met.\n" if not short else f"{len(bars) - len(short)} of {len(bars)} bars are met.\n"
     rows = [(b.name, f"{b.figure:.1f}", f"{b.bar:.1f}", "met" if b.met else "**short**") for b in bars]
-    return head + "\n" + markdown_table(("bar (shifted look)", "figure, points", "at least", ""), rows)
+    return head + "\n" + markdown_table(("bar (shifted style)", "figure, points", "at least", ""), rows)
 
 
 def _models(result: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def _ending(result: Mapping[str, Any]) -> str:
     command = ((result.get("direct") or {}).get("training") or {}).get("command", DIRECT_COMMAND)
     aurora = ((result.get("aurora") or {}).get("training") or {}).get("command", AURORA_COMMAND)
     sets = "; ".join(
-        f"{s['name']}, {s['look']}: {s['num_count']} counting, {s['num_depth']} of each number of points, "
+        f"{s['name']}, {s['style']}: {s['num_count']} counting, {s['num_depth']} of each number of points, "
         f"scenes from seed {s['first_seed']}"
         for s in result["sets"].values()
     )
@@ -142,20 +142,20 @@ def _ending(result: Mapping[str, Any]) -> str:
 
 def comparison_page(result: Mapping[str, Any], file: str = "aurora_vs_direct.json") -> str:
     """The page of a result, as `benchmarks.aurora_vs_direct` writes it. Raises ValueError for one that lacks a part."""
-    looks = [Comparison.from_json(data) for data in result["looks"].values()]
-    shifted = next(c for c in looks if c.look == "shifted")
+    styles = [Comparison.from_json(data) for data in result["styles"].values()]
+    shifted = next(c for c in styles if c.style == "shifted")
     names = {name: (result.get(name) or {}).get("folder", name) for name in ("aurora", "direct")}
     parts = [_INTRO.format(file=file, **names), "## What it says\n"]
     parts += ["\n".join(_gain_reading(shifted, row) for row in GAIN_BARS)]
     parts += ["\n".join(_use_reading(shifted, row) for row in shifted.interventions) + "\n"]
     parts += [_bar_list(comparison_bars(shifted))]
-    for comparison in looks:
-        parts += [f"## The {comparison.look} look\n", _accuracy(comparison)]
+    for comparison in styles:
+        parts += [f"## The {comparison.style} style\n", _accuracy(comparison)]
         parts += [_REPLACED, _interventions(comparison)]
     parts += [
         "## The maps it draws\n",
         "Share of drawn depth maps, decoded, that are nearest at the right marker, %:\n",
-        _drawn_maps(looks),
+        _drawn_maps(styles),
         "## The models\n",
         _models(result),
         _ending(result),

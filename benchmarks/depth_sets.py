@@ -57,16 +57,16 @@ def reconstruct_with(model: VQVAE, first: int | None = None) -> Reconstruct:
     return reconstruct
 
 
-def scene_set(look: str, count: int, image_size: int = 80) -> DepthSet:
+def scene_set(style: str, count: int, image_size: int = 80) -> DepthSet:
     """`count` held-out scenes, with one set of markers for each number of points where the scene has room."""
     depth: list[Tensor] = []
     points: dict[int, list[list[Tensor]]] = {number: [] for number in POINT_COUNTS}
     for start in range(FIRST_SEED, FIRST_SEED + count, _BATCH):
-        batch = render_scenes(range(start, min(start + _BATCH, FIRST_SEED + count)), look, image_size)
+        batch = render_scenes(range(start, min(start + _BATCH, FIRST_SEED + count)), style, image_size)
         depth.append(batch.depth)
         chosen: dict[int, list[Tensor]] = {number: [] for number in POINT_COUNTS}
         for index, seed in enumerate(batch.seeds):
-            rng = np.random.default_rng((seed, len(look)))
+            rng = np.random.default_rng((seed, len(style)))
             for number in POINT_COUNTS:
                 markers = choose_markers(Scene.from_batch(batch, index), number, rng)
                 found = np.empty((0, number, 2), np.float32) if markers is None else markers[None]

@@ -1,6 +1,6 @@
 """Does a diffusion decoder draw sharper maps from the same codes? `python -m benchmarks.diffusion_decoder`.
 
-The codes that the shipped tokenizer gives held-out scenes of both looks, and measured maps (those installed), at
+The codes that the shipped tokenizer gives held-out scenes of both styles, and measured maps (those installed), at
 160 x 160, decoded by its plain decoder and by the diffusion decoder in 1 to 8 steps. Edge errors and RMSE side by side,
 and the time of each over the plain one's in the same run. Writes `benchmarks/results/diffusion_decoder.json` and the
 picture `docs/diffusion_decoder.png`; five minutes on two cores. The weights are made by
@@ -70,7 +70,7 @@ def squashed(one: MeasuredMap, size: int) -> MeasuredMap:
 
 def depth_sets(scenes: int, size: int, measured: bool) -> dict[str, DepthSet]:
     """What is decoded, by name."""
-    sets = {look: scene_set(look, scenes, size) for look in ("standard", "shifted")}
+    sets = {style: scene_set(style, scenes, size) for style in ("standard", "shifted")}
     maps = [squashed(one, size) for one in measured_maps()] if measured else []
     return sets | ({"measured": measured_set(maps)} if maps else {})
 
@@ -111,14 +111,14 @@ def bars(found: dict[str, dict[str, Any]], same_bits: bool) -> list[Bar]:
     """
     listed = []
     label = f"diffusion, {DEFAULT_STEPS} steps"
-    for look in ("standard", "shifted"):
-        plain, ours = found[look][PLAIN], found[look][label]
+    for style in ("standard", "shifted"):
+        plain, ours = found[style][PLAIN], found[style][label]
         slope = plain["slope_error_255"]["mean"] / ours["slope_error_255"]["mean"]
-        listed.append(Bar(f"{look}: slope error of the plain decoder over diffusion's", slope, 0.9, "times"))
+        listed.append(Bar(f"{style}: slope error of the plain decoder over diffusion's", slope, 0.9, "times"))
         edges = ours["boundary_f1"]["mean"] / max(1e-6, plain["boundary_f1"]["mean"])
-        listed.append(Bar(f"{look}: edges F1 of diffusion over the plain decoder's", edges, 1.2, "times"))
+        listed.append(Bar(f"{style}: edges F1 of diffusion over the plain decoder's", edges, 1.2, "times"))
         error = plain["rmse"]["mean"] / ours["rmse"]["mean"]
-        listed.append(Bar(f"{look}: RMSE of the plain decoder over diffusion's", error, 0.85, "times"))
+        listed.append(Bar(f"{style}: RMSE of the plain decoder over diffusion's", error, 0.85, "times"))
     return [*listed, Bar("maps of one seed that are the same, to the bit", float(same_bits), 1.0, "of 1")]
 
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fewer scenes, the bars alone; write nothing")
     parser.add_argument("--tokenizer", type=Path, default=shipped("depth-scenes-100"))
     parser.add_argument("--decoder", type=Path, help="folder of the diffusion decoder; default: TOKENIZER/diffusion")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a look; default 200, with --check 40")
+    parser.add_argument("--scenes", type=int, help="held-out scenes a style; default 200, with --check 40")
     arguments = parser.parse_args(argv)
     tokenizer = VQVAE.from_pretrained(arguments.tokenizer)
     decoder = DiffusionDecoder.from_pretrained(arguments.decoder or arguments.tokenizer / "diffusion", tokenizer)
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         print_table(found, Console())
         ratios = times_plain(tokenizer, decoder, sets["standard"].depth[0][:8])
-        result = {"scenes_a_look": scenes, **provenance(), "parameters": sum(p.numel() for p in decoder.parameters())}
+        result = {"scenes_a_style": scenes, **provenance(), "parameters": sum(p.numel() for p in decoder.parameters())}
         result |= {"time_over_plain": ratios, "results": found, "bars": [bar.to_json() for bar in listed]}
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.figures` asks the shipped `models/aurora-tiny` about scenes it has never seen, rendered at 320 x
 320 for the eye (the model's processor squashes them to its own size), and writes `docs/answer.png`. The scenes are the
-first from --first-seed that have enough in them to be worth a look and that the model answers right; --any takes the
+first from --first-seed that have enough in them to be worth a style and that the model answers right; --any takes the
 first ones whatever it answers. A picture shows how it works; how often it works is in `benchmarks/results/`.
 """
 
@@ -58,10 +58,10 @@ class Answered:
         return self.answer.value == self.question.answer
 
 
-def questions(kind: str, look: str, first_seed: int) -> Iterator[Question]:
+def questions(kind: str, style: str, first_seed: int) -> Iterator[Question]:
     """Questions of a kind, "count" or "depth", about scenes with at least six objects; counts of three to six."""
     for seed in count(first_seed):
-        scene = Scene.from_batch(render_scenes([seed], look, RENDERED), 0)
+        scene = Scene.from_batch(render_scenes([seed], style, RENDERED), 0)
         rng = np.random.default_rng(seed)
         if len(scene.objects) < 6:
             continue
@@ -73,13 +73,13 @@ def questions(kind: str, look: str, first_seed: int) -> Iterator[Question]:
             yield Question(marked.text, marked.image, marked.answer)
 
 
-def first_answer(model: PerceptionModel, kind: str, look: str, first_seed: int, whatever: bool = False) -> Answered:
+def first_answer(model: PerceptionModel, kind: str, style: str, first_seed: int, whatever: bool = False) -> Answered:
     """The first question the model answers right, or simply the first.
 
     Raises:
         ValueError: where it answers none of many right.
     """
-    for asked in islice(questions(kind, look, first_seed), _TRIES):
+    for asked in islice(questions(kind, style, first_seed), _TRIES):
         answered = Answered(asked, model.ask(asked.image, asked.text, mode="chain"))
         if whatever or answered.right:
             return answered
@@ -164,14 +164,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "aurora-tiny", help="folder of the model")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "answer.png", help="where the picture goes")
-    parser.add_argument("--look", default="standard", choices=("standard", "shifted"), help="look of the scenes")
+    parser.add_argument("--style", default="standard", choices=("standard", "shifted"), help="style of the scenes")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="where the search for scenes begins")
     parser.add_argument("--any", action="store_true", help="take the first scenes, answered right or not")
     arguments = parser.parse_args(argv)
     try:
         model = PerceptionModel.from_pretrained(arguments.model)
         answers = [
-            first_answer(model, kind, arguments.look, arguments.first_seed, arguments.any)
+            first_answer(model, kind, arguments.style, arguments.first_seed, arguments.any)
             for kind in ("count", "depth")
         ]
     except ValueError as error:

@@ -107,11 +107,11 @@ def _order(near: Tensor, scene: Scene, seed: int) -> list[float]:
     return order_is_right(near[None], 1 / scene.depth[None], torch.from_numpy(points)[None]).double().tolist()
 
 
-def measure(model: PerceptionModel, look: str, sequences: int, configs: tuple[FrameConfig, ...]) -> dict[str, Tally]:
+def measure(model: PerceptionModel, style: str, sequences: int, configs: tuple[FrameConfig, ...]) -> dict[str, Tally]:
     tallies = {name_of(config): Tally() for config in configs}
-    read_sequence(model, render_frames(FIRST_SEED - 1, 2, look)[0], configs[-1])  # warms up
+    read_sequence(model, render_frames(FIRST_SEED - 1, 2, style)[0], configs[-1])  # warms up
     for seed in range(FIRST_SEED, FIRST_SEED + sequences):
-        batch, _ = render_frames(seed, FRAMES, look)
+        batch, _ = render_frames(seed, FRAMES, style)
         full: list[FrameMap] = []
         for config in configs:
             maps, seconds = read_sequence(model, batch, config)
@@ -142,14 +142,14 @@ def report(tallies: dict[str, Tally]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def bars(looks: dict[str, dict[str, dict[str, Any]]], length: int) -> list[Bar]:
+def bars(styles: dict[str, dict[str, dict[str, Any]]], length: int) -> list[Bar]:
     found = []
-    for look, rows in looks.items():
+    for style, rows in styles.items():
         own = rows[name_of(FrameConfig())]
-        found.append(Bar(f"{look} look: codes kept", 100 * (1 - own["codes_decoded"] / length), SAVED, "%"))
+        found.append(Bar(f"{style} style: codes kept", 100 * (1 - own["codes_decoded"] / length), SAVED, "%"))
         spare = 100 * (ADDED - own["abs_rel_added"][0])
         found.append(
-            Bar(f"{look} look: AbsRel added stays below {ADDED:g}, in hundredths to spare", spare, 0.0, "/100")
+            Bar(f"{style} style: AbsRel added stays below {ADDED:g}, in hundredths to spare", spare, 0.0, "/100")
         )
     return found
 
@@ -166,19 +166,19 @@ def same_as_ever(model: PerceptionModel, sequences: int) -> Bar:
     return Bar(f"threshold 0: maps as of each of {total} frames alone", 100 * same / total, 100.0, "%")
 
 
-def plot(looks: dict[str, dict[str, dict[str, Any]]]) -> None:
+def plot(styles: dict[str, dict[str, dict[str, Any]]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for look, rows in looks.items():
+    for style, rows in styles.items():
         swept = {name: row for name, row in rows.items() if name.endswith("margin 1")}
         codes = [row["codes_decoded"] for row in swept.values()]
         for axis, key in ((axes[0], "abs_rel"), (axes[1], "order_of_4_right")):
             values = np.array([row[key] for row in swept.values()])
-            (line,) = axis.plot(codes, values[:, 0], "o-", label=f"{look} look")
+            (line,) = axis.plot(codes, values[:, 0], "o-", label=f"{style} style")
             axis.fill_between(codes, values[:, 1], values[:, 2], color=line.get_color(), alpha=0.12, lw=0)
             for name, x, y in zip(swept, codes, values[:, 0], strict=True):
                 if name in _LABELLED:
@@ -199,19 +199,19 @@ def plot(looks: dict[str, dict[str, dict[str, Any]]]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fewer sequences, the bars alone; write nothing")
-    parser.add_argument("--sequences", type=int, default=20, help="of each look")
+    parser.add_argument("--sequences", type=int, default=20, help="of each style")
     arguments = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(MODEL)
     sequences, configs = (6, (FULL, FrameConfig())) if arguments.check else (arguments.sequences, CONFIGS)
-    looks = {look: report(measure(model, look, sequences, configs)) for look in ("standard", "shifted")}
-    measured = [*bars(looks, model.vocabulary.depth_length), same_as_ever(model, 2 if arguments.check else 5)]
+    styles = {style: report(measure(model, style, sequences, configs)) for style in ("standard", "shifted")}
+    measured = [*bars(styles, model.vocabulary.depth_length), same_as_ever(model, 2 if arguments.check else 5)]
     for bar in measured:
         print(bar.line())
     if not arguments.check:
         kept = {"first_seed": FIRST_SEED, "frames_a_sequence": FRAMES, "threads": torch.get_num_threads()}
-        result = {**provenance(), **kept, "looks": looks, "bars": [bar.to_json() for bar in measured]}
+        result = {**provenance(), **kept, "styles": styles, "bars": [bar.to_json() for bar in measured]}
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
-        plot(looks)
+        plot(styles)
         print(f"written: {RESULT} and {PLOT}")
     return int(arguments.check and not all_met(measured))
 

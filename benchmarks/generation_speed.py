@@ -2,7 +2,7 @@
 
 Ours (several tokens a forward, `perception.decoding.decoder`) against transformers' `generate`: plain under the same grammar,
 with prompt lookup (its assisted decoding without a second model; batches of one only), and without a grammar. The depth
-and the counting question on held-out scenes of the shifted look, batches of 1, 8 and 32; every figure is a ratio to
+and the counting question on held-out scenes of the shifted style, batches of 1, 8 and 32; every figure is a ratio to
 plain constrained `generate` in the same run, whose questions alternate between the two. Besides: the depth question
 with both compiled; on how many of 1,000 questions the ids are the same; the curve of the approximate mode, right
 answers against sweeps; the share of a step that the grammar takes; peak memory, each way in a process of its own; and
@@ -75,7 +75,7 @@ _CACHED = 160
 
 
 def held_out(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Item]:
-    """`count` held-out questions of the shifted look: depth of 2 to 5 points, or counting."""
+    """`count` held-out questions of the shifted style: depth of 2 to 5 points, or counting."""
     each = -(-count // 4)
     items = (
         scene_items("shifted", 0, each, first_seed) if kind == "depth" else scene_items("shifted", count, 0, first_seed)

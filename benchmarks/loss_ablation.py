@@ -1,8 +1,8 @@
 """Which losses should be on? `python -m benchmarks.loss_ablation`.
 
-Fine-tunes the shipped model on a look of scenes that it has not seen, as people fine-tune on data of their own: with
+Fine-tunes the shipped model on a style of scenes that it has not seen, as people fine-tune on data of their own: with
 plain cross-entropy, with each of the terms of `train.models.losses` on top of it, and with all of them; the same data, steps
-and seeds for all. Each is asked the same held-out questions of that look, and so is the model as it was. A term is
+and seeds for all. Each is asked the same held-out questions of that style, and so is the model as it was. A term is
 worth having where the interval of its gain over plain cross-entropy, question by question over all seeds, lies above
 zero for counting or for depth, and below zero for neither. A training takes minutes on two cores; what is trained and
 answered stays in --runs, so that a run that was stopped goes on. --base models/tiny-base --steps 3000 asks the same of
@@ -70,7 +70,7 @@ def training(name: str, seed: int, folder: Path, scale: Scale) -> AuroraConfig:
         out=str(place / "model"),
         run_dir=str(place / "run"),
         store=str(folder / "scenes"),
-        look="shifted",
+        style="shifted",
         num_scenes=scale.scenes,
         batch_size=16 if scale.from_the_start else 8,
         curriculum=CurriculumConfig(schedule="phases" if scale.from_the_start else "constant"),
@@ -158,7 +158,7 @@ def page(result: dict[str, Any]) -> str:
         "# Losses on top of cross-entropy",
         "",
         f"Made by `python -m benchmarks.loss_ablation`; do not edit. {result['base']}, {result['steps']} steps each on "
-        f"scenes of the shifted look, seeds {result['seeds']}, {result['questions']} held-out questions of that look. "
+        f"scenes of the shifted style, seeds {result['seeds']}, {result['questions']} held-out questions of that style. "
         "Intervals are 95 % bootstrap ones over questions.",
         "",
         "| " + " | ".join(head) + " |",

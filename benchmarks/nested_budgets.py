@@ -1,7 +1,7 @@
 """What the shipped nested tokenizer keeps at each number of tokens: `python -m benchmarks.nested_budgets`.
 
 depth-scenes-100-nested at its first 4 to 100 tokens, beside depth-scenes-100 with its hundred, on held-out scenes of
-both looks and on the measured maps whose packages are installed. Written to `benchmarks/results/nested_budgets.json`.
+both styles and on the measured maps whose packages are installed. Written to `benchmarks/results/nested_budgets.json`.
 
 With --check it takes fewer scenes, prints one line a bar, writes nothing, and exits 1 where one falls short.
 """
@@ -36,11 +36,11 @@ def measure(sets: dict[str, DepthSet]) -> list[dict[str, Any]]:
     return rows
 
 
-def bars(rows: list[dict[str, Any]], look: str = "standard") -> list[Bar]:
+def bars(rows: list[dict[str, Any]], style: str = "standard") -> list[Bar]:
     """More tokens must lose less, and all of them not much more than the tokenizer that is not nested."""
-    lost = [row["results"][look]["abs_rel"]["mean"] for row in rows]
+    lost = [row["results"][style]["abs_rel"]["mean"] for row in rows]
     steps = [before / after for before, after in zip(lost[:-2], lost[1:-1], strict=True)]
-    order = 100 * rows[-2]["results"][look]["order_5"]["mean"]
+    order = 100 * rows[-2]["results"][style]["order_5"]["mean"]
     return [
         Bar("least gain from one budget to the next, AbsRel", min(steps), 1.05, "times"),
         Bar("AbsRel of depth-scenes-100 over that of all nested tokens", 100 * lost[-1] / lost[-2], 60.0, "%"),
@@ -57,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         for bar in found:
             print(bar.line())
         return 0 if all_met(found) else 1
-    sets = {look: scene_set(look, SCENES) for look in ("standard", "shifted")}
+    sets = {style: scene_set(style, SCENES) for style in ("standard", "shifted")}
     for name, truth in (("measured: ground truth", True), ("measured: stereo matching", False)):
         if chosen := [one for one in measured_maps() if one.ground_truth is truth]:
             sets[name] = measured_set(chosen)
     rows = measure(sets)
     found = bars(rows)
-    record = {"scenes_a_look": SCENES, "rows": rows, "bars": [bar.to_json() for bar in found], **provenance()}
+    record = {"scenes_a_style": SCENES, "rows": rows, "bars": [bar.to_json() for bar in found], **provenance()}
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     for bar in found:
         print(bar.line())

@@ -1,6 +1,6 @@
 """Do rewards for what a chain perceives make it answer better? `python -m benchmarks.perception_rewards`.
 
-The shipped AURORA model meets a look of scenes that it was not trained on, and is reinforced there with GRPO
+The shipped AURORA model meets a style of scenes that it was not trained on, and is reinforced there with GRPO
 (`train.reinforce_scenes`): paid for the count and for the overlap of its boxes with the true ones, and, as a control,
 for the count alone. All are asked the same held-out questions of that look, drawing first. Seeds share everything but
 the order of questions and the chains that are drawn. What is trained stays in --runs, so a run that was stopped goes

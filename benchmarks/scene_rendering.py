@@ -40,28 +40,28 @@ _WARM_UP = 5
 
 
 def _render(job: tuple[int, str, int]) -> int:
-    first, look, size = job
-    return len(render_scenes(range(first, first + BATCH), look, size).seeds)
+    first, style, size = job
+    return len(render_scenes(range(first, first + BATCH), style, size).seeds)
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def rendering_rate(size: int, look: str, batches: int, repeats: int) -> dict[str, Any]:
+def rendering_rate(size: int, style: str, batches: int, repeats: int) -> dict[str, Any]:
     """Images a second of `WORKERS` processes, start-up left out: the median of the repeats, and all of them."""
     rates = []
     with multiprocessing.get_context("spawn").Pool(WORKERS, _one_thread) as pool:
-        pool.map(_render, [(FIRST_SEED, look, size)] * 2 * WORKERS, chunksize=1)  # imports, first allocations
+        pool.map(_render, [(FIRST_SEED, style, size)] * 2 * WORKERS, chunksize=1)  # imports, first allocations
         for repeat in range(repeats):
             first = FIRST_SEED + repeat * batches * BATCH
-            jobs = [(first + i * BATCH, look, size) for i in range(batches)]
+            jobs = [(first + i * BATCH, style, size) for i in range(batches)]
             start = time.perf_counter()
             rendered = sum(pool.imap_unordered(_render, jobs))
             rates.append(rendered / (time.perf_counter() - start))
     return {
         "size": size,
-        "look": look,
+        "style": style,
         "images": batches * BATCH,
         "images_a_second": round(statistics.median(rates), 1),
         "repeats": [round(rate, 1) for rate in rates],
@@ -107,10 +107,10 @@ def waiting_share(base: str, depth_tokenizer: str, steps: int, batch_size: int) 
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """Images a second at 96 pixels in either look; the share of a step that is not spent waiting for data."""
+    """Images a second at 96 pixels in either style; the share of a step that is not spent waiting for data."""
     found = [
         Bar(
-            f"{r['look']} scenes of {r['size']} x {r['size']}", r["images_a_second"], IMAGES_A_SECOND, "images a second"
+            f"{r['style']} scenes of {r['size']} x {r['size']}", r["images_a_second"], IMAGES_A_SECOND, "images a second"
         )
         for r in result["rendering"]
         if r["size"] == 96
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         "load_average": round(os.getloadavg()[0], 1),
         "workers": WORKERS,
         "first_seed": FIRST_SEED,
-        "rendering": [rendering_rate(size, look, batches, repeats) for size, look in cases],
+        "rendering": [rendering_rate(size, style, batches, repeats) for size, style in cases],
         "waiting": waiting_share(arguments.base, arguments.depth_tokenizer, steps, arguments.batch_size),
     }
     measured = bars(result)

@@ -1,6 +1,6 @@
 """Does the gate spend tokens where they change the answer? `python -m benchmarks.thinking_gate`.
 
-Held-out counting and depth questions of both looks are answered directly and by drawing first; every price of the gate
+Held-out counting and depth questions of both styles are answered directly and by drawing first; every price of the gate
 (`perception.model.gate`) then chooses between the two, so that one run gives the whole curve of accuracy against tokens.
 Beside it: always drawing, never, an oracle that draws where only the drawn answer is right, and drawing at random as
 often as the gate does, or for as many tokens. Besides, on one image: how long N questions take together.
@@ -87,7 +87,7 @@ def curve(gate: ThinkingGate, answers: dict[str, Tensor]) -> list[dict[str, Any]
 
 
 def measure(gate: ThinkingGate, answers: dict[str, Tensor]) -> dict[str, Any]:
-    """All policies on the questions of one look or kind."""
+    """All policies on the questions of one style or kind."""
     drawn = torch.tensor(gate.draws(answers["features"]))
     right, full = answers["right"], torch.ones(len(drawn))
     share = torch.full((len(drawn),), float(drawn.float().mean()), dtype=torch.double)
@@ -139,7 +139,7 @@ def several_questions(model: PerceptionModel, images: int = 12) -> dict[str, Any
                 elif way == "ask_many":
                     made = model.ask_many(picture, texts, mode)
                 else:
-                    seen = model.look(picture)
+                    seen = model.style(picture)
                     made = [model.ask(seen, text, mode) for text in texts]
                 seconds[way] += (time.perf_counter() - start) * (number > 0)
                 given.append([(answer.text, answer.spans) for answer in made])
@@ -156,18 +156,18 @@ def _prompt(picture: Tensor, text: str, mode: str) -> Prompt:
     return Prompt(picture, asked, kind)
 
 
-def bars(looks: dict[str, dict[str, Any]]) -> list[Bar]:
+def bars(styles: dict[str, dict[str, Any]]) -> list[Bar]:
     found = []
-    for look, kinds in looks.items():
+    for style, kinds in styles.items():
         own = kinds["all"]
-        found.append(Bar(f"{look} look: auto minus always drawing", own["auto_minus_always"]["mean"], -WITHIN))
+        found.append(Bar(f"{style} style: auto minus always drawing", own["auto_minus_always"]["mean"], -WITHIN))
         saved = own["always"]["tokens"] - own["auto"]["tokens"]
-        found.append(Bar(f"{look} look: tokens an answer that auto saves", saved, 0.01, "tokens"))
+        found.append(Bar(f"{style} style: tokens an answer that auto saves", saved, 0.01, "tokens"))
         over = own["auto_minus_random_at_share"]["mean"]
-        found.append(Bar(f"{look} look: auto minus random drawing of the same share", over, 0.01))
+        found.append(Bar(f"{style} style: auto minus random drawing of the same share", over, 0.01))
         middle = [point for point in own["curve"] if 0.1 <= point["drawn"] <= 0.9]
         gaps = [point["accuracy"]["mean"] - point["random_at_tokens"] for point in middle]
-        name = f"{look} look: mean over prices that draw 10 to 90 %, minus random drawing for the same tokens"
+        name = f"{style} style: mean over prices that draw 10 to 90 %, minus random drawing for the same tokens"
         found.append(Bar(name, sum(gaps) / max(1, len(gaps)), 0.01))
     return found
 
@@ -179,7 +179,7 @@ def plot(result: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
-    for row, (look, kinds) in enumerate(result["looks"].items()):
+    for row, (style, kinds) in enumerate(result["styles"].items()):
         for axis, (kind, own) in zip(axes[row], kinds.items(), strict=True):
             points = own["curve"]
             tokens = [point["tokens"] for point in points]
@@ -203,7 +203,7 @@ def plot(result: dict[str, Any]) -> None:
                 ("oracle", "*", "tab:purple"),
             ):
                 axis.plot(own[name]["tokens"], own[name]["accuracy"]["mean"], marker, ms=8, color=color, label=name)
-            axis.set(title=f"{kind}, {look} look", xlabel="tokens an answer", ylabel="right, %")
+            axis.set(title=f"{kind}, {style} style", xlabel="tokens an answer", ylabel="right, %")
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.savefig(PLOT, dpi=90)
@@ -219,16 +219,16 @@ def main(argv: list[str] | None = None) -> int:
     if model.gate is None:
         raise ValueError(f"{arguments.model} has no {FILE_NAME}; train one with `python -m train.gate --model FOLDER`")
     num_count, num_depth = (150, 40) if arguments.check else (500, 125)
-    looks: dict[str, dict[str, Any]] = {}
+    styles: dict[str, dict[str, Any]] = {}
     errors = {}
-    for look in ("standard", "shifted"):
-        answers = answer_both(model, scene_items(look, num_count, num_depth, FIRST_SEED))
-        errors[look] = calibration(model.gate, answers)
-        looks[look] = {}
+    for style in ("standard", "shifted"):
+        answers = answer_both(model, scene_items(style, num_count, num_depth, FIRST_SEED))
+        errors[style] = calibration(model.gate, answers)
+        styles[style] = {}
         for name, depth in KINDS.items():
             rows = torch.ones_like(answers["depth"]) if depth is None else answers["depth"] == bool(depth)
-            looks[look][name] = measure(model.gate, {key: value[rows] for key, value in answers.items()})
-    measured = bars(looks)
+            styles[style][name] = measure(model.gate, {key: value[rows] for key, value in answers.items()})
+    measured = bars(styles)
     for bar in measured:
         print(bar.line())
     if not arguments.check:
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
             "threads": torch.get_num_threads(),
             "first_seed": FIRST_SEED,
             "price": model.gate.price,
-            "looks": looks,
+            "styles": styles,
             "calibration_error": errors,
             "several_questions": several_questions(model),
             "bars": [bar.to_json() for bar in measured],

@@ -116,7 +116,7 @@ def finished(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_00
 
 def depth_sets(scenes: int) -> dict[str, DepthSet]:
     """What all are measured on, by name."""
-    sets = {look: scene_set(look, scenes, EVALUATION_SIZE) for look in ("standard", "shifted")}
+    sets = {style: scene_set(style, scenes, EVALUATION_SIZE) for style in ("standard", "shifted")}
     measured = measured_maps()
     for name, truth in (("measured: ground truth", True), ("measured: stereo matching", False)):
         chosen = [one for one in measured if one.ground_truth is truth]
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="three short trainings, the bars alone; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of stores and trainings")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each training, 32 maps a step; default {STEPS}")
-    parser.add_argument("--scenes", type=int, default=250, help="held-out scenes a look")
+    parser.add_argument("--scenes", type=int, default=250, help="held-out scenes a style")
     arguments = parser.parse_args(argv)
     if arguments.check:
         found = check()
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
             print(bar.line())
         return 0 if all_met(found) else 1
     rows = measure(arguments.runs, arguments.steps, arguments.scenes)
-    head = {"steps": arguments.steps, "batch_size": 32, "scenes_a_look": arguments.scenes, **provenance()}
+    head = {"steps": arguments.steps, "batch_size": 32, "scenes_a_style": arguments.scenes, **provenance()}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
     print(f"written: {RESULT}, {write_page(json.loads(RESULT.read_text()))}, {draw_curves(rows)}")

@@ -129,20 +129,20 @@ def measure(names: list[str], folder: Path, images: int, sets: dict[str, DepthSe
 
 def depth_sets(scenes: int, measured: bool) -> dict[str, DepthSet]:
     """What all are measured on, by name."""
-    sets = {look: scene_set(look, scenes, EVALUATION_SIZE) for look in ("standard", "shifted")}
+    sets = {style: scene_set(style, scenes, EVALUATION_SIZE) for style in ("standard", "shifted")}
     scanned = [one for one in measured_maps() if one.ground_truth] if measured else []
     return sets | ({"measured: ground truth": measured_set(scanned)} if scanned else {})
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
-    """The error and the use of the codebook on each look, and the parameters."""
+    """The error and the use of the codebook on each style, and the parameters."""
     ours, reference = found[OURS], found[REFERENCE]
     listed = []
-    for look in ("standard", "shifted"):
-        mine, theirs = (one["results"][look] for one in (ours, reference))
+    for style in ("standard", "shifted"):
+        mine, theirs = (one["results"][style] for one in (ours, reference))
         ratio = theirs["abs_rel"]["mean"] / mine["abs_rel"]["mean"]
-        listed.append(Bar(f"{look}: AbsRel of AURORA's design over ours", ratio, 1 / ERROR_BAR, "times"))
-        listed.append(Bar(f"{look}: codes used by ours", 100 * mine["codebook_usage"], USAGE_BAR, "%"))
+        listed.append(Bar(f"{style}: AbsRel of AURORA's design over ours", ratio, 1 / ERROR_BAR, "times"))
+        listed.append(Bar(f"{style}: codes used by ours", 100 * mine["codebook_usage"], USAGE_BAR, "%"))
     share = reference["parameters"] / ours["parameters"]
     return [*listed, Bar("parameters of AURORA's design over ours", share, 1.0, "times")]
 
@@ -155,7 +155,7 @@ def page(result: dict[str, Any]) -> str:
         "# Depth tokenizers of 100 tokens and 128 codes, trained alike",
         "",
         f"Made by `python -m benchmarks.tokenizer_peers`: {result['images']:,} rendered scenes seen by each, measured "
-        f"on {result['scenes_a_look']} held-out scenes a look at 320 x 320 and on measured maps at their own size.",
+        f"on {result['scenes_a_style']} held-out scenes per style at 320 x 320 and on measured maps at their own size.",
         "",
         f"Machine: {result['processor']}, {result['cores']} cores; torch {result['torch']}; "
         f"commit {result['commit'][:12]}.",
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the store and the trainings")
     parser.add_argument("--images", type=int, help=f"maps seen by each; default {IMAGES}, with --check a tenth")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a look; default 300, with --check 100")
+    parser.add_argument("--scenes", type=int, help="held-out scenes a style; default 300, with --check 100")
     arguments = parser.parse_args(argv)
     images = arguments.images or (IMAGES // 10 if arguments.check else IMAGES)
     scenes = arguments.scenes or (100 if arguments.check else 300)
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             found = measure([OURS, REFERENCE], Path(folder), images, depth_sets(scenes, measured=False))
     else:
         found = measure(list(BUILDERS), arguments.runs, images, depth_sets(scenes, measured=True))
-        result = {"images": images, "scenes_a_look": scenes, **provenance(), "tokenizers": found}
+        result = {"images": images, "scenes_a_style": scenes, **provenance(), "tokenizers": found}
         result["bars"] = [bar.to_json() for bar in bars(found)]
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -27,13 +27,13 @@ def nearness_of(depth: Tensor) -> Tensor:
 
 
 def panels(tokenizer: DepthTokenizer) -> list[tuple[str, Image.Image]]:
-    """Titles and pictures: a held-out scene of each look, and the motorcycle where scikit-image is installed."""
+    """Titles and pictures: a held-out scene of each style, and the motorcycle where scikit-image is installed."""
     out = []
-    for look in ("standard", "shifted"):
-        scene = render_scenes([SEED], look, image_size=240)
+    for style in ("standard", "shifted"):
+        scene = render_scenes([SEED], style, image_size=240)
         depth = scene.depth[0]
         decoded = tokenizer.decode(tokenizer.encode(depth), size=(240, 240))
-        out.append((f"{look} look", Image.fromarray(scene.images[0].numpy())))
+        out.append((f"{style} style", Image.fromarray(scene.images[0].numpy())))
         out += [("depth", tokenizer.draw(nearness_of(depth))), ("from 100 tokens", tokenizer.draw(decoded))]
     measured = motorcycle_depth()
     if measured is not None:

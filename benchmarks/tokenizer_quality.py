@@ -1,6 +1,6 @@
 """How much of a depth map the shipped tokenizer's 100 codes keep: `python -m benchmarks.tokenizer_quality`.
 
-Held-out rendered scenes of both looks (the tokenizer was trained on neither these seeds nor the shifted look), measured
+Held-out rendered scenes of both styles (the tokenizer was trained on neither these seeds nor the shifted style), measured
 maps, those of `perception.datasets.depth.measured` whose packages are installed, and what pixels that are missing do to the
 codes. Written to `benchmarks/results/tokenizer_quality.json`; three minutes on two cores. The weights are made by
 `python -m train.tokenizer`.
@@ -54,8 +54,8 @@ def measure(model: VQVAE, count: int, bars_alone: bool = False) -> dict[str, Fig
     """All figures, by column of the table; measured maps also one by one, and what missing pixels do. Or no more than
     `bars` needs."""
     size, reconstruct = model.config.codebook_size, reconstruct_with(model)
-    sets = {look: scene_set(look, count) for look in ("standard", "shifted")}
-    found = {look: figures(reconstruct, depth_set, size) for look, depth_set in sets.items()}
+    sets = {style: scene_set(style, count) for style in ("standard", "shifted")}
+    found = {style: figures(reconstruct, depth_set, size) for style, depth_set in sets.items()}
     if bars_alone:
         return found
     found["exact cell means"] = figures(exact_cell_means, sets["standard"], size)
@@ -72,12 +72,12 @@ def measure(model: VQVAE, count: int, bars_alone: bool = False) -> dict[str, Fig
 def bars(results: dict[str, Figures]) -> list[tuple[str, float, float]]:
     """(name, figure, bar) of everything promised; a figure under its bar falls short."""
     found: list[tuple[str, float, float]] = []
-    for look in ("standard", "shifted"):
-        measured = results[look]
+    for style in ("standard", "shifted"):
+        measured = results[style]
         for number in POINT_COUNTS:
             order: dict[str, float] = measured[f"order_{number}"]  # type: ignore[assignment]
-            found.append((f"{look}: order of {number} points", order["mean"], 0.97 if number == 2 else 0.95))
-        found.append((f"{look}: codebook used", measured["codebook_usage"], 0.95))  # type: ignore[arg-type]
+            found.append((f"{style}: order of {number} points", order["mean"], 0.97 if number == 2 else 0.95))
+        found.append((f"{style}: codebook used", measured["codebook_usage"], 0.95))  # type: ignore[arg-type]
     delta1: dict[str, float] = results["standard"]["delta1"]  # type: ignore[assignment]
     found.append(("standard: delta1", delta1["mean"], 0.97))
     return found
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="measure the bars afresh, write nothing, exit 1 if one fails"
     )
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="folder of the tokenizer")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a look (default 1500, with --check 500)")
+    parser.add_argument("--scenes", type=int, help="held-out scenes a style (default 1500, with --check 500)")
     arguments = parser.parse_args(argv)
     count = arguments.scenes or (500 if arguments.check else 1500)
     model = VQVAE.from_pretrained(arguments.tokenizer)
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {figure:.4f}, bar {bar:.2f}{'' if figure >= bar else '  <-- falls short'}")
     if not arguments.check:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        head = {"first_seed": FIRST_SEED, "scenes_a_look": count, "config": asdict(model.config), **provenance()}
+        head = {"first_seed": FIRST_SEED, "scenes_a_style": count, "config": asdict(model.config), **provenance()}
         RESULT.write_text(json.dumps({**head, "results": results}, indent=2) + "\n")
     return int(failed and arguments.check)
 

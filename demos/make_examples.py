@@ -20,13 +20,13 @@ FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_ang
 
 def main() -> None:
     EXAMPLES.mkdir(parents=True, exist_ok=True)
-    for look, seeds in SCENES.items():
+    for style, seeds in SCENES.items():
         for seed in seeds:
-            pixels = render_scenes([seed], look, SIZE).images[0].numpy()
-            Image.fromarray(pixels).save(EXAMPLES / f"scene-{look}-{seed}.png", optimize=True)
-    for look, seed in DEPTH:
-        depth = render_scenes([seed], look, SIZE).depth[0].numpy()
-        Image.fromarray((depth * 1000).round().astype(np.uint16)).save(EXAMPLES / f"depth-{look}-{seed}.png")
+            pixels = render_scenes([seed], style, SIZE).images[0].numpy()
+            Image.fromarray(pixels).save(EXAMPLES / f"scene-{style}-{seed}.png", optimize=True)
+    for style, seed in DEPTH:
+        depth = render_scenes([seed], style, SIZE).depth[0].numpy()
+        Image.fromarray((depth * 1000).round().astype(np.uint16)).save(EXAMPLES / f"depth-{style}-{seed}.png")
     for family, seed in FIGURES.items():
         figure = problem(seed, "test", SIZE, family).image
         Image.fromarray(figure).convert("L").save(EXAMPLES / f"figure-{family}-{seed}.png", optimize=True)

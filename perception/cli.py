@@ -115,7 +115,7 @@ def evaluate(
         ),
     ] = "scenes",
     model: Model = None,
-    look: Annotated[str, typer.Option(help="standard or shifted.")] = "standard",
+    style: Annotated[str, typer.Option(help="standard or shifted.")] = "standard",
     mode: Annotated[str, typer.Option(help="chain, direct, or interleaved for maths.")] = "chain",
     num_count: Annotated[int, typer.Option(help="Counting questions.", min=1)] = 200,
     num_depth: Annotated[int, typer.Option(help="Depth questions for each of 2 to 5 points.", min=1)] = 60,
@@ -137,9 +137,9 @@ def evaluate(
     from perception.evaluation.scenes import evaluate_items, scene_items
 
     perception = _load(model)
-    items = scene_items(look, num_count, num_depth)
+    items = scene_items(style, num_count, num_depth)
     outcomes = evaluate_items(perception, items, mode)
-    table = Table("task", "n", "accuracy, %", title=f"{look} look, {mode}", title_justify="left")
+    table = Table("task", "n", "accuracy, %", title=f"{style} style, {mode}", title_justify="left")
     for group in dict.fromkeys(item.group for item in items):
         interval = bootstrap_interval([float(o.correct) for o in outcomes if o.group == group])
         table.add_row(group, str(interval.count), str(interval))

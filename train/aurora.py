@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.model.folder import check_files, find_folder, read_model, read_processor
-from perception.scenes.styles import LOOKS
+from perception.scenes.styles import STYLES
 from perception.scenes.store import SceneStore
 from perception.vocabulary.names import PerceptionVocabulary
 from train.models.adapters import LoraSettings, adapt, check_rows, merged
@@ -49,8 +49,8 @@ class AuroraConfig:
     run_dir: str = "runs/aurora"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     store: str = "runs/scenes/standard"
-    look: str = "standard"
-    """of the scenes: standard, or shifted; a store holds those of one look"""
+    style: str = "standard"
+    """of the scenes: standard, or shifted; a store holds those of one style"""
     num_scenes: int = 40_000
     first_seed: int = 0
     batch_size: int = 16
@@ -81,8 +81,8 @@ class AuroraConfig:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ValueError(f"unknown arm {self.arm!r}; known arms: {', '.join(ARMS)}")
-        if self.look not in LOOKS:
-            raise ValueError(f"unknown look {self.look!r}; known: {', '.join(LOOKS)}")
+        if self.style not in STYLES:
+            raise ValueError(f"unknown style {self.style!r}; known: {', '.join(STYLES)}")
         check_rows(self.train_rows)
 
 
@@ -118,7 +118,7 @@ def train(config: AuroraConfig) -> FitResult:
     processor, model = read_processor(base), read_model(base, torch.float32)
     depth_tokenizer = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
     seeds = range(config.first_seed, config.first_seed + config.num_scenes)
-    store = SceneStore.build(config.store, seeds, config.look)
+    store = SceneStore.build(config.store, seeds, config.style)
     vocabulary = PerceptionVocabulary(
         depth_codes=depth_tokenizer.config.codebook_size,
         depth_grid=(depth_tokenizer.config.grid_size,) * 2,

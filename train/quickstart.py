@@ -40,10 +40,10 @@ class QuickstartConfig:
     run_dir: str = "runs/quickstart"
     num_scenes: int = 4000
     num_count: int = 200
-    """counting questions a look"""
+    """counting questions a style"""
     num_depth: int = 60
     """depth questions a look for each of 2, 3, 4 and 5 points"""
-    looks: tuple[str, ...] = ("standard", "shifted")
+    styles: tuple[str, ...] = ("standard", "shifted")
     aurora: AuroraConfig = field(
         default_factory=lambda: AuroraConfig(
             tower_lr_ratio=0.0,
@@ -113,19 +113,19 @@ def shipped_figures(console: Console, path: Path = RESULTS) -> None:
     console.print(
         f"\n[bold]What a longer training buys[/]: the shipped models/aurora-tiny, {steps} steps, same questions"
     )
-    for data in stored["looks"].values():
+    for data in stored["styles"].values():
         console.print(accuracy_table(Comparison.from_json(data)))
 
 
 def ask_both(
     config: QuickstartConfig, aurora: PerceptionModel, direct: PerceptionModel, console: Console
 ) -> tuple[list[Comparison], list[str | list[Figure]]]:
-    """Compares the two on held-out scenes of each look: the figures, and the report's sections."""
+    """Compares the two on held-out scenes of each style: the figures, and the report's sections."""
     comparisons: list[Comparison] = []
     sections: list[str | list[Figure]] = []
-    for look in config.looks:
-        items = scene_items(look, config.num_count, config.num_depth)
-        comparison, chain, at_once = compare(look, items, aurora, direct, with_interventions=look == config.looks[0])
+    for style in config.styles:
+        items = scene_items(style, config.num_count, config.num_depth)
+        comparison, chain, at_once = compare(style, items, aurora, direct, with_interventions=style == config.styles[0])
         print_comparison(comparison, console)
         comparisons.append(comparison)
         sections += [comparison_html(comparison), example_figures(aurora, items, chain, at_once, each=2)]
@@ -145,7 +145,7 @@ def write_summary(
         "peak_memory_gb": {"process": round(memory.process / 1e9, 3), "largest_worker": round(memory.child / 1e9, 3)},
         "config": {name: value for name, value in flatten(config).items() if name not in _SET_BY_ARM},
         "training": {arm: asdict(fit) for arm, fit in fits.items()},
-        "looks": {comparison.look: comparison.to_json() for comparison in comparisons},
+        "styles": {comparison.style: comparison.to_json() for comparison in comparisons},
     }
     (Path(config.run_dir) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return memory

@@ -20,7 +20,7 @@ from perception.chains import LETTERS, prompt_for
 from perception.evaluation.scenes import Item, scene_items
 from perception.interleave.triggers import InterleaveSettings
 from perception.model.folder import find_folder
-from perception.scenes.styles import LOOKS
+from perception.scenes.styles import STYLES
 from train.loop.command_line import parse_config
 from train.data.interleaved import ChainProblem
 from train.loop.fit import FitResult, LoopConfig
@@ -44,7 +44,7 @@ class SceneReinforceConfig:
     run_dir: str = "runs/reinforced_scenes"
     task: str = COUNTING
     """counting, or depth"""
-    look: str = "shifted"
+    style: str = "shifted"
     """of the scenes: standard, or shifted"""
     questions: int = 800
     held_out: int = 200
@@ -68,8 +68,8 @@ class SceneReinforceConfig:
     def __post_init__(self) -> None:
         if self.task not in REWARDS:
             raise ValueError(f"unknown task {self.task!r}; known: {', '.join(REWARDS)}")
-        if self.look not in LOOKS:
-            raise ValueError(f"unknown look {self.look!r}; known: {', '.join(LOOKS)}")
+        if self.style not in STYLES:
+            raise ValueError(f"unknown style {self.style!r}; known: {', '.join(STYLES)}")
 
 
 def problem_of(item: Item) -> ChainProblem:
@@ -88,7 +88,7 @@ def scene_problems(config: SceneReinforceConfig) -> tuple[Sequence[ChainProblem]
     found = []
     for count, seed in ((config.questions, config.first_seed), (config.held_out, config.first_seed + 5_000_000)):
         numbers = (count, 0) if config.task == COUNTING else (0, -(-count // 4))
-        items = scene_items(config.look, *numbers, seed)
+        items = scene_items(config.style, *numbers, seed)
         found.append([problem_of(item) for item in track(items[:count], description="rendering", transient=True)])
     return found[0], found[1]
 

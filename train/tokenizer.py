@@ -158,9 +158,9 @@ class TrainingData:
         shuffled = np.random.default_rng(HELD_OUT_SEED).permutation(len(store))
         return cls(config, store, shuffled[held_back:], shuffled[:held], shuffled[held:held_back])
 
-    def _maps(self, rows: np.ndarray, look: str = "standard") -> Tensor:
+    def _maps(self, rows: np.ndarray, style: str = "standard") -> Tensor:
         if self.config.data is None:
-            return render_scenes(rows.tolist(), look, self.config.model.image_size).depth
+            return render_scenes(rows.tolist(), style, self.config.model.image_size).depth
         return torch.from_numpy(self.store.depth[np.sort(rows)].astype(np.float32))
 
     @cached_property
@@ -171,7 +171,7 @@ class TrainingData:
         """Held-out maps by the name they are reported under; the first ones sort the codebook."""
         if self.config.data is not None:
             return {"held out": self._maps(self.held_out_rows)}
-        return {look: self._maps(self.held_out_rows, look) for look in ("standard", "shifted")}
+        return {style: self._maps(self.held_out_rows, style) for style in ("standard", "shifted")}
 
     def evaluate(self, model: VQVAE) -> Evaluation:
         return evaluate_tokenizer(model, self.watched)
@@ -185,7 +185,7 @@ def tokenizer_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tup
 
 
 @torch.no_grad()
-def report(model: VQVAE, depth: Tensor, look: str, console: Console) -> None:
+def report(model: VQVAE, depth: Tensor, style: str, console: Console) -> None:
     """Prints what the tokenizer keeps of held-out depth (N, S, S); `benchmarks.tokenizer_quality` measures in full."""
     codes = torch.cat([model.encode(chunk) for chunk in depth.split(64)])  # (N, h, w)
     ranges = model.normalise(depth).depth_range
@@ -193,7 +193,7 @@ def report(model: VQVAE, depth: Tensor, look: str, console: Console) -> None:
     decoded = torch.cat([model.decode(some, near_far) for some, near_far in pairs])  # (N, S, S)
     figures = {name: round(value, 4) for name, value in depth_errors(decoded, depth).means().items()}
     used = codebook_usage(torch.bincount(codes.flatten(), minlength=model.config.codebook_size))
-    console.print(f"{look}: {figures}, {100 * used:.0f} % of the codebook used")
+    console.print(f"{style}: {figures}, {100 * used:.0f} % of the codebook used")
 
 
 def _settings(config: TokenizerConfig) -> dict[str, object]:
@@ -241,8 +241,8 @@ def train(config: TokenizerConfig) -> FitResult:
     model.sort_codebook(next(iter(reported.values())))
     model.save_pretrained(config.out, dtype=torch.float16)
     finished = VQVAE.from_pretrained(config.out)  # what is reported is what was written
-    for look, depth in reported.items():
-        report(finished, depth, look, Console())
+    for style, depth in reported.items():
+        report(finished, depth, style, Console())
     return result
 
 

@@ -24,9 +24,9 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything measured on one look. Intervals are by row name, then by arm."""
+    """Everything measured on one style. Intervals are by row name, then by arm."""
 
-    look: str
+    style: str
     accuracy: dict[str, dict[str, Interval]]
     """arms: "direct" (the baseline), "chain" (AURORA-style, drawing first), "aurora, direct" (it, answering at once)"""
     gain: dict[str, Interval]
@@ -44,7 +44,7 @@ class Comparison:
         """What `to_json` gave. Raises ValueError naming what is missing."""
         try:
             return cls(
-                data["look"],
+                data["style"],
                 _nested_intervals(data["accuracy"]),
                 {name: Interval(**cell) for name, cell in data["gain"].items()},
                 _nested_intervals(data["interventions"]),
@@ -73,17 +73,17 @@ def _interval(outcomes: Sequence[Outcome], rows: Sequence[int]) -> Interval:
 
 
 def compare(
-    look: str, items: Sequence[Item], aurora: PerceptionModel, direct: PerceptionModel, with_interventions: bool = True
+    style: str, items: Sequence[Item], aurora: PerceptionModel, direct: PerceptionModel, with_interventions: bool = True
 ) -> tuple[Comparison, list[Outcome], list[Outcome]]:
     """Measures both models on `items`; returns the figures and the outcomes of the chain and of the baseline."""
-    at_once = evaluate_items(direct, items, "direct", title=f"{look}: baseline")
+    at_once = evaluate_items(direct, items, "direct", title=f"{style}: baseline")
     chosen = INTERVENTIONS if with_interventions else ()
-    comparison, chain = compare_with(look, items, aurora, [o.correct for o in at_once], chosen)
+    comparison, chain = compare_with(style, items, aurora, [o.correct for o in at_once], chosen)
     return comparison, chain, at_once
 
 
 def compare_with(
-    look: str,
+    style: str,
     items: Sequence[Item],
     aurora: PerceptionModel,
     direct_correct: Sequence[bool],
@@ -104,8 +104,8 @@ def compare_with(
     """
     if len(direct_correct) != len(items):
         raise ValueError(f"{len(items)} items need as many outcomes of the baseline, got {len(direct_correct)}")
-    chain = evaluate_items(aurora, items, "chain", title=f"{look}: chains of perception")
-    without = evaluate_items(aurora, items, "direct", title=f"{look}: aurora, answering at once")
+    chain = evaluate_items(aurora, items, "chain", title=f"{style}: chains of perception")
+    without = evaluate_items(aurora, items, "direct", title=f"{style}: aurora, answering at once")
     correct = {
         "direct": [float(value) for value in direct_correct],
         "chain": [float(o.correct) for o in chain],
@@ -126,13 +126,13 @@ def compare_with(
     subset = [items[i] for places in chosen.values() for i in places]
     for intervention in interventions:
         forced = forced_chains(aurora, subset, intervention)
-        outcomes = evaluate_items(aurora, subset, "chain", forced, title=f"{look}: {intervention} spans")
+        outcomes = evaluate_items(aurora, subset, "chain", forced, title=f"{style}: {intervention} spans")
         start = 0
         for name, places in chosen.items():
             replaced[name][intervention] = _interval(outcomes, range(start, start + len(places)))
             start += len(places)
     order = map_order_accuracy(aurora, items, chain)
-    return Comparison(look, accuracy, gain, replaced, order), chain
+    return Comparison(style, accuracy, gain, replaced, order), chain
 
 
 def _compact(interval: Interval) -> str:
@@ -141,7 +141,7 @@ def _compact(interval: Interval) -> str:
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.look} look: accuracy, % ±95 % interval", title_justify="left")
+    table = Table(title=f"{comparison.style} style: accuracy, % ±95 % interval", title_justify="left")
     for column in ("task", "n", "direct", "drawing first", "gain", "same model, direct"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
     for name, arms in comparison.accuracy.items():
@@ -151,7 +151,7 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 
 def intervention_table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.look} look: accuracy when the span is replaced", title_justify="left")
+    table = Table(title=f"{comparison.style} style: accuracy when the span is replaced", title_justify="left")
     table.add_column("task", no_wrap=True)
     columns = list(next(iter(comparison.interventions.values())))
     for column in columns:

@@ -109,13 +109,13 @@ def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The tables of one look."""
+    """The tables of one style."""
     rows = [
         (name, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
         for name, arms in comparison.accuracy.items()
     ]
     header = ("task", "n", "direct", "chain of perception", "gain, points", "same model, direct")
-    text = f"<h2>The {html.escape(comparison.look)} look</h2>" + _html_table(header, rows)
+    text = f"<h2>The {html.escape(comparison.style)} style</h2>" + _html_table(header, rows)
     columns = list(next(iter(comparison.interventions.values())))
     if len(columns) > 1:
         body = [(name, *(cells[c] for c in columns)) for name, cells in comparison.interventions.items()]

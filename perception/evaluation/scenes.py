@@ -54,16 +54,16 @@ def _depth_item(scene: Scene, rng: np.random.Generator, count: int) -> Item | No
     return Item(f"depth-{count}", "depth", scene, q.image, q.text, q.answer, boxes, q.points_xy, q.nearness)
 
 
-def scene_items(look: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:
+def scene_items(style: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:
     """`num_count` counting and, for each of 2 to 5 points, `num_depth` depth questions, each on its own scene."""
-    rng = np.random.default_rng((first_seed, len(look)))
+    rng = np.random.default_rng((first_seed, len(style)))
     makers: list[Callable[[Scene], Item | None]] = [lambda scene: _count_item(scene, rng)] * num_count
     for count in DEPTH_COUNTS:
         makers += [lambda scene, count=count: _depth_item(scene, rng, count)] * num_depth  # type: ignore[misc]
     items: list[Item] = []
     seed = first_seed
     while len(items) < len(makers):
-        batch = render_scenes(range(seed, seed + _RENDER), look)
+        batch = render_scenes(range(seed, seed + _RENDER), style)
         for index in range(_RENDER):
             made = makers[len(items)](Scene.from_batch(batch, index)) if len(items) < len(makers) else None
             if made is not None:

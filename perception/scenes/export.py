@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from perception.scenes.styles import LOOKS
+from perception.scenes.styles import STYLES
 from perception.scenes.render import render_scenes
 
 _RENDER = 32
@@ -24,14 +24,14 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def scene_rows(seeds: Sequence[int], look: str, image_size: int) -> Iterator[dict[str, Any]]:
-    """One row a scene: seed, look, image {bytes}, depth in metres (H * W,), object_ids (H * W,), objects."""
+def scene_rows(seeds: Sequence[int], style: str, image_size: int) -> Iterator[dict[str, Any]]:
+    """One row a scene: seed, style, image {bytes}, depth in metres (H * W,), object_ids (H * W,), objects."""
     for start in range(0, len(seeds), _RENDER):
-        batch = render_scenes(list(seeds[start : start + _RENDER]), look, image_size)
+        batch = render_scenes(list(seeds[start : start + _RENDER]), style, image_size)
         for index, seed in enumerate(batch.seeds):
             yield {
                 "seed": seed,
-                "look": look,
+                "style": style,
                 "image": {"bytes": _png(batch.images[index].numpy()), "path": None},
                 "height": image_size,
                 "width": image_size,
@@ -45,7 +45,7 @@ def scene_rows(seeds: Sequence[int], look: str, image_size: int) -> Iterator[dic
 
 
 def export_parquet(
-    folder: str | Path, seeds: Sequence[int], look: str = "standard", image_size: int = 96, rows_per_file: int = 2048
+    folder: str | Path, seeds: Sequence[int], style: str = "standard", image_size: int = 96, rows_per_file: int = 2048
 ) -> list[Path]:
     """Writes `seeds` as parquet files that `datasets.load_dataset("parquet", ...)` reads; returns their paths.
 
@@ -61,12 +61,12 @@ def export_parquet(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for start in track(range(0, len(seeds), rows_per_file), description=f"exporting {look} scenes", transient=True):
+    for start in track(range(0, len(seeds), rows_per_file), description=f"exporting {style} scenes", transient=True):
         part = list(seeds[start : start + rows_per_file])
-        path = folder / f"{look}-{image_size}-{part[0]:09d}-{part[-1]:09d}.parquet"
+        path = folder / f"{style}-{image_size}-{part[0]:09d}-{part[-1]:09d}.parquet"
         if not path.exists():
             temporary = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(list(scene_rows(part, look, image_size))), temporary)
+            pq.write_table(pa.Table.from_pylist(list(scene_rows(part, style, image_size))), temporary)
             temporary.replace(path)
         paths.append(path)
     return paths
@@ -75,13 +75,13 @@ def export_parquet(
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the parquet files go")
-    parser.add_argument("--look", choices=list(LOOKS), default="standard")
+    parser.add_argument("--style", choices=list(STYLES), default="standard")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000, help="number of scenes")
     parser.add_argument("--image-size", type=int, default=96, help="side of the images in pixels")
     args = parser.parse_args(argv)
     paths = export_parquet(
-        args.folder, range(args.first_seed, args.first_seed + args.count), args.look, args.image_size
+        args.folder, range(args.first_seed, args.first_seed + args.count), args.style, args.image_size
     )
     print(f"{args.count} scenes in {len(paths)} file(s) under {args.folder}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perception.scenes.styles import get_look
+from perception.scenes.styles import get_style
 from perception.scenes.render import SceneBatch, render_parameters
 from perception.scenes.sampling import CANDIDATES, SceneParameters, sample_scenes
 
@@ -20,7 +20,7 @@ _ROOM = 0.12
 
 
 def render_frames(
-    seed: int, count: int, look: str = "standard", image_size: int = 80, changes: Sequence[str] = CHANGES
+    seed: int, count: int, style: str = "standard", image_size: int = 80, changes: Sequence[str] = CHANGES
 ) -> tuple[SceneBatch, list[str]]:
     """Frames of one scene as a batch, and what happened before each: "first", then "move", "add", "remove" or "none".
 
@@ -35,7 +35,7 @@ def render_frames(
     if count < 1 or not changes or set(changes) - set(CHANGES):
         raise ValueError(f"count must be at least 1 and changes out of {CHANGES}, got {count} and {tuple(changes)}")
     rng = np.random.default_rng((seed, 7))
-    newest, happened = sample_scenes([seed], look), ["first"]
+    newest, happened = sample_scenes([seed], style), ["first"]
     frames = [newest]
     for _ in range(count - 1):
         change = str(rng.choice(list(changes)))
@@ -67,7 +67,7 @@ def _changed(scene: SceneParameters, change: str, rng: np.random.Generator) -> S
 
 def _free_place(scene: SceneParameters, slot: int, change: str, rng: np.random.Generator) -> tuple[float, float] | None:
     """A place (x, z) for an object that touches no other; a step away for one that moves. None where none is found."""
-    look, half = get_look(scene.look), float(scene.field_of_view[0]) / 2
+    style, half = get_style(scene.style), float(scene.field_of_view[0]) / 2
     others = scene.present[0].clone()
     others[slot] = False
     positions, radii = scene.position[0][others], scene.radius[0][others]
@@ -77,10 +77,10 @@ def _free_place(scene: SceneParameters, slot: int, change: str, rng: np.random.G
             angle, step = rng.uniform(0, 2 * np.pi), rng.uniform(*_STEP)
             new_x, new_z = x + step * np.cos(angle), z + step * np.sin(angle)
         else:
-            new_z = rng.uniform(*look.distance)
+            new_z = rng.uniform(*style.distance)
             new_x = rng.uniform(-1, 1)
             new_x *= max(0.5, new_z * np.tan(half) * 0.92 - 0.3)
-        if not look.distance[0] <= new_z <= look.distance[1] or abs(new_x) > max(0.5, new_z * np.tan(half) * 0.92):
+        if not style.distance[0] <= new_z <= style.distance[1] or abs(new_x) > max(0.5, new_z * np.tan(half) * 0.92):
             continue
         gaps = (positions - torch.tensor([new_x, new_z], dtype=torch.float32)).norm(dim=1)
         if bool((gaps > radii + scene.radius[0, slot] + _ROOM).all()):
@@ -89,7 +89,7 @@ def _free_place(scene: SceneParameters, slot: int, change: str, rng: np.random.G
 
 
 def _stack(frames: Sequence[SceneParameters]) -> SceneParameters:
-    """Scenes of one look, one behind the other."""
-    names = [field.name for field in fields(SceneParameters) if field.name != "look"]
+    """Scenes of one style, one behind the other."""
+    names = [field.name for field in fields(SceneParameters) if field.name != "style"]
     joined: dict[str, Any] = {name: torch.cat([getattr(frame, name) for frame in frames]) for name in names}
     return replace(frames[0], **joined)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_look
+from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_style
 from perception.scenes.sampling import MAX_OBJECTS, SceneParameters, sample_scenes
 
 INFINITY = 1e9
@@ -45,7 +45,7 @@ class SceneBatch:
     """B rendered scenes of H x W pixels."""
 
     seeds: tuple[int, ...]
-    look: str
+    style: str
     images: Tensor
     """(B, H, W, 3) uint8"""
     depth: Tensor
@@ -206,7 +206,7 @@ def _object_normals(scenes: SceneParameters, slot: Tensor, point: Tensor) -> tup
 
 def _decal_shade(scenes: SceneParameters, u: Tensor, v: Tensor, wall: Tensor, rgb: Tensor) -> Tensor:
     """Paints the flat clutter over the background's colour `rgb` (3, B, P)."""
-    discs = get_look(scenes.look).clutter == "discs"
+    discs = get_style(scenes.style).clutter == "discs"
     for decal in scenes.decals.unbind(1):
         on_wall, cu, cv, su, sv, shade, yaw, strength = (c[:, None] for c in decal.unbind(1))
         du, dv = u - cu, v - cv
@@ -248,7 +248,7 @@ def _shade(
     lambert = lambert * (1 - shadow)
     half = light - _unit(direction)
     half = _unit(half)
-    gloss = get_look(scenes.look).specular * (normal * half).sum(0).clamp_min(0) ** 24 * (1 - shadow) * is_object
+    gloss = get_style(scenes.style).specular * (normal * half).sum(0).clamp_min(0) ** 24 * (1 - shadow) * is_object
     ambient = scenes.ambient[:, None]
     lit = rgb * (ambient + (1 - ambient) * 1.25 * lambert * scenes.light_rgb.T[..., None]) + gloss
     return lit.clamp(0, 1).permute(1, 2, 0)
@@ -297,18 +297,18 @@ def _describe(
 
 
 @torch.no_grad()
-def render_scenes(seeds: Sequence[int], look: str = "standard", image_size: int = 80) -> SceneBatch:
+def render_scenes(seeds: Sequence[int], style: str = "standard", image_size: int = 80) -> SceneBatch:
     """Renders one scene a seed.
 
     Args:
-        seeds: non-negative integers; a scene depends on its own seed and the look alone.
-        look: "standard" or "shifted".
+        seeds: non-negative integers; a scene depends on its own seed and the style alone.
+        style: "standard" or "shifted".
         image_size: side of the square images in pixels.
 
     Raises:
-        ValueError: for an unknown look, a negative seed or an image size under 16.
+        ValueError: for an unknown style, a negative seed or an image size under 16.
     """
-    return render_parameters(sample_scenes(seeds, look), seeds, image_size)
+    return render_parameters(sample_scenes(seeds, style), seeds, image_size)
 
 
 @torch.no_grad()
@@ -331,4 +331,4 @@ def render_parameters(scenes: SceneParameters, seeds: Sequence[int], image_size:
     slots = torch.where(nearest < t_back, slot, -1).reshape(-1, image_size, image_size)
     ids, objects = _describe(scenes, slots, depth, own)
     images = (colors.reshape(-1, image_size, image_size, 3) * 255).round().to(torch.uint8)
-    return SceneBatch(tuple(int(s) for s in seeds), scenes.look, images, depth, ids, objects)
+    return SceneBatch(tuple(int(s) for s in seeds), scenes.style, images, depth, ids, objects)

@@ -1,6 +1,6 @@
 """Draws the parameters of scenes: which objects stand where, how the camera looks at them, how they are lit.
 
-A scene is a pure function of its seed and its look: every random number of a scene comes from one counter-based stream
+A scene is a pure function of its seed and its style: every random number of a scene comes from one counter-based stream
 keyed by both, so a scene is the same alone, in any batch, and on any number of workers.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.scenes.styles import COLORS, SHAPES, TEXTURES, Look, get_look
+from perception.scenes.styles import COLORS, SHAPES, TEXTURES, Style, get_style
 
 MAX_OBJECTS = 15
 NUM_DECALS = 3
@@ -28,7 +28,7 @@ _NUM_GLOBALS = 40
 class SceneParameters:
     """Parameters of B scenes with up to M = 15 objects each. Camera frame: x right, y up, z ahead along the floor."""
 
-    look: str
+    style: str
     present: Tensor
     """(B, M) bool"""
     shape: Tensor
@@ -87,17 +87,17 @@ def _choose(u: np.ndarray, count: int) -> np.ndarray:
     return np.minimum((u * count).astype(np.int64), count - 1)
 
 
-def _uniforms(seeds: Sequence[int], look: str) -> np.ndarray:
+def _uniforms(seeds: Sequence[int], style: str) -> np.ndarray:
     """(B, N) uniform numbers, one Philox stream a scene."""
     size = _NUM_GLOBALS + MAX_OBJECTS * _PER_OBJECT + NUM_DECALS * _PER_DECAL
-    key = zlib.crc32(look.encode())
+    key = zlib.crc32(style.encode())
     rows = [
         np.random.Generator(np.random.Philox(key=[key, int(seed)])).random(size, dtype=np.float64) for seed in seeds
     ]
     return np.stack(rows) if rows else np.zeros((0, size))
 
 
-def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, look: Look, half_fov: np.ndarray) -> tuple:
+def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, style: Style, half_fov: np.ndarray) -> tuple:
     """Puts objects on the floor one slot after another, the first of 24 places that touches no earlier object.
 
     Returns positions (B, M, 2) and the mask (B, M) of objects that found a place.
@@ -107,7 +107,7 @@ def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, look: Look, ha
     placed = np.zeros((batch, MAX_OBJECTS), dtype=bool)
     rows = np.arange(batch)
     for slot in range(MAX_OBJECTS):
-        z = _between(u[:, slot, :CANDIDATES], look.distance)  # (B, C)
+        z = _between(u[:, slot, :CANDIDATES], style.distance)  # (B, C)
         side = (z * np.tan(half_fov)[:, None] * 0.92 - 0.3).clip(0.5)  # half the width in view at that distance
         x = (2 * u[:, slot, CANDIDATES:] - 1) * side  # (B, C)
         gap_x = x[:, :, None] - position[:, None, :, 0]  # (B, C, M)
@@ -134,20 +134,20 @@ def _texture_ids(u: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     return table[_choose(u, len(names))]
 
 
-def _light(globals_: np.ndarray, look: Look) -> np.ndarray:
-    azimuth = np.radians(_between(globals_[:, 8], look.light_azimuth))
-    elevation = np.radians(_between(globals_[:, 9], look.light_elevation))
+def _light(globals_: np.ndarray, style: Style) -> np.ndarray:
+    azimuth = np.radians(_between(globals_[:, 8], style.light_azimuth))
+    elevation = np.radians(_between(globals_[:, 9], style.light_elevation))
     return np.stack(
         [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), -np.cos(azimuth) * np.cos(elevation)], axis=1
     )
 
 
-def _decals(u: np.ndarray, look: Look) -> np.ndarray:
+def _decals(u: np.ndarray, style: Style) -> np.ndarray:
     decals = np.zeros((u.shape[0], NUM_DECALS, 8))
     on_wall = u[:, :, 0] < 0.4
     decals[:, :, 0] = on_wall
     decals[:, :, 1] = (2 * u[:, :, 1] - 1) * np.where(on_wall, 4.0, 2.5)
-    decals[:, :, 2] = np.where(on_wall, 0.5 + 2.5 * u[:, :, 2], _between(u[:, :, 2], look.distance))
+    decals[:, :, 2] = np.where(on_wall, 0.5 + 2.5 * u[:, :, 2], _between(u[:, :, 2], style.distance))
     decals[:, :, 3], decals[:, :, 4] = 0.3 + 0.9 * u[:, :, 3], 0.3 + 0.9 * u[:, :, 4]
     decals[:, :, 5] = 0.25 + 0.6 * u[:, :, 5]
     decals[:, :, 6] = np.where(on_wall, 0.0, u[:, :, 6] * np.pi)
@@ -155,15 +155,15 @@ def _decals(u: np.ndarray, look: Look) -> np.ndarray:
     return decals
 
 
-def sample_scenes(seeds: Sequence[int], look: str = "standard") -> SceneParameters:
+def sample_scenes(seeds: Sequence[int], style: str = "standard") -> SceneParameters:
     """Draws one scene a seed, with 0 to 15 objects (fewer than drawn where the floor is full).
 
-    Raises ValueError for an unknown look or a negative seed.
+    Raises ValueError for an unknown style or a negative seed.
     """
-    ranges = get_look(look)
+    ranges = get_style(style)
     if any(int(seed) < 0 for seed in seeds):
         raise ValueError(f"seeds must be non-negative integers, got {min(int(s) for s in seeds)}")
-    u = _uniforms(seeds, look)
+    u = _uniforms(seeds, style)
     batch = u.shape[0]
     g = u[:, :_NUM_GLOBALS]
     objects = u[:, _NUM_GLOBALS : _NUM_GLOBALS + MAX_OBJECTS * _PER_OBJECT].reshape(batch, MAX_OBJECTS, _PER_OBJECT)
@@ -188,7 +188,7 @@ def sample_scenes(seeds: Sequence[int], look: str = "standard") -> SceneParamete
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
     return SceneParameters(
-        look=look,
+        style=style,
         present=torch.from_numpy(placed),
         shape=torch.from_numpy(shape),
         color=torch.from_numpy(color),

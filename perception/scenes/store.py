@@ -35,8 +35,8 @@ def _fields(item: SceneObject) -> list[str | float]:
 
 
 def _render_shard(job: tuple[Path, int, list[int], str, int]) -> int:
-    folder, index, seeds, look, image_size = job
-    parts = [render_scenes(seeds[i : i + _BATCH], look, image_size) for i in range(0, len(seeds), _BATCH)]
+    folder, index, seeds, style, image_size = job
+    parts = [render_scenes(seeds[i : i + _BATCH], style, image_size) for i in range(0, len(seeds), _BATCH)]
     objects = [[_fields(item) for item in row] for part in parts for row in part.objects]
     path = _shard_path(folder, index)
     temporary = path.with_suffix(f".tmp{os.getpid()}.npz")
@@ -53,10 +53,10 @@ def _render_shard(job: tuple[Path, int, list[int], str, int]) -> int:
 
 @dataclass(frozen=True)
 class SceneStore:
-    """N rendered scenes of one look. Arrays are memory maps: reading an item copies that item only."""
+    """N rendered scenes of one style. Arrays are memory maps: reading an item copies that item only."""
 
     folder: Path
-    look: str
+    style: str
     seeds: tuple[int, ...]
     images: np.ndarray
     """(N, H, W, 3) uint8"""
@@ -77,22 +77,22 @@ class SceneStore:
         cls,
         folder: str | Path,
         seeds: Sequence[int],
-        look: str = "standard",
+        style: str = "standard",
         image_size: int = 80,
         workers: int | None = None,
     ) -> SceneStore:
         """Renders `seeds` into `folder` with `workers` processes (default: one a core) and opens the result.
 
-        A finished store of the same seeds, look and size is opened as it is; one of others is an error.
+        A finished store of the same seeds, style and size is opened as it is; one of others is an error.
         """
         folder = Path(folder)
-        wanted = {"look": look, "image_size": image_size, "seeds": [int(s) for s in seeds]}
+        wanted = {"style": style, "image_size": image_size, "seeds": [int(s) for s in seeds]}
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # of several processes of one training the first renders, the others wait
             if not (folder / "scenes.json").exists():
                 cls._render(folder, wanted, workers)
         store = cls.open(folder)
-        same = store.look == look and list(store.seeds) == wanted["seeds"] and store.images.shape[1] == image_size
+        same = store.style == style and list(store.seeds) == wanted["seeds"] and store.images.shape[1] == image_size
         if not same:
             raise ValueError(f"{folder} holds other scenes than asked for; delete it or name another folder")
         return store
@@ -104,11 +104,11 @@ class SceneStore:
         if plan.exists() and json.loads(plan.read_text()) != wanted:
             raise ValueError(f"{folder} is a half-built store of other scenes; delete it or name another folder")
         plan.write_text(json.dumps(wanted))
-        seeds, look, size = wanted["seeds"], wanted["look"], wanted["image_size"]
+        seeds, style, size = wanted["seeds"], wanted["style"], wanted["image_size"]
         shards = [seeds[i : i + SHARD] for i in range(0, len(seeds), SHARD)]
-        jobs = [(folder, i, s, look, size) for i, s in enumerate(shards) if not _shard_path(folder, i).exists()]
+        jobs = [(folder, i, s, style, size) for i, s in enumerate(shards) if not _shard_path(folder, i).exists()]
         with Progress(transient=True) as progress:
-            task = progress.add_task(f"rendering {look} scenes", total=sum(len(j[2]) for j in jobs))
+            task = progress.add_task(f"rendering {style} scenes", total=sum(len(j[2]) for j in jobs))
             workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
             if workers == 1:
                 for job in jobs:
@@ -158,4 +158,4 @@ class SceneStore:
             [SceneObject(o[0], o[1], (o[2], o[3], o[4], o[5]), o[6], o[7]) for o in row] for row in data["objects"]
         ]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-        return cls(folder, data["look"], tuple(data["seeds"]), objects=objects, **arrays)
+        return cls(folder, data["style"], tuple(data["seeds"]), objects=objects, **arrays)

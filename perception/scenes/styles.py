@@ -1,4 +1,4 @@
-"""The two looks of the scenes: *standard*, on which all is trained, and *shifted*, kept for tests of generalisation."""
+"""The two styles of the scenes: *standard*, on which all is trained, and *shifted*, kept for tests of generalisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """Ranges from which a scene is drawn. Lengths in metres, angles in degrees, colours as RGB in [0, 1]."""
 
     palette: tuple[tuple[float, float, float], ...]
@@ -43,7 +43,7 @@ class Look:
 
 TEXTURES = ("plain", "checker", "stripes", "rings", "blotches")
 
-STANDARD = Look(
+STANDARD = Style(
     palette=(
         (0.80, 0.10, 0.10),  # red
         (0.95, 0.50, 0.08),  # orange
@@ -75,7 +75,7 @@ STANDARD = Look(
     specular=0.15,
 )
 
-SHIFTED = Look(
+SHIFTED = Style(
     palette=(
         (0.66, 0.08, 0.18),  # red
         (0.99, 0.60, 0.28),  # orange
@@ -107,11 +107,11 @@ SHIFTED = Look(
     specular=0.35,
 )
 
-LOOKS = {"standard": STANDARD, "shifted": SHIFTED}
+STYLES = {"standard": STANDARD, "shifted": SHIFTED}
 
 
-def get_look(name: str) -> Look:
-    """The look called `name`; raises ValueError with the known names for any other."""
-    if name not in LOOKS:
-        raise ValueError(f"unknown look {name!r}; known looks: {', '.join(LOOKS)}")
-    return LOOKS[name]
+def get_style(name: str) -> Style:
+    """The style called `name`; raises ValueError with the known names for any other."""
+    if name not in STYLES:
+        raise ValueError(f"unknown style {name!r}; known styles: {', '.join(STYLES)}")
+    return STYLES[name]

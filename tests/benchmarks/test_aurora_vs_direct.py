@@ -22,11 +22,11 @@ def interval(mean: float, half: float = 0.03) -> Interval:
     return Interval(mean, mean - half, mean + half, 600)
 
 
-def comparison(look: str = "shifted", chain: float = 0.8, direct: float = 0.65, random: float = 0.2) -> Comparison:
+def comparison(style: str = "shifted", chain: float = 0.8, direct: float = 0.65, random: float = 0.2) -> Comparison:
     arms = {"direct": interval(direct), "chain": interval(chain), "aurora, direct": interval(0.7)}
     spans = {"own": interval(chain), "oracle": interval(0.95), "other image": interval(0.3), "shuffled": interval(0.4)}
     return Comparison(
-        look,
+        style,
         dict.fromkeys(GROUPS, arms),
         dict.fromkeys(GROUPS, interval(chain - direct)),
         {row: {**spans, "random": interval(random)} for row in ("counting", "depth, 3-5 points")},
@@ -35,7 +35,7 @@ def comparison(look: str = "shifted", chain: float = 0.8, direct: float = 0.65, 
 
 
 def result(shifted: Comparison | None = None) -> dict:
-    looks = {"standard": comparison("standard"), "shifted": shifted or comparison()}
+    styles = {"standard": comparison("standard"), "shifted": shifted or comparison()}
     training = {"steps": 9000, "command": "python -m train.aurora --arm direct"}
     return {
         "sets": {"full/shifted": vars(ItemSet("full", "shifted", 600, 250, 1))},
@@ -50,7 +50,7 @@ def result(shifted: Comparison | None = None) -> dict:
         "direct": {"folder": "direct", "parameters": 5, "weights_sha256": "cd" * 32, "training": training},
         "direct_was": "stored",
         "bars": [],
-        "looks": {look: c.to_json() for look, c in looks.items()},
+        "styles": {style: c.to_json() for style, c in styles.items()},
         "direct_outcomes": {},
     }
 
@@ -63,7 +63,7 @@ def items() -> list[Item]:
 def test_a_comparison_survives_json() -> None:
     assert Comparison.from_json(json.loads(json.dumps(comparison().to_json()))) == comparison()
     with pytest.raises(ValueError, match="no stored comparison"):
-        Comparison.from_json({"look": "shifted"})
+        Comparison.from_json({"style": "shifted"})
 
 
 def test_bars_are_met_by_a_model_that_uses_what_it_draws() -> None:

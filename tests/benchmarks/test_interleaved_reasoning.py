@@ -15,7 +15,6 @@ from benchmarks.reasoning_page import page
 from train import interleave, reinforce
 from train.data.geometry import GeometryData
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 from toy_figures import make_toy_folder, toy_problems
 
 SHORTEST = Scale(problems=8, text=1, second=1, batch_size=2, sums=0, reinforced=1, test=3)

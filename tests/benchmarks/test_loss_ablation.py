@@ -41,7 +41,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, trained: list[str], stop_at: int) 
     monkeypatch.setattr(loss_ablation, "PerceptionModel", SimpleNamespace(from_pretrained=str))
     monkeypatch.setattr(loss_ablation, "evaluate_items", evaluate)
     monkeypatch.setattr(loss_ablation, "map_order_accuracy", lambda model, items, outcomes: {"depth-2": 0.9})
-    monkeypatch.setattr(loss_ablation, "scene_items", lambda look, count, depth: GROUPS)
+    monkeypatch.setattr(loss_ablation, "scene_items", lambda style, count, depth: GROUPS)
 
 
 def test_a_stopped_ablation_goes_on_and_says_what_is_worth_having(
@@ -70,6 +70,6 @@ def test_recipes_differ_in_their_losses_alone(tmp_path: Path) -> None:
     assert [recipe.losses for recipe in recipes] == list(VARIANTS.values())
     assert len({recipe.run_dir for recipe in recipes}) == len(recipes)
     assert len({(r.store, r.num_scenes, r.loop, r.curriculum, r.weights, r.base) for r in recipes}) == 1
-    assert not SCALE.from_the_start and recipes[0].look == "shifted" and recipes[0].curriculum.schedule == "constant"
+    assert not SCALE.from_the_start and recipes[0].style == "shifted" and recipes[0].curriculum.schedule == "constant"
     started = loss_ablation.training(PLAIN, 3, tmp_path, Scale(str(ROOT / "models" / "tiny-base"), 100, 50))
     assert started.curriculum.schedule == "phases", "a model without perception tokens draws first"

@@ -30,7 +30,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(perception_rewards, "train", train)
     monkeypatch.setattr(perception_rewards, "asked", asked)
-    monkeypatch.setattr(perception_rewards, "scene_items", lambda look, count, depth, seed: list(range(count)))
+    monkeypatch.setattr(perception_rewards, "scene_items", lambda style, count, depth, seed: list(range(count)))
     monkeypatch.setattr(perception_rewards, "RESULT", tmp_path / "result.json")
     return runs
 

@@ -8,7 +8,7 @@ from benchmarks.scene_rendering import bars, share_after
 
 
 def result(rate: float, share: float) -> dict:
-    rendering = [{"size": size, "look": "standard", "images_a_second": rate} for size in (96, 80)]
+    rendering = [{"size": size, "style": "standard", "images_a_second": rate} for size in (96, 80)]
     return {"rendering": rendering, "waiting": {"share": 0.9, "share_after_step_5": share}}
 
 

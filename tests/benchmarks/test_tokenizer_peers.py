@@ -59,7 +59,7 @@ def test_bars_ask_for_error_codes_and_size() -> None:
     assert all(bar.met for bar in bars(good))
     poor = {OURS: _measured(0.03, 0.9, 80), REFERENCE: _measured(0.04, 0.5, 70)}
     assert not any(bar.met for bar in bars(poor))
-    head = {"images": 10, "scenes_a_look": 3, "processor": "", "cores": 2, "torch": "", "commit": ""}
+    head = {"images": 10, "scenes_a_style": 3, "processor": "", "cores": 2, "torch": "", "commit": ""}
     assert "| ours | 0.0 M | 0.020 |" in page({**head, "tokenizers": good})
 
 

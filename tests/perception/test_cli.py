@@ -85,7 +85,7 @@ def test_info_describes_the_model(folder):
 
 
 def test_evaluate_prints_every_group(folder):
-    said = run("evaluate", "-m", folder, "--num-count", 2, "--num-depth", 1, "--mode", "direct", "--look", "shifted")
+    said = run("evaluate", "-m", folder, "--num-count", 2, "--num-depth", 1, "--mode", "direct", "--style", "shifted")
     assert all(name in said for name in ("count", "depth-2", "depth-3", "depth-4", "depth-5"))
 
 
@@ -103,7 +103,7 @@ def test_mistakes_are_one_line_and_exit_code_1(folder, picture, tmp_path, monkey
     assert "is not a folder" in said("ask", picture, QUESTION, "-m", folder, "--draw", tmp_path / "no" / "a.png")
     assert "does not exist" in said("info", "-m", tmp_path / "nothing")
     assert "config.json" in said("info", "-m", tmp_path)
-    assert "shifted" in said("evaluate", "-m", folder, "--look", "sepia", "--num-count", 1, "--num-depth", 1)
+    assert "shifted" in said("evaluate", "-m", folder, "--style", "sepia", "--num-count", 1, "--num-depth", 1)
 
 
 def test_a_process_of_its_own_says_the_error_and_ends_with_1(tmp_path):

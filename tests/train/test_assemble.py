@@ -161,8 +161,8 @@ def test_the_same_seeds_make_the_same_records(scenes: Path, tmp_path: Path) -> N
     write_scene_records(again)
     few, many = (RecordSet.read(folder / CHAINS).records for folder in (tmp_path, scenes / "records"))
     assert [record.example for record in few] == [record.example for record in many[: len(few)]]
-    with pytest.raises(ValueError, match="unknown look 'night'; known: standard, shifted"):
-        SceneRecordsConfig(look="night")
+    with pytest.raises(ValueError, match="unknown style 'night'; known: standard, shifted"):
+        SceneRecordsConfig(style="night")
 
 
 # Training

@@ -34,7 +34,7 @@ def test_the_summary_holds_figures_time_and_memory(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["minutes"] == 1.5 and summary["training"]["aurora"]["data_wait_share"] == 0.02
     assert summary["peak_memory_gb"]["process"] == pytest.approx(memory.process / 1e9, abs=1e-3)
-    assert Comparison.from_json(summary["looks"]["shifted"]) == COMPARISON
+    assert Comparison.from_json(summary["styles"]["shifted"]) == COMPARISON
     assert summary["command"].startswith("python -m train.quickstart --run_dir") and summary["cores"] >= 1
     assert summary["config"]["aurora.loop.steps"] == config.aurora.loop.steps
 
@@ -50,11 +50,11 @@ def test_the_shipped_checkpoint_s_figures_are_shown_where_they_are(tmp_path: Pat
     console = Console(record=True, width=80)
     quickstart.shipped_figures(console, tmp_path / "none.json")
     assert console.export_text() == ""
-    stored = {"aurora": {"training": {"steps": 9000}}, "looks": {"shifted": COMPARISON.to_json()}}
+    stored = {"aurora": {"training": {"steps": 9000}}, "styles": {"shifted": COMPARISON.to_json()}}
     (tmp_path / "r.json").write_text(json.dumps(stored))
     quickstart.shipped_figures(console, tmp_path / "r.json")
     text = console.export_text()
-    assert "aurora-tiny, 9000 steps" in text and "shifted look: accuracy" in text and "50.0 ±10.0" in text
+    assert "aurora-tiny, 9000 steps" in text and "shifted style: accuracy" in text and "50.0 ±10.0" in text
 
 
 def test_a_misspelt_setting_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

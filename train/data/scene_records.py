@@ -23,7 +23,7 @@ from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
 from perception.model.folder import find_folder
 from perception.scenes.captions import conversation
-from perception.scenes.styles import LOOKS
+from perception.scenes.styles import STYLES
 from perception.scenes.markers import LETTERS
 from perception.scenes.questions import depth_question
 from perception.scenes.render import render_scenes
@@ -46,15 +46,15 @@ class SceneRecordsConfig:
     count: int = 3000
     """scenes"""
     first_seed: int = 0
-    look: str = "standard"
+    style: str = "standard"
     image_size: int = 128
     """pixels a side"""
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     num_locations: int = 100
 
     def __post_init__(self) -> None:
-        if self.look not in LOOKS:
-            raise ValueError(f"unknown look {self.look!r}; known: {', '.join(LOOKS)}")
+        if self.style not in STYLES:
+            raise ValueError(f"unknown style {self.style!r}; known: {', '.join(STYLES)}")
         for name in ("count", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -70,7 +70,7 @@ def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
     found: dict[str, list[Record]] = {CAPTIONS: [], CHAINS: [], DIRECT: []}
     seeds = range(config.first_seed, config.first_seed + config.count)
     for start in track(range(0, config.count, _RENDER), description="rendering", transient=True):
-        batch = render_scenes(list(seeds[start : start + _RENDER]), config.look, config.image_size)
+        batch = render_scenes(list(seeds[start : start + _RENDER]), config.style, config.image_size)
         with torch.no_grad():
             codes = vqvae.to_sequence(vqvae.encode(batch.depth)).numpy()  # (b, h * w)
         for n, seed in enumerate(batch.seeds):

@@ -52,7 +52,7 @@ class RunState:
     """lowest loss on held-out data so far"""
     best_step: int = 0
     """steps done when it was found; 0: not yet looked"""
-    stale_looks: int = 0
+    stale_evaluations: int = 0
     """looks at held-out data since then"""
 
 

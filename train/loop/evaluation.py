@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a look at held-out data found."""
+    """What an evaluation on held-out data found."""
 
     loss: float
     """the lower the better; early stopping goes by it"""
@@ -52,7 +52,7 @@ class HeldOut:
         self.evaluate, self.model, self.averages = evaluate, model, averages
         self.checkpoints, self.accelerator, self.keep_best = checkpoints, accelerator, keep_best
 
-    def look(self, state: RunState, log: RunLog | None) -> RunState:
+    def update(self, state: RunState, log: RunLog | None) -> RunState:
         """Evaluates on the main process, logs it there, and returns the state with the new count on all of them."""
         found: list[float | None] = [None]
         if self.accelerator.is_main_process:
@@ -70,5 +70,5 @@ class HeldOut:
         loss = found[0]
         assert loss is not None
         if loss < state.best_loss:
-            return replace(state, best_loss=loss, best_step=state.step, stale_looks=0)
-        return replace(state, stale_looks=state.stale_looks + 1)
+            return replace(state, best_loss=loss, best_step=state.step, stale_evaluations=0)
+        return replace(state, stale_evaluations=state.stale_evaluations + 1)

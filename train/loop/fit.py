@@ -152,7 +152,7 @@ def _run(
             display.update(step + 1, {"loss": loss, **scalars}, learning_rate_at(config, step), wait_share)
             finished = step + 1 == config.steps
             if held_out is not None and (finished or (step + 1) % (config.evaluate_every or 1) == 0):
-                state = held_out.look(state, log)
+                state = held_out.update(state, log)
                 finished = finished or _stopped(state, config)
             if finished or (step + 1) % config.log_every == 0:
                 means, last = mean.over_processes(trainer.accelerator)
@@ -210,7 +210,7 @@ def _held_out(
 
 def _stopped(state: RunState, config: LoopConfig) -> bool:
     """Whether held-out loss has not fallen for so long that training is over."""
-    return config.patience is not None and state.stale_looks >= config.patience
+    return config.patience is not None and state.stale_evaluations >= config.patience
 
 
 class _Objective(nn.Module):

@@ -41,7 +41,7 @@ class RunLog:
                 self._board.add_scalar(name, value, record["step"])
 
     def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """What a look at held-out data found after `step` steps: figures to both, pictures to tensorboard."""
+        """What an evaluation on held-out data found after `step` steps: figures to both, pictures to tensorboard."""
         figures = {"loss": evaluation.loss, **evaluation.scalars}
         self._file.write(json.dumps({"step": step, "held_out": figures}) + "\n")
         if self._board is not None:

@@ -56,11 +56,11 @@ def test_a_published_row(folder: Path) -> None:
 
 def test_what_is_written_is_read_again(folder: Path) -> None:
     steps = (InterleavedStep("AB is 5.", (0, 7)), InterleavedStep("x is 10.\nAnswer: 10", ()))
-    problem = InterleavedProblem("here", folder / "figure.png", "Find x.", "Look at the figure.", steps, (4, 4))
+    problem = InterleavedProblem("here", folder / "figure.png", "Find x.", "Style at the figure.", steps, (4, 4))
     write_mint_cot([problem, problem], folder / "mine.json")
     found = read_mint_cot(folder / "mine.json").problems
     assert [(p.question, p.opening, p.steps, p.grid) for p in found] == [
-        ("Find x.", "Look at the figure.", steps, (4, 4))
+        ("Find x.", "Style at the figure.", steps, (4, 4))
     ] * 2
     raw = json.loads((folder / "mine.json").read_text())
     assert raw[0]["images"] == ["figure.png"]
@@ -102,7 +102,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
 def test_cells_are_carried_over_by_overlap() -> None:
     assert on_grid((0, 1, 4, 5), (4, 4), (2, 2)) == (0,)
     assert on_grid((0,), (2, 2), (4, 4)) == (0, 1, 4, 5)
-    assert on_grid((5,), (4, 4), (2, 2)) == (0,)  # a quarter of it: less than asked for, but the look is not lost
+    assert on_grid((5,), (4, 4), (2, 2)) == (0,)  # a quarter of it: less than asked for, but the style is not lost
     assert on_grid((), (4, 4), (2, 2)) == ()
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -91,9 +91,9 @@ def test_every_item_has_a_scene_of_its_own_from_the_held_out_seeds(monkeypatch):
     seeds = []
     render = evaluation_scenes.render_scenes
 
-    def record(wanted, look):
+    def record(wanted, style):
         seeds.extend(wanted)
-        return render(wanted, look)
+        return render(wanted, style)
 
     monkeypatch.setattr(evaluation_scenes, "render_scenes", record)
     made = scene_items("shifted", 3, 1)

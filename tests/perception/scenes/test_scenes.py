@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perception.scenes import COLORS, SHAPES, get_look, render_scenes
+from perception.scenes import COLORS, SHAPES, get_style, render_scenes
 from perception.scenes.export import export_parquet
 from perception.scenes.markers import (
     LETTERS,
@@ -33,7 +33,7 @@ def scenes(batch):
     return [Scene.from_batch(batch, i) for i in range(24)]
 
 
-def test_a_scene_depends_on_its_seed_and_look_alone(batch):
+def test_a_scene_depends_on_its_seed_and_style_alone(batch):
     alone = render_scenes([7], image_size=80)
     assert torch.equal(alone.images[0], batch.images[7])
     assert torch.equal(alone.depth[0], batch.depth[7])
@@ -82,7 +82,7 @@ def test_mirroring_twice_is_the_identity(scenes):
 
 def test_colours_look_like_their_names(scenes):
     """The mean colour of an object's pixels is nearest to its own name's among well-separated names."""
-    palette = torch.tensor(get_look("standard").palette)
+    palette = torch.tensor(get_style("standard").palette)
     chosen = {name: palette[COLORS.index(name)] for name in ("red", "green", "blue", "yellow")}
     right, total = 0, 0
     for scene in scenes:
@@ -112,11 +112,11 @@ def test_markers_keep_their_rules(scenes, count):
     assert made >= 8
 
 
-@pytest.mark.parametrize("look", ["standard", "shifted"])
+@pytest.mark.parametrize("style", ["standard", "shifted"])
 @pytest.mark.parametrize("count", [2, 5])
-def test_in_half_of_the_sets_the_nearest_marker_is_not_the_lowest(look, count):
+def test_in_half_of_the_sets_the_nearest_marker_is_not_the_lowest(style, count):
     """Else "the lowest in the image" answers most questions, and no depth is judged."""
-    batch = render_scenes(range(700, 748), look)
+    batch = render_scenes(range(700, 748), style)
     rng, hard = np.random.default_rng(0), []
     for scene in [Scene.from_batch(batch, i) for i in range(48)] * 2:
         points = choose_markers(scene, count, rng)
@@ -193,7 +193,7 @@ def test_parquet_export_reads_back(tmp_path):
 
 
 def test_bad_arguments_say_what_is_wrong():
-    with pytest.raises(ValueError, match="known looks: standard, shifted"):
+    with pytest.raises(ValueError, match="known styles: standard, shifted"):
         render_scenes([0], "night")
     with pytest.raises(ValueError, match="non-negative"):
         render_scenes([-1])

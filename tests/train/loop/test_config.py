@@ -31,7 +31,7 @@ class Outer:
     name: str
     kind: Literal["a", "b"] = "a"
     on: bool = False
-    looks: tuple[str, ...] = ("standard",)
+    styles: tuple[str, ...] = ("standard",)
     span: tuple[float, float] = (0.0, 1.0)
     limit: float | None = None
     loop: Inner = field(default_factory=lambda: Inner(steps=30), metadata={"help": "the loop"})
@@ -47,8 +47,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("name: from file\nlimit: 1e-3\nloop:\n  rate: 1\n")
-    config = parse_config(Outer, ["--config", str(file), "--loop.steps", "7", "--on", "--looks", "x", "y"])
-    assert config == Outer("from file", on=True, looks=("x", "y"), limit=1e-3, loop=Inner(steps=7, rate=1.0))
+    config = parse_config(Outer, ["--config", str(file), "--loop.steps", "7", "--on", "--styles", "x", "y"])
+    assert config == Outer("from file", on=True, styles=("x", "y"), limit=1e-3, loop=Inner(steps=7, rate=1.0))
     assert isinstance(config.loop.rate, float)
     assert parse_config(Outer, ["--name", "n", "--on=no", "--limit", "none", "--span", "1", "2"], file) == Outer(
         "n", span=(1.0, 2.0), loop=Inner(steps=30, rate=1.0)
@@ -63,7 +63,7 @@ def test_unknown_keys_and_flags_are_refused_with_the_known_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(["--name", "n", "--loop.step", "3"], capsys)
-    assert "unknown argument '--loop.step'; did you mean --loop.steps?" in said and "--looks" in said
+    assert "unknown argument '--loop.step'; did you mean --loop.steps?" in said and "--styles" in said
     file = tmp_path / "run.yaml"
     file.write_text("loop:\n  batch: 3\n")
     said = refused(["--name", "n", "--config", str(file)], capsys)
@@ -105,7 +105,7 @@ def test_help_shows_every_field_with_type_default_and_meaning(capsys: pytest.Cap
 
 def test_flat_settings_are_plain_values() -> None:
     flat = flatten(Outer("n"))
-    assert flat["loop.steps"] == 30 and flat["looks"] == ["standard"] and "loop" not in flat
+    assert flat["loop.steps"] == 30 and flat["styles"] == ["standard"] and "loop" not in flat
 
 
 def test_a_command_line_builds_the_config_it_was_made_of() -> None:

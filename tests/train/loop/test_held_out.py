@@ -123,7 +123,7 @@ def test_checkpoints_from_before_these_settings_are_taken_up(tmp_path: Path) -> 
         run(tmp_path, CONFIG, stop=5)
     path = tmp_path / "checkpoint-5" / "state.json"
     state = json.loads(path.read_text())
-    for name in ("best_loss", "best_step", "stale_looks"):
+    for name in ("best_loss", "best_step", "stale_evaluations"):
         del state[name]
     for name in ("ema_decay", "evaluate_every", "patience"):
         del state["settings"][f"loop.{name}"]
