@@ -9,9 +9,9 @@ Weights that ship stay under 20 MB in all, so the baseline's may be missing. The
 read from the result file; outcomes of other questions are refused. The command that trains it is in the page, and
 printed by a run that needs it.
 
-With --check it measures the shifted style alone, afresh, on scenes of other seeds, in at most five minutes on two cores,
-prints one line a bar (name, figure, bar, ok or short), writes nothing, and exits 1 where one falls short. Exit code 2:
-the comparison could not be made, and why.
+With --check it measures the shifted style alone, afresh, on scenes of other seeds, in at most five minutes on two
+cores, prints one line per bar (name, figure, bar, ok or short), writes nothing, and exits 1 where one falls short.
+Exit code 2: the comparison could not be made, and why.
 """
 
 from __future__ import annotations

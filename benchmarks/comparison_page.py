@@ -58,7 +58,7 @@ def _interventions(comparison: Comparison) -> str:
 
 
 def _drawn_maps(styles: Sequence[Comparison]) -> str:
-    groups = sorted({group for c in looks for group in c.drawn_map_order})
+    groups = sorted({group for c in styles for group in c.drawn_map_order})
     rows = [
         (c.style, *(f"{100 * c.drawn_map_order[g]:.1f}" if g in c.drawn_map_order else "" for g in groups))
         for c in styles

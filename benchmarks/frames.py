@@ -1,6 +1,7 @@
 """What do depth maps of frames cost when unchanged cells are kept? `python -m benchmarks.frames`.
 
-Sequences of rendered frames, an object moved, added or removed from frame to frame, or nothing; `perception.extras.frames`
+Sequences of rendered frames, an object moved, added or removed from frame to frame, or nothing;
+`perception.extras.frames`
 predicts their maps at several thresholds and margins. For each: codes decoded a frame, time against decoding every
 frame anew (ways take turns sequence by sequence), and the error against the exact depth and against the maps of
 decoding anew. First frames are left out. Writes `benchmarks/results/frames.json` and `docs/frames.png`; about five
@@ -25,12 +26,12 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
 from perception.evaluation.scenes import depth_tokenizer_of
+from perception.extras.frames import FrameConfig, FrameDepth, FrameMap
 from perception.model.perception_model import PerceptionModel
 from perception.scenes.frames import render_frames
 from perception.scenes.markers import choose_markers
 from perception.scenes.render import SceneBatch
 from perception.scenes.scene import Scene
-from perception.extras.frames import FrameConfig, FrameDepth, FrameMap
 from train.loop.provenance import ROOT, provenance
 from vqvae.metrics import depth_errors, order_is_right
 

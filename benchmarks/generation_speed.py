@@ -1,6 +1,7 @@
 """How fast are answers that draw first? `python -m benchmarks.generation_speed`.
 
-Ours (several tokens a forward, `perception.decoding.decoder`) against transformers' `generate`: plain under the same grammar,
+Ours (several tokens a forward, `perception.decoding.decoder`) against transformers' `generate`: plain under the same
+grammar,
 with prompt lookup (its assisted decoding without a second model; batches of one only), and without a grammar. The depth
 and the counting question on held-out scenes of the shifted style, batches of 1, 8 and 32; every figure is a ratio to
 plain constrained `generate` in the same run, whose questions alternate between the two. Besides: the depth question
@@ -28,13 +29,13 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from perception.decoding.cache_slots import cache_key
 from perception.chains import prompt_for, read_ids
+from perception.decoding.cache_slots import cache_key
 from perception.decoding.decoder import DecodingTrace
 from perception.evaluation.bootstrap import paired_difference
 from perception.evaluation.scenes import Item, scene_items
-from perception.model.perception_model import PerceptionModel, Prompt
 from perception.grammar.processor import SpanLogitsProcessor
+from perception.model.perception_model import PerceptionModel, Prompt
 from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "generation_speed.json"

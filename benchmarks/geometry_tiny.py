@@ -21,8 +21,8 @@ from perception.evaluation.bootstrap import bootstrap_interval
 from perception.model.shipped import shipped
 from train.data.geometry import GeometryData, draw_problems
 from train.interleave import read_interleaved
-from train.rl.answers import answer_problems, selection_f1
 from train.loop.provenance import ROOT, provenance
+from train.rl.answers import answer_problems, selection_f1
 
 RESULT = ROOT / "benchmarks" / "results" / "geometry_tiny.json"
 MAX_NEW_TOKENS = 160

@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bars import Bar, all_met
-from perception.datasets.interleaved.making import MakingSettings
 from perception.datasets.interleaved.jobs import read_shards
+from perception.datasets.interleaved.making import MakingSettings
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.geometry.problems import GeometryProblem, covered_cells, problems
-from train.prepare_interleave import PrepareConfig, prepare
 from train.loop.provenance import ROOT, provenance
+from train.prepare_interleave import PrepareConfig, prepare
 
 RESULT = ROOT / "benchmarks" / "results" / "interleave_making.json"
 COUNT, IMAGE_SIZE, GRID, SEED = 100, 256, (8, 8), 4242

@@ -35,10 +35,10 @@ from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired
 from perception.model.shipped import shipped
 from train import interleave, reinforce
 from train.data.geometry import GeometryData, read_problems
-from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
 from train.data.interleaved import REGIONS, ChainProblem
 from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
+from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
 RUNS = ROOT / "runs" / "interleaved_reasoning"

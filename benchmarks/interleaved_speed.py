@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
-from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
 from perception.interleave.chains import Look
-from perception.model.shipped import shipped
+from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
 from perception.interleave.visual_tokens import unwrapped
+from perception.model.shipped import shipped
 from train.data.geometry import GeometryData, draw_problems
-from train.interleave import InterleavedFolder, read_interleaved
 from train.data.interleaved import ChainProblem
+from train.interleave import InterleavedFolder, read_interleaved
 from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_speed.json"

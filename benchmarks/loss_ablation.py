@@ -1,7 +1,8 @@
 """Which losses should be on? `python -m benchmarks.loss_ablation`.
 
 Fine-tunes the shipped model on a style of scenes that it has not seen, as people fine-tune on data of their own: with
-plain cross-entropy, with each of the terms of `train.models.losses` on top of it, and with all of them; the same data, steps
+plain cross-entropy, with each of the terms of `train.models.losses` on top of it, and with all of them; the same data,
+steps
 and seeds for all. Each is asked the same held-out questions of that style, and so is the model as it was. A term is
 worth having where the interval of its gain over plain cross-entropy, question by question over all seeds, lies above
 zero for counting or for depth, and below zero for neither. A training takes minutes on two cores; what is trained and
@@ -28,8 +29,8 @@ from perception.vocabulary.names import FILE_NAME
 from train.aurora import AuroraConfig, train
 from train.data.curriculum import CurriculumConfig
 from train.loop.config import LoopConfig
-from train.models.losses import LossSettings
 from train.loop.provenance import ROOT, provenance
+from train.models.losses import LossSettings
 
 RESULT = ROOT / "benchmarks" / "results" / "loss_ablation.json"
 RUNS = ROOT / "runs" / "loss_ablation"
@@ -158,7 +159,7 @@ def page(result: dict[str, Any]) -> str:
         "# Losses on top of cross-entropy",
         "",
         f"Made by `python -m benchmarks.loss_ablation`; do not edit. {result['base']}, {result['steps']} steps each on "
-        f"scenes of the shifted style, seeds {result['seeds']}, {result['questions']} held-out questions of that style. "
+        f"scenes of the shifted style, seeds {result['seeds']}, {result['questions']} held-out questions. "
         "Intervals are 95 % bootstrap ones over questions.",
         "",
         "| " + " | ".join(head) + " |",

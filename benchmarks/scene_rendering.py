@@ -110,7 +110,10 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     """Images a second at 96 pixels in either style; the share of a step that is not spent waiting for data."""
     found = [
         Bar(
-            f"{r['style']} scenes of {r['size']} x {r['size']}", r["images_a_second"], IMAGES_A_SECOND, "images a second"
+            f"{r['style']} scenes of {r['size']} x {r['size']}",
+            r["images_a_second"],
+            IMAGES_A_SECOND,
+            "images a second",
         )
         for r in result["rendering"]
         if r["size"] == 96

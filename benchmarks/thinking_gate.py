@@ -1,7 +1,8 @@
 """Does the gate spend tokens where they change the answer? `python -m benchmarks.thinking_gate`.
 
 Held-out counting and depth questions of both styles are answered directly and by drawing first; every price of the gate
-(`perception.model.gate`) then chooses between the two, so that one run gives the whole curve of accuracy against tokens.
+(`perception.model.gate`) then chooses between the two, so that one run gives the whole curve of accuracy against
+tokens.
 Beside it: always drawing, never, an oracle that draws where only the drawn answer is right, and drawing at random as
 often as the gate does, or for as many tokens. Besides, on one image: how long N questions take together.
 95 % bootstrap intervals over questions. Writes `benchmarks/results/thinking_gate.json` and `docs/thinking_gate.png`;
@@ -139,7 +140,7 @@ def several_questions(model: PerceptionModel, images: int = 12) -> dict[str, Any
                 elif way == "ask_many":
                     made = model.ask_many(picture, texts, mode)
                 else:
-                    seen = model.style(picture)
+                    seen = model.look(picture)
                     made = [model.ask(seen, text, mode) for text in texts]
                 seconds[way] += (time.perf_counter() - start) * (number > 0)
                 given.append([(answer.text, answer.spans) for answer in made])

@@ -31,8 +31,8 @@ from benchmarks.reference_vqvae import ReferenceVQVAE
 from benchmarks.tokenizer_speed import parameters
 from perception.datasets.depth.measured import measured_maps
 from perception.scenes.store import SceneStore
-from train.loop.fit import fit
 from train.loop.config import LoopConfig
+from train.loop.fit import fit
 from train.loop.provenance import ROOT, provenance
 from train.tokenizer import DepthBatches, tokenizer_loss
 from vqvae import VQVAE

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from perception.datasets.depth.measured import motorcycle_depth
-from perception.scenes import render_scenes
 from perception.model.shipped import shipped
+from perception.scenes import render_scenes
 from perception.tokenizers.depth import DepthTokenizer
 
 SEED = 60_000_004

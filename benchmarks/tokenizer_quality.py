@@ -1,7 +1,9 @@
 """How much of a depth map the shipped tokenizer's 100 codes keep: `python -m benchmarks.tokenizer_quality`.
 
-Held-out rendered scenes of both styles (the tokenizer was trained on neither these seeds nor the shifted style), measured
-maps, those of `perception.datasets.depth.measured` whose packages are installed, and what pixels that are missing do to the
+Held-out rendered scenes of both styles (the tokenizer was trained on neither these seeds nor the shifted style),
+measured
+maps, those of `perception.datasets.depth.measured` whose packages are installed, and what pixels that are missing do
+to the
 codes. Written to `benchmarks/results/tokenizer_quality.json`; three minutes on two cores. The weights are made by
 `python -m train.tokenizer`.
 

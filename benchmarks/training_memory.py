@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from benchmarks.bars import Bar, all_met
 from train.loop.memory import peak_memory, release_memory
-from train.memory_plan import ModelShape, RunPlan, memory_plan, table
 from train.loop.provenance import ROOT, provenance
+from train.memory_plan import ModelShape, RunPlan, memory_plan, table
 
 RESULT = ROOT / "benchmarks" / "results" / "training_memory.json"
 SHAPE = ModelShape(384, 12, 6, 6, 1024, 8192, False)

@@ -29,15 +29,15 @@ from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.bars import Bar, all_met
 from perception.chains import ChatPrompt
-from train.models.adapters import LoraSettings
-from train.finetune import FinetuneConfig, Parts, build_parts, unbound_vocabulary
-from train.models.losses import SpanLosses
-from train.loop.provenance import ROOT, provenance
 from train.data.record_batches import RecordBatches, RecordPlan
 from train.data.record_rows import RecordRows
 from train.data.records import SourcesConfig, read_sources
-from train.loop.record_trainer import RecordTrainer
 from train.data.rows import RowEncoder, TokenWeights
+from train.finetune import FinetuneConfig, Parts, build_parts, unbound_vocabulary
+from train.loop.provenance import ROOT, provenance
+from train.loop.record_trainer import RecordTrainer
+from train.models.adapters import LoraSettings
+from train.models.losses import SpanLosses
 
 RESULT = ROOT / "benchmarks" / "results" / "training_overhead.json"
 DATA = ROOT / "examples" / "own_questions" / "questions.csv"

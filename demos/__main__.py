@@ -42,8 +42,8 @@ def serve(config: DemoConfig) -> None:
     import torch
 
     from demos.app import build_demo, launch_settings
-    from perception.model.perception_model import PerceptionModel
     from perception.interleave.reasoner import Reasoner
+    from perception.model.perception_model import PerceptionModel
     from perception.model.shipped import shipped
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,8 +13,8 @@ from demos.guards import MAX_BYTES
 from demos.handlers import EXAMPLES
 from demos.reasoning_tab import reasoning_tab
 from demos.tokenizer_tab import tokenizer_tab
-from perception.model.perception_model import PerceptionModel
 from perception.interleave.reasoner import Reasoner
+from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 

@@ -156,7 +156,6 @@ def _evaluate_published(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
-    from perception.evaluation.published_sets import SETS, read_published
     from perception.evaluation.published_scores import (
         INTERLEAVED,
         MODES,
@@ -166,6 +165,7 @@ def _evaluate_published(
         keep_plan,
         write_page,
     )
+    from perception.evaluation.published_sets import SETS, read_published
     from perception.interleave.reasoner import Reasoner
     from perception.model.shipped import shipped
 

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.model.folder import check_files, find_folder, read_model, read_processor
-from perception.scenes.styles import STYLES
 from perception.scenes.store import SceneStore
+from perception.scenes.styles import STYLES
 from perception.vocabulary.names import PerceptionVocabulary
-from train.models.adapters import LoraSettings, adapt, check_rows, merged
-from train.models.attention import use_plain_attention
 from train.base import save_half
-from train.data.scenes import ARMS, TaskBatches, TaskMaker, TokenWeights
-from train.loop.command_line import command_line, fingerprint, parse_config
 from train.data.curriculum import CurriculumConfig
 from train.data.scene_codes import depth_codes
+from train.data.scenes import ARMS, TaskBatches, TaskMaker, TokenWeights
+from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
+from train.loop.optimizer import parameter_groups
+from train.models.adapters import LoraSettings, adapt, check_rows, merged
+from train.models.attention import use_plain_attention
 from train.models.losses import LossSettings, SpanLosses, target_logits
 from train.models.parts import tower_parameters
-from train.loop.optimizer import parameter_groups
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SwinModel
 
 from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place_text
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
-from train.models.attention import use_plain_attention
+from perception.scenes.styles import COLORS, SHAPES
 from train.data.augmentation import normalise_pixels, photometric, to_pixels
 from train.loop.command_line import fingerprint, parse_config
 from train.loop.fit import LoopConfig, fit
 from train.loop.optimizer import parameter_groups
+from train.models.attention import use_plain_attention
 from train.models.tiny import (
     NUM_IMAGE_TOKENS,
     TinySize,

@@ -1,7 +1,8 @@
 """The draft network of a finished model: `python -m train.drafts`.
 
 The frozen model answers depth questions on scenes of the standard style that no benchmark asks about; a small network
-(`perception.decoding.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids alone but
+(`perception.decoding.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids
+alone but
 how probable the model found each (distillation). Its guesses change how fast answers are decoded and never what they
 are. Answers are kept in parts under `run_dir`, a killed run goes on behind the last one. About forty minutes on two
 cores with `--processes 2`.

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
 from train.data.augmentation import normalise_pixels, to_pixels
-from train.loop.command_line import fingerprint, parse_config
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainProblem, Mark
+from train.loop.command_line import fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 
 CHARACTERS = " 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.°="

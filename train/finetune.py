@@ -27,19 +27,19 @@ from typing import Any
 import torch
 
 from perception.chains import ChatPrompt
-from perception.model.image_inputs import accepted_inputs
 from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import NAMINGS, PerceptionVocabulary
-from train.models.adapters import LoraSettings, adapt, align_only, check_rows, merged
 from train.base import save_as
-from train.loop.command_line import command_line, fingerprint, parse_config
 from train.data.curriculum import KindSchedule
-from train.models.losses import LossSettings, SpanLosses
-from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
 from train.data.record_batches import RecordBatches, RecordPlan
 from train.data.record_rows import RecordRows
 from train.data.records import SourcesConfig, read_sources
 from train.data.rows import RowEncoder, TokenWeights
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.models.adapters import LoraSettings, adapt, align_only, check_rows, merged
+from train.models.losses import LossSettings, SpanLosses
+from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
 from vqvae import VQVAE
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 

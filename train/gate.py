@@ -1,7 +1,8 @@
 """The gate of a finished model, which decides where drawing is worth its tokens: `python -m train.gate --model FOLDER`.
 
 The frozen model answers counting and depth questions on scenes of the standard look, each directly and by drawing
-first. The readings of the gate (`perception.model.gate`) learn which of the two was right and how long the drawn one was.
+first. The readings of the gate (`perception.model.gate`) learn which of the two was right and how long the drawn one
+was.
 Their weight decay and the price are chosen on questions set apart. About six minutes on one core for 3,200 questions.
 """
 

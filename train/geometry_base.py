@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast, SwinModel
 
+from perception.interleave.chains import InterleavedModel
 from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings
-from perception.interleave.chains import InterleavedModel
 from perception.interleave.visual_tokens import VisualLayout
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import LARGEST, sums_loss
-from train.models.attention import use_plain_attention
-from train.loop.command_line import command_line, fingerprint, parse_config
-from train.figure_tower import GeometrySize, cell_of, check_sizes
 from train.data.geometry import GeometryData, read_problems
-from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
 from train.data.interleaved import ChainBatches, ChainProblem
+from train.figure_tower import GeometrySize, cell_of, check_sizes
+from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
+from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
+from train.models.attention import use_plain_attention
 from train.models.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
 
 READ_ALL = "What is written in the figure?"

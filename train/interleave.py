@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception.interleave.chains import InterleavedModel, interleaved_loss
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings
-from perception.interleave.chains import InterleavedModel, interleaved_loss
-from perception.model.folder import find_folder, read_model, read_processor
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
+from perception.model.folder import find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
-from train.data.arithmetic import sums_loss
-from train.models.attention import use_plain_attention
 from train.base import save_half
-from train.loop.command_line import command_line, fingerprint, parse_config
+from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
-from train.loop.fit import FitResult, LoopConfig, fit
-from train.models.parts import keep_still
 from train.data.own_looks import OwnLooks
 from train.data.published_chains import PublishedData, read_published
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.models.attention import use_plain_attention
+from train.models.parts import keep_still
 
 TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"

@@ -1,6 +1,7 @@
 """Labels images and tokenises the labels (`python -m train.prepare --images FOLDER --out FOLDER`).
 
-Teachers say what is in images that have no labels (`perception.datasets.labelling.teachers`): a depth map, whose codes are made
+Teachers say what is in images that have no labels (`perception.datasets.labelling.teachers`): a depth map, whose codes
+are made
 here once and for all, and boxes of named classes. Written to parquet in shards; a run that was stopped or killed goes
 on with the same command, a bad image is named in skipped.jsonl and left out. `python -m train.finetune --data.prepared
 OUT` trains on what it made. With `--engine ray` the shards are spread over a Ray cluster, whose machines all see both
@@ -14,8 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perception.datasets.labelling.labeller import LabelledImage, Labeller, read_rows
 from perception.datasets.labelling.jobs import Engine, PreparedReport, in_process, prepare_folder
+from perception.datasets.labelling.labeller import LabelledImage, Labeller, read_rows
 from perception.datasets.labelling.teachers import NONE, TeachersConfig, box_teacher, depth_teacher
 from perception.model.folder import find_folder
 from perception.model.shipped import shipped

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perception.datasets.images import ImageFile
-from perception.datasets.interleaved.making import InterleaveMaker, MakingSettings
 from perception.datasets.interleaved.jobs import KeywordsStopped, MakingReport, make_shards, read_shards
+from perception.datasets.interleaved.making import InterleaveMaker, MakingSettings
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, for_grid
-from train.loop.command_line import flatten, parse_config
 from train.data.interleaved import ChainProblem, ChainStep
+from train.loop.command_line import flatten, parse_config
 
 _ANSWER = re.compile(r"\n\s*Answer:\s*([^\n]*)$")
 _FREE = ("timeout", "retries", "backoff", "key_variable", "url", "device")

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.interleave.generation import InterleavedGenerator
-from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch
+from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.row_draws import RowDraws
+from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, images_of, repeat_rows
-from train.loop.command_line import command_line, fingerprint, parse_config
 from train.data.geometry import GeometryData, read_problems
-from train.loop.evaluation import Evaluation
-from train.interleave import interleaved_groups, published_split, read_interleaved
-from train.rl.answers import accuracy, answer_problems, answer_text
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem
-from train.loop.fit import FitResult, LoopConfig, fit
-from train.rl.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
 from train.data.published_chains import PublishedData
+from train.interleave import interleaved_groups, published_split, read_interleaved
+from train.loop.command_line import command_line, fingerprint, parse_config
+from train.loop.evaluation import Evaluation
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.rl.answers import accuracy, answer_problems, answer_text
+from train.rl.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
 from train.rl.rewards import PERCEPTION_REWARDS, REWARDS
 
 

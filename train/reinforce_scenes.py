@@ -21,8 +21,8 @@ from perception.evaluation.scenes import Item, scene_items
 from perception.interleave.triggers import InterleaveSettings
 from perception.model.folder import find_folder
 from perception.scenes.styles import STYLES
-from train.loop.command_line import parse_config
 from train.data.interleaved import ChainProblem
+from train.loop.command_line import parse_config
 from train.loop.fit import FitResult, LoopConfig
 from train.reinforce import ReinforceConfig, RewardWeights
 from train.reinforce import train as reinforce

@@ -7,7 +7,8 @@
     python -m train.tokenizer --masked_maps 0.5        # codes that hold against missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
-Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up (`train.data.depth_augmentation`), so that
+Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up
+(`train.data.depth_augmentation`), so that
 measured maps pass through the same codes. A killed run goes on where it stopped when started again. Order accuracy on
 held-out scenes to expect: 99 % after 500 steps; what the later steps buy is sharper edges.
 
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 from perception.datasets.depth.files import DepthFormat
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
-from train.loop.command_line import fingerprint, parse_config
-from train.data.depth_augmentation import training_batch, visible_patches
 from train.data.depth import DepthStore
+from train.data.depth_augmentation import training_batch, visible_patches
+from train.loop.command_line import fingerprint, parse_config
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.views.tokenizer import evaluate_tokenizer

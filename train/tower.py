@@ -16,10 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
+from perception.scenes.styles import COLORS, SHAPES
 from train.data.augmentation import normalise_pixels, photometric, to_pixels
 from train.loop.command_line import parse_config
 from train.loop.fit import LoopConfig, fit

@@ -1,6 +1,7 @@
 """Spans at the speed of an answer: several tokens a forward, and not one of them another than plain decoding gives.
 
-Each forward takes the last confirmed id and a window of guesses behind it (`perception.decoding.drafts`). The guesses that the
+Each forward takes the last confirmed id and a window of guesses behind it (`perception.decoding.drafts`). The guesses
+that the
 model itself would have chosen are confirmed, with one id more that it chose behind them; the rest is thrown away and
 its predictions become the next guesses. Greedy answers are the same ids as one at a time; sampled ones have the same
 distribution: a guess g is taken with the probability that the model gives it, and where it is refused the id is drawn
@@ -24,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perception.decoding.cache_slots import SlotCache, cache_key, why_not_packable
-from perception.decoding.rows import Batch, Row, sequences, taken
 from perception.decoding.draft_network import DraftNetwork, prompt_states
 from perception.decoding.drafts import RowDraft
-from perception.grammar.automaton import SpanGrammar
 from perception.decoding.lean_forward import LeanForward
+from perception.decoding.rows import Batch, Row, sequences, taken
 from perception.decoding.sampling import Sampling, choose_ids
+from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import GrammarMasks, mask_scores
 
 _logger = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 One forward of some twenty-five million multiplications behind the prompt's gives a draft for every place of the answer
 at once: codes of the depth map from the hidden states of the image tokens around each cell, and the text and points
-behind it by attention over the image tokens one by one, where marks are found. `perception.decoding.decoder` verifies the
+behind it by attention over the image tokens one by one, where marks are found. `perception.decoding.decoder` verifies
+the
 draft, so that the network decides how fast an answer comes, and never what it is. Drafts from the hidden states of a
 frozen model are Medusa's idea (arXiv 2401.10774); guessing all places in one go is that of blockwise parallel decoding
 (arXiv 1811.03115).

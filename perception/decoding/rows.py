@@ -1,4 +1,4 @@
-"""What `perception.decoding.decoder` keeps of a batch of unfinished answers: their ids and drafts, and the cache they share."""
+"""The batch of unfinished answers that the decoder works on: their ids and drafts, and the cache they share."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from perception.chains import Answer, kind_of_question, prompt_for
-from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
 from perception.answers import final_answer, read_number, read_option, same_answer
+from perception.chains import Answer, kind_of_question, prompt_for
 from perception.evaluation.bootstrap import Interval, bootstrap_interval
+from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
 from perception.evaluation.report import Figure, drawn_answer, write_report
-from perception.model.perception_model import PerceptionModel, Prompt
 from perception.interleave.reasoner import Reasoner, draw_reasoning
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import Span
 
 CHAIN, DIRECT, INTERLEAVED = "chain", "direct", "interleaved"

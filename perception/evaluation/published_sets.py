@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from perception.datasets.images import ImageFile, check_exists
 from perception.answers import LETTERS, read_number
+from perception.datasets.images import ImageFile, check_exists
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
 """What the truth is: a letter; a number; anything that math-verify compares"""

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perception.decoding.cache_slots import cache_key
 from perception.chains import ATOMIC_DEPTH_QUESTION
+from perception.decoding.cache_slots import cache_key
 from perception.decoding.decoder import why_not
 from perception.decoding.draft_network import prompt_states
 from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image

@@ -6,8 +6,7 @@ What has to be known stands in the figure alone; the question only asks for x, o
 
 from __future__ import annotations
 
-from perception.geometry import angles
-from perception.geometry import lengths
+from perception.geometry import angles, lengths
 from perception.geometry.sketch import Family
 
 FAMILIES: dict[str, Family] = {

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perception.vocabulary.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
 from perception.vocabulary.names import PerceptionVocabulary
+from perception.vocabulary.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
 
 if TYPE_CHECKING:
     from perception.grammar.processor import SpanLogitsProcessor

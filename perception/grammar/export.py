@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from perception.vocabulary.spans import GROUP_SIZES
 from perception.vocabulary.names import INTERLEAVE, NAMINGS
+from perception.vocabulary.spans import GROUP_SIZES
 
 if TYPE_CHECKING:
     from perception.grammar.automaton import SpanGrammar

@@ -26,11 +26,11 @@ from transformers.generation import (
 )
 
 from perception.decoding.cache_slots import cache_given, cache_key
-from perception.interleave.context import InterleavedContext
-from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveSettings
-from perception.interleave.chains import InterleavedModel, Look, look_ids
-from perception.interleave.row_draws import RowDraws
 from perception.grammar.processor import mask_scores
+from perception.interleave.chains import InterleavedModel, Look, look_ids
+from perception.interleave.context import InterleavedContext
+from perception.interleave.row_draws import RowDraws
+from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
 Choose = Callable[[Tensor, int, int], Tensor]

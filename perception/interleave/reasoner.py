@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from perception.interleave.selector import VisualTokenSelector
-from perception.interleave.generation import InterleavedGenerator
-from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.chains import InterleavedModel, Look
-from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.selector import VisualTokenSelector
+from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
+from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image
 
 SETTINGS_FILE = "interleave_settings.json"
 _ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)

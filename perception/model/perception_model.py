@@ -15,11 +15,18 @@ from perception.chains import Answer, ChatPrompt, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
-from perception.model.gate import ThinkingGate
-from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
-from perception.model.image_inputs import accepted_inputs, batch_images, batch_types, pad_rows, placeholder_ids, token_types
-from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.decoding.sampling import Sampling
+from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.model.gate import ThinkingGate
+from perception.model.image_inputs import (
+    accepted_inputs,
+    batch_images,
+    batch_types,
+    pad_rows,
+    placeholder_ids,
+    token_types,
+)
 from perception.model.seen_images import SeenFeatures, SeenImage, tag
 from perception.vocabulary.names import PerceptionVocabulary
 

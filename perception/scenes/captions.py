@@ -13,11 +13,11 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.questions import draw_selection, select, things_text
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
+from perception.scenes.styles import COLORS, SHAPES
 from perception.tokenizers.boxes import ROWS
 
 

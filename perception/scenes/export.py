@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from perception.scenes.styles import STYLES
 from perception.scenes.render import render_scenes
+from perception.scenes.styles import STYLES
 
 _RENDER = 32
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from perception.scenes.styles import get_style
 from perception.scenes.render import SceneBatch, render_parameters
 from perception.scenes.sampling import CANDIDATES, SceneParameters, sample_scenes
+from perception.scenes.styles import get_style
 
 CHANGES = ("move", "add", "remove", "none")
 _STEP = (0.25, 0.8)

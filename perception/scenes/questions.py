@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import LETTERS, choose_markers, draw_markers, marker_nearness
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
+from perception.scenes.styles import COLORS, SHAPES
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_style
 from perception.scenes.sampling import MAX_OBJECTS, SceneParameters, sample_scenes
+from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_style
 
 INFINITY = 1e9
 MIN_VISIBLE_SHARE = 0.35

@@ -1,4 +1,4 @@
-"""The two styles of the scenes: *standard*, on which all is trained, and *shifted*, kept for tests of generalisation."""
+"""The two styles of scenes: *standard*, for training, and *shifted*, kept for tests of generalisation."""
 
 from __future__ import annotations
 

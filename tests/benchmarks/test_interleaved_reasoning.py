@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toy_figures import make_toy_folder, toy_problems
 
 from benchmarks.interleaved_reasoning import ARMS, Recipes, Scale, bars, chooser, measure, plan, row_of
 from benchmarks.reasoning_page import page
 from train import interleave, reinforce
 from train.data.geometry import GeometryData
-
-from toy_figures import make_toy_folder, toy_problems
 
 SHORTEST = Scale(problems=8, text=1, second=1, batch_size=2, sums=0, reinforced=1, test=3)
 DATA = GeometryData(image_size=32, grid_size=4)

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.frames import FULL, Tally, name_of, report
 from benchmarks.thinking_gate import bars, calibration, measure, policy, random_for_tokens
-from perception.model.gate import NUM_PLAIN, Setting, ThinkingGate
 from perception.extras.frames import FrameConfig
+from perception.model.gate import NUM_PLAIN, Setting, ThinkingGate
 
 
 def made(count: int = 400) -> tuple[ThinkingGate, dict[str, torch.Tensor]]:

@@ -14,8 +14,8 @@ from demos import reasoning
 from demos.app import build_demo
 from demos.guards import Refused
 from demos.handlers import EXAMPLES
-from perception.model.perception_model import PerceptionModel
 from perception.interleave.reasoner import Reasoner, Reasoning, ReasoningStep
+from perception.model.perception_model import PerceptionModel
 
 FIGURE = sorted(EXAMPLES.glob("figure-*.png"))[0]
 

@@ -10,8 +10,8 @@ import transformers
 from tiny_models import build_tokenizer
 from torch import Tensor
 
-from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.chains import InterleavedModel
+from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.visual_tokens import VisualLayout
 from perception.vocabulary.names import PerceptionVocabulary
 

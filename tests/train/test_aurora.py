@@ -30,8 +30,8 @@ from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import Span
 from train import aurora
 from train.aurora import AuroraConfig, LoraSettings
-from train.data.scenes import TaskBatches, TaskMaker
 from train.data.curriculum import CurriculumConfig
+from train.data.scenes import TaskBatches, TaskMaker
 from train.loop.fit import FitResult, LoopConfig
 
 PROCESSES = multiprocessing.get_context("forkserver")

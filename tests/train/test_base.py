@@ -10,10 +10,10 @@ import torch
 
 from perception.evaluation.scenes import HELD_OUT_SEED
 from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
+from perception.scenes.styles import COLORS, SHAPES
 from perception.vocabulary.names import PerceptionVocabulary
 from train.aurora import AuroraConfig
 from train.base import (
@@ -27,8 +27,8 @@ from train.base import (
     scene_of,
     text_corpus,
 )
-from train.quickstart import QuickstartConfig
 from train.models.tiny import NUM_IMAGE_TOKENS, train_text_tokenizer
+from train.quickstart import QuickstartConfig
 from train.tower import TowerConfig, cell_of, dense_targets
 
 _THING = rf"(({'|'.join(COLORS)}) )?({'|'.join(SHAPES)}|object)"

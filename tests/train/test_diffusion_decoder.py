@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.loop.command_line import fingerprint
 from train.diffusion_decoder import DiffusionTrainingConfig, train
+from train.loop.command_line import fingerprint
 from train.loop.fit import LoopConfig
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.diffusion import DiffusionDecoder

@@ -20,16 +20,16 @@ from transformers import AutoModelForImageTextToText
 from perception import chains
 from perception.datasets.images import ImageFile
 from perception.datasets.records import Record
+from perception.model.folder import read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.model.perception_model import PerceptionModel, Prompt
-from perception.model.folder import read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.data.record_rows import RecordRows
+from train.data.rows import RowEncoder, TokenWeights
+from train.loop.optimizer import parameter_groups
 from train.models.adapters import LoraSettings, adapt, merged
 from train.models.losses import LossSettings, SpanLosses, target_logits
 from train.models.parts import embedding_names, projector_names, tower_parameters
-from train.loop.optimizer import parameter_groups
-from train.data.record_rows import RecordRows
-from train.data.rows import RowEncoder, TokenWeights
 
 SETTINGS = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10)
 QUESTION = "How many red cubes are there?"

@@ -14,8 +14,8 @@ import pytest
 from page_commands import ROOT, commands, execute, like_a_checkout
 
 from perception.vocabulary.names import PerceptionVocabulary
-from train.loop.command_line import flatten
 from train.finetune import FinetuneConfig
+from train.loop.command_line import flatten
 
 pytest.importorskip("peft")
 PAGE = (ROOT / "docs" / "fine_tune.md").read_text()

@@ -27,14 +27,14 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
 from train import finetune
-from train.models.adapters import LoraSettings
-from train.loop.command_line import parse_config
 from train.data.curriculum import KindSchedule
-from train.finetune import FinetuneConfig, FinetuneResult, write_folder
-from train.models.losses import LossSettings
 from train.data.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
 from train.data.records import SourcesConfig
+from train.finetune import FinetuneConfig, FinetuneResult, write_folder
+from train.loop.command_line import parse_config
 from train.loop.record_trainer import checkpoints
+from train.models.adapters import LoraSettings
+from train.models.losses import LossSettings
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("accelerate")

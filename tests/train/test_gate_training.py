@@ -3,13 +3,8 @@ nothing."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-
 from tiny_perception import build_perception
 
 from perception.evaluation.scenes import scene_items

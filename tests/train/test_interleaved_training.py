@@ -15,13 +15,13 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.triggers import HeadingTrigger, InterleaveSettings
 from perception.interleave.chains import Look
+from perception.interleave.triggers import HeadingTrigger, InterleaveSettings
 from train.data.geometry import GeometryData
-from train.interleave import ChainLoss, InterleaveConfig, own_looks, read_interleaved, train
-from train.rl.answers import answer_problems, selection_f1
 from train.data.interleaved import REGIONS, ChainBatches, with_regions
+from train.interleave import ChainLoss, InterleaveConfig, own_looks, read_interleaved, train
 from train.loop.fit import FitResult, LoopConfig
+from train.rl.answers import answer_problems, selection_f1
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.interleave", "accelerate.utils", "torch.utils.tensorboard"])

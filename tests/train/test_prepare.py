@@ -18,14 +18,14 @@ from PIL import Image
 from tiny_families import save_family
 from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigold, save_owlv2
 
-from perception.datasets.labelling.box_teachers import OpenVocabulary, Ssd, kept
 from perception.datasets.depth.questions import relative_depth
 from perception.datasets.depth.teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
 from perception.datasets.images import ImageFile
-from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
+from perception.datasets.labelling.box_teachers import OpenVocabulary, Ssd, kept
 from perception.datasets.labelling.jobs import read_prepared
-from perception.datasets.shards import records
+from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
 from perception.datasets.labelling.teachers import Detections, TeachersConfig
+from perception.datasets.shards import records
 from perception.model.shipped import shipped
 from train.finetune import main as finetune
 from train.prepare import PrepareConfig, labeller, main, prepare

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from perception.datasets.interleaved.making import MakingSettings, parse_row, split_steps
-from perception.datasets.interleaved.jobs import KeywordsStopped, read_shards
 from perception.datasets.interleaved.endpoint import EndpointSettings, KeywordError
-from perception.datasets.interleaved.regions import RegionRule, step_cells
+from perception.datasets.interleaved.jobs import KeywordsStopped, read_shards
 from perception.datasets.interleaved.keywords import KeywordSettings, asked_keywords, parse_reply, rule_keywords
+from perception.datasets.interleaved.making import MakingSettings, parse_row, split_steps
 from perception.datasets.interleaved.ocr import Word, split_line
+from perception.datasets.interleaved.regions import RegionRule, step_cells
 from train.prepare_interleave import PrepareConfig, made_problems, main, prepare
 
 SIZE = 64

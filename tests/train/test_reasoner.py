@@ -13,10 +13,10 @@ from toy_figures import make_toy_folder, toy_problems
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.interleave.generation import InterleavedGenerator
-from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.chains import Look
+from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.reasoner import Reasoner, ReasoningStep, draw_reasoning, draw_step, visual_grid
+from perception.interleave.triggers import GENERATED, InterleaveSettings
 
 
 @pytest.fixture(scope="module")

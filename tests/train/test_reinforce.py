@@ -11,8 +11,8 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.chains import Look
+from perception.interleave.triggers import InterleaveSettings
 from perception.vocabulary.names import Span
 from train import reinforce
 from train.interleave import read_interleaved

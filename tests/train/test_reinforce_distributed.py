@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.selector import SelectorConfig, VisualTokenSelector
-from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.chains import InterleavedModel, Look
 from perception.interleave.row_draws import RowDraws
+from perception.interleave.selector import SelectorConfig, VisualTokenSelector
+from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures
 from train import reinforce
-from train.loop.evaluation import Evaluation
 from train.interleave import read_interleaved
+from train.loop.evaluation import Evaluation
 from train.loop.fit import LoopConfig
 from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from perception.scenes.store import SceneStore
-from train.loop.checkpoints import CheckpointError
 from train.data.depth_augmentation import training_batch, visible_patches
+from train.loop.checkpoints import CheckpointError
 from train.loop.fit import LoopConfig
 from train.tokenizer import DepthBatches, TokenizerConfig, train
 from vqvae import VQVAE, VQVAEConfig

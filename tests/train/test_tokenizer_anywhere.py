@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported once for all processes below)
 
-from train.loop.command_line import build_config
 from train.data.depth_augmentation import training_batch
+from train.loop.command_line import build_config
 from train.loop.fit import LoopConfig, fit
 from train.tokenizer import TokenizerConfig, tokenizer_loss, train
 from train.views.tokenizer import codebook_picture, evaluate_tokenizer

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from perception.scenes.styles import COLORS, SHAPES
 from perception.scenes.markers import choose_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
+from perception.scenes.styles import COLORS, SHAPES
 from train.tower import (
     GRID,
     DenseTower,

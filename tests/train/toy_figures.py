@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perception.geometry.problems import covered_cells
 from perception.vocabulary.names import PerceptionVocabulary
+from train.data.interleaved import ChainProblem, ChainStep, Mark
 from train.figure_tower import GeometrySize
 from train.geometry_base import build_geometry_model, geometry_processor, geometry_tokenizer
 from train.interleave import InterleavedFolder, InterleaveSettings, read_interleaved
-from train.data.interleaved import ChainProblem, ChainStep, Mark
 
 SIZE, GRID = 128, (8, 8)
 

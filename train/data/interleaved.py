@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from perception.chains import ChatPrompt
-from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
+from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, images_of
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sum_rows

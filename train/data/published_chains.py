@@ -13,8 +13,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.answers import MARKED, final_answer
+from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.interleave.reasoner import visual_grid
 from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 

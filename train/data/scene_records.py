@@ -23,11 +23,11 @@ from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
 from perception.model.folder import find_folder
 from perception.scenes.captions import conversation
-from perception.scenes.styles import STYLES
 from perception.scenes.markers import LETTERS
 from perception.scenes.questions import depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
+from perception.scenes.styles import STYLES
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from train.data.scenes import TaskMaker

@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from train.loop.averages import Averages
 from train.loop.checkpoints import Checkpoints, RunState
-from train.loop.evaluation import EvaluateFn, HeldOut
 from train.loop.config import LoopConfig, deciding_settings
+from train.loop.evaluation import EvaluateFn, HeldOut
 from train.loop.memory import release_memory
 from train.loop.optimizer import build_optimizer, learning_rate_at
 from train.loop.progress import Display, RunLog
@@ -94,7 +94,8 @@ def fit(
         evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
             after the last; on the main process alone, so it must not wait for others.
         after_step: called on every process after each optimiser step, before anything is saved or evaluated.
-        fingerprint: the caller's own settings (JSON values, `train.loop.command_line.flatten`); a run is not resumed with others.
+        fingerprint: the caller's own settings (JSON values, `train.loop.command_line.flatten`); a run is not resumed
+        with others.
 
     Raises:
         CheckpointError: for a checkpoint that is damaged or of other settings.

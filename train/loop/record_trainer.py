@@ -1,7 +1,7 @@
 """transformers' Trainer for records: our batches and loss, its devices, precision, sharding and resuming.
 
-`train.loop.fit` trains data-parallel. Models that are sharded over devices (FSDP2, DeepSpeed ZeRO-3) need what the Trainer
-has; the batches are pure functions of the step here, too.
+`train.loop.fit` trains data-parallel. Models that are sharded over devices (FSDP2, DeepSpeed ZeRO-3) need what the
+Trainer has; the batches are pure functions of the step here, too.
 """
 
 from __future__ import annotations

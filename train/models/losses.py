@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.vocabulary.spans import MODALITIES
 from perception.vocabulary.names import PerceptionVocabulary
+from perception.vocabulary.spans import MODALITIES
 from train.base import IGNORE
 from vqvae import VQVAE
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from perception.answers import final_answer, same_answer
-from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.chains import InterleavedModel, Look
+from perception.interleave.generation import InterleavedGenerator
 from train.data.interleaved import ChainEncoder, ChainProblem
 
 Chooser = Callable[[ChainProblem, Tensor, int], Tensor]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from perception.answers import MARKED, final_answer, same_answer
-from perception.vocabulary.spans import SpanError
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
+from perception.vocabulary.spans import SpanError
 
 Reward = Callable[..., list[float]]
 """(completions, **columns) -> one number in [0, 1] a completion."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.jobs import tokenize
 from perception.datasets.depth.pairs import find_pairs, read_pairs
 from perception.datasets.depth.questions import DepthRules, ask_depth
 from perception.datasets.records import RecordSet
-from perception.datasets.depth.jobs import tokenize
 from vqvae import VQVAE
 
 

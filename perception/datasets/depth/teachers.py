@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from perception.datasets.depth.files import read_depth
+from perception.datasets.depth.measured import Stereo, match_stereo
 from perception.datasets.depth.pairs import find_pairs
 from perception.datasets.images import ImageFile
-from perception.datasets.depth.measured import Stereo, match_stereo
 
 DEPTH_ANYTHING = "depth-anything/Depth-Anything-V2-Small-hf"
 MARIGOLD = "prs-eth/marigold-depth-v1-1"

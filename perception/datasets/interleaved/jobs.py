@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.endpoint import KeywordError
+from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
 from perception.datasets.shards import keep_plan, locked, record_file, write_skipped, write_whole
 

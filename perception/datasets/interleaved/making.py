@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from perception.datasets.images import ImageFile
-from perception.datasets.interleaved.regions import RegionRule, step_cells
 from perception.datasets.interleaved.keywords import KEYWORD_MAKERS, KeywordSettings, MakeKeywords
 from perception.datasets.interleaved.mint_cot import CLOSE, OPEN, InterleavedProblem, InterleavedStep, qwen_grid
 from perception.datasets.interleaved.ocr import OCR_ENGINES, ReadWords, Word
+from perception.datasets.interleaved.regions import RegionRule, step_cells
 
 _STEP = re.compile(r"^[ \t]*(?:#+[ \t]*)?(?:\*\*)?Step[ \t]*\d+(?:\*\*)?[ \t]*[:.](?:\*\*)?", re.I | re.M)
 _ANSWER = re.compile(r"\n\s*Answer:[^\n]*\s*$", re.IGNORECASE)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from perception.datasets.interleaved.ocr import Word
-from perception.geometry.problems import covered_cells
 from perception.geometry.figure import Box
+from perception.geometry.problems import covered_cells
 
 _FUZZY_LETTERS, _FUZZY_RATIO = 4, 0.8
 _POINTS_ON_A_LINE = 64

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from perception.datasets.depth.jobs import encode_maps
 from perception.datasets.depth.questions import relative_depth
 from perception.datasets.images import ImageFile
 from perception.datasets.labelling.teachers import BoxTeacher, DepthTeacher, Detections
-from perception.datasets.depth.jobs import encode_maps
 from vqvae import VQVAE
 from vqvae.normalisation import resize_masked
 

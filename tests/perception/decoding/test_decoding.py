@@ -14,10 +14,10 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from perception.decoding.decoder import DecodingTrace, SpanDecoder
 from perception.decoding.drafts import DraftBook, RowDraft
-from perception.grammar.automaton import SpanGrammar
-from perception.model.perception_model import Prompt
 from perception.decoding.sampling import Sampling
+from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
+from perception.model.perception_model import Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?", "What is this? It is a long question.")

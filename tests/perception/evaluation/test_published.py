@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from perception import cli
 from perception.chains import Answer
-from perception.evaluation.published_sets import PublishedItem, options_in, read_published
 from perception.evaluation.published_scores import Given, accuracies, answer_published, keep_plan, score
+from perception.evaluation.published_sets import PublishedItem, options_in, read_published
 from perception.vocabulary.names import Span
 
 

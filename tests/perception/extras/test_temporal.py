@@ -10,10 +10,10 @@ from tiny_perception import CHAT_TEMPLATE
 from transformers import LlavaProcessor, SiglipImageProcessor
 
 from perception.chains import ATOMIC_DEPTH_QUESTION
+from perception.extras.frames import FrameConfig, FrameDepth, FrameMap, changed_cells
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.scenes.frames import CHANGES, render_frames
 from perception.scenes.render import render_scenes
-from perception.extras.frames import FrameConfig, FrameDepth, FrameMap, changed_cells
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 GRID = (4, 4)

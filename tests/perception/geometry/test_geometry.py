@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from perception.geometry.figure import Figure, Mark, at
 from perception.geometry.problems import (
     FAMILIES,
     HELD_OUT,
@@ -16,7 +17,6 @@ from perception.geometry.problems import (
     problem,
     problems,
 )
-from perception.geometry.figure import Figure, Mark, at
 
 SPLIT_OF = {name: "held-out" if name in HELD_OUT else "train" for name in FAMILIES}
 _SUM = re.compile(r"\d[\d +*/-]*$")

@@ -17,7 +17,6 @@ from tiny_vlms import HIDDEN_SIZE, KINDS, TinyVLM
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from perception.interleave.selector import CONFIG_FILE, WEIGHTS_FILE, SelectorConfig, VisualTokenSelector, selection_losses
 from perception.interleave.chains import (
     IGNORED,
     InterleavedBatch,
@@ -29,8 +28,15 @@ from perception.interleave.chains import (
     look_ids,
     with_selections,
 )
-from perception.model.shipped import shipped
+from perception.interleave.selector import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    SelectorConfig,
+    VisualTokenSelector,
+    selection_losses,
+)
 from perception.interleave.visual_tokens import VisualFeatures, VisualLayout
+from perception.model.shipped import shipped
 from perception.vocabulary.names import PerceptionVocabulary
 
 

@@ -12,11 +12,11 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from perception.decoding.cache_slots import cache_given
 from perception.grammar.automaton import SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
+from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
 from perception.interleave.context import InterleavedContext
 from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
 from perception.interleave.triggers import InterleaveSettings
-from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
-from perception.grammar.processor import SpanLogitsProcessor
 from perception.interleave.visual_tokens import gather_columns
 
 TOLERANCE = 2e-4

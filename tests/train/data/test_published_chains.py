@@ -13,10 +13,10 @@ from toy_figures import make_toy_folder, toy_problems
 
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedStep, on_grid, write_mint_cot
 from perception.interleave.chains import Look
+from train.data.published_chains import PublishedData, read_published
 from train.interleave import InterleaveConfig, InterleavedFolder, read_interleaved
 from train.interleave import train as interleave
 from train.loop.fit import LoopConfig
-from train.data.published_chains import PublishedData, read_published
 from train.reinforce import ReinforceConfig
 from train.reinforce import train as reinforce
 

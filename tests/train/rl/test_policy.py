@@ -10,8 +10,8 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.selector import SelectorConfig, VisualTokenSelector
 from perception.interleave.chains import LabelRule, Look, build_batch
+from perception.interleave.selector import SelectorConfig, VisualTokenSelector
 from train.rl.policy import (
     DETERMINISTIC,
     ChainLogProbs,
