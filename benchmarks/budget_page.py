@@ -60,8 +60,8 @@ def write_page(result: dict[str, Any]) -> Path:
         f"Made by `python -m benchmarks.token_budgets`: each tokenizer trained for {result['steps']} steps of "
         f"{result['batch_size']} maps (the shipped one had 4,500), measured on {result['scenes_a_style']} held-out "
         "scenes per style at 160 x 160 and on measured maps at their own size, in each map's own range. Intervals of "
-        "all figures are in `token_budgets.json`. RMSE is in the scenes' unit, or metres. Order: all of so many points, "
-        "at least 20/255 apart in nearness, are in order. Edges F1 is Depth Pro's boundary F1 without thinning.",
+        "all figures are in `token_budgets.json`. RMSE is in the scenes' unit, or metres. Order: all of so many points "
+        "are at least 20/255 apart in nearness and in order. Edges F1 is Depth Pro's boundary F1 without thinning.",
         "",
         f"Machine: {result['processor']}, {result['cores']} cores; torch {result['torch']}; "
         f"commit {result['commit'][:12]}.",
