@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+    from perception.model.perception_model import PerceptionModel
     from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
     from perception.vocabulary.names import MODALITIES, PerceptionVocabulary, Span, SpanError
 
 _HOMES = {
     "MODALITIES": "perception.vocabulary.names",
+    "PerceptionModel": "perception.model.perception_model",
     "PerceptionVocabulary": "perception.vocabulary.names",
     "Span": "perception.vocabulary.names",
     "SpanError": "perception.vocabulary.names",
@@ -31,6 +33,7 @@ __all__ = [
     "TOKENIZERS",
     "BoxTokenizer",
     "DepthTokenizer",
+    "PerceptionModel",
     "PerceptionVocabulary",
     "PointTokenizer",
     "Span",

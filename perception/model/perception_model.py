@@ -18,7 +18,6 @@ from perception.decoding.drafts import DraftBook
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
 from perception.model.folder import check_files, find_folder, read_model, read_processor
-from perception.model.gate import ThinkingGate
 from perception.model.image_inputs import (
     accepted_inputs,
     batch_images,
@@ -88,15 +87,10 @@ class PerceptionModel:
         vocabulary: PerceptionVocabulary,
         depth_tokenizer: VQVAE | None = None,
         draft_network: DraftNetwork | None = None,
-        gate: ThinkingGate | None = None,
     ):
-        """`draft_network` makes answers faster and changes none; `gate` is what mode "auto" asks. Raises ValueError for
-        parts that do not belong together."""
+        """`draft_network` speeds up decoding and changes no answer. Raises ValueError where the parts do not match."""
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
-        if gate is not None:
-            gate.check(model)
-        self.gate = gate
         self.model = model.eval()
         self.processor = processor
         self.vocabulary = vocabulary
@@ -133,8 +127,7 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
         depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None
-        network, gate = DraftNetwork.load(folder), ThinkingGate.load(folder)
-        return cls(model.to(device), processor, vocabulary, depth_tokenizer, network, gate)
+        return cls(model.to(device), processor, vocabulary, depth_tokenizer, DraftNetwork.load(folder))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a stock transformers folder with the vocabulary and the depth tokenizer beside it."""
@@ -144,8 +137,6 @@ class PerceptionModel:
             self.depth_tokenizer.save_pretrained(Path(path) / "depth_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
-        if self.gate is not None and not self.gate.apart(self.model):  # one that was trained on needs a gate anew
-            self.gate.save(path)
         self.vocabulary.save(path)
 
     def compile(self, **settings: Any) -> None:
@@ -167,8 +158,8 @@ class PerceptionModel:
         Args:
             image: a path, a PIL image, a (H, W, 3) uint8 array, or what `look` gave.
             question: plain text; names of perception tokens inside it stay plain text.
-            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the model's gate finds
-                it worth the tokens; without a gate wherever the question is of a kind that a chain fits.
+            mode: "chain" draws perception first, "direct" answers at once, "auto" draws first where a
+                chain fits the question (it counts or asks for depth) and answers directly elsewhere.
             max_new_tokens: room for the whole answer; a depth map takes its grid and two tokens.
 
         Raises:

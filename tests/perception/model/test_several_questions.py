@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_perception import build_perception
 from tiny_vlms import KINDS, TinyVLM
 
@@ -147,3 +148,18 @@ def test_bad_batches_are_refused_before_anything_is_answered(images, modes, said
 
 def test_no_questions_no_answers():
     assert build_perception(0).ask_many(noise(), []) == []
+
+
+def test_auto_draws_where_a_chain_fits_the_question():
+    model = build_perception(1)
+    answers = model.ask_many(noise(), ["How many red cubes are there?", "Which point is closest?", "What is this?"])
+    assert [answer.mode for answer in answers] == ["chain", "chain", "direct"]
+
+
+def test_a_folder_with_the_gate_of_an_older_version_loads_and_saves_without_it(tmp_path):
+    build_perception(1).save_pretrained(tmp_path / "old")
+    save_file({"weight": torch.zeros(3, 24)}, tmp_path / "old" / "thinking_gate.safetensors")
+    model = PerceptionModel.from_pretrained(tmp_path / "old")
+    assert model.ask(noise(), "How many red cubes are there?").mode == "chain"
+    model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "thinking_gate.safetensors").exists()
