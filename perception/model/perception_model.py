@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from perception.chains import Answer, ChatPrompt, read_ids
+from perception.chains import Answer, ChatPrompt, choose_mode, prompt_for, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
@@ -186,9 +186,27 @@ class PerceptionModel:
             ValueError: as `ask` does, before anything is answered where a question or a mode is at fault; for numbers
                 of images or modes that are not the questions'.
         """
-        from perception.model.asking import ask_many
-
-        return ask_many(self, images, questions, modes, max_new_tokens, batch_size)
+        count = len(questions)
+        per_question = list(images) if isinstance(images, list | tuple) else [images] * count
+        asked_modes = [modes] * count if isinstance(modes, str) else list(modes)
+        for name, values in (("images", per_question), ("modes", asked_modes)):
+            if len(values) != count:
+                raise ValueError(f"{name} must be one, or one a question: got {len(values)} for {count} questions")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        chosen = [choose_mode(question, mode) for question, mode in zip(questions, asked_modes, strict=True)]
+        answers: list[Answer] = []
+        seen: dict[int, Any] = {}
+        for start in range(0, count, batch_size):
+            rows = range(start, min(start + batch_size, count))
+            seen = {id(per_question[i]): seen.get(id(per_question[i])) for i in rows}
+            for i in rows:
+                if seen[id(per_question[i])] is None:
+                    seen[id(per_question[i])] = self.look(per_question[i])
+            prompts = [Prompt(seen[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
+            found = self.answer(prompts, max_new_tokens)
+            answers += [replace(answer, mode=chosen[i]) for i, answer in zip(rows, found, strict=True)]
+        return answers
 
     def look(self, image: ImageLike) -> SeenImage:
         """An image that is prepared once and whose visual features are computed once, for several questions: it stands
