@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+    from perception.grammar.automaton import SpanGrammar
+    from perception.grammar.processor import SpanLogitsProcessor
     from perception.model.perception_model import PerceptionModel
     from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
     from perception.vocabulary.names import MODALITIES, PerceptionVocabulary, Span, SpanError
@@ -21,7 +22,7 @@ _HOMES = {
     "Span": "perception.vocabulary.names",
     "SpanError": "perception.vocabulary.names",
     "SpanGrammar": "perception.grammar.automaton",
-    "SpanLogitsProcessor": "perception.grammar.automaton",
+    "SpanLogitsProcessor": "perception.grammar.processor",
     "TOKENIZERS": "perception.tokenizers",
     "BoxTokenizer": "perception.tokenizers",
     "DepthTokenizer": "perception.tokenizers",

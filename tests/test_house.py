@@ -7,6 +7,7 @@ import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ ABOVE = {
 }
 """What a package must not import, anywhere in its code: vqvae <- perception <- train, demos, benchmarks."""
 HEAVY = {"transformers", "gradio", "plotly", "peft", "accelerate", "datasets", "diffusers", "matplotlib", "skimage"}
+MAX_ENTRIES, MAX_RECIPES = 14, 26
+"""Entries of perception/ and Python files directly in train/, at most"""
 MAX_NEW_MODULES = 400
 """Modules that `import perception, vqvae` may load beyond torch's; 185 when this was written."""
 NOT_RUN = "<!-- not run -->"
@@ -92,6 +95,67 @@ def test_no_file_names_a_place_on_somebody_s_machine() -> None:
             lines = path.read_text().splitlines()
             found += [f"{path.relative_to(ROOT)}: {m[0]}" for line in lines if (m := place.search(line))]
     assert found == []
+
+
+def import_graph(packages: Sequence[str]) -> dict[str, set[str]]:
+    """Modules that each module imports, at its head, inside functions and under TYPE_CHECKING alike."""
+    paths = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for p in packages for path in modules(p)}
+    names = {path: name.removesuffix(".__init__") for path, name in paths.items()}
+    known, graph = set(names.values()), {}
+    for path, name in names.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inner & known or {node.module}
+        graph[name] = found & known - {name}
+    return graph
+
+
+def import_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or by way of others."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set[str](), [start]
+        while todo:
+            for name in graph[todo.pop()] - seen:
+                seen.add(name)
+                todo.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    groups = {tuple(sorted(other for other in reach[name] if name in reach[other])) for name in graph}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert import_cycles(import_graph(PACKAGES)) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": {"e"}, "f": set[str]()}
+    assert import_cycles(graph) == [["a", "b", "c"], ["e"]]
+
+
+def test_folders_are_small_enough_to_look_through() -> None:
+    entries = {
+        p.name for p in (ROOT / "perception").iterdir() if p.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
+    assert len(entries) <= MAX_ENTRIES, sorted(entries)
+    recipes = list((ROOT / "train").glob("*.py"))
+    assert len(recipes) <= MAX_RECIPES, sorted(path.name for path in recipes)
+
+
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for package in ("vqvae", "perception", "train", "demos"):
+        for path in modules(package):
+            classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+            for node in classes:
+                homes.setdefault(node.name.lstrip("_"), []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
 
 
 def documents() -> list[Path]:

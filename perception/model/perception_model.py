@@ -16,7 +16,8 @@ from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
 from perception.decoding.sampling import Sampling
-from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.grammar.automaton import SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import (
     accepted_inputs,
