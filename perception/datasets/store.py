@@ -187,4 +187,3 @@ def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
     for array in maps.values():
         array.flush()
     return list(maps)
-

@@ -90,9 +90,7 @@ def _maps_of(file: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | Val
         yield "", error
 
 
-def _read_part(
-    root: Path, files: Sequence[Path], meant: DepthFormat, size: int, inverse: bool, number: int
-) -> Part:
+def _read_part(root: Path, files: Sequence[Path], meant: DepthFormat, size: int, inverse: bool, number: int) -> Part:
     maps, names, skipped = list[np.ndarray](), list[str](), list[tuple[str, str]]()
     for file in files[number * FILES_PER_PART : (number + 1) * FILES_PER_PART]:
         for suffix, depth in _maps_of(file, meant):
