@@ -3,8 +3,8 @@
     vllm serve runs/own/model --structured-outputs-config.backend guidance
     python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?"
 
-Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads a depth map
-back from the answer's tokens, and the depth tokenizer in the model's folder draws it.
+Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads a
+depth map back from the answer's tokens, and the depth tokenizer in the model's folder draws it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def grammar_of(folder: str) -> SpanGrammar:
 
 
 def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> dict[str, Any]:
-    """The body of a chat completion. `skip_special_tokens` is off because spans are special tokens that we want to see."""
+    """The body of a chat completion. Spans are special tokens, so `skip_special_tokens` is off."""
     shown = base64.b64encode(image.read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/{image.suffix[1:]};base64,{shown}"}},
