@@ -213,7 +213,7 @@ def plot(result: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer questions, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer questions; write nothing")
     parser.add_argument("--model", default=str(MODEL), help="folder of the model")
     arguments = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(arguments.model)
