@@ -91,8 +91,8 @@ def test_what_falls_short_is_named(changed: dict[str, float], short: set[str]) -
 
 
 def test_lines_of_bars() -> None:
-    assert Bar("gain", 12.34, 10.0).line() == "gain: 12.3 points, bar 10.0, ok"
-    assert Bar("gain", 7.5, 10.0).line() == "gain: 7.5 points, bar 10.0, SHORT by 2.5"
+    assert Bar("gain", 12.34, 10.0).line() == "gain: 12.3 points, target 10.0, met"
+    assert Bar("gain", 7.5, 10.0).line() == "gain: 7.5 points, target 10.0, MISSED by 2.5"
 
 
 def test_interventions_that_were_not_measured_have_no_bar() -> None:
