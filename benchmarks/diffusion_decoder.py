@@ -1,10 +1,10 @@
-"""Measure whether a diffusion decoder draws sharper maps from the same codes (`python -m
-benchmarks.diffusion_decoder`).
+"""Measure how sharp a diffusion decoder's maps are (`python -m benchmarks.diffusion_decoder`).
 
 The shipped tokenizer encodes held-out scenes of both styles, and the measured maps that are installed, at 160 x 160.
-Its plain decoder and the diffusion decoder with 1 to 8 steps decode them. Reports edge errors and RMSE, and the time of
-each relative to the plain decoder in the same run. Writes `benchmarks/results/diffusion_decoder.json` and the picture
-`docs/diffusion_decoder.png` in five minutes on two cores. `python -m train.diffusion_decoder` makes the weights.
+Its plain decoder and the diffusion decoder with 1 to 8 steps decode the same codes. Reports edge errors and RMSE, and
+the time of each relative to the plain decoder in the same run. Writes `benchmarks/results/diffusion_decoder.json` and
+the picture `docs/diffusion_decoder.png` in five minutes on two cores. `python -m train.diffusion_decoder` makes the
+weights.
 
 With --check it measures the targets on fewer scenes, prints one line per target, and exits 1 if a target is missed.
 """

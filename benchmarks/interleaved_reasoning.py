@@ -241,8 +241,10 @@ def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: str) ->
 
 
 def gain(table: dict[str, dict[str, Any]], better: str, worse: str) -> Interval | None:
-    """Gain of one arm over another: over problems, each with the mean of the seeds that both have; None if there are
-    none."""
+    """Gain of one arm over another, over the problems; None if no seed has both.
+
+    Each problem counts with the mean of the seeds that both arms have.
+    """
     ours, theirs = table[better]["right"], table[worse]["right"]
     common = sorted(ours.keys() & theirs.keys())
     if not common:

@@ -67,8 +67,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def fed_tokens(found: InterleavedGeneration, prompts: Sequence[int], folder: InterleavedFolder) -> int:
-    """Tokens of the longest row that the model has read: prompt, all that it wrote but the last token, and what looks
-    brought."""
+    """Tokens of the longest row that the model has read.
+
+    They are the prompt, all that it wrote but the last token, and what looks brought in.
+    """
     layout = folder.model.layout
     lengths = []
     for answer, prompt in zip(found.answers, prompts, strict=True):

@@ -92,8 +92,10 @@ def mean_of(found: dict[str, Any], arm: str, pattern: str, figure: str) -> float
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
-    """Targets: masked training costs little on whole maps, and wins where patches are missing and holes are not filled
-    in."""
+    """Targets of masked training.
+
+    It costs little on whole maps, and wins where patches are missing and holes are not filled in.
+    """
     told, whole = ARMS[1].name, "whole"
     masked = ARMS[3].name
     gain = mean_of(found, told, "patches", "abs_rel") / mean_of(found, masked, "patches", "abs_rel")

@@ -70,8 +70,7 @@ class MovingCodebook(nn.Module):
         return torch.cdist(vectors, self.codebook).argmin(-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised vectors (N, D) with a straight-through gradient, and the commitment loss (), of vectors (N,
-        D)."""
+        """Quantised (N, D) with a straight-through gradient, and the commitment loss (), of vectors (N, D)."""
         codes = self.encode(vectors.detach())
         quantized = self.codebook[codes]  # (N, D)
         commitment = (vectors - quantized).square().mean()

@@ -52,8 +52,11 @@ def read_config(path: Path, config_class: type[Config]) -> Config:
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, with names, shapes and dtypes as `expected`; raises CheckpointError
-    otherwise."""
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: for a file that is missing or broken, or names, shapes or dtypes other than `expected`.
+    """
     try:
         found = load_file(path)
     except FileNotFoundError:

@@ -108,8 +108,10 @@ class VQVAEConfig:
 
     @property
     def cell_order(self) -> tuple[int, ...]:
-        """Row-major numbers of the cells, in the order in which a map's codes form a sequence (B, h*w): row by
-        row, or coarse to fine for nested codes (`vqvae.nesting.coarse_to_fine`)."""
+        """Row-major numbers of the cells, in the order in which a map's codes form a sequence (B, h*w).
+
+        The order is row by row, or coarse to fine for nested codes (`vqvae.nesting.coarse_to_fine`).
+        """
         return coarse_to_fine(self.grid_size) if self.nested else tuple(range(self.num_codes))
 
     @classmethod

@@ -111,8 +111,7 @@ def order_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
 
 
 def nearest_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
-    """True for each map whose point of largest predicted *nearness* is the target's nearest, (B,) bool (BLINK's
-    question)."""
+    """True for each map whose point of largest predicted *nearness* is the target's nearest, (B,) bool."""
     return values_at(predicted, points).argmax(1) == values_at(target, points).argmax(1)
 
 

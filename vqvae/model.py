@@ -123,10 +123,10 @@ class VQVAE(
 
     @torch.no_grad()
     def decode(self, codes: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Decode codes (B, h, w), or a sequence of codes (B, h*w) (see `to_sequence`), to maps (B, S, S) or (B,
-        *size).
+        """Decode codes (B, h, w), or a sequence of them (B, h*w), to maps (B, S, S) or (B, *size).
 
-        A nested tokenizer (`VQVAEConfig.nested`) also decodes the first n codes of a sequence, (B, n).
+        See `to_sequence` for the order of a sequence. A nested tokenizer (`VQVAEConfig.nested`) also decodes
+        the first n codes of a sequence, (B, n).
 
         Args:
             codes: integers 0..K-1.
@@ -269,8 +269,7 @@ class VQVAE(
 
     @torch.no_grad()
     def sort_codebook(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Renumber the codes so that they rise from far to near: code 0 stands for the farthest cells, K-1 the
-        nearest.
+        """Renumber the codes so that they rise from far to near: 0 for the farthest cells, K-1 for the nearest.
 
         A code is placed by the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth`
         (B, H, W); a code that is not in the sample is placed by the map made of that code only. Reconstructions

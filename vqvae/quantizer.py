@@ -102,8 +102,7 @@ class EMAQuantizer(nn.Module):
         return self.distances(vectors).argmin(-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise vectors (N, D): quantised (N, D) with a straight-through gradient, codes (N,), commitment loss
-        ()."""
+        """Quantised (N, D) with a straight-through gradient, codes (N,) and commitment loss () of vectors (N, D)."""
         vectors = vectors.float()
         if self.training and not bool(self.started):
             self._start(vectors.detach())
@@ -229,8 +228,8 @@ class FSQ(nn.Module):
         return 2 * self._lattice() / (self.levels - 1) - 1
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise vectors (N, D): quantised (N, D) with a straight-through gradient, codes (N,), a commitment
-        loss of zero ()."""
+        """Quantised (N, D) with a straight-through gradient, codes (N,) and a commitment loss of zero () of
+        vectors (N, D)."""
         steps = self._steps(vectors)
         rounded = steps + (steps.round() - steps).detach()
         return 2 * rounded / (self.levels - 1) - 1, self.encode(vectors), steps.new_zeros(())
