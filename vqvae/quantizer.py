@@ -228,8 +228,7 @@ class FSQ(nn.Module):
         return 2 * self._lattice() / (self.levels - 1) - 1
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantised (N, D) with a straight-through gradient, codes (N,) and a commitment loss of zero () of
-        vectors (N, D)."""
+        """Quantised (N, D) with a straight-through gradient, codes (N,) and a zero commitment loss () of (N, D)."""
         steps = self._steps(vectors)
         rounded = steps + (steps.round() - steps).detach()
         return 2 * rounded / (self.levels - 1) - 1, self.encode(vectors), steps.new_zeros(())
