@@ -22,7 +22,8 @@ from torch import Tensor
 from perception.chains import Answer
 from perception.evaluation.report import spans_to_draw
 from perception.evaluation.scenes import depth_tokenizer_of
-from perception.model.perception_model import PerceptionModel, load_image
+from perception.model.images import load_image
+from perception.model.perception_model import PerceptionModel
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene

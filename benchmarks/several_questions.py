@@ -1,7 +1,7 @@
 """How much faster are several questions about one image? `python -m benchmarks.several_questions`.
 
 Eight counting questions about each of 12 images, in three ways: one at a time, one at a time with a prepared image
-(`PerceptionModel.look`), and in one batch (`PerceptionModel.ask_many`). The ways take turns image by image on
+(`PerceptionModel.prepare_image`), and in one batch (`PerceptionModel.ask_many`). The ways take turns image by image on
 one thread, the first image is not timed, and what is compared is processor time, which other load on the machine
 stretches least. Writes `benchmarks/results/several_questions.json`.
 
@@ -40,7 +40,7 @@ def answer_all(model: PerceptionModel, picture: Tensor, mode: str, way: str) -> 
         return model.ask_many(picture, TEXTS, mode)
     if way == "one at a time":  # `ask` prepares its image, so that `answer` is the plain way
         return [model.answer([Prompt(picture, *prompt_for(text, mode))])[0] for text in TEXTS]
-    prepared = model.look(picture)
+    prepared = model.prepare_image(picture)
     return [model.ask(prepared, text, mode) for text in TEXTS]
 
 

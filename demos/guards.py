@@ -11,6 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from perception.model.images import decode_image
+
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000
 MAX_QUESTION = 300
@@ -45,9 +47,7 @@ def read_image(path: str | Path | None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at below
         try:
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
-                _check_pixels(opened.width, opened.height)
-                picture = opened.convert("RGB")
+            picture = decode_image(io.BytesIO(data), IMAGE_FORMATS, _check_pixels)
         except Refused:
             raise
         except (UnidentifiedImageError, Image.DecompressionBombError):

@@ -72,6 +72,19 @@ def test_from_the_root_tokenizers_is_hugging_face_s_and_imports_are_light() -> N
     assert name == "Tokenizer" and Path(path).parent != ROOT / "tokenizers"
 
 
+def test_public_names_are_loaded_when_they_are_used() -> None:
+    said = python(
+        "import sys, perception; assert 'perception.vocabulary' not in sys.modules;"
+        "from perception import PerceptionVocabulary, Span, SpanGrammar, MODALITIES;"
+        "assert 'transformers' not in sys.modules;"
+        "print(*(name for name in perception.__all__ if getattr(perception, name) is None))"
+    )
+    assert said.strip() == ""
+    import perception
+
+    assert set(perception.__all__) == set(perception._HOMES) <= set(dir(perception))
+
+
 @pytest.mark.parametrize("folder", ["tokenizers", "models"])
 def test_folders_of_weights_hold_no_python_and_nothing_pickled(folder: str) -> None:
     forbidden = {".py", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +47,7 @@ def load_image(image: ImageLike) -> Image.Image:
 
 def decode_image(
     file: Path | BinaryIO,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """Decode an image file in RGB. Errors are PIL's, for callers with words of their own; others use `load_image`.
