@@ -152,12 +152,13 @@ def _build(
 
 def _write_part(parts: Path, make: Callable[[int], Part], number: int) -> None:
     part = make(number)
-    texts = {"rows": part.rows, "notes": part.notes}
-    said = {name: np.frombuffer(json.dumps(list(text)).encode(), dtype=np.uint8) for name, text in texts.items()}
+    arrays: dict[str, Any] = dict(part.arrays)
+    for name, values in (("_rows", part.rows), ("_notes", part.notes)):
+        arrays[name] = np.frombuffer(json.dumps(list(values)).encode(), dtype=np.uint8)
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez(stream, **{f"_{name}": text for name, text in said.items()}, **part.arrays)
+            np.savez(stream, **arrays)
 
     write_whole(parts / f"{number:06d}.npz", write)
 
@@ -170,7 +171,7 @@ def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
 
 def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
     """Writes one memory map per array; returns the arrays' names."""
-    maps: dict[str, np.ndarray] = {}
+    maps: dict[str, np.memmap] = {}
     start = 0
     for file in files:
         with np.load(file) as part:

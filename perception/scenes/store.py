@@ -58,8 +58,9 @@ class SceneStore:
         Raises:
             ValueError: if the folder holds a store of other scenes.
         """
-        settings = {"kind": "scenes", "style": style, "image_size": image_size, "seeds": [int(s) for s in seeds]}
-        shards = [settings["seeds"][start : start + SHARD] for start in range(0, len(seeds), SHARD)]
+        seeds = [int(seed) for seed in seeds]
+        settings = {"kind": "scenes", "style": style, "image_size": image_size, "seeds": seeds}
+        shards = [seeds[start : start + SHARD] for start in range(0, len(seeds), SHARD)]
         render = partial(_render_shard, shards, style, image_size)
         title, workers = f"rendering {style} scenes", workers or os.cpu_count() or 1
         return cls._of(Store.build(folder, settings, len(shards), render, title, workers))
