@@ -1,4 +1,4 @@
-"""Reads AURORA's published training files (arXiv 2412.03548): a JSON list of LLaVA-style conversations.
+"""Read AURORA's published training files (arXiv 2412.03548): a JSON list of LLaVA-style conversations.
 
     {"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nHow many cats are there?"},
      {"from": "gpt", "value": "... (<PIXEL_3>,<PIXEL_20>,<PIXEL_110>,<PIXEL_300>) ... 1."}]}
@@ -102,7 +102,7 @@ def _example(question: str, answer: str, vocabulary: PerceptionVocabulary, where
 
 
 def read_target(text: str, vocabulary: PerceptionVocabulary) -> tuple[str | Span, ...]:
-    """Splits text with AURORA's token names into plain text and spans; consecutive boxes become one span.
+    """Split text with AURORA's token names into plain text and spans; consecutive boxes become one span.
 
     Raises:
         SpanError: if a name is unknown, or a span or box is cut short, or a box has x2 < x1 or y2 < y1.

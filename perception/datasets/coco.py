@@ -174,7 +174,7 @@ def _class_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dic
 
 
 def _index(path: Path, layout: str) -> Any:
-    """Checks a file and indexes it with pycocotools."""
+    """Check a file and index it with pycocotools."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -219,7 +219,7 @@ def _read(path: Path, layout: str) -> dict[str, Any]:
 
 
 def _check_entries(path: Path, name: str, entries: list[Any], keys: tuple[str, ...]) -> None:
-    """Raises ValueError unless every entry has its keys and a unique id, and every image a size."""
+    """Raise ValueError unless every entry has its keys and a unique id, and every image a size."""
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         where = f"{path}, {name}[{position}]"

@@ -29,7 +29,7 @@ class ImageFile:
         return str(self.path) if self.index is None else f"{self.path}:{self.index}"
 
     def load(self) -> Image.Image:
-        """Loads the image in RGB. Raises ValueError naming the file if it is missing, damaged or not an image."""
+        """Load the image in RGB. Raises ValueError naming the file if it is missing, damaged or not an image."""
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return Image.fromarray(_from_array_file(self.path, self.index))
         return load_image(self.path)
@@ -43,7 +43,7 @@ class ImageFile:
 
 
 def check_exists(path: Path, wanted_by: str = "") -> None:
-    """Raises ValueError if a file is missing, naming the entry that needs it."""
+    """Raise ValueError if a file is missing, naming the entry that needs it."""
     if not path.is_file():
         by = f"{wanted_by}: image " if wanted_by else ""
         raise ValueError(f"{by}{path} does not exist; put it there, give the right folder, or remove the entry")

@@ -1,4 +1,4 @@
-"""Reads your own images and questions from a table (CSV) or JSON lines, with one question per row.
+"""Read your own images and questions from a table (CSV) or JSON lines, with one question per row.
 
     image,question,answer,boxes,things
     desk.jpg,How many cups are there?,2,"[[10, 20, 60, 90], [80, 15, 130, 88]]",cups
@@ -116,7 +116,7 @@ def _text(row: dict[str, Any], column: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file and line, row)."""
+    """Yield (file and line, row)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a CSV or JSON lines file with {', '.join(_NEEDED)}")
     if path.suffix.lower() not in (".csv", ".jsonl", ".json"):

@@ -22,12 +22,12 @@ _QUALIFIER = re.compile(r"\s*\(([^)]*)\)\s*$")
 
 
 def readable(name: str) -> str:
-    """Turns a class name into words: "teddy_bear" -> "teddy bear"."""
+    """Turn a class name into words: "teddy_bear" -> "teddy bear"."""
     return " ".join(name.replace("_", " ").split())
 
 
 def without_qualifier(name: str) -> str:
-    """Removes a qualifier: "bow (weapon)" -> "bow"."""
+    """Remove a qualifier: "bow (weapon)" -> "bow"."""
     return _QUALIFIER.sub("", name)
 
 

@@ -35,14 +35,14 @@ class RecordSet:
     skipped: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Writes JSON lines with one record each, and what was left out to a text file beside them."""
+        """Write JSON lines with one record each, and what was left out to a text file beside them."""
         lines = (json.dumps(_to_json(record), ensure_ascii=False) + "\n" for record in self.records)
         write_whole(skipped_file(path), "".join(line + "\n" for line in self.skipped))
         write_whole(path, "".join(lines))
 
     @classmethod
     def read(cls, path: Path) -> RecordSet:
-        """Reads what `write` wrote. Raises ValueError naming file and line if it is missing or damaged."""
+        """Read what `write` wrote. Raises ValueError naming file and line if it is missing or damaged."""
         if not path.is_file():
             raise ValueError(f"{path} does not exist; make it with RecordSet.write")
         records = []

@@ -50,7 +50,7 @@ class SceneStore:
         image_size: int = 80,
         workers: int | None = None,
     ) -> SceneStore:
-        """Opens the store of these scenes, and renders them into `folder` first if they are not there.
+        """Open the store of these scenes; render them into `folder` first if they are not there.
 
         Args:
             workers: processes that render; None for one per CPU core.
@@ -67,7 +67,7 @@ class SceneStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> SceneStore:
-        """Opens a finished store. Raises ValueError naming the folder if there is none."""
+        """Open a finished store. Raises ValueError naming the folder if there is none."""
         return cls._of(Store.open(folder))
 
     @classmethod

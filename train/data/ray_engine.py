@@ -29,7 +29,7 @@ class _Worker:
 def ray_engine(
     shards: Sequence[Shard], make: Callable[[Shard], dict[str, Any]], workers: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Runs the shards on the cluster at RAY_ADDRESS, or on a local Ray that is shut down at the end.
+    """Run the shards on the cluster at RAY_ADDRESS, or on a local Ray that is shut down at the end.
 
     Raises:
         ValueError: if Ray is not installed, or as `make` does.

@@ -51,7 +51,7 @@ class DepthCodes:
         return {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
 
     def write(self, path: Path) -> None:
-        """Writes the file whole or not at all. Raises ValueError for an unknown ending."""
+        """Write the file whole or not at all. Raises ValueError for an unknown ending."""
         writer = _of(path, _WRITERS)
         if path.suffix == ".npy":
             rest = {"names": self.names, "ranges": self.ranges.tolist(), "sizes": self.sizes.tolist()}
@@ -60,7 +60,7 @@ class DepthCodes:
 
     @classmethod
     def read(cls, path: Path) -> DepthCodes:
-        """Reads a file of codes. Raises ValueError naming a file that is missing, damaged or holds something else."""
+        """Read a file of codes. Raises ValueError naming a file that is missing, damaged or holds something else."""
         reader = _of(path, _READERS)
         try:
             return reader(path)
@@ -73,7 +73,7 @@ class DepthCodes:
 
     @classmethod
     def joined(cls, parts: list[DepthCodes]) -> DepthCodes:
-        """Concatenates parts that one tokenizer made."""
+        """Concatenate parts that one tokenizer made."""
         return cls(
             tuple(name for part in parts for name in part.names),
             np.concatenate([part.codes for part in parts]),
@@ -86,7 +86,7 @@ class DepthCodes:
 
 
 def check_ending(path: Path) -> None:
-    """Raises ValueError unless the name of a file of codes may end as `path` does."""
+    """Raise ValueError unless the name of a file of codes may end as `path` does."""
     _of(path, _WRITERS)
 
 

@@ -1,4 +1,4 @@
-"""Reads depth maps from the file formats in which data sets publish them.
+"""Read depth maps from the file formats in which data sets publish them.
 
 These are `.npy`, `.npz`, 16-bit PNG and TIFF, PFM (Middlebury), EXR (renderers), HDF5, and MATLAB 7.3 (NYUv2's labelled
 file).
@@ -56,7 +56,7 @@ def depth_files(path: Path) -> list[Path]:
 
 
 def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple[str, Tensor]]:
-    """Yields (suffix, depth (H, W) float32) for every map of a file.
+    """Yield (suffix, depth (H, W) float32) for every map of a file.
 
     Larger depth is farther; NaN and values up to 0 are holes. The suffix tells the maps of one file apart: ":0", ":1",
     .. for an array (N, H, W), "" for (H, W).
@@ -85,7 +85,7 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
 
 
 def to_depth(values: NDArray[Any], unit: float, meant: DepthFormat) -> Tensor:
-    """Converts stored numbers (H, W) to depth (H, W) float32; `unit`, in metres, applies if the format has no scale."""
+    """Convert stored numbers (H, W) to depth (H, W) float32; `unit`, in metres, applies if the format has no scale."""
     scale = unit if meant.scale is None else meant.scale
     depth = torch.from_numpy(np.asarray(values, dtype=np.float32).copy())  # (H, W)
     if meant.meaning == "inverse":
@@ -107,7 +107,7 @@ def _image(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
 
 
 def check_bits(values: NDArray[Any], meant: DepthFormat, what: str) -> None:
-    """Raises ValueError for 8-bit values that are meant to be depth. `what` begins the message."""
+    """Raise ValueError for 8-bit values that are meant to be depth. `what` begins the message."""
     if values.dtype == np.uint8 and meant.meaning == "depth":
         raise ValueError(
             f"{what} of mode L; its 8 bits can hold relative nearness (brighter is nearer), which meaning 'inverse' "
@@ -127,7 +127,7 @@ def picture_depth(source: Path | BinaryIO) -> tuple[NDArray[Any], float]:
 
 
 def _pfm(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
-    """Reads one grey map, stored from the bottom row up; a negative scale in the header means little-endian."""
+    """Read one grey map, stored from the bottom row up; a negative scale in the header means little-endian."""
     with path.open("rb") as file:
         if (kind := file.readline().strip()) != b"Pf":
             raise ValueError(f"not a grey PFM: it begins with {kind[:8]!r}")

@@ -1,4 +1,4 @@
-"""Encodes folders of depth maps to files of codes, and decodes them. Encoding can be resumed."""
+"""Encode folders of depth maps to files of codes, and decode them. Encoding can be resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokenize(
     batch_size: int = 32,
     shard: tuple[int, int] = (0, 1),
 ) -> DepthCodes:
-    """Encodes a depth file, or all depth files beneath a folder, and writes the codes to `out` (.parquet, .npy, .txt).
+    """Encode a depth file, or all depth files beneath a folder, and write the codes to `out` (.parquet, .npy, .txt).
 
     Finished parts are kept in the folder `out`.parts until the end, so that a job that was killed, or stopped at a bad
     file, goes on from there.
@@ -77,7 +77,7 @@ def _maps(root: Path, files: Sequence[Path], meant: DepthFormat) -> Iterator[tup
 
 
 def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: int) -> DepthCodes:
-    """Encodes named depth maps (H, W); consecutive maps of one size share a batch.
+    """Encode named depth maps (H, W); consecutive maps of one size share a batch.
 
     Raises:
         ValueError: naming a map that holds no valid pixel.
@@ -117,7 +117,7 @@ def detokenize(
     batch_size: int = 32,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Path]:
-    """Decodes every map to a file in `folder`, at its own size and in its own unit; returns the files.
+    """Decode every map to a file in `folder`, at its own size and in its own unit; returns the files.
 
     Args:
         decode: decodes sequences of codes (b, h*w) to nearness (b, S, S); None for the tokenizer's decoder.

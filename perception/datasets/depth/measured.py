@@ -40,7 +40,7 @@ class Stereo:
     """pixels between the principal points; a point infinitely far away has disparity -offset"""
 
     def depth(self, disparity: Tensor) -> Tensor:
-        """Converts disparity (H, W) in pixels to depth (H, W) in metres; NaN where the disparity is invalid."""
+        """Convert disparity (H, W) in pixels to depth (H, W) in metres; NaN where the disparity is invalid."""
         shifted = disparity.float() + self.offset
         valid = disparity.isfinite() & (shifted > 0)
         return torch.where(valid, self.focal_length * self.baseline / shifted, torch.nan)

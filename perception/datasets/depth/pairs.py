@@ -33,7 +33,7 @@ class DepthPair:
 
 
 def find_pairs(depth: Path, images: Path | None = None) -> list[DepthPair]:
-    """Finds the image of every depth map in a folder or file.
+    """Find the image of every depth map in a folder or file.
 
     Args:
         images: folder of images with matching names: depth/a/1.png and depth/a/1_depth.png both belong to
@@ -67,7 +67,7 @@ def find_pairs(depth: Path, images: Path | None = None) -> list[DepthPair]:
 
 
 def read_pairs(pairs: list[DepthPair], meant: DepthFormat = DepthFormat()) -> Iterator[tuple[DepthPair, Tensor]]:  # noqa: B008
-    """Yields each pair with its depth (H, W): larger is farther, NaN and values up to 0 are holes.
+    """Yield each pair with its depth (H, W): larger is farther, NaN and values up to 0 are holes.
 
     Pairs of one file come together, so that each file is read once.
 

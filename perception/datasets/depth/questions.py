@@ -76,7 +76,7 @@ class LetterDeck:
         self._hands: dict[object, list[int]] = {}
 
     def draw(self, key: object, count: int) -> int:
-        """Draws the index, 0 .. count - 1, of the right letter."""
+        """Draw the index, 0 .. count - 1, of the right letter."""
         hand = self._hands.setdefault((key, count), [])
         if not hand:
             hand += self._rng.permutation(count).tolist()
@@ -87,7 +87,7 @@ class PointChooser:
     """Chooses points for markers on one image by its depth."""
 
     def __init__(self, depth: Tensor, image_size: tuple[int, int]):
-        """Takes depth (H, W) of any resolution, and the (height, width) of the image in pixels."""
+        """Take depth (H, W) of any resolution, and the (height, width) of the image in pixels."""
         near = relative_depth(depth)
         h, w = near.shape
         valid = near.isfinite()
@@ -103,7 +103,7 @@ class PointChooser:
         self.spacing = min_spacing(*image_size)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
-        """Draws points (count, 2), the nearest first; None if the draw finds no room for them."""
+        """Draw points (count, 2), the nearest first; None if the draw finds no room for them."""
         left, chosen = np.arange(len(self.near)), []
         for _ in range(count):
             if not len(left):
@@ -229,7 +229,7 @@ class _Asker:
     def _choose(
         self, chooser: PointChooser, decoded: Tensor, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Chooses points, the nearest first, and their readings on the decoded map; None if there is no room.
+        """Choose points, the nearest first, and their readings on the decoded map; None if there is no room.
 
         Of several draws, it takes the first whose readings keep the nearest point and which is hard (in half of the
         questions) or not; else the draw that comes closest. If there is no room for a number of points, it tries fewer.

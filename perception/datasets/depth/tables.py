@@ -1,4 +1,4 @@
-"""Reads depth maps from parquet tables with one map per row.
+"""Read depth maps from parquet tables with one map per row.
 
 The column `depth` (or the one named by `DepthFormat.key`) holds one of
 
@@ -33,7 +33,7 @@ def table_files(path: Path) -> list[Path]:
 
 
 def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | ValueError]]:
-    """Yields (name, depth (H, W) float32) for every row, or (name, ValueError) for a row that cannot be read.
+    """Yield (name, depth (H, W) float32) for every row, or (name, ValueError) for a row that cannot be read.
 
     A row without a `name` is named by its number: ":0", ":1", .. Larger depth is farther; NaN and values up to 0 are
     holes.
@@ -73,7 +73,7 @@ def _map_or_error(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tens
 
 
 def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
-    """Converts a cell of the depth column to a map (H, W)."""
+    """Convert a cell of the depth column to a map (H, W)."""
     value = cell.as_py()
     if isinstance(value, dict):
         value = value.get("bytes")

@@ -61,7 +61,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 def endpoint(settings: EndpointSettings, max_tokens: int) -> Ask:
-    """Returns a function that asks an endpoint and retries failures that may be temporary.
+    """Return a function that asks an endpoint and retries failures that may be temporary.
 
     Raises:
         ValueError: if the address or the model is not given.

@@ -1,4 +1,4 @@
-"""Makes the interleaved solutions of a whole file, shard by shard. A job that was killed can be resumed.
+"""Make the interleaved solutions of a whole file, shard by shard. A job that was killed can be resumed.
 
 Shards are files of the published layout. Rows that fail are listed in skipped.jsonl. If the language model fails for
 several consecutive rows, the run stops without counting them as skipped, and the next run tries them again.
@@ -81,7 +81,7 @@ def make_shards(
     workers: int = 1,
     copy_images: bool = True,
 ) -> MakingReport:
-    """Makes a folder of interleaved solutions, skipping the shards that an earlier run has finished.
+    """Make a folder of interleaved solutions, skipping the shards that an earlier run has finished.
 
     Args:
         data: file of JSON lines, as `parse_row` reads them.
@@ -143,7 +143,7 @@ def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
 def _in_order(
     pool: ThreadPoolExecutor, make: Make, part: Sequence[tuple[int, str]], file: str, root: Path, workers: int
 ) -> Iterator[InterleavedProblem | _Skip]:
-    """Makes rows and yields the results in order; at most `workers` rows are begun at a time."""
+    """Make rows and yield the results in order; at most `workers` rows are begun at a time."""
 
     def one(numbered: tuple[int, str]) -> InterleavedProblem | _Skip:
         name = f"{file}:{numbered[0]}"
@@ -200,7 +200,7 @@ def _write_all(held: list[_Shard], out: Path, copy_images: bool) -> None:
 
 
 def _write_shard(shard: _Shard, out: Path, copy_images: bool) -> None:
-    """Writes the images, then the rows, then the record that marks the shard as done."""
+    """Write the images, then the rows, then the record that marks the shard as done."""
     place = _beside if copy_images else _absolute
     problems = [replace(problem, image=place(problem.image, out)) for problem in shard.problems]
     if problems:
@@ -222,7 +222,7 @@ def _absolute(image: Path, out: Path) -> Path:
 
 
 def _beside(image: Path, out: Path) -> Path:
-    """Copies an image below `out`, named by its content: equal names do not clash, and a second run changes nothing."""
+    """Copy an image below `out`, named by its content: equal names do not clash, and a second run changes nothing."""
     content = image.read_bytes()
     target = out / IMAGES / f"{hashlib.sha256(content).hexdigest()[:20]}{image.suffix.lower()}"
     if not target.exists():

@@ -84,7 +84,7 @@ def instructions(question: str, steps: Sequence[str], texts: Sequence[str]) -> s
 
 
 def parse_reply(reply: str, num_steps: int) -> Keywords:
-    """Reads keywords from a reply: its last JSON value that fits, whatever text stands around it.
+    """Read keywords from a reply: its last JSON value that fits, whatever text stands around it.
 
     Raises:
         KeywordError: if no JSON value has a list of texts for each step.
@@ -135,7 +135,7 @@ def asked_keywords(ask: Ask) -> MakeKeywords:
 
 
 def local_model(settings: KeywordSettings) -> Ask:
-    """Returns a function that asks a text model of transformers: greedily first, by sampling the second time.
+    """Return a function that asks a text model of transformers: greedily first, by sampling the second time.
 
     Raises:
         ValueError: if the folder holds no such model, or its tokenizer has no chat template.

@@ -1,4 +1,4 @@
-"""Makes interleaved solutions from images with questions and solutions in words.
+"""Make interleaved solutions from images with questions and solutions in words.
 
 It follows the data pipeline of MINT-CoT (arXiv 2506.05331), whose code was never released: read the words in the image,
 name the keywords of each step, and find the grid cells where those keywords are written.
@@ -65,7 +65,7 @@ class SolvedRow:
 
 
 def parse_row(line: str, name: str, root: Path) -> SolvedRow:
-    """Parses a line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong."""
+    """Parse a line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong."""
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -85,7 +85,7 @@ def parse_row(line: str, name: str, root: Path) -> SolvedRow:
 
 
 def split_steps(solution: str) -> tuple[str, tuple[str, ...]]:
-    """Splits a solution into the text before its first step and the steps, without headings and a final "Answer: ...".
+    """Split a solution into the text before its first step and the steps, without headings and a final "Answer: ...".
 
     Raises:
         ValueError: if the solution has no steps, or a step is empty.
@@ -122,7 +122,7 @@ class InterleaveMaker:
 
     @classmethod
     def of(cls, settings: MakingSettings) -> InterleaveMaker:
-        """Loads what the settings name. Raises ValueError if an engine or a language model is missing."""
+        """Load what the settings name. Raises ValueError if an engine or a language model is missing."""
         keywords = KEYWORD_MAKERS[settings.keywords](settings.language)
         return cls(settings, OCR_ENGINES[settings.ocr](), keywords)
 
@@ -133,7 +133,7 @@ class InterleaveMaker:
         return qwen_grid(width, height)
 
     def __call__(self, row: SolvedRow) -> InterleavedProblem:
-        """Finds the cells that each step of a row looks at.
+        """Find the cells that each step of a row looks at.
 
         Raises:
             KeywordError: if the language model gives no keywords.

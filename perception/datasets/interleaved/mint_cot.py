@@ -1,4 +1,4 @@
-"""Reads and writes MINT-CoT's published layout: solutions whose steps name the visual tokens that they look at.
+"""Read and write MINT-CoT's published layout: solutions whose steps name the visual tokens that they look at.
 
 A file is a JSON list of rows. Each row has `images` (one path), `messages` (the solution in words) and
 `messages_interleave_ra`, the same solution with comma-separated cell numbers between `<interleave>` and
@@ -79,7 +79,7 @@ def qwen_grid(
 
 
 def on_grid(cells: Sequence[int], grid: tuple[int, int], other: tuple[int, int], least: float = 0.5) -> tuple[int, ...]:
-    """Converts cells to another grid: the cells of `other` that `cells` cover by at least `least` of their area.
+    """Convert cells to another grid: the cells of `other` that `cells` cover by at least `least` of their area.
 
     If no cell is covered that much, the one that is covered most is returned, so that no look is lost.
 
@@ -116,7 +116,7 @@ def read_mint_cot(
     images: str | Path | None = None,
     grid_of: Callable[[int, int], tuple[int, int]] = qwen_grid,
 ) -> InterleavedRows:
-    """Reads the problems of a file in the published layout.
+    """Read the problems of a file in the published layout.
 
     Args:
         path: file with a JSON list, or JSON lines.
@@ -176,7 +176,7 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
 
 
 def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[InterleavedStep, ...]]:
-    """Splits a solution into the text before its first tag and its steps, one per tag, without headings ("Step 2:").
+    """Split a solution into the text before its first tag and its steps, one per tag, without headings ("Step 2:").
 
     Raises:
         ValueError: if a tag is left open, a cell is not a number, or a cell lies outside the grid.
@@ -207,7 +207,7 @@ def written(problem: InterleavedProblem, looks: bool = True) -> str:
 
 
 def write_mint_cot(problems: Sequence[InterleavedProblem], path: str | Path) -> None:
-    """Writes problems and their grids in the published layout, whole or not at all.
+    """Write problems and their grids in the published layout, whole or not at all.
 
     Images below the file's folder are named relative to it.
     """
@@ -232,6 +232,6 @@ def _talk(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def for_grid(problem: InterleavedProblem, grid: tuple[int, int]) -> InterleavedProblem:
-    """Converts a problem to another grid (rows, columns)."""
+    """Convert a problem to another grid (rows, columns)."""
     steps = tuple(replace(step, cells=on_grid(step.cells, problem.grid, grid)) for step in problem.steps)
     return replace(problem, steps=steps, grid=grid)

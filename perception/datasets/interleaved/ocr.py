@@ -82,7 +82,7 @@ class RapidOcr:
 
 
 def split_line(text: str, box: Box) -> list[Word]:
-    """Splits a line ("AB = 5") into words (AB and 5); each gets its characters' share of the line's box."""
+    """Split a line ("AB = 5") into words (AB and 5); each gets its characters' share of the line's box."""
     x1, y1, x2, y2 = box
     width = (x2 - x1) / max(1, len(text))
     return [

@@ -1,4 +1,4 @@
-"""Finds the grid cells that a step looks at: where the step's keywords are written in the image."""
+"""Find the grid cells that a step looks at: where the step's keywords are written in the image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def step_cells(
 
 
 def find_keyword(keyword: str, words: Sequence[Word]) -> list[Match]:
-    """Finds where a keyword is written; empty if it is not.
+    """Find where a keyword is written; empty if it is not.
 
     It looks for the whole keyword first, then for the letters of a name (AB: both letters and the line between), then
     for its parts ("angle A": A).
@@ -103,7 +103,7 @@ def _written(text: str, words: Sequence[Word]) -> list[Word]:
 
 
 def _compound(name: str, words: Sequence[Word]) -> list[Match]:
-    """Finds a name by its single letters; its region also covers the lines from each letter to the next."""
+    """Find a name by its single letters; its region also covers the lines from each letter to the next."""
     found = [_written(letter, words) for letter in name]
     if not all(found):
         return []
@@ -125,7 +125,7 @@ def _line(one: Box, two: Box) -> list[Box]:
 
 
 def _nearest_places(matches: dict[str, Match]) -> list[Match]:
-    """Settles keywords that are written in several places.
+    """Settle keywords that are written in several places.
 
     The place nearest to a keyword that is written once is kept; if there is no such keyword, all places are kept.
     """

@@ -39,7 +39,7 @@ BoxTeacher = Callable[[Sequence[Path], Sequence[Image.Image]], list[Detections]]
 
 
 def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, overlap: float) -> Detections:
-    """Filters detections: at least `score`, clipped to the image, without duplicates, sorted by falling score.
+    """Filter detections: at least `score`, clipped to the image, without duplicates, sorted by falling score.
 
     Args:
         boxes_xyxy: (n, 4) in units of the image's width and height; boxes without area inside the image are dropped.

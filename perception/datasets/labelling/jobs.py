@@ -92,7 +92,7 @@ def prepare_folder(
     shard_size: int = 256,
     engine: Engine = in_process,
 ) -> PreparedReport:
-    """Labels all images beneath a folder, skipping the shards that an earlier run has finished.
+    """Label all images beneath a folder, skipping the shards that an earlier run has finished.
 
     Args:
         labeller: makes the labeller; called once per process, and only if something is left to do.
@@ -137,7 +137,7 @@ class ShardMaker:
         return {**self.__dict__, "_made": None}
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Writes the rows of a shard, then the record that marks it as done. Returns the record."""
+        """Write the rows of a shard, then the record that marks it as done. Returns the record."""
         if self._made is None:
             self._made = self.labeller()
         found = self._made(shard.names)

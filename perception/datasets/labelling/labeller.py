@@ -1,4 +1,4 @@
-"""Labels images with teachers, tokenises their depth, and keeps the rows in parquet files (`python -m train.prepare`).
+"""Label images with teachers, tokenise their depth, and keep the rows in parquet files (`python -m train.prepare`).
 
 | column | content |
 |---|---|
@@ -86,7 +86,7 @@ class Labeller:
     """Whether rows hold the bytes of the images"""
 
     def __call__(self, names: Sequence[str]) -> list[LabelledImage | Unlabelled]:
-        """Labels images and returns them in order; an image that fails does not affect the others."""
+        """Label images and return them in order; an image that fails does not affect the others."""
         found: list[LabelledImage | Unlabelled] = []
         for start in range(0, len(names), self.batch_size):
             batch = names[start : start + self.batch_size]
@@ -151,7 +151,7 @@ def small_map(depth: Tensor) -> NDArray[np.uint16]:
 
 
 def write_rows(rows: Sequence[LabelledImage], file: Path, header: Mapping[str, Any]) -> None:
-    """Writes rows to a parquet file, whole or not at all.
+    """Write rows to a parquet file, whole or not at all.
 
     Args:
         header: JSON values that all rows share.

@@ -73,7 +73,7 @@ class TeachersConfig:
 
 
 def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
-    """Loads the depth teacher of a config; None if depth is not labelled.
+    """Load the depth teacher of a config; None if depth is not labelled.
 
     Args:
         images: the folder that is labelled.
@@ -92,7 +92,7 @@ def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
 
 
 def box_teacher(config: TeachersConfig) -> BoxTeacher | None:
-    """Loads the box teacher of a config; None if boxes are not labelled. Raises ValueError as `depth_teacher`."""
+    """Load the box teacher of a config; None if boxes are not labelled. Raises ValueError as `depth_teacher`."""
     model = config.boxes_model or box_teachers.GROUNDING_DINO
     makers: dict[str, Callable[[], BoxTeacher]] = {
         "open-vocabulary": lambda: box_teachers.OpenVocabulary(
