@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.bars import Bar, all_met
 from perception.evaluation.bootstrap import bootstrap_interval
+from perception.geometry.problems import Split
 from perception.model.shipped import shipped
 from train.data.geometry import GeometryData, draw_problems
 from train.interleave import read_interleaved
@@ -27,10 +28,10 @@ from train.rl.answers import answer_problems, selection_f1
 
 RESULT = ROOT / "benchmarks" / "results" / "geometry_tiny.json"
 MAX_NEW_TOKENS = 160
-SPLITS = ("test", "held-out")
+SPLITS: tuple[Split, ...] = ("test", "held-out")
 
 
-def measure(split: str, count: int) -> dict[str, Any]:
+def measure(split: Split, count: int) -> dict[str, Any]:
     """Accuracy, in total and per family, and the F1 of the selection, on problems that no training draws."""
     found = read_interleaved(shipped("geometry-tiny"))
     problems = list(draw_problems(GeometryData(split=split, count=count, seed=1000)))

@@ -26,10 +26,11 @@ from PIL import Image
 from benchmarks.bars import Bar, all_met
 from perception.datasets.interleaved.jobs import read_shards
 from perception.datasets.interleaved.making import MakingSettings
+from perception.datasets.interleaved.ocr import OcrEngine
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.geometry.problems import GeometryProblem, covered_cells, problems
 from train.loop.provenance import ROOT, provenance
-from train.prepare_interleave import PrepareConfig, prepare
+from train.prepare_interleave import PrepareInterleaveConfig, prepare
 
 RESULT = ROOT / "benchmarks" / "results" / "interleave_making.json"
 COUNT, IMAGE_SIZE, GRID, SEED = 100, 256, (8, 8), 4242
@@ -87,9 +88,9 @@ def write_rows(drawn: Sequence[GeometryProblem], folder: Path) -> Path:
     return data
 
 
-def made_cells(data: Path, ocr: str, out: Path) -> list[Cells]:
+def made_cells(data: Path, ocr: OcrEngine, out: Path) -> list[Cells]:
     """Run the pipeline and return the cells per problem and step. Raises ValueError if a row is skipped."""
-    report = prepare(PrepareConfig(str(data), str(out), making=MakingSettings(GRID, ocr, "rules")))
+    report = prepare(PrepareInterleaveConfig(str(data), str(out), making=MakingSettings(GRID, ocr, "rules")))
     if report.skipped:
         raise ValueError(f"{report.skipped} problems were skipped: {(out / 'skipped.jsonl').read_text()[:300]}")
     return [[step.cells for step in problem.steps] for problem in read_shards(out).problems]
@@ -102,7 +103,7 @@ def at_random(found: Sequence[Cells], seed: int) -> list[Cells]:
     return [[draw(cells) for cells in problem] for problem in found]
 
 
-def measure(engines: Sequence[str], count: int = COUNT) -> dict[str, Any]:
+def measure(engines: Sequence[OcrEngine], count: int = COUNT) -> dict[str, Any]:
     """Agreement per engine, with its random control, per family, and seconds per problem."""
     drawn = list(problems("test", count, SEED, IMAGE_SIZE))
     true = [[covered_cells(step.regions, GRID) for step in problem.steps] for problem in drawn]
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets; write nothing")
     arguments = parser.parse_args(argv)
-    engines = ["marks", *(["rapidocr"] if importlib.util.find_spec("rapidocr") else [])]
+    engines: tuple[OcrEngine, ...] = ("marks", "rapidocr") if importlib.util.find_spec("rapidocr") else ("marks",)
     rows = measure(engines)
     found = bars(rows)
     for bar in found:

@@ -34,10 +34,12 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.reasoning_page import page
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from perception.geometry.problems import Split
 from perception.model.shipped import shipped
 from train import interleave, reinforce
 from train.data.geometry import GeometryData, read_problems
-from train.data.interleaved import REGIONS, ChainProblem
+from train.data.interleaved import REGIONS, ChainProblem, RegionName
+from train.interleave import Stage
 from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
@@ -81,8 +83,8 @@ SHORT = Scale(problems=8000, text=200, second=600, reinforced=0, test=200)
 class Arm:
     """One way to train and to look."""
 
-    stage: str
-    regions: str = "own"
+    stage: Stage
+    regions: RegionName = "own"
     """What looks bring in, during training and afterwards"""
     reinforced: bool = False
     oracle: bool = False
@@ -117,12 +119,12 @@ class Recipes:
     def _loop(self, default: LoopConfig, steps: int, seed: int = 0) -> LoopConfig:
         return replace(default, steps=steps, seed=seed, warmup_steps=min(default.warmup_steps, steps // 4))
 
-    def supervised(self, stage: str, regions: str, seed: int) -> Path:
+    def supervised(self, stage: Stage, regions: RegionName, seed: int) -> Path:
         """Model after the second stage."""
         first = self._stage("text", "own", seed, self.base, "first", self.scale.text)
         return self._stage(stage, regions, seed, first, stage, self.scale.second)
 
-    def _stage(self, stage: str, regions: str, seed: int, start: Path, name: str, steps: int) -> Path:
+    def _stage(self, stage: Stage, regions: RegionName, seed: int, start: Path, name: str, steps: int) -> Path:
         label = f"{name}-{regions}-{seed}"
         out = self.folder / label
         selects = regions in ("own", "boxes")
@@ -146,7 +148,7 @@ class Recipes:
             interleave.train(replace(config, loop=loop), self.training_problems())
         return out
 
-    def reinforced(self, stage: str, seed: int) -> Path:
+    def reinforced(self, stage: Stage, seed: int) -> Path:
         """Model after GRPO, stopped on problems that are neither trained on nor measured."""
         out = self.folder / f"reinforced-{stage}-{seed}"
         if not _finished(out):
@@ -225,7 +227,7 @@ def plan(recipes: Recipes, names: Sequence[str], seeds: Sequence[int], finished:
     return found
 
 
-def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: str) -> dict[str, dict[str, Any]]:
+def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: Split) -> dict[str, dict[str, Any]]:
     """Per arm: whether each of its seeds answers each problem of a split right, and the selection's F1."""
     problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
     table = {}

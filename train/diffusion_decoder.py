@@ -1,12 +1,12 @@
-"""Trains a diffusion decoder for a depth tokenizer that is done: `python -m train.diffusion_decoder`.
+"""Trains a diffusion decoder for a finished depth tokenizer (`python -m train.diffusion_decoder`).
 
     python -m train.diffusion_decoder                  # for the shipped tokenizer, half an hour on one core
     python -m train.diffusion_decoder --tokenizer TOK --data MAPS --store runs/maps-160   # on maps of your own
     python -m train.diffusion_decoder --start runs/diffusion/finished --run_dir runs/more --out runs/more/finished
     accelerate launch -m train.diffusion_decoder       # several GPUs
 
-It learns what the plain decoder gets wrong, on the maps that `train.tokenizer` trains on, at twice the resolution. Ends
-with a moving average of the weights. What to expect: `python -m benchmarks.diffusion_decoder`.
+It learns the residual of the plain decoder, on the maps that `train.tokenizer` trains on, at twice the resolution. The
+result is a moving average of the weights. `python -m benchmarks.diffusion_decoder` measures it.
 """
 
 from __future__ import annotations
@@ -29,34 +29,40 @@ from vqvae import VQVAE
 from vqvae.diffusion import DiffusionDecoder, DiffusionDecoderConfig
 
 _SCALE_BATCHES = 4
-"""Batches that the residual's scale is measured on"""
+"""Batches to measure the scale of the residual on"""
 _SHOWN = 6
 
 
 @dataclass(frozen=True)
 class DiffusionTrainingConfig:
-    """Configuration of a diffusion decoder's training."""
+    """Trains a diffusion decoder for a finished depth tokenizer."""
 
     tokenizer: str | None = None
-    """folder or hub name; none: the shipped depth-scenes-100"""
+    """folder or hub name of the tokenizer; none: the shipped depth-scenes-100"""
     start: str | None = None
-    """folder of a decoder of the same tokenizer and sizes to go on from; none: random weights"""
+    """folder of a decoder with the same tokenizer and sizes to continue from; none: random weights"""
     run_dir: str = "runs/diffusion"
+    """folder for checkpoints and logs"""
     out: str = "runs/diffusion/finished"
-    """folder of the finished decoder, half precision"""
+    """folder of the finished decoder, in half precision"""
     data: str | None = None
-    """none: rendered scenes; or depth maps, as for train.tokenizer"""
+    """depth maps to train on, as for train.tokenizer; none: rendered scenes"""
     data_format: DepthFormat = field(default_factory=DepthFormat)
+    """meaning of the numbers in data"""
     store: str = "runs/scenes/diffusion"
-    """folder where the maps are kept at image_size; every set of them needs its own"""
+    """folder that keeps the maps at image_size; each set of maps needs a folder of its own"""
     num_scenes: int = 12_000
+    """number of rendered scenes to train on, if there is no data"""
     num_held_out: int = 64
+    """number of held-out maps to evaluate on"""
     batch_size: int = 16
+    """maps per step and device"""
     image_size: int = 160
-    """pixels a side of the maps that it learns to draw"""
+    """side of the maps that it learns to draw, in pixels"""
     patch_size: int = 4
+    """side of the patches that the U-Net works on, in pixels"""
     channels: tuple[int, ...] = (32, 64, 128)
-    layers_per_block: int = 1
+    """channels per level of the U-Net"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=2200,
@@ -77,7 +83,7 @@ class DiffusionTrainingConfig:
             )
 
     def maps(self, tokenizer: VQVAE) -> TokenizerConfig:
-        """The tokenizer's own recipe for data, at this decoder's size."""
+        """The tokenizer's recipe for data, at the size of this decoder."""
         return TokenizerConfig(
             store=self.store,
             data=self.data,
@@ -90,7 +96,7 @@ class DiffusionTrainingConfig:
 
 
 def residual_scale(tokenizer: VQVAE, image_size: int, batches: DepthBatches) -> float:
-    """Standard deviation of what the plain decoder gets wrong, over a few training batches."""
+    """Standard deviation of the plain decoder's residual, over a few training batches."""
     probe = DiffusionDecoder(tokenizer, DiffusionDecoderConfig(tokenizer.fingerprint(), image_size, channels=(16,)))
     squares, count = 0.0, 0
     for step in range(_SCALE_BATCHES):
@@ -107,8 +113,8 @@ def diffusion_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tup
 
 @torch.no_grad()
 def evaluate(model: DiffusionDecoder, depth: Tensor) -> Evaluation:
-    """The loss on held-out depth (N, S, S), at the same times and noise each time, and a picture: truth, plain decoder,
-    this one."""
+    """The loss on held-out depth (N, S, S), with the same times and noise at every evaluation, and a picture of truth,
+    plain decoder and diffusion decoder."""
     device = model.tokenizer.codebook.device
     state = torch.get_rng_state()
     torch.manual_seed(0)
@@ -127,17 +133,19 @@ def evaluate(model: DiffusionDecoder, depth: Tensor) -> Evaluation:
 
 
 def _begun(config: DiffusionTrainingConfig, tokenizer: VQVAE, batches: DepthBatches) -> DiffusionDecoder:
-    """The decoder that a training begins with. Raises ValueError where `start` has other sizes."""
-    sizes = (config.image_size, config.patch_size, tuple(config.channels), config.layers_per_block)
+    """The decoder that training starts from. Raises ValueError if `start` has other sizes."""
+    sizes = (config.image_size, config.patch_size, tuple(config.channels))
     if config.start is None:
         scale = residual_scale(tokenizer, config.image_size, batches)
-        return DiffusionDecoder(tokenizer, DiffusionDecoderConfig(tokenizer.fingerprint(), *sizes, scale))
+        return DiffusionDecoder(
+            tokenizer, DiffusionDecoderConfig(tokenizer.fingerprint(), *sizes, residual_scale=scale)
+        )
     model = DiffusionDecoder.from_pretrained(config.start, tokenizer)
-    found = (model.config.image_size, model.config.patch_size, model.config.channels, model.config.layers_per_block)
+    found = (model.config.image_size, model.config.patch_size, model.config.channels)
     if found != sizes:
         raise ValueError(
-            f"the decoder in {config.start} has image_size, patch_size, channels and layers_per_block {found}, this "
-            f"training asks for {sizes}; make them the same"
+            f"the decoder in {config.start} has image_size, patch_size and channels {found}, and this training asks "
+            f"for {sizes}; make them the same"
         )
     return model
 

@@ -1,11 +1,10 @@
-"""The draft network of a finished model: `python -m train.drafts`.
+"""Trains the draft network of a finished model (`python -m train.drafts`).
 
-The frozen model answers depth questions on scenes of the standard style that no benchmark asks about; a small network
-(`perception.decoding.draft_network`) learns to guess those answers from the hidden states of the prompt: not the ids
-alone but
-how probable the model found each (distillation). Its guesses change how fast answers are decoded and never what they
-are. Answers are kept in parts under `run_dir`, a killed run goes on behind the last one. About forty minutes on two
-cores with `--processes 2`.
+The frozen model answers depth questions on scenes of the standard style that no benchmark uses. A small network
+(`perception.decoding.draft_network`) learns to guess those answers from the hidden states of the prompt, by
+distillation: the targets are the model's probabilities, not only its ids. Guesses make decoding faster and never change
+the answer. Answers are stored in parts under `run_dir`, and a killed run continues after the last complete part. Takes
+about forty minutes on two cores with `--processes 2`.
 """
 
 from __future__ import annotations
@@ -31,63 +30,71 @@ from perception.model.perception_model import PerceptionModel, Prompt
 from train.loop.command_line import parse_config
 
 PART = 256
-"""answers of a file"""
+"""Answers per file"""
 _SEEDS = 1000
-"""scenes set aside for a part, more than it renders"""
+"""Seeds of scenes reserved per file, more than it renders"""
+_FIRST_SEED = 30_000_000
+"""First seed of the scenes; no other recipe or benchmark renders these"""
 _BATCH = 32
 _TOP = 8
-"""ids of a place whose probabilities are kept"""
+"""Most probable ids whose probabilities are stored per token of an answer"""
+_WEIGHT_DECAY = 0.05
+_NUM_BLOCKS = 3
+"""Blocks of the network, the shipped model's: decoding is faster only while a draft costs far less than the model"""
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class DraftsConfig:
-    """Configuration of the draft network's training."""
+    """Trains the draft network of a finished model."""
 
     model: str = "models/aurora-tiny"
+    """folder of the model"""
     run_dir: str = "runs/drafts"
-    """keeps the model's answers, so that a second training need not ask again"""
+    """folder that keeps the model's answers, so that a second training reuses them"""
     out: str = ""
-    """folder of the model that gets the weights; empty: the model's own"""
-    first_seed: int = 30_000_000
+    """folder that the network is written to; empty: the model's own"""
     answers: int = 24_576
-    """of the model, which are learned from; whole parts of 256 are asked for"""
+    """number of the model's answers to learn from, rounded up to parts of 256"""
     processes: int = 1
-    """that answer; a thread each where there are several"""
+    """processes that answer; with several, each uses one thread"""
     steps: int = 9000
+    """optimiser steps"""
     batch_size: int = 32
+    """answers per step"""
     learning_rate: float = 3e-3
-    weight_decay: float = 0.05
     length: int = 140
-    """tokens of an answer that are guessed"""
+    """tokens per answer that are guessed"""
     width: int = 64
-    num_blocks: int = 3
+    """width of the network"""
     held_out: int = 256
-    """answers that are only measured"""
+    """number of answers that are measured on and not trained on"""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.processes, self.steps, self.batch_size, self.held_out) < 1:
             raise ValueError("processes, steps, batch_size and held_out must be at least 1")
         if self.answers <= self.held_out:
-            raise ValueError(f"answers ({self.answers}) must exceed held_out ({self.held_out}): none is left to learn")
+            raise ValueError(
+                f"answers ({self.answers}) must exceed held_out ({self.held_out}); lower held_out or ask for more"
+            )
 
     def parts(self) -> list[Path]:
-        """Files of answers, by the seed of their first scene."""
-        seeds = [self.first_seed + _SEEDS * number for number in range(-(-self.answers // PART))]
+        """Files of answers, named by the seed of their first scene."""
+        seeds = [_FIRST_SEED + _SEEDS * number for number in range(-(-self.answers // PART))]
         return [Path(self.run_dir) / f"answers-{seed}-{self.length}.safetensors" for seed in seeds]
 
 
 @torch.no_grad()
 def answers_of(model: PerceptionModel, prompts: Sequence[Prompt], length: int) -> dict[str, Tensor]:
-    """The model's greedy answers, and what it made of them.
+    """The model's greedy answers with its hidden states and probabilities.
 
     Returns:
-        states (B, tokens + 1, D) of the prompts, half precision; ids (B, length), IGNORE behind the end; top_ids and
-        top_odds (B, length, 8): the most probable ids of each place, given those before it.
+        states (B, tokens + 1, D) of the prompts, half precision; ids (B, length), IGNORE after the end; top_ids and
+        top_odds (B, length, 8): the most probable ids at each position given those before it, and their probabilities.
 
     Raises:
-        ValueError: for prompts without a square number of image tokens.
+        ValueError: if the prompts do not have a square number of image tokens.
     """
     end = model.processor.tokenizer.eos_token_id
     rows = [[*row, end][:length] for row in model.generate_ids(prompts, length)]
@@ -112,7 +119,7 @@ def answers_of(model: PerceptionModel, prompts: Sequence[Prompt], length: int) -
 
 
 def write_part(config: DraftsConfig, path: Path) -> Path:
-    """Asks for a file of answers, in a process of its own."""
+    """Writes one file of answers; runs in a process of its own."""
     model = _load(config.model)
     seed = int(path.name.split("-")[1])
     items = scene_items("standard", 0, PART // len(DEPTH_COUNTS), seed)
@@ -135,10 +142,10 @@ def _load(folder: str) -> PerceptionModel:
 
 
 def gather(config: DraftsConfig) -> dict[str, Tensor]:
-    """The model's answers, `config.answers` of them: those under `run_dir`, and those that it lacks yet.
+    """`config.answers` answers of the model, read from `run_dir`; missing parts are made first.
 
     Raises:
-        ValueError: naming a part that is no whole file.
+        ValueError: naming a part that is not a complete file.
     """
     parts = config.parts()
     Path(config.run_dir).mkdir(parents=True, exist_ok=True)
@@ -181,14 +188,14 @@ def _read_part(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is no whole file of answers ({error}); delete it and run this again") from None
+        raise ValueError(f"{path} is not a complete file of answers ({error}); delete it and run this again") from None
 
 
 def fit(network: DraftNetwork, answers: dict[str, Tensor], config: DraftsConfig, say: Callable[[str], None]) -> float:
-    """Trains for `config.steps` and returns the share of held-out ids that are guessed."""
+    """Trains for `config.steps` and returns the share of held-out ids that are guessed right."""
     held, known = slice(0, config.held_out), torch.arange(config.held_out, len(answers["ids"]))
     held_states, held_ids = answers["states"][held].float(), answers["ids"][held].long()
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=_WEIGHT_DECAY)
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / config.steps)
         rows = known[torch.randint(len(known), (config.batch_size,))]
@@ -208,7 +215,7 @@ def fit(network: DraftNetwork, answers: dict[str, Tensor], config: DraftsConfig,
 
 @torch.no_grad()
 def guessed(network: DraftNetwork, states: Tensor, ids: Tensor) -> float:
-    """Share of the ids of answers that the network's draft has in their places."""
+    """Share of the ids of answers that the network's draft gets right, position by position."""
     real = ids != IGNORE
     return float((network(states).argmax(-1) == ids)[real].float().mean())
 
@@ -220,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     answers = gather(config)
     text = model.model.config.get_text_config()
     grid = model.vocabulary.depth_grid
-    sizes = DraftNetworkConfig(text.hidden_size, text.vocab_size, grid, config.length, config.width, config.num_blocks)
+    sizes = DraftNetworkConfig(text.hidden_size, text.vocab_size, grid, config.length, config.width, _NUM_BLOCKS)
     network = DraftNetwork(sizes)
     share = fit(network, answers, config, print)
     network.save(config.out or config.model)

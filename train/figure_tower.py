@@ -1,8 +1,8 @@
-"""Teaches a small Swin tower to read figures (`python -m train.figure_tower`), before any language model looks at it.
+"""Trains a small Swin tower to read figures (`python -m train.figure_tower`), before a language model is attached.
 
-Every cell of its grid says, character by character, what is written there, or the word for a small drawing such as the
-square of a right angle. Numbers as whole words are hundreds of
-classes, each seen seldom; as characters they are ten, each seen in every figure.
+Each cell of the tower's grid predicts, character by character, what is written there, or the word for a small drawing
+such as the square of a right angle. Predicted as whole words, numbers would be hundreds of rare classes; as characters
+they are ten classes that occur in every figure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +21,32 @@ from perception.geometry.figure import Mark
 from train.data.augmentation import normalise_pixels, to_pixels
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainProblem
-from train.loop.command_line import fingerprint, parse_config
+from train.loop.command_line import fingerprint, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 
 CHARACTERS = " 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.°="
-"""A space is none"""
+"""Classes of a character; the space stands for no character"""
 MOST_CHARACTERS = 4
-"""Of a mark that are read"""
+"""Characters read per mark"""
 
 
 @dataclass(frozen=True)
 class GeometrySize:
-    """Sizes of the tiny model of figures."""
+    """Sizes of the tiny geometry model. The defaults are the shipped model's; tests make it smaller."""
 
     image_size: int = 128
+    """Side of an image, in pixels"""
     grid_size: int = 8
-    """Visual tokens a side"""
+    """Visual tokens per side of an image"""
     embed_dim: int = 32
-    """Of the tower's first level; every level has twice the width of the one before"""
+    """Width of the tower's first level; each level is twice as wide as the one before"""
     depths: tuple[int, ...] = (2, 2, 2)
+    """Layers per level of the tower"""
     num_heads: tuple[int, ...] = (1, 2, 4)
+    """Attention heads per level of the tower"""
     window_size: int = 8
     hidden_size: int = 160
+    """Width of the language model"""
     num_layers: int = 4
     text_heads: int = 5
     intermediate_size: int = 400
@@ -58,6 +61,10 @@ class GeometrySize:
     @property
     def grid(self) -> tuple[int, int]:
         return self.grid_size, self.grid_size
+
+    def data(self, count: int, store: str) -> GeometryData:
+        """The training problems, drawn for a model of this size."""
+        return GeometryData(count=count, image_size=self.image_size, grid_size=self.grid_size, store=store)
 
     @property
     def vision(self) -> SwinConfig:
@@ -75,16 +82,23 @@ class GeometrySize:
         )
 
 
+SIZE = GeometrySize()
+
+
 @dataclass(frozen=True)
 class FigureTowerConfig:
-    """Configuration of the tower's training."""
+    """Trains the vision tower of the tiny geometry model; it ends in RUN_DIR/tower."""
 
     start: str = ""
-    """folder of a tower to go on from; empty for one from nothing"""
+    """folder of a tower to continue from; empty: random weights"""
     run_dir: str = "runs/geometry/tower"
-    data: GeometryData = field(default_factory=GeometryData)
-    size: GeometrySize = field(default_factory=GeometrySize)
+    """folder for checkpoints, logs and the finished tower"""
+    num_problems: int = 24_000
+    """number of problems whose figures are read"""
+    store: str = "runs/geometry/problems"
+    """folder that keeps the drawn problems"""
     batch_size: int = 32
+    """figures per step and device"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=3000,
@@ -97,21 +111,9 @@ class FigureTowerConfig:
         )
     )
 
-    def __post_init__(self) -> None:
-        check_sizes(self.data, self.size)
-
-
-def check_sizes(data: GeometryData, size: GeometrySize) -> None:
-    """Raises ValueError where problems are laid out for another model's visual tokens."""
-    if data.grid_size != size.grid_size or data.image_size != size.image_size:
-        raise ValueError(
-            f"data has images of {data.image_size} pixels on a grid of {data.grid_size} and size {size.image_size} on "
-            f"{size.grid_size}; set --data.image_size and --data.grid_size to those of --size"
-        )
-
 
 class FigureReader(nn.Module):
-    """The tower with a linear head: MOST_CHARACTERS distributions over CHARACTERS a cell."""
+    """The tower with a linear head: MOST_CHARACTERS distributions over CHARACTERS per cell."""
 
     def __init__(self, config: SwinConfig):
         super().__init__()
@@ -132,7 +134,7 @@ def cell_of(mark: Mark, grid: tuple[int, int]) -> int:
 
 
 def characters_at(marks: Sequence[Mark], grid: tuple[int, int]) -> np.ndarray:
-    """What is written in each cell, (N, MOST_CHARACTERS) numbers of CHARACTERS; of several marks the last."""
+    """Indices into CHARACTERS of what is written in each cell, (N, MOST_CHARACTERS); the last mark of a cell wins."""
     written = np.zeros((grid[0] * grid[1], MOST_CHARACTERS), dtype=np.int64)
     for mark in marks:
         codes = [max(0, CHARACTERS.find(c)) for c in mark.text[:MOST_CHARACTERS].ljust(MOST_CHARACTERS)]
@@ -163,7 +165,8 @@ class FigureBatches:
 
 
 def shifted(image: Tensor, marks: Sequence[Mark], rng: np.random.Generator) -> tuple[Tensor, list[Mark]]:
-    """A figure (H, W, 3) moved by up to a tenth of its side, as far as its marks allow; what comes in is white."""
+    """The figure (H, W, 3) and its marks, shifted by up to a tenth of its side, so far that all marks stay inside; the
+    uncovered border is white."""
     height, width = image.shape[:2]
     places = np.array([mark.place_xy for mark in marks] or [(0.5, 0.5)])
     room = np.minimum(0.1, np.maximum(0, np.minimum(places.min(0), 1 - places.max(0)) - 0.04))
@@ -177,7 +180,7 @@ def shifted(image: Tensor, marks: Sequence[Mark], rng: np.random.Generator) -> t
 
 
 def reading_loss(model: nn.Module, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy a character, of written cells and of empty ones in equal parts; share of marks read right."""
+    """Cross-entropy per character, written and empty cells weighted equally; logs the share of marks read right."""
     logits, written = model(batch["pixel_values"]), batch["written"]  # (B, N, 4, C), (B, N, 4)
     losses = F.cross_entropy(logits.movedim(-1, 1), written, reduction="none").mean(-1)  # (B, N)
     there = written.sum(-1) > 0
@@ -186,15 +189,21 @@ def reading_loss(model: nn.Module, batch: Mapping[str, Tensor], step: int) -> tu
     return loss, {"written": losses[there].mean().detach(), "read_right": right}
 
 
-def train(config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
-    """Runs or resumes the training; the tower lies in `run_dir`/tower."""
+def train(
+    config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = None, size: GeometrySize = SIZE
+) -> FitResult:
+    """Runs or resumes the training and writes the tower to `run_dir`/tower.
+
+    Args:
+        problems: used instead of drawn ones.
+    """
     torch.manual_seed(config.loop.seed)
-    problems = read_problems(config.data) if problems is None else problems
-    model = FigureReader(config.size.vision)
+    problems = read_problems(size.data(config.num_problems, config.store)) if problems is None else problems
+    model = FigureReader(size.vision)
     if config.start:
         start = SwinModel.from_pretrained(config.start, add_pooling_layer=False)
         model.tower.load_state_dict(start.state_dict())
-    batches = FigureBatches(problems, config.size.grid, config.batch_size, config.loop.seed)
+    batches = FigureBatches(problems, size.grid, config.batch_size, config.loop.seed)
     result = fit(
         model,
         batches,
@@ -202,7 +211,7 @@ def train(config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = N
         config.loop,
         config.run_dir,
         title="tower",
-        fingerprint=fingerprint(config, free=("run_dir", "data.store")),
+        fingerprint=fingerprint(config, free=("run_dir", "store")) | flatten(size, "size."),
     )
     if result.is_main:
         model.cpu().tower.save_pretrained(Path(config.run_dir) / "tower")
@@ -210,8 +219,7 @@ def train(config: FigureTowerConfig, problems: Sequence[ChainProblem] | None = N
 
 
 def main(argv: list[str] | None = None) -> None:
-    config: Any = parse_config(FigureTowerConfig, argv)
-    print(f"done: {train(config)}")
+    print(f"done: {train(parse_config(FigureTowerConfig, argv))}")
 
 
 if __name__ == "__main__":

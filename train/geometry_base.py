@@ -1,9 +1,9 @@
-"""Stage 0 of geometry: a tiny model that reads figures (`python -m train.geometry_base`).
+"""Trains the tiny geometry base, a model that reads figures (`python -m train.geometry_base`).
 
-A stock LLaVA, a Swin tower and a small Llama from nothing, learns to say what is written in a figure and where; it has
-never seen a solution. What is written in a cell of the visual grid is also supervised at that cell's visual token
-itself: words that need no attention to be learned, and once they are, looking at the right cell is all an answer takes.
-Rows of sums beside them teach it to calculate (`train.data.arithmetic`).
+A stock LLaVA (the Swin tower of `train.figure_tower` and a small Llama with random weights) learns to say what is
+written in a figure and where; it sees no solutions. The word in a cell of the visual grid is also supervised at that
+cell's visual token: learning it needs no attention, and afterwards an answer only has to attend to the right cell.
+Rows of sums teach it to calculate (`train.data.arithmetic`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import LARGEST, sums_loss
-from train.data.geometry import GeometryData, read_problems
+from train.data.geometry import read_problems
 from train.data.interleaved import ChainBatches, ChainProblem
-from train.figure_tower import GeometrySize, cell_of, check_sizes
+from train.figure_tower import SIZE, GeometrySize, cell_of
 from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
-from train.loop.command_line import command_line, fingerprint, parse_config
+from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.models.attention import use_plain_attention
 from train.models.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
@@ -36,27 +36,32 @@ READ_ALL = "What is written in the figure?"
 NEAREST = "What is written nearest to {}?"
 _TEXT_VOCABULARY = 1250
 _NOTHING = "nothing"
+_CELL_WEIGHT = 1.0
+"""Weight of the words at visual tokens relative to the answers: both are cross-entropies per token"""
 
 
 @dataclass(frozen=True)
 class GeometryBaseConfig:
-    """Configuration of the reading stage."""
+    """Trains the tiny geometry base to read figures."""
 
     tower: str = "runs/geometry/tower/tower"
-    """of `train.figure_tower`; empty for one from nothing, trained here, or for that of `start`"""
+    """folder of the tower made by train.figure_tower; empty: the tower of start, or a new one that is trained here"""
     start: str = ""
-    """folder of a model to go on from; empty for one from nothing"""
+    """folder of a model to continue from; empty: random weights"""
     tower_lr_ratio: float = 0.1
-    """learning rate of the tower over that of the rest; 0 freezes it"""
+    """learning rate of the vision tower relative to the rest; 0 freezes the tower"""
     out: str = "runs/geometry/base/model"
+    """folder of the finished model"""
     run_dir: str = "runs/geometry/base"
-    data: GeometryData = field(default_factory=GeometryData)
-    size: GeometrySize = field(default_factory=GeometrySize)
+    """folder for checkpoints and logs"""
+    num_problems: int = 24_000
+    """number of problems whose figures are read"""
+    store: str = "runs/geometry/problems"
+    """folder that keeps the drawn problems"""
     batch_size: int = 16
-    cell_weight: float = 1.0
-    """of the words at visual tokens, beside the answers"""
+    """figures per step, over all devices"""
     sums: int = 16
-    """rows of sums a step, beside the figures; 0 for none"""
+    """rows of sums per step, in addition to the figures"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=2500,
@@ -69,15 +74,12 @@ class GeometryBaseConfig:
         )
     )
 
-    def __post_init__(self) -> None:
-        check_sizes(self.data, self.size)
-
 
 # The untrained model
 
 
 def geometry_tokenizer(problems: Sequence[ChainProblem]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over solutions; every whole number to LARGEST is one token."""
+    """A byte-level BPE trained on solutions; each whole number up to LARGEST is one token."""
     numbers = [" " + " ".join(str(n) for n in range(LARGEST + 1)) + "." for _ in range(400)]
     lines = [" ".join(["Step 1: Step 2: Step 3: Answer: USER: ASSISTANT:", READ_ALL, NEAREST, _NOTHING])] * 200
     for problem in problems:
@@ -87,7 +89,7 @@ def geometry_tokenizer(problems: Sequence[ChainProblem]) -> PreTrainedTokenizerF
 
 
 def geometry_processor(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -> LlavaProcessor:
-    """Any image is squashed to a square and scaled to [-1, 1]."""
+    """A processor that resizes any image to a square and scales pixels to [-1, 1]."""
     processor = build_processor(tokenizer)
     processor.image_processor.size = {"height": size.image_size, "width": size.image_size}
     processor.patch_size = size.image_size // size.grid_size
@@ -95,7 +97,7 @@ def geometry_processor(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -
 
 
 def build_geometry_model(tokenizer: PreTrainedTokenizerFast, size: GeometrySize) -> LlavaForConditionalGeneration:
-    """An untrained LLaVA that sees an image as grid_size x grid_size tokens."""
+    """An untrained LLaVA with grid_size x grid_size visual tokens per image."""
     text = TinySize(size.hidden_size, size.num_layers, size.text_heads, size.intermediate_size)
     model = build_model(tokenizer, size.vision, text)
     model.config.image_seq_length = size.grid_size**2
@@ -106,7 +108,7 @@ def build_geometry_model(tokenizer: PreTrainedTokenizerFast, size: GeometrySize)
 
 
 def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[int, int]) -> ChainProblem:
-    """A question about what is written in a problem's figure: all of it in rows, or the nearest to one mark."""
+    """A question about what is written in a figure: everything in reading order, or the mark nearest to another."""
     marks = sorted(problem.marks, key=lambda mark: cell_of(mark, grid))
     names = [mark.text for mark in marks]
     unique = [n for n, name in enumerate(names) if names.count(name) == 1]
@@ -121,7 +123,7 @@ def reading_task(problem: ChainProblem, rng: np.random.Generator, grid: tuple[in
 
 @dataclass(frozen=True)
 class ReadingBatches(ChainBatches):
-    """Reading tasks, with what is written in a cell as the label at its visual token."""
+    """Reading tasks; what is written in a cell is the label at the cell's visual token."""
 
     grid: tuple[int, int] = (8, 8)
 
@@ -139,39 +141,32 @@ class ReadingBatches(ChainBatches):
         return share | {"words": words, "nothing": nothing}
 
 
-@dataclass(frozen=True)
-class ReadingLoss:
+def reading_loss(model: InterleavedModel, share: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the answers, of the words at visual tokens, and of the results of sums."""
-
-    cell_weight: float
-
-    def __call__(
-        self, model: InterleavedModel, share: Mapping[str, Any], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        batch, words = share["batch"], share["words"]
-        hidden = model.hidden(batch)  # (B, L, H)
-        labelled = words != -100
-        rows = torch.arange(len(words), device=words.device)[:, None].expand_as(words)
-        head = model.model.get_output_embeddings()
-        at_cells = head(hidden[rows[labelled], batch.visual_columns[labelled]]).float()  # (n, V)
-        cells = torch.nn.functional.cross_entropy(at_cells, words[labelled])
-        supervised = batch.labels[:, 1:] != -100
-        logits = head(hidden[:, :-1][supervised]).float()
-        answers = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:][supervised], reduction="sum")
-        text = answers / share["num_labels"] * share["num_shards"]
-        something = words[labelled] != share["nothing"]
-        right = ((at_cells.argmax(-1) == words[labelled]) & something).sum() / something.sum().clamp_min(1)
-        scalars = {"text": text.detach(), "cells": cells.detach(), "cells_right": right}
-        loss = text + self.cell_weight * cells
-        if "sums" in share:
-            sums, of_sums = sums_loss(model.model, *share["sums"])
-            loss, scalars = loss + sums, scalars | of_sums
-        return loss, scalars
+    batch, words = share["batch"], share["words"]
+    hidden = model.hidden(batch)  # (B, L, H)
+    labelled = words != -100
+    rows = torch.arange(len(words), device=words.device)[:, None].expand_as(words)
+    head = model.model.get_output_embeddings()
+    at_cells = head(hidden[rows[labelled], batch.visual_columns[labelled]]).float()  # (n, V)
+    cells = torch.nn.functional.cross_entropy(at_cells, words[labelled])
+    supervised = batch.labels[:, 1:] != -100
+    logits = head(hidden[:, :-1][supervised]).float()
+    answers = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:][supervised], reduction="sum")
+    text = answers / share["num_labels"] * share["num_shards"]
+    something = words[labelled] != share["nothing"]
+    right = ((at_cells.argmax(-1) == words[labelled]) & something).sum() / something.sum().clamp_min(1)
+    scalars = {"text": text.detach(), "cells": cells.detach(), "cells_right": right}
+    loss = text + _CELL_WEIGHT * cells
+    if "sums" in share:
+        sums, of_sums = sums_loss(model.model, *share["sums"])
+        loss, scalars = loss + sums, scalars | of_sums
+    return loss, scalars
 
 
-def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem]) -> InterleavedFolder:
-    """The model of `config.start`, or an untrained one; with the tower of `config.tower`."""
-    settings, size = InterleaveSettings(max_looks=0), config.size
+def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem], size: GeometrySize) -> InterleavedFolder:
+    """The model of `config.start`, or an untrained one, with the tower of `config.tower`."""
+    settings = InterleaveSettings(max_looks=0)
     if config.start:
         folder = read_interleaved(config.start, settings)
     else:
@@ -188,11 +183,17 @@ def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem]) -> Inter
     return folder
 
 
-def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
-    """Runs or resumes the stage and writes the finished model to `config.out`."""
+def train(
+    config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = None, size: GeometrySize = SIZE
+) -> FitResult:
+    """Runs or resumes the training and writes the finished model to `config.out`.
+
+    Args:
+        problems: used instead of drawn ones.
+    """
     torch.manual_seed(config.loop.seed)
-    problems = read_problems(config.data) if problems is None else problems
-    size, folder = config.size, begin(config, problems)
+    problems = read_problems(size.data(config.num_problems, config.store)) if problems is None else problems
+    folder = begin(config, problems, size)
     interleaved = folder.model
     batches = ReadingBatches(
         folder.encoder,
@@ -209,12 +210,12 @@ def train(config: GeometryBaseConfig, problems: Sequence[ChainProblem] | None = 
     result = fit(
         interleaved,
         batches,
-        ReadingLoss(config.cell_weight),
+        reading_loss,
         config.loop,
         config.run_dir,
         param_groups=interleaved_groups(interleaved, config.tower_lr_ratio if config.tower or config.start else 1.0),
         title="base",
-        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
+        fingerprint=fingerprint(config, free=("run_dir", "out", "store")) | flatten(size, "size."),
     )
     if result.is_main:
         record = {"command": command_line("train.geometry_base", config), "steps": result.steps}

@@ -1,8 +1,9 @@
-"""Fine-tunes a vision-language model on chains of visual tokens (`python -m train.interleave`): the supervised stages.
+"""Fine-tunes a vision-language model to reason with visual tokens (`python -m train.interleave`).
 
-Stage `text` learns the solutions alone; stage `interleaved` goes on with looks at their steps: cross-entropy plus
-binary cross-entropy of the selection (MINT-CoT, arXiv 2506.05331, stages 1 and 2). The vision encoder stays frozen
-unless asked. `train.reinforce` is the third stage, `train.geometry_base` makes the tiny model that all begin with.
+Two supervised stages, MINT-CoT's first and second (arXiv 2506.05331). Stage `text` learns solutions as text. Stage
+`interleaved` adds looks at their steps: cross-entropy of the text plus binary cross-entropy of the selected visual
+tokens. The vision encoder is frozen unless --tower_lr_ratio is above 0. `train.reinforce` is the third stage;
+`train.geometry_base` makes the tiny model to start from.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
-from perception.interleave.triggers import InterleaveSettings
+from perception.interleave.triggers import InterleaveSettings, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
 from train.base import save_half
 from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
-from train.data.interleaved import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
+from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem, RegionName, with_regions
 from train.data.own_looks import OwnLooks
 from train.data.published_chains import PublishedData, read_published_problems
 from train.loop.command_line import command_line, fingerprint, parse_config
@@ -35,47 +36,51 @@ from train.models.parts import keep_still
 
 TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"
-STAGES = ("text", "interleaved")
+Stage = Literal["text", "interleaved"]
 _TOWERS = ("vision_tower", "visual", "vision_model")
 
 
 @dataclass(frozen=True)
 class InterleaveConfig:
-    """Configuration of a supervised stage."""
+    """Fine-tunes a vision-language model on solved problems."""
 
-    stage: str = "interleaved"
-    """text, or interleaved"""
+    stage: Stage = "interleaved"
+    """text: solutions as text. interleaved: solutions whose steps look at the image"""
     start: str = "runs/geometry/base/model"
-    """folder of the model to go on from"""
+    """folder of the model to start from"""
     out: str = "runs/geometry/interleaved/model"
+    """folder of the finished model"""
     run_dir: str = "runs/geometry/interleaved"
+    """folder for checkpoints and logs"""
     data: GeometryData = field(default_factory=GeometryData)
+    """drawn geometry problems to train on"""
     published: PublishedData = field(default_factory=PublishedData)
-    """train on these instead of drawn figures"""
-    regions: str = "own"
-    """what looks bring in: own, or a control: boxes, whole, random"""
-    trigger: str = "headings"
-    """headings, or generated"""
-    projector: str = "linear"
-    """of a new selector: linear, none, mlp"""
+    """solved problems of your own; if given, the drawn problems are not used"""
+    regions: RegionName = "own"
+    """visual tokens that a look brings in. own: those of the step. Controls are boxes (their bounding
+    box), whole (the whole image) and random (as many random tokens)"""
+    trigger: Trigger = "headings"
+    """where a chain looks. headings: after the heading of each step. generated: wherever the model writes the
+    interleave token"""
     batch_size: int = 16
-    """rows of an optimiser step, over all devices"""
+    """rows per optimiser step, over all devices"""
     next_token: bool = True
-    """supervise the first token behind a look; the paper leaves it out, which a pretrained model can bear: one that
-    learned to write from these solutions alone then begins its steps with anything"""
+    """supervise the first token after a look. The paper does not, which works for a pretrained model; one that learned
+    to write from these solutions alone then starts its steps with arbitrary tokens"""
     selection_weight: float = 1.0
-    """of the selection's loss beside the cross-entropy"""
+    """weight of the selection loss relative to the cross-entropy"""
     threshold: float | None = None
-    """a visual token is selected where sigmoid(score) reaches this; none: what the selector was made with. The loss
-    weighs up what is to be selected, so a higher threshold than the paper's 0.7 selects more exactly"""
+    """a visual token is selected if sigmoid(score) reaches this; none: keep the selector's own. The loss gives
+    tokens to select a higher weight, so a threshold above the paper's 0.7 selects more precisely"""
     sums: int = 0
-    """rows of sums a step (`train.data.arithmetic`), beside the problems, so that calculating is not forgotten"""
+    """rows of sums per step, in addition to the problems, so that the model does not forget how to calculate"""
     own_looks: float = 0.0
-    """share of the steps, after the first third, whose looks bring in what the model itself selects; regions own and
-    boxes"""
+    """share of the steps, after the first third of the run, in which looks bring in what the model itself selects; only
+    with regions own and boxes"""
     tower_lr_ratio: float = 0.0
-    """learning rate of the vision encoder over that of the rest; 0 freezes it"""
+    """learning rate of the vision encoder relative to the rest; 0 freezes the encoder"""
     selector_lr_ratio: float = 1.0
+    """learning rate of the selector relative to the rest"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=1000,
@@ -89,17 +94,17 @@ class InterleaveConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("stage", STAGES), ("regions", tuple(REGIONS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         if self.published.files and (self.regions != "own" or self.sums):
-            raise ValueError("regions other than own, and sums, are for the drawn figures; leave them with published")
+            raise ValueError(
+                f"regions ({self.regions}) and sums ({self.sums}) apply to drawn figures only; with published.files, "
+                "use regions own and sums 0"
+            )
         if not 0 <= self.own_looks <= 1:
-            raise ValueError(f"own_looks is a share of the steps, so it lies in [0, 1]; got {self.own_looks}")
+            raise ValueError(f"own_looks is a share of the steps and must lie in [0, 1], got {self.own_looks}")
         if self.own_looks and (self.stage != "interleaved" or self.regions not in ("own", "boxes")):
             raise ValueError(
-                f"own_looks ({self.own_looks}) puts in what the model selects, and stage {self.stage} with regions "
-                f"{self.regions} selects nothing; leave it at 0"
+                f"own_looks ({self.own_looks}) needs a model that selects tokens, and stage {self.stage} with regions "
+                f"{self.regions} selects none; set own_looks to 0"
             )
 
     @property
@@ -109,7 +114,7 @@ class InterleaveConfig:
 
 @dataclass(frozen=True)
 class InterleavedFolder:
-    """A model's folder, read: the model with its selector and what turns problems into its batches."""
+    """A model read from its folder: the model with its selector, and what turns problems into batches."""
 
     model: InterleavedModel
     processor: Any
@@ -121,7 +126,7 @@ class InterleavedFolder:
         return ChainEncoder(self.processor, self.vocabulary, self.model.layout, self.settings)
 
     def save(self, out: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        """A stock transformers folder in half precision; beside it vocabulary, selector and settings."""
+        """Writes a stock transformers folder in half precision, with vocabulary, selector and settings beside it."""
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         save_half(self.model.model, folder)
@@ -129,16 +134,15 @@ class InterleavedFolder:
         self.vocabulary.save(folder)
         self.model.selector.save(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
-        if record is not None:  # last: a folder with it is whole
+        if record is not None:  # written last: a folder that has it is complete
             (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
 
 
-def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None, **new: Any) -> InterleavedFolder:
-    """Reads a model's folder in float32; a selector is begun where it has none.
+def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None) -> InterleavedFolder:
+    """Reads a model's folder in float32; adds a new selector, with a linear projector as in the paper, if it has none.
 
     Args:
-        settings: None for those it was trained with.
-        new: of `SelectorConfig`, for a selector that is begun.
+        settings: None for those the model was trained with.
     """
     path = find_folder(str(folder))
     processor, model = read_processor(path), read_model(path, torch.float32)
@@ -147,7 +151,7 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
     if (path / CONFIG_FILE).exists():
         selector = VisualTokenSelector.load(path, model)
     else:
-        selector = VisualTokenSelector.for_model(model, vocabulary.interleave_id, **new)
+        selector = VisualTokenSelector.for_model(model, vocabulary.interleave_id)
     if settings is None:
         kept = path / SETTINGS_FILE
         settings = InterleaveSettings(**json.loads(kept.read_text())) if kept.exists() else InterleaveSettings()
@@ -156,7 +160,7 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
 
 
 def tower_of(model: Any) -> nn.Module:
-    """The vision encoder of a model of transformers. Raises ValueError where it is under no known name."""
+    """The vision encoder of a transformers model. Raises ValueError if it has none under a known name."""
     inner = unwrapped(model).base_model
     for name in _TOWERS:
         if isinstance(found := getattr(inner, name, None), nn.Module):
@@ -167,7 +171,7 @@ def tower_of(model: Any) -> nn.Module:
 def interleaved_groups(
     model: InterleavedModel, tower_lr_ratio: float, selector_lr_ratio: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups for `build_optimizer`: the vision encoder (frozen here where its ratio is 0), the selector, the rest."""
+    """Groups for `build_optimizer`: vision encoder (frozen here if its ratio is 0), selector, and the rest."""
     tower = tower_of(model.model)
     tower.requires_grad_(tower_lr_ratio > 0)
     if not tower_lr_ratio:
@@ -183,7 +187,7 @@ def interleaved_groups(
 
 @dataclass(frozen=True)
 class ChainLoss:
-    """Loss of a shard of a step: shards average to the loss of all rows at once, whatever rows each holds."""
+    """Loss of one shard of a step. The mean over shards is the loss of all rows at once, however they are split."""
 
     selection_weight: float
     own_looks: OwnLooks | None = None
@@ -211,7 +215,7 @@ class ChainLoss:
 
 
 def own_looks(config: InterleaveConfig, folder: InterleavedFolder) -> OwnLooks | None:
-    """What puts a model's own selections into some steps; None where the config has none."""
+    """Puts the model's own selections into some steps; None if the config asks for none."""
     if not config.own_looks:
         return None
     pad_id = folder.processor.tokenizer.pad_token_id
@@ -220,8 +224,8 @@ def own_looks(config: InterleaveConfig, folder: InterleavedFolder) -> OwnLooks |
 
 
 def problems_of(config: InterleaveConfig, folder: InterleavedFolder) -> Sequence[ChainProblem]:
-    """What a run trains on: drawn figures, or published files; rows of the latter that are left out are named in the
-    run's skipped.txt."""
+    """The problems to train on: published files if given, else drawn figures. Rows of files that cannot be used are
+    listed in the run's skipped.txt."""
     if not config.published.files:
         return read_problems(config.data)
     return published_split(config.published, folder, config.run_dir)[0]
@@ -235,7 +239,7 @@ def published_split(
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     (Path(run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
     if skipped:
-        print(f"{len(skipped)} rows left out, named in {Path(run_dir) / 'skipped.txt'}; the first: {skipped[0]}")
+        print(f"{len(skipped)} rows skipped, listed in {Path(run_dir) / 'skipped.txt'}; the first: {skipped[0]}")
     kept = len(problems) - data.held_out
     return problems[:kept], problems[kept:]
 
@@ -244,10 +248,10 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     """Runs or resumes a stage and writes the finished model to `config.out`.
 
     Args:
-        problems: instead of those of `config.data`.
+        problems: used instead of those of `config.data`.
     """
     torch.manual_seed(config.loop.seed)
-    folder = read_interleaved(config.start, config.settings, projector=config.projector)
+    folder = read_interleaved(config.start, config.settings)
     if config.threshold is not None:
         folder.model.selector.config = replace(folder.model.selector.config, threshold=config.threshold)
     if problems is None:
@@ -282,7 +286,7 @@ class Substituted(Sequence[ChainProblem]):
     """Problems whose steps look at other regions."""
 
     problems: Sequence[ChainProblem]
-    regions: str
+    regions: RegionName
     grid: tuple[int, int]
     seed: int
 

@@ -1,10 +1,10 @@
-"""How much memory a device needs to fine-tune a model of some size (`python -m train.memory_plan`).
+"""Estimates the memory per device for fine-tuning (`python -m train.memory_plan`).
 
-Prints a table for 3B, 7B and 13B models: trained whole or by LoRA, on one device or sharded over eight. Calculated from
-the shapes: weights, gradients, AdamW's two averages, bfloat16 copies that autocast keeps, what the layers keep for the
-backward pass, and logits. The vision tower is frozen and so keeps nothing. Not in it: what the allocator wastes (allow
-a tenth) and buffers of the communication library. `python -m benchmarks.training_memory` holds it against a measured
-run.
+Prints a table for 3B, 7B and 13B models, trained in full or with LoRA, on one device or sharded over eight. The figures
+are calculated from the shapes: weights, gradients, AdamW's two averages, the bfloat16 copies that autocast keeps,
+activations for the backward pass, and logits. The vision tower is frozen, so it keeps no activations. Not included:
+fragmentation of the allocator (allow 10 %) and buffers of the communication library.
+`python -m benchmarks.training_memory` compares the estimate with a measured run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A language model of the Llama and Qwen kind, and the vision tower before it."""
+    """Shape of a language model like Llama or Qwen, with a vision tower."""
 
     hidden: int
     layers: int
@@ -43,7 +43,7 @@ class ModelShape:
 
     @property
     def table_params(self) -> int:
-        """Of the input and the output embedding."""
+        """Parameters of the input and output embeddings."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
@@ -51,7 +51,7 @@ class ModelShape:
         return self.layers * self.layer_params + self.table_params + self.hidden + self.tower_params
 
     def lora_params(self, rank: int) -> int:
-        """Of adapters on every linear layer."""
+        """Parameters of adapters on every linear layer."""
         widths = 2 * (self.hidden + self.hidden) + 2 * (self.hidden + self.kv_width)
         return self.layers * rank * (widths + 3 * (self.hidden + self.intermediate))
 
@@ -68,27 +68,27 @@ class RunPlan:
     """How a model is trained."""
 
     batch_size: int = 8
-    """rows that are forwarded together"""
+    """Rows per forward pass"""
     tokens: int = 800
-    """of a row"""
+    """Tokens per row"""
     target_tokens: int = 220
-    """of a row, from the first that is learned on: those alone have logits"""
+    """Tokens per row from the first that is learned on; only these have logits"""
     lora_rank: int = 0
-    """0 trains the language model whole, in float32 under autocast; else its weights are bfloat16 and frozen"""
+    """0: the whole language model is trained, in float32 under autocast; else its weights are bfloat16 and frozen"""
     checkpointing: bool = False
     devices: int = 1
-    """that weights, gradients and averages are sharded over"""
+    """Devices that weights, gradients and averages are sharded over"""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of a device."""
+    """Bytes per device."""
 
     weights: float
     copies: float
-    """of weights in bfloat16, which autocast makes; sharded: the layers that are gathered at a time"""
+    """bfloat16 copies of weights made by autocast; if sharded, the layers that are gathered at a time"""
     state: float
-    """gradients and AdamW's averages of what is trained"""
+    """gradients and AdamW's averages of the trained parameters"""
     activations: float
     logits: float
 
@@ -98,10 +98,11 @@ class MemoryPlan:
 
 
 def layer_bytes(shape: ModelShape, plan: RunPlan) -> int:
-    """What a layer keeps of a token for its backward pass: exact for transformers' Llama and Qwen2 with torch's own
-    attention, bfloat16 autocast, without LoRA.
+    """Bytes per token that a layer keeps for its backward pass.
 
-    Matrix inputs and attention are kept in bfloat16; of float32 weights both norms keep float32.
+    Exact for transformers' Llama and Qwen2 with torch's own attention and bfloat16 autocast, without LoRA.
+
+    Inputs of matrices and attention are kept in bfloat16; with float32 weights both norms keep float32.
     """
     norms = 30 if plan.lora_rank == 0 else 20
     kept = norms * shape.hidden + 4 * shape.kv_width + 8 * shape.intermediate + 4 * shape.heads + 8
@@ -110,7 +111,7 @@ def layer_bytes(shape: ModelShape, plan: RunPlan) -> int:
 
 
 def memory_plan(shape: ModelShape, plan: RunPlan) -> MemoryPlan:
-    """The memory of a device at a step's worst moment: the end of a forward after the first, gradients being there."""
+    """Peak memory per device: at the end of a forward pass, while the gradients of an earlier one are kept."""
     whole = plan.lora_rank == 0
     width = 4 if whole else 2
     trained = shape.params - shape.tower_params if whole else shape.lora_params(plan.lora_rank)
@@ -138,16 +139,16 @@ PLANS = {
 
 @dataclass(frozen=True)
 class TableConfig:
-    """What the table is for."""
+    """Estimates the memory per device for fine-tuning."""
 
     batch_size: int = 8
-    """rows that a device forwards together: batch_size over length_groups of train.finetune"""
+    """rows per forward pass and device: batch_size divided by length_groups of train.finetune"""
     tokens: int = 800
-    """of a row; LLaVA-1.5's images have 576, a depth map 102"""
+    """tokens per row; an image of LLaVA-1.5 has 576, a depth map 102"""
 
 
 def table(batch_size: int = 8, tokens: int = 800) -> dict[str, dict[str, float]]:
-    """Gigabytes of a device, by model and plan."""
+    """Gigabytes per device, by model and plan."""
     changed = {
         name: RunPlan(batch_size, tokens, min(220, tokens), plan.lora_rank, plan.checkpointing, plan.devices)
         for name, plan in PLANS.items()
@@ -161,7 +162,7 @@ def table(batch_size: int = 8, tokens: int = 800) -> dict[str, dict[str, float]]
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(TableConfig, argv)
     found = table(config.batch_size, config.tokens)
-    shown = Table(title=f"GB of a device, {config.batch_size} rows of {config.tokens} tokens, activations checkpointed")
+    shown = Table(title=f"GB per device, {config.batch_size} rows of {config.tokens} tokens, activations checkpointed")
     for column in ("model", *PLANS):
         shown.add_column(column, justify="left" if column == "model" else "right")
     for model, row in found.items():

@@ -1,11 +1,10 @@
 """Labels images and tokenises the labels (`python -m train.prepare --images FOLDER --out FOLDER`).
 
-Teachers say what is in images that have no labels (`perception.datasets.labelling.teachers`): a depth map, whose codes
-are made
-here once and for all, and boxes of named classes. Written to parquet in shards; a run that was stopped or killed goes
-on with the same command, a bad image is named in skipped.jsonl and left out. `python -m train.finetune --data.prepared
-OUT` trains on what it made. With `--engine ray` the shards are spread over a Ray cluster, whose machines all see both
-folders.
+Pretrained models, the teachers, label images that have no labels (`perception.datasets.labelling.teachers`): with a
+depth map, which is tokenised here once, and with boxes of named classes. The result is parquet in shards. A stopped run
+continues with the same command. An image that cannot be labelled is skipped and listed in skipped.jsonl.
+`python -m train.finetune --data.prepared OUT` trains on the result. With `--engine ray` shards are spread over a Ray
+cluster; all its machines must see both folders.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from perception.datasets.labelling.jobs import Engine, PreparedReport, in_process, prepare_folder
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, read_rows
@@ -24,38 +24,36 @@ from train.loop.command_line import flatten, parse_config
 from train.views.labels import labelled_sheet
 from vqvae import VQVAE
 
-ENGINES = ("local", "ray")
 _FREE = ("device",)
-"""Settings of teachers that do not decide what is written"""
+"""Settings of teachers that do not change what is written"""
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Configuration of a labelling."""
+    """Labels images with pretrained models, for train.finetune."""
 
     images: str
-    """folder of images, and folders in it"""
+    """folder of images; subfolders are included"""
     out: str
-    """folder of the shards"""
+    """folder for the shards"""
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    """models that label"""
     depth_tokenizer: str = ""
-    """folder of the VQVAE that makes the codes; empty: the one that ships"""
+    """folder of the depth tokenizer; empty: the shipped one"""
     shard_size: int = 256
-    """images of a shard; what a stopped run had of an unfinished one is made anew"""
+    """images per shard; a stopped run redoes its unfinished shard"""
     batch_size: int = 8
-    """images that a teacher sees at once"""
+    """images per forward pass of a teacher"""
     embed_images: bool = False
-    """put the images' bytes into the shards, so that these can be moved without them"""
-    engine: str = "local"
-    """local: one process. ray: Ray Data, on this machine or the cluster of RAY_ADDRESS"""
+    """store the images inside the shards, so that the shards can be moved without the image folder"""
+    engine: Literal["local", "ray"] = "local"
+    """local: one process. ray: Ray Data, on this machine or on the cluster at RAY_ADDRESS"""
     workers: int = 2
-    """of ray: processes that hold a teacher each"""
+    """processes with a teacher each; only with engine ray"""
     draw: int = 8
-    """labelled images on labels.png, a sheet beside the shards; 0 for none"""
+    """labelled images to draw on labels.png, a contact sheet in the output folder; 0: no sheet"""
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"unknown engine {self.engine!r}; known: {', '.join(ENGINES)}")
         for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -66,7 +64,7 @@ class PrepareConfig:
 
 
 def labeller(config: PrepareConfig) -> Labeller:
-    """Its teachers and tokenizer, loaded. Raises ValueError as `depth_teacher` and `box_teacher`."""
+    """A labeller with its teachers and tokenizer loaded. Raises ValueError as `depth_teacher` and `box_teacher` do."""
     images, teachers = Path(config.images).resolve(), config.teachers
     depth = depth_teacher(teachers, images)
     vqvae = None
@@ -76,7 +74,7 @@ def labeller(config: PrepareConfig) -> Labeller:
 
 
 def engine_of(config: PrepareConfig) -> Engine:
-    """What runs the shards. Raises ValueError where Ray is asked for and missing."""
+    """The function that runs the shards. Raises ValueError if Ray is asked for and not installed."""
     if config.engine == "local":
         return in_process
     from train.data.ray_engine import ray_engine
@@ -85,7 +83,7 @@ def engine_of(config: PrepareConfig) -> Engine:
 
 
 def prepare(config: PrepareConfig) -> PreparedReport:
-    """Labels the folder, or goes on with it. Raises ValueError as `prepare_folder` and `labeller`."""
+    """Labels the folder, or continues to. Raises ValueError as `prepare_folder` and `labeller` do."""
     plan = {name: v for name, v in flatten(config.teachers).items() if name not in _FREE}
     plan |= {"batch_size": config.batch_size, "embed_images": config.embed_images}
     if config.teachers.depth != NONE:
@@ -97,7 +95,7 @@ def prepare(config: PrepareConfig) -> PreparedReport:
 
 
 def draw_labels(config: PrepareConfig) -> Path | None:
-    """Draws the first labelled images to labels.png. None where there are none, or none are wanted."""
+    """Draws the first labelled images to labels.png. None if there are none, or none are wanted."""
     out = Path(config.out)
     rows: list[LabelledImage] = []
     for record in sorted(out.glob("shard-*.record.json")):
@@ -122,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     if picture := draw_labels(config):
         print(f"look at {picture}")
     if report.skipped:
-        print(f"prepare: {report.skipped} images were skipped; {config.out}/skipped.jsonl says why", file=sys.stderr)
+        print(
+            f"prepare: {report.skipped} images were skipped; reasons are in {config.out}/skipped.jsonl", file=sys.stderr
+        )
     return 0 if report.images else 1
 
 

@@ -1,7 +1,8 @@
 """Makes interleaved training data (`python -m train.prepare_interleave --data FILE --out FOLDER`).
 
-Out of images with questions and solutions in words, a JSON object a line: image, question, solution ("Step 1: ..."
-lines), answer. Writes shards in MINT-CoT's published layout; a run that was stopped goes on with the same command.
+FILE holds one JSON object per line: image, question, solution ("Step 1: ..." lines) and answer. The result is shards in
+MINT-CoT's published layout, in which each step names the visual tokens it looks at. A run that was stopped continues
+with the same command.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from train.data.interleaved import ChainProblem, ChainStep
 from train.loop.command_line import flatten, parse_config
 
 _ANSWER = re.compile(r"\n\s*Answer:\s*([^\n]*)$")
-_FREE = ("timeout", "retries", "backoff", "key_variable", "url", "device")
-"""Settings of language models that do not decide what is written"""
+_FREE = ("timeout", "key_variable", "url", "device")
+"""Settings of language models that do not change what is written"""
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    """Configuration of the making of interleaved data."""
+class PrepareInterleaveConfig:
+    """Makes interleaved training data from questions about images that are solved in words."""
 
     data: str
-    """JSON lines with image, question, solution and answer"""
+    """file of JSON lines with image, question, solution and answer"""
     out: str
-    """folder of the shards"""
+    """folder for the shards"""
     images: str | None = None
-    """folder that image paths are relative to; none: the one that the data lie in"""
+    """folder that image paths are relative to; none: the folder of the data file"""
     making: MakingSettings = field(default_factory=MakingSettings)
     shard_size: int = 256
-    """rows of a shard; what a stopped run had of an unfinished one is made anew"""
+    """rows per shard; a stopped run redoes its unfinished shard"""
     workers: int = 1
-    """rows at a time, for endpoints that answer several"""
+    """rows made at the same time, for endpoints that answer several requests at once"""
     copy_images: bool = True
-    """put the images beside the shards, so that the folder can be moved"""
+    """copy the images into the output folder, so that it can be moved"""
 
 
-def prepare(config: PrepareConfig) -> MakingReport:
-    """Makes the folder, or goes on with it. Raises ValueError and KeywordsStopped as `make_shards`."""
+def prepare(config: PrepareInterleaveConfig) -> MakingReport:
+    """Makes the shards, or continues to. Raises ValueError and KeywordsStopped as `make_shards` does."""
     plan = {name: v for name, v in flatten(config.making).items() if name.rsplit(".", 1)[-1] not in _FREE}
     return make_shards(
         config.data,
@@ -59,10 +60,10 @@ def prepare(config: PrepareConfig) -> MakingReport:
 
 
 def chain_problem(problem: InterleavedProblem, grid: tuple[int, int] | None = None) -> ChainProblem:
-    """A row of interleaved training; on another model's grid (rows, columns) where one is given.
+    """A row of interleaved training, moved to another model's grid (rows, columns) if one is given.
 
     Raises:
-        ValueError: where its image cannot be read, or its solution does not end with "Answer: ...".
+        ValueError: if its image cannot be read, or its solution does not end with "Answer: ...".
     """
     on = for_grid(problem, grid) if grid else problem
     found = _ANSWER.search(on.steps[-1].text) if on.steps else None
@@ -74,12 +75,12 @@ def chain_problem(problem: InterleavedProblem, grid: tuple[int, int] | None = No
 
 
 def made_problems(folder: str | Path, grid: tuple[int, int] | None = None) -> Sequence[ChainProblem]:
-    """The rows of training of a folder that `prepare` made. Raises ValueError as `read_shards` and `chain_problem`."""
+    """The training rows in a folder made by `prepare`. Raises ValueError as `read_shards` and `chain_problem` do."""
     return [chain_problem(problem, grid) for problem in read_shards(folder).problems]
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = parse_config(PrepareConfig, argv)
+    config = parse_config(PrepareInterleaveConfig, argv)
     try:
         report = prepare(config)
     except (ValueError, KeywordsStopped) as error:
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"{report}\nwritten: {config.out}")
     if not report.rows:
-        print(f"prepare_interleave: no row could be made; {config.out}/skipped.jsonl says why", file=sys.stderr)
+        print(f"prepare_interleave: no row could be made; reasons are in {config.out}/skipped.jsonl", file=sys.stderr)
     return 0 if report.rows else 1
 
 

@@ -1,8 +1,8 @@
-"""Reinforces interleaved chains with GRPO (`python -m train.reinforce`), MINT-CoT's third stage.
+"""Trains interleaved reasoning with GRPO (`python -m train.reinforce`), MINT-CoT's third stage.
 
-trl's GRPOTrainer cannot carry it: its `rollout_func` may write any chain, but its loss scores `input_ids` and pixel
-values alone, with no way to hand the model inserted embeddings or to add a selection's log-probability; so rollouts and
-loss run here, in the project's own loop, on-policy, a step of the optimiser for each batch of rollouts.
+Rollouts and loss run in the project's own loop: on-policy, one optimiser step per batch of rollouts. trl's GRPOTrainer
+does not fit: its `rollout_func` may write any chain, but its loss sees only `input_ids` and pixel values, so it can
+neither insert embeddings nor add the log-probability of a selection.
 """
 
 from __future__ import annotations
@@ -30,22 +30,28 @@ from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.rl.answers import accuracy, answer_problems, answer_text
-from train.rl.policy import SAMPLED, SELECTIONS, chain_log_probs, group_advantages, policy_loss, reference_kl
+from train.rl.policy import SAMPLED, Selection, chain_log_probs, group_advantages, policy_loss, reference_kl
 from train.rl.rewards import PERCEPTION_REWARDS, REWARDS
+
+_LEAST_ENTROPY = 1e-3
+"""Nats per token. A policy below it has collapsed to one chain per problem: its groups are equal and teach nothing, so
+an evaluation that finds it counts as no improvement"""
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Of the sum that is maximised."""
+    """Weight of each reward term; 0 leaves the term out."""
 
     answer: float = 1.0
+    """the final answer is right"""
     format: float = 0.1
+    """steps are numbered and one answer follows them"""
     box_iou: float = 0.0
-    """needs boxes_xyxy among the problems' `truths`"""
+    """overlap of drawn and true boxes; problems need the truth boxes_xyxy"""
     depth_order: float = 0.0
-    """needs depth_order"""
+    """order of the depth readings of points; problems need the truth depth_order"""
     count: float = 0.0
-    """needs count"""
+    """the count is right; problems need the truth count"""
 
     @property
     def used(self) -> dict[str, float]:
@@ -54,33 +60,36 @@ class RewardWeights:
 
 @dataclass(frozen=True)
 class ReinforceConfig:
-    """Configuration of a run of GRPO. Words are trl's."""
+    """Trains a model with GRPO. Names follow trl's GRPOConfig."""
 
     start: str = "runs/geometry/interleaved/model"
+    """folder of the model to start from"""
     out: str = "runs/geometry/reinforced/model"
+    """folder of the model that did best on held-out problems"""
     run_dir: str = "runs/geometry/reinforced"
+    """folder for checkpoints and logs"""
     data: GeometryData = field(default_factory=GeometryData)
-    held_out: GeometryData = field(default_factory=lambda: GeometryData(seed=1, count=200))
-    """problems that decide when to stop; not those that the result is measured on"""
+    """drawn geometry problems to train on"""
+    num_held_out: int = 200
+    """further problems, drawn with the next seed, that decide when to stop; benchmarks measure on others"""
     published: PublishedData = field(default_factory=PublishedData)
-    """train on these instead, and stop by those held out of them"""
+    """solved problems of your own; if given, the drawn problems are not used"""
     batch_size: int = 8
-    """problems of an optimiser step, over all devices"""
+    """problems per optimiser step, over all devices"""
     num_generations: int = 4
-    """chains a problem"""
+    """chains sampled per problem"""
     max_completion_length: int = 120
+    """tokens per chain at most"""
     temperature: float = 1.0
+    """sampling temperature of the chains"""
     beta: float = 0.02
-    """of the KL divergence from the model it begins with"""
-    scale_rewards: bool = True
-    """divide advantages by their group's deviation"""
-    selection: str = SAMPLED
-    """sampled, or deterministic: the paper's"""
+    """weight of the KL divergence from the start model"""
+    selection: Selection = SAMPLED
+    """how a look selects visual tokens. sampled: drawn, a true policy gradient. deterministic: by the threshold, as in
+    the paper"""
     selection_weight: float | None = None
-    """of the looks' log-probabilities; none: 1 for sampled, the paper's 0.02 for deterministic"""
+    """weight of the looks' log-probabilities; none: 1 for sampled, the paper's 0.02 for deterministic"""
     rewards: RewardWeights = field(default_factory=RewardWeights)
-    least_entropy: float = 1e-3
-    """nats a token; a look at held-out data that finds less of it since the last counts as no better"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=300,
@@ -97,12 +106,10 @@ class ReinforceConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"unknown selection {self.selection!r}; known: {', '.join(SELECTIONS)}")
         if not self.rewards.used:
-            raise ValueError(f"rewards has no weight above 0, so nothing can be learned; got {self.rewards}")
+            raise ValueError(f"all reward weights are 0, so nothing can be learned; set one of {self.rewards}")
         if self.num_generations < 2:
-            raise ValueError(f"num_generations must be 2 or more to compare chains, got {self.num_generations}")
+            raise ValueError(f"num_generations must be at least 2 to compare chains, got {self.num_generations}")
 
     @property
     def weight_of_looks(self) -> float:
@@ -113,8 +120,8 @@ class ReinforceConfig:
 
 @dataclass(frozen=True)
 class PromptBatches(ChainBatches):
-    """Prompts of a step, each as often as chains are wanted of it, with its images once and a seed a chain: what a
-    chain draws does not depend on how a step's problems are shared out."""
+    """Prompts of a step. Each is repeated `num_generations` times, its images are kept once, and each chain has its own
+    seed, so that what a chain draws does not depend on how problems are split over devices."""
 
     num_generations: int = 4
 
@@ -137,13 +144,13 @@ def _seed(*numbers: int) -> int:
 
 @dataclass
 class GRPO:
-    """Loss of a step: rolls out chains, rewards them, and weighs their log-probabilities by their advantages."""
+    """Loss of a step: samples chains, rewards them, and weights their log-probabilities by their advantages."""
 
     config: ReinforceConfig
     encoder: ChainEncoder
     reference: InterleavedModel
     entropy: float = math.inf
-    """Of the newest rollouts, nats a token"""
+    """Entropy of the newest rollouts, in nats per token"""
 
     @property
     def banned(self) -> tuple[int, ...]:
@@ -151,13 +158,13 @@ class GRPO:
         return layout.reserved if generated else (*layout.reserved, layout.interleave_id)
 
     def features(self, model: InterleavedModel, share: Mapping[str, Any]) -> VisualFeatures:
-        """Of every chain's images, each encoded once for all chains of its problem."""
+        """Features of every chain's images; an image is encoded once for all chains of its problem."""
         found = VisualFeatures.encode(model.model, share["images"])
         ids, times = share["inputs"]["input_ids"], self.config.num_generations
         return repeat_rows(found, ids, self.encoder.layout.image_id, times)
 
     def rollouts(self, model: InterleavedModel, share: Mapping[str, Any]) -> list[list[int | Look]]:
-        """A sampled answer a prompt."""
+        """One sampled answer per prompt."""
         draws, tokenizer = RowDraws(share["seeds"], model.selector), self.encoder.processor.tokenizer
         choose = draws.select if self.config.selection == SAMPLED else None
         generator = InterleavedGenerator(model, self.encoder.settings, tokenizer, choose, draws)
@@ -177,7 +184,7 @@ class GRPO:
         return found.answers
 
     def reward(self, answers: Sequence[Sequence[int | Look]], columns: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Rewards (B,) by name. `columns`: a list a truth, by name."""
+        """Rewards (B,) by name. `columns` holds one list per truth, by name."""
         found = {}
         for name in self.config.rewards.used:
             perceives = name in PERCEPTION_REWARDS
@@ -191,7 +198,7 @@ class GRPO:
         parts = self.reward(answers, share["columns"])
         total = torch.stack([weight * parts[name] for name, weight in config.rewards.used.items()]).sum(0)  # (B,)
         device = inputs["input_ids"].device
-        advantages = group_advantages(total, config.num_generations, config.scale_rewards).to(device)
+        advantages = group_advantages(total, config.num_generations).to(device)
         interleave = self.encoder.settings.trigger == GENERATED
         pad_id = self.encoder.processor.tokenizer.pad_token_id
         on_cpu = {k: v.cpu() for k, v in inputs.items()}
@@ -230,7 +237,8 @@ class GRPO:
 
 @dataclass(frozen=True)
 class HeldOutReward:
-    """Greedy accuracy on held-out problems as a loss to stop by; infinite once the policy has no entropy left."""
+    """Minus the greedy accuracy on held-out problems, as a loss for early stopping; infinite once the policy has
+    collapsed."""
 
     grpo: GRPO
     problems: Sequence[ChainProblem]
@@ -238,7 +246,7 @@ class HeldOutReward:
     def __call__(self, model: InterleavedModel) -> Evaluation:
         config = self.grpo.config
         right = accuracy(answer_problems(model, self.grpo.encoder, self.problems, config.max_completion_length))
-        gone = self.grpo.entropy < config.least_entropy
+        gone = self.grpo.entropy < _LEAST_ENTROPY
         return Evaluation(math.inf if gone else -right, {"accuracy": right, "entropy": self.grpo.entropy})
 
 
@@ -248,19 +256,21 @@ def train(
     held_out: Sequence[ChainProblem] | None = None,
     settings: InterleaveSettings | None = None,
 ) -> FitResult:
-    """Runs or resumes GRPO, writes the model that did best on held-out problems to `config.out`, and a plot beside
-    the log.
+    """Runs or resumes GRPO. Writes the model that did best on held-out problems to `config.out`, and a plot beside the
+    log.
 
     Args:
-        problems, held_out: instead of those of the config.
-        settings: when chains look; None for what the model was trained with.
+        problems: used instead of those of the config.
+        held_out: used instead of those of the config.
+        settings: where chains look; None for what the model was trained with.
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
     if problems is None and config.published.files:
         problems, held_out = published_split(config.published, folder, config.run_dir)
     problems = read_problems(config.data) if problems is None else problems
-    held_out = read_problems(config.held_out) if held_out is None else held_out
+    if held_out is None:
+        held_out = read_problems(replace(config.data, seed=config.data.seed + 1, count=config.num_held_out))
     reference = copy.deepcopy(folder.model).eval().requires_grad_(False)
     groups = interleaved_groups(folder.model, tower_lr_ratio=0.0)
     batches = PromptBatches(
@@ -276,7 +286,7 @@ def train(
         param_groups=groups,
         evaluate=HeldOutReward(grpo, held_out) if config.loop.evaluate_every else None,
         title="reinforce",
-        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store", "held_out.store")),
+        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
     )
     if result.is_main:
         record = {"command": command_line("train.reinforce", config), "steps": result.steps}
@@ -286,7 +296,7 @@ def train(
 
 
 def draw_run(run_dir: Path) -> Path | None:
-    """Draws log.jsonl's reward, KL, length and share of triggers to curves.png; None where matplotlib is missing."""
+    """Plots reward, KL, length and share of triggers from log.jsonl to curves.png; None if matplotlib is missing."""
     try:
         from train.rl.plot import draw_curves
     except ImportError:

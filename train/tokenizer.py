@@ -1,20 +1,19 @@
-"""Trains a depth tokenizer on rendered scenes, or on depth maps of your own: `python -m train.tokenizer`.
+"""Trains a depth tokenizer on rendered scenes, or on depth maps of your own (`python -m train.tokenizer`).
 
-    python -m train.tokenizer --config train/configs/tokenizer.yaml  # the shipped default, 17 minutes on one core
-    python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all bars, 6 minutes
+    python -m train.tokenizer --config train/configs/tokenizer.yaml  # the shipped tokenizer, 17 minutes on one core
+    python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all targets, 6 minutes
     python -m train.tokenizer --data MAPS --store runs/maps --loop.ema_decay 0.999 \\
-        --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped in time
-    python -m train.tokenizer --masked_maps 0.5        # codes that hold against missing pixels
+        --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped early
+    python -m train.tokenizer --masked_maps 0.5        # codes that tolerate missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
-Half of each batch is scenes as they are, the rest is bent, cropped, holed and made up
-(`train.data.depth_augmentation`), so that
-measured maps pass through the same codes. A killed run goes on where it stopped when started again. Order accuracy on
-held-out scenes to expect: 99 % after 500 steps; what the later steps buy is sharper edges.
+Half of each batch is unchanged scenes; the other half is warped, cropped, given holes, or synthetic
+(`train.data.depth_augmentation`), so that the codes also fit measured depth maps. A killed run continues where it
+stopped. Expect an order accuracy of 99 % on held-out scenes after 500 steps; later steps give sharper edges.
 
-Several processes train one codebook: its statistics are summed over them, so that n processes with a batch each do what
-one with the n batches together does. With `gradient_accumulation` too the codebook moves once an optimiser step, by all
-of its batches; only its start is made of the first batch alone.
+Several processes train one codebook: its statistics are summed over them, so n processes with one batch each give the
+same result as one process with n batches. With `gradient_accumulation` the codebook moves once per optimiser step, by
+all of its batches; only its initialisation uses the first batch alone.
 """
 
 from __future__ import annotations
@@ -42,36 +41,42 @@ from vqvae.metrics import depth_errors
 from vqvae.quantizer import codebook_usage
 
 HELD_OUT_SEED = 40_000_000
-"""First seed of the scenes that sort the codebook and report the finished tokenizer; no training takes these."""
+"""First seed of the scenes that order the codebook and evaluate the finished tokenizer; no training uses these"""
+FIRST_SEED = 1_000_000
+"""First seed of the scenes to train on, other ones than the language model's"""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Configuration of a tokenizer's training."""
+    """Trains a depth tokenizer."""
 
     run_dir: str = "runs/tokenizer"
+    """folder for checkpoints and logs"""
     out: str = "runs/tokenizer/finished"
-    """folder of the finished tokenizer, half precision"""
+    """folder of the finished tokenizer, in half precision"""
     data: str | None = None
-    """none: rendered scenes. Or depth maps: a folder of files, of parquet tables, or one such file, in any unit (see
-    perception.datasets.depth.files and depth_tables). What cannot be read is named and left out"""
+    """depth maps to train on: a file, or a folder of depth files or parquet tables, in any unit. Unreadable ones are
+    listed and skipped. none: rendered scenes"""
     data_format: DepthFormat = field(default_factory=DepthFormat)
+    """meaning of the numbers in data"""
     store: str = "runs/scenes/tokenizer"
-    """folder where the scenes, or the maps of `data`, are kept at image_size; every set of them needs its own"""
+    """folder that keeps the scenes, or the maps of data, at image_size; each set of maps needs a folder of its own"""
     augment: bool = True
-    """half of each batch is bent, cropped, holed or made up; false: the maps as they are, mirrored at most"""
+    """warp, crop, punch holes into, or replace half of each batch; false: maps are only mirrored"""
     masked_maps: float = 0.0
-    """share of the maps of which the encoder sees only some patches while the whole is the target, as AiT trains: codes
-    then hold against missing pixels"""
+    """share of the maps of which the encoder sees only some patches while the target is the whole map, as in AiT; codes
+    then tolerate missing pixels"""
     masked_share: float = 0.5
-    """share of the patches of such a map that it does not see"""
-    first_seed: int = 1_000_000
+    """share of the patches of such a map that the encoder does not see"""
     num_scenes: int = 12_000
+    """number of rendered scenes to train on, if there is no data"""
     num_held_out: int = 256
-    """scenes, or maps of `data`, that sort the codebook and report the finished tokenizer; with loop.evaluate_every as
-    many again are looked at while it trains"""
+    """number of held-out maps that order the codebook and evaluate the finished tokenizer; with loop.evaluate_every as
+    many again are evaluated on during training"""
     batch_size: int = 32
+    """maps per step and device"""
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    """sizes and kind of the tokenizer"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=4500,
@@ -103,7 +108,7 @@ class DepthBatches:
     batch_size: int
     seed: int
     rows: np.ndarray | None = None
-    """(M,) of the store to train on; all where it is None"""
+    """(M,) rows of the store to train on; None for all"""
     augment: bool = True
     masked_maps: float = 0.0
     masked_share: float = 0.5
@@ -125,35 +130,35 @@ class DepthBatches:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a configuration trains on, and the maps (N, S, S) it holds back, NaN in holes."""
+    """The maps (N, S, S) to train on and those held out, NaN in holes."""
 
     config: TokenizerConfig
     store: SceneStore | DepthStore
     rows: np.ndarray | None
-    """(M,) of the store to train on; all where it is None"""
+    """(M,) rows of the store to train on; None for all"""
     held_out_rows: np.ndarray
-    """(n,) of the store, or seeds of scenes: for the report"""
+    """(n,) rows of the store, or seeds of scenes, for the final evaluation"""
     watched_rows: np.ndarray
-    """likewise: looked at while training"""
+    """(n,) likewise, for evaluation during training"""
 
     @classmethod
     def open(cls, config: TokenizerConfig) -> TrainingData:
-        """Renders the scenes, or reads the maps, that are not there yet.
+        """Opens the store, rendering the scenes or reading the maps first if it is missing.
 
         Raises:
-            ValueError: where nothing can be read, or too little to hold some back.
+            ValueError: if no map can be read, or too few to hold some out.
         """
         size, held = config.model.image_size, config.num_held_out
         held_back = held if config.loop.evaluate_every is None else 2 * held
         if config.data is None:
-            seeds = range(config.first_seed, config.first_seed + config.num_scenes)
+            seeds = range(FIRST_SEED, FIRST_SEED + config.num_scenes)
             made = np.arange(HELD_OUT_SEED, HELD_OUT_SEED + held_back)
             return cls(config, SceneStore.build(config.store, seeds, image_size=size), None, made[:held], made[held:])
         inverse = config.model.normalisation == "relative_inverse"
         store = DepthStore.build(config.store, config.data, config.data_format, size, inverse)
         if len(store) <= held_back:
             raise ValueError(
-                f"{config.data} has {len(store)} usable depth maps, of which {held_back} are to be held back; lower "
+                f"{config.data} has {len(store)} usable depth maps, and {held_back} are to be held out; lower "
                 f"num_held_out ({held}) or add maps"
             )
         shuffled = np.random.default_rng(HELD_OUT_SEED).permutation(len(store))
@@ -169,7 +174,7 @@ class TrainingData:
         return self._maps(self.watched_rows)
 
     def reported(self) -> dict[str, Tensor]:
-        """Held-out maps by the name they are reported under; the first ones sort the codebook."""
+        """Held-out maps by the name they are reported under; the first ones order the codebook."""
         if self.config.data is not None:
             return {"held out": self._maps(self.held_out_rows)}
         return {style: self._maps(self.held_out_rows, style) for style in ("standard", "shifted")}
@@ -187,7 +192,7 @@ def tokenizer_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tup
 
 @torch.no_grad()
 def report(model: VQVAE, depth: Tensor, style: str, console: Console) -> None:
-    """Prints what the tokenizer keeps of held-out depth (N, S, S); `benchmarks.tokenizer_quality` measures in full."""
+    """Prints reconstruction errors on held-out depth (N, S, S); `benchmarks.tokenizer_quality` measures in full."""
     codes = torch.cat([model.encode(chunk) for chunk in depth.split(64)])  # (N, h, w)
     ranges = model.normalise(depth).depth_range
     pairs = zip(codes.split(64), ranges.split(64), strict=True)
@@ -198,8 +203,8 @@ def report(model: VQVAE, depth: Tensor, style: str, console: Console) -> None:
 
 
 def _settings(config: TokenizerConfig) -> dict[str, object]:
-    """What decides the outcome of a training. Settings that came later are left out where they change nothing, so that
-    runs from before them go on."""
+    """Settings that decide the outcome of a training. Those that change nothing are left out, so that a run can be
+    resumed whatever their values."""
     free = ["run_dir", "out", "store", "num_held_out"]
     if config.loop.evaluate_every is not None or config.data is not None:
         free.remove("num_held_out")  # decides what is trained on, or when it ends
@@ -210,7 +215,7 @@ def _settings(config: TokenizerConfig) -> dict[str, object]:
 
 
 def train(config: TokenizerConfig) -> FitResult:
-    """Runs or resumes a training, sorts the codebook and writes the finished tokenizer to `config.out`."""
+    """Runs or resumes a training, orders the codebook and writes the finished tokenizer to `config.out`."""
     torch.manual_seed(config.loop.seed)
     data = TrainingData.open(config)
     model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,11 +1,12 @@
-"""Stage 0 of the tiny base: a vision tower that knows what is where (`python -m train.tower`).
+"""Trains the tiny base's vision tower to see what is where (`python -m train.tower`): stage 0 of the tiny base.
 
-A Swin transformer learns, cell by cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
-objects centred in it, and the lettered markers. It sees no depth and no count: those are left to fine-tuning.
+A Swin transformer learns, for each cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
+objects centred in it, and the lettered markers. Depth and counts are not taught here: fine-tuning teaches them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from train.loop.fit import LoopConfig, fit
 GRID = 10
 NUM_KINDS = len(COLORS) * len(SHAPES)
 FREQUENCIES = (1, 2, 3, 5, 8, 12, 18, 26)
-"""Half turns over the image's side. Places are taught, and numbers begin, as the same Fourier code."""
+"""Half turns per image side. Places are taught, and the embeddings of numbers start, as the same Fourier code."""
 CODE = 2 * len(FREQUENCIES)
 _FIELDS = {
     "covers": NUM_KINDS,
@@ -41,16 +42,16 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Configuration of the tower's training."""
+    """Trains the vision tower of the tiny base on rendered scenes; it ends in RUN_DIR/tower."""
 
     run_dir: str = "runs/tower"
+    """folder for checkpoints, logs and the finished tower"""
     store: str = "runs/scenes/standard"
-    """folder of rendered scenes, built if it is missing"""
+    """folder of rendered scenes; rendered first if it is missing"""
     num_scenes: int = 40_000
+    """number of scenes to train on"""
     batch_size: int = 64
-    embed_dim: int = 80
-    depths: tuple[int, ...] = (2, 4)
-    num_heads: tuple[int, ...] = (2, 5)
+    """images per step and device"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=1800, learning_rate=1.5e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.02, precision="bf16"
@@ -58,14 +59,17 @@ class TowerConfig:
     )
 
 
-def tower_config(config: TowerConfig) -> SwinConfig:
-    """80 x 80 images, 4 x 4 patches, two levels: (B, 100, 2 x embed_dim) tokens on a 10 x 10 grid."""
+def tower_config(embed_dim: int = 80, depths: Sequence[int] = (2, 4), num_heads: Sequence[int] = (2, 5)) -> SwinConfig:
+    """80 x 80 images, 4 x 4 patches, two levels: (B, 100, 2 x embed_dim) tokens on a 10 x 10 grid.
+
+    The defaults are the shipped tower's: `models/tiny-base` is built around that size. Tests make it smaller.
+    """
     return SwinConfig(
         image_size=80,
         patch_size=4,
-        embed_dim=config.embed_dim,
-        depths=list(config.depths),
-        num_heads=list(config.num_heads),
+        embed_dim=embed_dim,
+        depths=list(depths),
+        num_heads=list(num_heads),
         window_size=10,
         use_absolute_embeddings=True,
         drop_path_rate=0.0,
@@ -145,14 +149,15 @@ class TowerBatches:
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Focal loss (Lin et al. 2017, gamma 2) a positive: nearly all cells are empty of nearly all kinds."""
+    """Focal loss (Lin et al. 2017, gamma 2) per positive target: nearly all cells are empty of nearly all kinds."""
     plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = (logits.sigmoid() - target).abs()
     return (plain * wrong**2).sum() / target.sum().clamp_min(1)
 
 
 def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Focal losses, and squared errors of the codes of places: of every cell; of boxes and points where they are."""
+    """Focal losses of kinds and letters, plus squared errors of Fourier codes: of the cell's own place in every cell,
+    of boxes and points in the cells that hold one."""
     out = model(batch["pixel_values"])
     parts = {name: _focal(out[name], batch[name]) for name in ("covers", "centres", "letters")}
     for name, where in (("box", "centres"), ("point", "letters")):
@@ -168,7 +173,7 @@ def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(TowerConfig, argv)
     store = SceneStore.build(config.store, range(config.num_scenes))
-    model = DenseTower(tower_config(config))
+    model = DenseTower(tower_config())
     batches = TowerBatches(store, config.batch_size, config.loop.seed)
     fit(model, batches, dense_loss, config.loop, Path(config.run_dir), title="tower")
     model.tower.save_pretrained(Path(config.run_dir) / "tower")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from perception.geometry.families import FAMILIES, HELD_OUT
 from perception.geometry.figure import Box, Mark
 from perception.geometry.sketch import Sketch, Step
 
-SPLITS = ("train", "test", "held-out")
+Split = Literal["train", "test", "held-out"]
+SPLITS: tuple[str, ...] = get_args(Split)
 TEST_SHARE = 0.2
 """Share of the parameters of each family that belongs to testing"""
 _DRAWS = 400

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from perception.interleave.chains import Look
 
-HEADINGS, GENERATED = "headings", "generated"
-TRIGGERS = (HEADINGS, GENERATED)
+Trigger = Literal["headings", "generated"]
+HEADINGS: Trigger = "headings"
+GENERATED: Trigger = "generated"
+TRIGGERS: tuple[str, ...] = get_args(Trigger)
 _WINDOW = 64  # ids that a heading is looked for in: far longer than any
 
 
@@ -19,7 +21,7 @@ _WINDOW = 64  # ids that a heading is looked for in: far longer than any
 class InterleaveSettings:
     """When a chain looks. Training and generation must agree on it."""
 
-    trigger: str = HEADINGS
+    trigger: Trigger = HEADINGS
     """"headings": the interleave token is put behind every heading of a step, as in the paper; the model never writes
     it. "generated": the model writes it as an ordinary token, and its cross-entropy is supervised"""
     heading: str = r"Step \d+:"

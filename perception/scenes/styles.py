@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -107,7 +108,8 @@ SHIFTED = Style(
     specular=0.35,
 )
 
-STYLES = {"standard": STANDARD, "shifted": SHIFTED}
+StyleName = Literal["standard", "shifted"]
+STYLES: dict[str, Style] = {"standard": STANDARD, "shifted": SHIFTED}
 
 
 def get_style(name: str) -> Style:

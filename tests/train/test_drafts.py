@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_behind_the_last_part(config, monkeypatch):
     assert written == [lost]
     assert all(torch.equal(again[name], value) for name, value in first.items())
     kept.write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{kept.name} is no whole file.*delete it"):
+    with pytest.raises(ValueError, match=f"{kept.name} is not a complete file.*delete it"):
         gather(config)
 
 

@@ -32,7 +32,7 @@ def test_the_commands_of_the_page_run(checkout: Path, capsys: Any) -> None:
     for words in commands(PAGE, run=True):
         execute(words)
     said = capsys.readouterr().out
-    assert "done: 4 steps" in said and "done: 2 steps" in said and "GB of a device" in said
+    assert "done: 4 steps" in said and "done: 2 steps" in said and "GB per device" in said
     for name in ("own", "lora"):
         assert (checkout / "runs" / name / "model" / "model.safetensors").stat().st_size > 0
     check_request(checkout)

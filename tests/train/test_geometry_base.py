@@ -14,13 +14,11 @@ from toy_figures import TINY, make_toy_folder, toy_problem, toy_problems
 from perception.geometry.figure import Mark
 from train import figure_tower, geometry_base
 from train.data.arithmetic import LARGEST, sum_of, sum_rows
-from train.data.geometry import GeometryData
 from train.figure_tower import CHARACTERS, FigureTowerConfig, GeometrySize, cell_of, characters_at, shifted
 from train.geometry_base import NEAREST, READ_ALL, GeometryBaseConfig, ReadingBatches, reading_task
 from train.interleave import read_interleaved
 from train.loop.fit import LoopConfig
 
-DATA = GeometryData(image_size=32, grid_size=4)
 LOOP = LoopConfig(steps=2, learning_rate=1e-3, num_workers=0)
 
 
@@ -95,19 +93,17 @@ def test_rows_of_sums_supervise_results_alone(tmp_path: Path) -> None:
 
 def test_tower_and_base_train_one_after_the_other(tmp_path: Path) -> None:
     problems = toy_problems(6, 0, 32, (4, 4))
-    tower = FigureTowerConfig(run_dir=str(tmp_path / "tower"), data=DATA, size=TINY, batch_size=2, loop=LOOP)
-    figure_tower.train(tower, problems)
+    tower = FigureTowerConfig(run_dir=str(tmp_path / "tower"), batch_size=2, loop=LOOP)
+    figure_tower.train(tower, problems, TINY)
     config = GeometryBaseConfig(
         tower=str(tmp_path / "tower" / "tower"),
         tower_lr_ratio=0.0,
         out=str(tmp_path / "base"),
         run_dir=str(tmp_path / "run"),
-        data=DATA,
-        size=TINY,
         batch_size=2,
         loop=replace(LOOP, find_unused_parameters=True),
     )
-    geometry_base.train(config, problems)
+    geometry_base.train(config, problems, TINY)
     model = read_interleaved(tmp_path / "base").model.model
     tower = figure_tower.SwinModel.from_pretrained(tmp_path / "tower" / "tower", add_pooling_layer=False)
     for name, value in tower.state_dict().items():
@@ -115,8 +111,11 @@ def test_tower_and_base_train_one_after_the_other(tmp_path: Path) -> None:
         assert torch.equal(kept, value.half().to(kept.dtype) if value.is_floating_point() else value), name
 
 
+def test_problems_are_drawn_for_the_size_of_the_model() -> None:
+    data = TINY.data(7, "store")
+    assert (data.image_size, data.grid, data.count, data.store) == (32, (4, 4), 7, "store")
+
+
 def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"image_size \(100\) must be a multiple of grid_size \(8\) times 2"):
         GeometrySize(image_size=100)
-    with pytest.raises(ValueError, match="data has images of 32 pixels on a grid of 4 and size 128 on 8"):
-        FigureTowerConfig(data=DATA)

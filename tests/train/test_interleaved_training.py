@@ -228,9 +228,7 @@ def test_a_process_that_never_looks_does_not_hold_up_the_other(start: Path, tmp_
 
 
 def test_settings_that_do_not_exist_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown stage 'both'; known: text, interleaved"):
-        InterleaveConfig(stage="both")
-    with pytest.raises(ValueError, match=r"own_looks \(0.5\) puts in what the model selects, and stage text"):
+    with pytest.raises(ValueError, match=r"own_looks \(0.5\) needs a model that selects tokens, and stage text"):
         InterleaveConfig(stage="text", own_looks=0.5)
     with pytest.raises(ValueError, match=r"unknown regions 'circles'; known: own, boxes, whole, random"):
         with_regions(PROBLEMS[0], "circles", GRID, 0)

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from perception.datasets.interleaved import endpoint as endpoint_module
 from perception.datasets.interleaved.endpoint import EndpointSettings, KeywordError
 from perception.datasets.interleaved.jobs import KeywordsStopped, read_shards
 from perception.datasets.interleaved.keywords import KeywordSettings, asked_keywords, parse_reply, rule_keywords
 from perception.datasets.interleaved.making import MakingSettings, parse_row, split_steps
 from perception.datasets.interleaved.ocr import Word, split_line
 from perception.datasets.interleaved.regions import RegionRule, step_cells
-from train.prepare_interleave import PrepareConfig, made_problems, main, prepare
+from train.prepare_interleave import PrepareInterleaveConfig, made_problems, main, prepare
 
 SIZE = 64
 MARKS = [
@@ -167,15 +168,13 @@ def test_a_folder_is_made_and_read_back_and_bad_rows_are_named(tmp_path: Path, c
 
 
 def test_a_folder_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
-    config = PrepareConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=RULES)
+    config = PrepareInterleaveConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=RULES)
     prepare(config)
     with pytest.raises(ValueError, match=r"region.margin was 0.02 and is 0.1"):
         prepare(replace(config, making=replace(RULES, region=RegionRule(0.1))))
     write_data(tmp_path, [row(0), row(1)])
     with pytest.raises(ValueError, match="data was"):
         prepare(config)
-    with pytest.raises(ValueError, match="unknown ocr"):
-        MakingSettings(ocr="psychic")
     with pytest.raises(ValueError, match="shard_size"):
         prepare(replace(config, shard_size=0))
 
@@ -221,7 +220,7 @@ class Endpoint(http.server.ThreadingHTTPServer):
     @property
     def settings(self) -> MakingSettings:
         url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        endpoint = EndpointSettings(url, "tiny", timeout=5, retries=1, backoff=0.01)
+        endpoint = EndpointSettings(url, "tiny", timeout=5)
         return replace(RULES, keywords="endpoint", language=KeywordSettings(endpoint))
 
 
@@ -241,7 +240,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setattr(endpoint_module, "_RETRIES", 1)
+    monkeypatch.setattr(endpoint_module, "_BACKOFF", 0.01)
     server = Endpoint()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -253,7 +254,9 @@ def endpoint() -> Iterator[Endpoint]:
 def test_an_endpoint_names_keywords(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     endpoint.replies = [(503, "busy")]
-    config = PrepareConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=endpoint.settings)
+    config = PrepareInterleaveConfig(
+        str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=endpoint.settings
+    )
     assert prepare(config).rows == 1
     (problem,) = made_problems(tmp_path / "made")
     assert [step.tokens for step in problem.steps] == [(0,), (15,)]
@@ -268,7 +271,7 @@ def test_nonsense_skips_its_row_alone(endpoint: Endpoint, tmp_path: Path) -> Non
     nonsense = (200, json.dumps({"choices": [{"message": {"content": "I would rather not."}}]}))
     endpoint.replies = [nonsense, nonsense]
     data = write_data(tmp_path, [row(0), row(1)])
-    report = prepare(PrepareConfig(str(data), str(tmp_path / "made"), making=endpoint.settings))
+    report = prepare(PrepareInterleaveConfig(str(data), str(tmp_path / "made"), making=endpoint.settings))
     assert (report.rows, report.skipped) == (1, 1)
     assert "rather not" in (tmp_path / "made" / "skipped.jsonl").read_text()
 
@@ -280,7 +283,7 @@ def test_an_endpoint_that_fails_stops_the_run_and_no_row_is_lost(
     good, endpoint.default = endpoint.default, reply
     endpoint.replies = [good, good]
     data = write_data(tmp_path, [row(n) for n in range(9)])
-    config = PrepareConfig(str(data), str(tmp_path / "made"), making=endpoint.settings, shard_size=2)
+    config = PrepareInterleaveConfig(str(data), str(tmp_path / "made"), making=endpoint.settings, shard_size=2)
     with pytest.raises(KeywordsStopped, match=r"5 rows in a row, rows.jsonl:3 to rows.jsonl:7.*same command again"):
         prepare(config)
     assert len(read_shards(tmp_path / "made").problems) == 2
@@ -290,8 +293,8 @@ def test_an_endpoint_that_fails_stops_the_run_and_no_row_is_lost(
 
 
 def test_an_endpoint_needs_an_address_and_a_model(tmp_path: Path) -> None:
-    config = PrepareConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"))
-    with pytest.raises(ValueError, match=r"--language.endpoint.url|--making.language.endpoint.url"):
+    config = PrepareInterleaveConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"))
+    with pytest.raises(ValueError, match="--making.language.endpoint.url"):
         prepare(replace(config, making=replace(RULES, keywords="endpoint")))
     with pytest.raises(ValueError, match="need the folder of a text model"):
         prepare(replace(config, making=replace(RULES, keywords="model")))

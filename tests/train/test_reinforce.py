@@ -152,9 +152,7 @@ def test_chains_of_perception_earn_by_their_truths(start: Path, tmp_path: Path) 
 
 
 def test_settings_that_cannot_be_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown selection 'greedy'; known: sampled, deterministic"):
-        ReinforceConfig(selection="greedy")
-    with pytest.raises(ValueError, match="rewards has no weight above 0"):
+    with pytest.raises(ValueError, match="all reward weights are 0"):
         ReinforceConfig(rewards=RewardWeights(answer=0, format=0))
-    with pytest.raises(ValueError, match="num_generations must be 2 or more to compare chains, got 1"):
+    with pytest.raises(ValueError, match="num_generations must be at least 2 to compare chains, got 1"):
         ReinforceConfig(num_generations=1)

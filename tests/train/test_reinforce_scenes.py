@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from perception.evaluation.scenes import scene_items
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
+from train.loop.command_line import parse_config
 from train.reinforce_scenes import SceneReinforceConfig, problem_of, train
 
 
@@ -28,8 +29,13 @@ def test_problems_carry_the_truths_of_their_scenes():
     assert order[0] == depth.answer and sorted(order) == list("ABCDE")
     nearness = dict(zip("ABCDE", items[-1].nearness, strict=True))
     assert np.all(np.diff([nearness[letter] for letter in order]) <= 0)
-    with pytest.raises(ValueError, match="unknown task"):
-        SceneReinforceConfig(task="colour")
+
+
+def test_without_rewards_of_perception_the_answer_alone_is_paid():
+    paid = SceneReinforceConfig(task="counting").rewards.used, SceneReinforceConfig(task="depth").rewards.used
+    assert paid == ({"count": 1.0, "box_iou": 0.5}, {"answer": 1.0, "depth_order": 0.5})
+    assert parse_config(SceneReinforceConfig, ["--reward_perception", "false"]).rewards.used == {"count": 1.0}
+    assert SceneReinforceConfig(task="depth", reward_perception=False).rewards.used == {"answer": 1.0}
 
 
 @pytest.mark.parametrize("task", ["counting", "depth"])

@@ -14,7 +14,6 @@ from train.tower import (
     GRID,
     DenseTower,
     TowerBatches,
-    TowerConfig,
     cell_of,
     dense_loss,
     dense_targets,
@@ -38,7 +37,7 @@ def scenes(store) -> list[Scene]:
 @pytest.fixture(scope="module")
 def tower() -> DenseTower:
     torch.manual_seed(0)
-    return DenseTower(tower_config(TowerConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 1))))
+    return DenseTower(tower_config(embed_dim=8, depths=(1, 1), num_heads=(1, 1)))
 
 
 def places_of(code: np.ndarray) -> np.ndarray:

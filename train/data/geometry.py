@@ -14,22 +14,23 @@ import torch
 
 from perception.datasets.store import Part, Store
 from perception.geometry.figure import Mark
-from perception.geometry.problems import GeometryProblem, covered_cells, problems
+from perception.geometry.problems import GeometryProblem, Split, covered_cells, problems
 from train.data.interleaved import ChainProblem, ChainStep
 
 
 @dataclass(frozen=True)
 class GeometryData:
-    """Which geometry problems are read."""
+    """Geometry problems to draw."""
 
-    split: str = "train"
-    """train, test, or held-out for the families that training never sees"""
+    split: Split = "train"
+    """held-out: families of problems that training never sees"""
     count: int = 24_000
+    """number of problems"""
     seed: int = 0
     image_size: int = 128
-    """pixels per side"""
+    """side of a figure, in pixels"""
     grid_size: int = 8
-    """visual tokens per side, of the model that reads the problems"""
+    """visual tokens per side of a figure in the model that reads them"""
     store: str = "runs/geometry/problems"
     """folder that keeps the drawn problems"""
 

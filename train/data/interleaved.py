@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ def _hull(tokens: Sequence[int], grid: tuple[int, int]) -> tuple[int, ...]:
 
 Regions = Callable[[Sequence[int], tuple[int, int], np.random.Generator], tuple[int, ...]]
 """(tokens of a step, grid (rows, columns), random generator) -> tokens that are brought in instead."""
+RegionName = Literal["own", "boxes", "whole", "random"]
 REGIONS: dict[str, Regions] = {
     "own": lambda tokens, grid, rng: tuple(tokens),
     "boxes": lambda tokens, grid, rng: _hull(tokens, grid),

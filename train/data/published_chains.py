@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 
 @dataclass(frozen=True)
 class PublishedData:
-    """Which files of interleaved solutions are read."""
+    """Files of solved problems in MINT-CoT's layout."""
 
-    files: list[str] = field(default_factory=list)
-    """JSON files in MINT-CoT's layout, by its authors or by `train.prepare_interleave`"""
+    files: tuple[str, ...] = ()
+    """JSON files: the authors', or made by train.prepare_interleave"""
     images: str = ""
-    """folder that image paths are relative to; empty for the folder of each file"""
+    """folder that image paths in the files are relative to; empty: the folder of each file"""
     held_out: int = 100
-    """number of rows at the end that are not trained on; reinforcement uses them to stop early"""
+    """number of rows at the end that are not trained on; train.reinforce stops early by them"""
 
 
 class PublishedProblems(Sequence[ChainProblem]):

@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,7 +144,7 @@ def _spelled(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Reads `--on`, `--on true`, `--on no`, and `none` in either case, as YAML spells it."""
     if kind.type not in (bool, type(None)):
         return None
-    spellings: dict[str, bool | None] = _BOOLS if kind.type is bool else _NONES
+    spellings: Mapping[str, bool | None] = _BOOLS if kind.type is bool else _NONES
 
     def read(words: list[str]) -> bool | None:
         word = words[0].lower() if words else "true"

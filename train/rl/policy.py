@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +18,26 @@ from torch import Tensor
 
 from perception.interleave.chains import IGNORED, InterleavedBatch, InterleavedOutput
 
-SAMPLED, DETERMINISTIC = "sampled", "deterministic"
-SELECTIONS = (SAMPLED, DETERMINISTIC)
-"""Drawn; or by the threshold, where the selected tokens' log-probabilities are only weighted by the advantage: the
-paper's form, no gradient of an expectation."""
+Selection = Literal["sampled", "deterministic"]
+SAMPLED: Selection = "sampled"
+DETERMINISTIC: Selection = "deterministic"
+"""How a look selects visual tokens. sampled: drawn with the selector's probabilities. deterministic: those above the
+threshold, whose log-probabilities are weighted by the advantage; the paper's form, not the gradient of an
+expectation."""
 
 
 @dataclass(frozen=True)
 class ChainLogProbs:
-    """What every chain of a batch is made of, (B, ...)."""
+    """Log-probabilities of a batch of chains, per token and per look."""
 
     tokens: Tensor
     """(B, L - 1) log-probabilities of written tokens, 0 elsewhere"""
     written: Tensor
     """(B, L - 1) bool"""
     entropy: Tensor
-    """(B, L - 1) of the distributions that they were drawn from, 0 elsewhere"""
+    """(B, L - 1) entropy of the distributions that tokens were drawn from, 0 elsewhere"""
     scores: Tensor
-    """(B, S, M) of the looks, less the offset that they were drawn with"""
+    """(B, S, M) scores of the looks, minus the offset that they were drawn with"""
     chosen: Tensor
     """(B, S, M) bool"""
     candidates: Tensor
@@ -48,13 +51,14 @@ def chain_log_probs(
     temperature: float = 1.0,
     offset: float = 0.0,
 ) -> ChainLogProbs:
-    """Of a teacher-forced forward over chains that were generated.
+    """Log-probabilities from a teacher-forced forward pass over generated chains.
 
     Args:
-        output: over a batch whose labels are all written tokens.
-        banned: ids that generation never writes; they take no part in the distribution.
-        temperature: that the tokens were drawn with.
-        offset: of the selector that drew the looks (`VisualTokenSelector.draw`).
+        output: of the forward pass over `batch`.
+        batch: the chains, every written token being a label.
+        banned: ids that generation never writes; they are left out of the distribution.
+        temperature: sampling temperature of the tokens.
+        offset: added to the scores when the looks were drawn (`VisualTokenSelector.draw`).
     """
     written = batch.labels[:, 1:] != IGNORED  # (B, L - 1)
     logits = output.logits.float() / temperature  # (T, V)
@@ -75,25 +79,21 @@ def look_log_probs(chain: ChainLogProbs) -> Tensor:
     return (F.logsigmoid(signed) * chain.candidates).sum(-1)
 
 
-def group_advantages(rewards: Tensor, group_size: int, scale: bool = True) -> Tensor:
-    """Rewards (B,) less the mean of their group of `group_size`, over its deviation where `scale` (GRPO).
-
-    A group whose rewards are all equal has nothing to teach: its advantages are 0.
-    """
+def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Advantages (B,): rewards (B,) minus the mean of their group of `group_size`, divided by the group's standard
+    deviation (GRPO). A group whose rewards are all equal gets advantages of 0."""
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    if scale:
-        centred = centred / (groups.std(1, unbiased=False, keepdim=True) + 1e-4)
-    return centred.flatten()
+    return (centred / (groups.std(1, unbiased=False, keepdim=True) + 1e-4)).flatten()
 
 
 def policy_loss(
-    chain: ChainLogProbs, advantages: Tensor, norm: float, selection: str = SAMPLED, selection_weight: float = 1.0
+    chain: ChainLogProbs, advantages: Tensor, norm: float, selection: Selection = SAMPLED, selection_weight: float = 1.0
 ) -> Tensor:
-    """Minus the advantage-weighted log-probability of the chains, a mean over them, divided by `norm`.
+    """Mean over chains of minus the advantage-weighted log-probability, divided by `norm`.
 
-    `norm` is a constant (the longest answer that is allowed): divided by its own length, a chain's gradient would be
-    biased towards long wrong and short right answers (Dr. GRPO, arXiv 2503.20783).
+    `norm` is a constant, the longest answer allowed. Dividing by each chain's own length would bias the gradient
+    towards long wrong and short right answers (Dr. GRPO, arXiv 2503.20783).
     """
     tokens = chain.tokens.sum(1)  # (B,)
     if selection == SAMPLED:
@@ -104,8 +104,8 @@ def policy_loss(
 
 
 def reference_kl(chain: ChainLogProbs, reference: ChainLogProbs, norm: float) -> Tensor:
-    """KL divergence of the policy from a reference: estimated at the written tokens (Schulman's k3, never negative),
-    exact at the looks' Bernoulli variables. (B,), a sum over each chain, divided by `norm`."""
+    """KL divergence (B,) of the policy from a reference, summed over each chain and divided by `norm`: Schulman's k3
+    estimate (never negative) at written tokens, exact at the Bernoulli variables of looks."""
     gap = (reference.tokens - chain.tokens) * chain.written
     tokens = (gap.exp() - gap - 1).sum(1)  # (B,)
     p, q = chain.scores, reference.scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-MEANINGS = ("depth", "inverse")
+Meaning = Literal["depth", "inverse"]
+MEANINGS: tuple[str, ...] = get_args(Meaning)
 MILLIMETRES = 0.001
 _KEYS = ("depth", "depths", "Z", "Y", "R")
 """Usual names of a depth array, tried in order if a file holds several arrays and no key is given"""
@@ -28,8 +29,8 @@ _KEYS = ("depth", "depths", "Z", "Y", "R")
 class DepthFormat:
     """How the numbers in a depth file are to be understood."""
 
-    meaning: str = "depth"
-    """depth (larger is farther), or inverse (disparity and inverse depth: larger is nearer)"""
+    meaning: Meaning = "depth"
+    """depth: larger is farther. inverse: disparity or inverse depth, larger is nearer"""
     scale: float | None = None
     """metres per unit; None for 0.001 in 16-bit images and 1 elsewhere. For inverse values (the only ones that 8-bit
     images can hold) depth = scale / value"""

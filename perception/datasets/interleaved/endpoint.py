@@ -14,6 +14,10 @@ from typing import Any
 
 _MOST_BYTES = 1 << 20
 """Bytes of a response that are read at most"""
+_RETRIES = 3
+"""After a first failure. An endpoint that fails four times over 7 seconds is down: the run stops, and goes on later"""
+_BACKOFF = 1.0
+"""Seconds before the first retry, doubled before each further one"""
 
 Ask = Callable[[str, bool], str]
 """(prompt, whether an earlier reply to it was unusable) -> reply. Raises KeywordError."""
@@ -30,7 +34,7 @@ class KeywordError(ValueError):
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Address of a language model, and how often it is tried."""
+    """A language model behind an HTTP endpoint."""
 
     url: str = ""
     """base URL of an OpenAI-style endpoint, such as http://localhost:8000/v1"""
@@ -40,17 +44,10 @@ class EndpointSettings:
     """environment variable that holds the key; if it is not set, no key is sent"""
     timeout: float = 60.0
     """seconds to wait for a response"""
-    retries: int = 3
-    """number of tries after the first one fails"""
-    backoff: float = 1.0
-    """seconds before the first retry; doubled before each further one"""
 
     def __post_init__(self) -> None:
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            raise ValueError(
-                f"timeout must be above 0, retries and backoff at least 0; got {self.timeout}, {self.retries}, "
-                f"{self.backoff}"
-            )
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -68,8 +65,9 @@ def endpoint(settings: EndpointSettings, max_tokens: int) -> Ask:
     """
     if not settings.url.startswith(("http://", "https://")) or not settings.model:
         raise ValueError(
-            "keywords from an endpoint need a URL that begins with http and a model's name: --language.endpoint.url "
-            f"URL --language.endpoint.model NAME; got {settings.url!r} and {settings.model!r}"
+            "keywords from an endpoint need a URL that begins with http and a model's name: "
+            "--making.language.endpoint.url URL "
+            f"--making.language.endpoint.model NAME; got {settings.url!r} and {settings.model!r}"
         )
     opener = urllib.request.build_opener(_Stay)
     address = settings.url.rstrip("/") + "/chat/completions"
@@ -85,9 +83,9 @@ def endpoint(settings: EndpointSettings, max_tokens: int) -> Ask:
         if key := os.environ.get(settings.key_variable):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        for attempt in range(settings.retries + 1):
+        for attempt in range(_RETRIES + 1):
             if attempt:
-                time.sleep(settings.backoff * 2 ** (attempt - 1))
+                time.sleep(_BACKOFF * 2 ** (attempt - 1))
             try:
                 with opener.open(request, timeout=settings.timeout) as answer:
                     return _content(answer.read(_MOST_BYTES), address)

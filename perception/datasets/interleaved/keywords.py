@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from perception.datasets.interleaved.endpoint import Ask, EndpointSettings, KeywordError, endpoint
 
@@ -22,6 +22,8 @@ MakeKeywords = Callable[[str, Sequence[str], Sequence[str]], Keywords]
 
 MOST_KEYWORDS = 8
 """Keywords per step that are kept at most"""
+_REPLY_TOKENS = 512
+"""Tokens per reply at most: the JSON for a long solution has about 200"""
 _LONGEST = 40
 _LONGEST_REPLY = 50_000
 _FIGURE_WORDS = ("base", "height", "width", "length", "radius", "diameter", "centre", "center", "side", "area", "chord")
@@ -37,12 +39,11 @@ class KeywordSettings:
     """The language model that names keywords."""
 
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    """HTTP endpoint, for keywords by endpoint"""
     model: str = ""
     """folder of a text model of transformers, for keywords: model"""
     device: str = "cpu"
     """device of the model of transformers"""
-    max_new_tokens: int = 512
-    """tokens of a reply at most"""
 
 
 def rule_keywords(question: str, steps: Sequence[str], texts: Sequence[str]) -> Keywords:
@@ -144,7 +145,7 @@ def local_model(settings: KeywordSettings) -> Ask:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not settings.model:
-        raise ValueError("keywords from a model need the folder of a text model: --language.model FOLDER")
+        raise ValueError("keywords from a model need the folder of a text model: --making.language.model FOLDER")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto").to(settings.device).eval()
@@ -160,15 +161,16 @@ def local_model(settings: KeywordSettings) -> Ask:
             talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(settings.device)
         with lock, torch.no_grad():
-            ids = model.generate(**inputs, do_sample=again, max_new_tokens=settings.max_new_tokens)
+            ids = model.generate(**inputs, do_sample=again, max_new_tokens=_REPLY_TOKENS)
         return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return ask
 
 
-KEYWORD_MAKERS: dict[str, Callable[[KeywordSettings], MakeKeywords]] = {
+KeywordMaker = Literal["rules", "endpoint", "model"]
+KEYWORD_MAKERS: dict[KeywordMaker, Callable[[KeywordSettings], MakeKeywords]] = {
     "rules": lambda settings: rule_keywords,
-    "endpoint": lambda settings: asked_keywords(endpoint(settings.endpoint, settings.max_new_tokens)),
+    "endpoint": lambda settings: asked_keywords(endpoint(settings.endpoint, _REPLY_TOKENS)),
     "model": lambda settings: asked_keywords(local_model(settings)),
 }
 """Sources of keywords: rules for the built-in problems, an OpenAI-style endpoint, or a model of transformers."""

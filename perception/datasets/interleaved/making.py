@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from perception.datasets.images import ImageFile
-from perception.datasets.interleaved.keywords import KEYWORD_MAKERS, KeywordSettings, MakeKeywords
+from perception.datasets.interleaved.keywords import KEYWORD_MAKERS, KeywordMaker, KeywordSettings, MakeKeywords
 from perception.datasets.interleaved.mint_cot import CLOSE, OPEN, InterleavedProblem, InterleavedStep, qwen_grid
-from perception.datasets.interleaved.ocr import OCR_ENGINES, ReadWords, Word
+from perception.datasets.interleaved.ocr import OCR_ENGINES, OcrEngine, ReadWords, Word
 from perception.datasets.interleaved.regions import RegionRule, step_cells
 
 _STEP = re.compile(r"^[ \t]*(?:#+[ \t]*)?(?:\*\*)?Step[ \t]*\d+(?:\*\*)?[ \t]*[:.](?:\*\*)?", re.I | re.M)
@@ -29,23 +29,23 @@ _TAGS = (OPEN, CLOSE, "<image>")
 
 @dataclass(frozen=True)
 class MakingSettings:
-    """How interleaved solutions are made."""
+    """How interleaved solutions are made from solutions in words."""
 
-    grid: tuple[int, ...] = ()
-    """rows and columns of the model's visual tokens; empty for those of Qwen2-VL, which depend on the image's size"""
-    ocr: str = "rapidocr"
-    """how words in images are read: rapidocr, or marks for the words that are given in the rows"""
-    keywords: str = "rules"
-    """what names the keywords of steps: rules, endpoint or model"""
+    grid: tuple[int, int] | None = None
+    """rows and columns of the model's visual tokens; none: those of Qwen2-VL, which depend on the image's size"""
+    ocr: OcrEngine = "rapidocr"
+    """how words in images are read: by rapidocr, or marks for the words that are given in the rows"""
+    keywords: KeywordMaker = "rules"
+    """what names the keywords of steps. rules: for geometry in English. endpoint: a language model behind an HTTP
+    endpoint. model: a language model on this machine"""
     language: KeywordSettings = field(default_factory=KeywordSettings)
+    """language model for keywords"""
     region: RegionRule = field(default_factory=RegionRule)
+    """how far a region reaches around the words in an image"""
 
     def __post_init__(self) -> None:
-        if len(self.grid) not in (0, 2) or any(side < 1 for side in self.grid):
-            raise ValueError(f"grid must be empty, or rows and columns of at least 1; got {list(self.grid)}")
-        for name, known in (("ocr", OCR_ENGINES), ("keywords", KEYWORD_MAKERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.grid is not None and min(self.grid) < 1:
+            raise ValueError(f"grid must be rows and columns of at least 1, got {self.grid}")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,7 @@ class InterleaveMaker:
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of the grid over an image of these pixels."""
-        if self.settings.grid:
-            return self.settings.grid[0], self.settings.grid[1]
-        return qwen_grid(width, height)
+        return self.settings.grid or qwen_grid(width, height)
 
     def __call__(self, row: SolvedRow) -> InterleavedProblem:
         """Find the cells that each step of a row looks at.

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -91,5 +91,6 @@ def split_line(text: str, box: Box) -> list[Word]:
     ]
 
 
-OCR_ENGINES: dict[str, Callable[[], ReadWords]] = {"rapidocr": RapidOcr, "marks": lambda: given_marks}
+OcrEngine = Literal["rapidocr", "marks"]
+OCR_ENGINES: dict[OcrEngine, Callable[[], ReadWords]] = {"rapidocr": RapidOcr, "marks": lambda: given_marks}
 """Sources of words: the rapidocr engine, or the words given with each row."""

@@ -18,23 +18,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from perception.datasets.depth import teachers as depth_teachers
 from perception.datasets.depth.teachers import DepthTeacher
 from perception.datasets.labelling import box_teachers
 from perception.datasets.labelling.box_teachers import BoxTeacher
 
-DEPTH_TEACHERS = ("depth-anything", "marigold", "stereo", "folder")
-BOX_TEACHERS = ("open-vocabulary", "ssd")
-NONE = "none"
+DepthTeacherName = Literal["depth-anything", "marigold", "stereo", "folder", "none"]
+BoxTeacherName = Literal["open-vocabulary", "ssd", "none"]
+NONE: Literal["none"] = "none"
 
 
 @dataclass(frozen=True)
 class TeachersConfig:
     """The teachers that label images, and their settings."""
 
-    depth: str = "depth-anything"
-    """depth-anything, marigold, stereo, folder, or none"""
+    depth: DepthTeacherName = "depth-anything"
+    """what labels depth. depth-anything or marigold: a model. stereo: matching with the right image of each pair.
+    folder: depth maps you have"""
     depth_model: str = ""
     """folder or hub name of the depth model; empty: depth-anything/Depth-Anything-V2-Small-hf, or
     prs-eth/marigold-depth-v1-1"""
@@ -42,10 +44,11 @@ class TeachersConfig:
     """for stereo: folder of the right images, named as the left ones; for folder: the depth maps"""
     steps: int = 4
     """denoising steps of marigold"""
-    boxes: str = NONE
-    """open-vocabulary, ssd, or none"""
+    boxes: BoxTeacherName = NONE
+    """what labels boxes. open-vocabulary: a detector asked for classes by name. ssd: a small detector of COCO's 80
+    classes"""
     boxes_model: str = ""
-    """folder or hub name of the detector; empty: IDEA-Research/grounding-dino-tiny"""
+    """folder or hub name of the open-vocabulary detector; empty: IDEA-Research/grounding-dino-tiny"""
     classes: tuple[str, ...] = ()
     """for open-vocabulary: the classes to look for, in the singular ("red cup"); for ssd: the COCO classes to keep,
     empty for all"""
@@ -54,11 +57,9 @@ class TeachersConfig:
     overlap: float = 0.5
     """IoU above which only the higher-scored of two boxes of a class is kept"""
     device: str = "cpu"
+    """device that the teachers run on"""
 
     def __post_init__(self) -> None:
-        for name, known in (("depth", DEPTH_TEACHERS), ("boxes", BOX_TEACHERS)):
-            if getattr(self, name) not in (*known, NONE):
-                raise ValueError(f"unknown {name} teacher {getattr(self, name)!r}; known: {', '.join(known)}, {NONE}")
         if self.depth == self.boxes == NONE:
             raise ValueError("depth and boxes are both none; choose a teacher for at least one of them")
         if self.depth in ("stereo", "folder") and not self.depth_folder:
@@ -76,6 +77,7 @@ def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
     """Load the depth teacher of a config; None if depth is not labelled.
 
     Args:
+        config: which teacher.
         images: the folder that is labelled.
 
     Raises:
