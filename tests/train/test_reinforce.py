@@ -15,6 +15,8 @@ from perception.interleave.chains import Look
 from perception.interleave.triggers import InterleaveSettings
 from perception.vocabulary.names import Span
 from train import reinforce
+from train.data.geometry import GeometryData
+from train.data.interleaved import ChainProblem
 from train.interleave import read_interleaved
 from train.loop.fit import LoopConfig
 from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
@@ -156,3 +158,21 @@ def test_settings_that_cannot_be_are_named() -> None:
         ReinforceConfig(rewards=RewardWeights(answer=0, format=0))
     with pytest.raises(ValueError, match="num_generations must be at least 2 to compare chains, got 1"):
         ReinforceConfig(num_generations=1)
+
+
+def test_held_out_problems_are_drawn_as_those_to_train_on_with_another_seed(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GeometryData] = []
+
+    def stop(data: GeometryData) -> list[ChainProblem]:
+        asked.append(data)
+        if len(asked) == 2:
+            raise InterruptedError
+        return PROBLEMS
+
+    monkeypatch.setattr(reinforce, "read_problems", stop)
+    data = GeometryData(count=9, seed=4, image_size=32, grid_size=4)
+    with pytest.raises(InterruptedError):
+        reinforce.train(config(start, tmp_path, data=data, num_held_out=3))
+    assert asked == [data, replace(data, seed=5, count=3)]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-SCHEDULES = ("cosine", "constant", "wsd", "exponential")
-PRECISIONS = ("bf16", "fp32")
 _FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
 
 
@@ -18,48 +16,46 @@ class LoopConfig:
     """optimiser steps"""
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    """of matrices (and convolutions, embeddings); vectors never decay"""
+    """weight decay of matrices, convolutions and embeddings; vectors never decay"""
     warmup_steps: int = 0
-    """steps over which the learning rate rises from 0"""
-    schedule: str = "cosine"
-    """after the warm-up: cosine, constant, wsd (constant, then a straight line down over the last decay_share), or
-    exponential (by the same factor each step)"""
+    """steps over which the learning rate rises linearly from 0"""
+    schedule: Literal["cosine", "constant", "wsd", "exponential"] = "cosine"
+    """learning rate after the warm-up. wsd: constant, then linear decay over the last decay_share of the steps.
+    exponential: decay by the same factor at each step"""
     min_lr_ratio: float = 0.1
-    """last learning rate over the highest; all but constant"""
+    """last learning rate relative to the highest; not used by constant"""
     decay_share: float = 0.2
-    """wsd: share of the steps that decay"""
+    """share of the steps that decay; only with wsd"""
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0
     """largest norm of the gradient; 0 leaves it as it is"""
-    precision: str = "fp32"
-    """fp32, or bf16: autocast, on CPU and CUDA; weights stay in their own precision"""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """bf16: forward pass in bfloat16 by autocast, on CPU and CUDA; weights keep their own precision"""
     gradient_accumulation: int = 1
-    """batches to an optimiser step, a device; 1 device with 8 sees the batches of 8 devices with 1"""
+    """batches per optimiser step and device; 1 device with 8 sees the batches of 8 devices with 1"""
     checkpoint_every_seconds: float = 180.0
     keep_checkpoints: int = 2
+    """number of newest checkpoints to keep"""
     log_every: int = 10
     """steps between lines of log.jsonl and tensorboard points"""
     seed: int = 0
     num_workers: int = 1
-    """processes that make batches; 0 makes them in between steps"""
+    """processes that make batches; 0: the training process makes them between steps"""
     prefetch: int = 4
-    """batches that a worker makes ahead"""
+    """batches that each worker makes ahead"""
     compile: bool = False
     """torch.compile the model"""
     find_unused_parameters: bool = False
     """several devices only: allow steps that leave trained parameters without a gradient"""
     ema_decay: float | None = None
-    """decay of a moving average of the weights ; the model ends with the averages; none: no average"""
+    """decay of a moving average of the weights; the model ends with the averages; none: no average"""
     evaluate_every: int | None = None
-    """steps between looks at held-out data, in recipes that have some; none: never"""
+    """steps between evaluations on held-out data, in recipes that have some; none: never"""
     patience: int | None = None
-    """early stop: training ends after so many looks at held-out data in a row without a lower loss than before, and the
-    model ends with the weights of the lowest; none: never"""
+    """early stopping: training ends after this many evaluations in a row without a new lowest loss, and the model gets
+    the weights of the lowest; none: never"""
 
     def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("steps", "gradient_accumulation", "keep_checkpoints", "log_every", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -5,12 +5,21 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
+from perception.datasets.interleaved.keywords import KEYWORD_MAKERS, KeywordMaker
+from perception.datasets.interleaved.ocr import OCR_ENGINES, OcrEngine
+from perception.scenes.styles import STYLES, StyleName
 from train.aurora import AuroraConfig
+from train.data.interleaved import REGIONS, RegionName
+from train.interleave import InterleaveConfig
 from train.loop.command_line import command_line, flatten, parse_config
+from train.prepare import PrepareConfig
+from train.prepare_interleave import PrepareInterleaveConfig
+from train.reinforce import ReinforceConfig
+from train.reinforce_scenes import REWARDS, SceneReinforceConfig, Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Outer:
     styles: tuple[str, ...] = ("standard",)
     span: tuple[float, float] = (0.0, 1.0)
     limit: float | None = None
+    grid: tuple[int, int] | None = None
     loop: Inner = field(default_factory=lambda: Inner(steps=30))
     """the loop"""
 
@@ -57,8 +67,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     config = parse_config(Outer, ["--config", str(file), "--loop.steps", "7", "--on", "--styles", "x", "y"])
     assert config == Outer("from file", on=True, styles=("x", "y"), limit=1e-3, loop=Inner(steps=7, rate=1.0))
     assert isinstance(config.loop.rate, float)
-    argv = ["--name", "n", "--on=no", "--limit", "none", "--span", "1", "2", f"--config={file}"]
-    assert parse_config(Outer, argv) == Outer("n", span=(1.0, 2.0), loop=Inner(steps=30, rate=1.0))
+    argv = ["--name", "n", "--on=no", "--limit", "none", "--span", "1", "2", "--grid", "4", "5", f"--config={file}"]
+    assert parse_config(Outer, argv) == Outer("n", span=(1.0, 2.0), grid=(4, 5), loop=Inner(steps=30, rate=1.0))
 
 
 def test_nested_defaults_are_those_of_the_outer_class() -> None:
@@ -136,3 +146,42 @@ def test_a_command_line_builds_the_config_it_was_made_of() -> None:
     assert parse_config(AuroraConfig, words[3:]) == config
     assert command_line("train.aurora", AuroraConfig()) == "python -m train.aurora"
     assert parse_config(Outer, ["--name=-n"]).name == "-n"
+
+
+@pytest.mark.parametrize(
+    ("config_class", "argv"),
+    [
+        (InterleaveConfig, ["--stage", "both"]),
+        (InterleaveConfig, ["--regions", "circles"]),
+        (InterleaveConfig, ["--trigger", "never"]),
+        (InterleaveConfig, ["--loop.schedule", "linear"]),
+        (ReinforceConfig, ["--selection", "greedy"]),
+        (ReinforceConfig, ["--data.split", "validation"]),
+        (SceneReinforceConfig, ["--task", "colour"]),
+        (SceneReinforceConfig, ["--style", "baroque"]),
+        (PrepareConfig, ["--engine", "spark", "--images", "a", "--out", "b"]),
+        (PrepareConfig, ["--teachers.depth", "midas", "--images", "a", "--out", "b"]),
+        (PrepareInterleaveConfig, ["--making.ocr", "psychic", "--data", "a", "--out", "b"]),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused_with_those_that_do(
+    config_class: type, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(config_class, argv)
+    assert stop.value.code == 2
+    assert f"invalid choice '{argv[1]}' for argument '{argv[0]}'. Expected one of (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (StyleName, STYLES),
+        (RegionName, REGIONS),
+        (OcrEngine, OCR_ENGINES),
+        (KeywordMaker, KEYWORD_MAKERS),
+        (Task, REWARDS),
+    ],
+)
+def test_choices_are_the_keys_of_their_tables(names: Any, table: dict[str, Any]) -> None:
+    assert get_args(names) == tuple(table)
