@@ -38,6 +38,7 @@ from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import REGIONS, ChainProblem
 from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
+from train.models.saving import TRAINING_FILE
 from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
@@ -171,7 +172,7 @@ class Recipes:
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / interleave.TRAINING_FILE).exists()
+    return (folder / TRAINING_FILE).exists()
 
 
 def chooser(arm: Arm, grid: tuple[int, int], seed: int, select: Callable[[Tensor], Tensor]) -> Chooser | None:

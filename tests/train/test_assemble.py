@@ -18,13 +18,13 @@ from perception.scenes.render import render_scenes
 from perception.tokenizers.boxes import BoxTokenizer
 from train import assemble
 from train.assemble import AssembleConfig, join, start_projector, tower_file, tower_state
-from train.base import save_half
 from train.data.scene_records import CAPTIONS, CHAINS, DIRECT, SceneRecordsConfig, write_scene_records
 from train.finetune import FinetuneConfig
 from train.finetune import main as finetune
 from train.loop.command_line import parse_config
 from train.loop.provenance import ROOT
 from train.models.adapters import LoraSettings
+from train.models.saving import save_half
 from train.models.tiny import train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-SCHEDULES = ("cosine", "constant", "wsd", "exponential")
-PRECISIONS = ("bf16", "fp32")
 _FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
 
 
@@ -19,9 +17,9 @@ class LoopConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     """of matrices (and convolutions, embeddings); vectors never decay"""
-    warmup_steps: int = 0
-    """steps over which the learning rate rises from 0"""
-    schedule: str = "cosine"
+    warmup_steps: int | float = 0
+    """steps over which the learning rate rises from 0; a number below 1 is a share of all steps"""
+    schedule: Literal["cosine", "constant", "wsd", "exponential"] = "cosine"
     """after the warm-up: cosine, constant, wsd (constant, then a straight line down over the last decay_share), or
     exponential (by the same factor each step)"""
     min_lr_ratio: float = 0.1
@@ -31,7 +29,7 @@ class LoopConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0
     """largest norm of the gradient; 0 leaves it as it is"""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16: autocast, on CPU and CUDA; weights stay in their own precision"""
     gradient_accumulation: int = 1
     """batches to an optimiser step, a device; 1 device with 8 sees the batches of 8 devices with 1"""
@@ -57,9 +55,7 @@ class LoopConfig:
     model ends with the weights of the lowest; none: never"""
 
     def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        check_choices(self)
         for name in ("steps", "gradient_accumulation", "keep_checkpoints", "log_every", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -77,6 +73,10 @@ class LoopConfig:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
         self._check_held_out()
 
+    @property
+    def num_warmup_steps(self) -> int:
+        return round(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * self.steps)
+
     def _check_held_out(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}; none keeps no average")
@@ -86,6 +86,14 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 1 or none, got {value}")
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError(f"patience ({self.patience}) counts looks at held-out data; set evaluate_every too")
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is none of its type's Literal choices."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            known = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}; known: {known}")
 
 
 def deciding_settings(config: LoopConfig) -> dict[str, Any]:
