@@ -116,25 +116,33 @@ def kind_of_question(question: str) -> str | None:
     return "depth" if _DEPTH_QUESTION.search(question) else None
 
 
-def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
-    """The question as it is put to the model in a mode, and its kind.
+def choose_mode(question: str, mode: str) -> str:
+    """Choose how to answer a question: "chain" or "direct". Mode "auto" is "chain" where a chain fits the question.
 
-    "direct" leaves it as it is, "chain" asks for the perception its kind calls for, "auto" does so where it can
-    (`PerceptionModel.ask` asks the model's gate first, where it has one).
-    Raises ValueError for an empty question, an unknown mode, or mode "chain" with a question of neither kind.
+    Raises:
+        ValueError: for an empty question, an unknown mode, or mode "chain" with a question that no chain fits.
     """
     if not question.strip():
         raise ValueError("the question is empty; ask something, such as 'How many red cubes are there?'")
     if mode not in ("chain", "direct", "auto"):
         raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct, auto")
-    question, kind = question.strip(), kind_of_question(question)
-    if mode == "direct" or (mode == "auto" and kind is None):
-        return question, kind
-    if kind is None:
+    fits = kind_of_question(question) is not None
+    if mode == "chain" and not fits:
         raise ValueError(
-            f"no chain of perception fits the question {question!r}: ask 'how many ...' or which point is closest, "
-            "or use mode='direct'"
+            f"no chain of perception fits the question {question.strip()!r}: ask 'how many ...' or which point is "
+            "closest, or use mode='direct'"
         )
+    return "chain" if mode != "direct" and fits else "direct"
+
+
+def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
+    """Return the text that puts a question to the model in a mode, and the question's kind.
+
+    A chain's text asks for the perception that the kind calls for. Raises ValueError as `choose_mode` does.
+    """
+    chosen, question, kind = choose_mode(question, mode), question.strip(), kind_of_question(question)
+    if chosen == "direct":
+        return question, kind
     return f"{question} {BOXES_FIRST if kind == 'count' else DEPTH_FIRST}", kind
 
 

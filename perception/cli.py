@@ -42,9 +42,8 @@ def ask(
     mode: Annotated[
         str,
         typer.Option(
-            help="chain draws first; direct answers at once; auto draws where the model's gate "
-            "(thinking_gate.safetensors, docs/when_to_draw.md) finds it worth the tokens, and says what it chose; "
-            "interleaved looks at each step."
+            help="chain draws first; direct answers at once; auto draws first where the question counts or asks for "
+            "depth; interleaved selects visual tokens at each step."
         ),
     ] = "auto",
     draw: Annotated[
@@ -53,7 +52,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Ask a question about an image."""
-    from perception.model.perception_model import load_image
+    from perception.model.images import load_image
 
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
@@ -68,9 +67,8 @@ def ask(
         print(json.dumps({"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}))
     else:
         if mode == "auto":
-            reason = "" if perception.gate is not None else " (the model has no gate: it draws wherever a chain fits)"
             chose = {"chain": "draw first", "direct": "answer at once"}[answer.mode]
-            console.print(f"auto chose to {chose}{reason}", style="dim", markup=False)
+            console.print(f"auto chose to {chose}", style="dim", markup=False)
         for span in answer.spans:
             number = {"depth": len(span.codes), "boxes": len(span.codes) // 4, "points": len(span.codes) // 2}
             word = {"depth": "a depth map, codes", "boxes": "boxes", "points": "points"}[span.modality]
@@ -203,8 +201,6 @@ def info(model: Model = None) -> None:
     table.add_row("location bins", str(vocabulary.num_locations))
     table.add_row("perception tokens", str(len(vocabulary.tokens)))
     table.add_row("depth tokenizer", "yes" if perception.depth_tokenizer is not None else "none")
-    gate = perception.gate
-    table.add_row("gate of mode auto", "none" if gate is None else f"draws above {gate.price:.3g} for 100 tokens")
     console.print(table)
 
 

@@ -8,7 +8,7 @@ directly, once AURORA-style. Then it asks both the same held-out questions, prin
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -201,9 +201,11 @@ def main(argv: list[str] | None = None) -> None:
     memory = write_summary(config, fits, comparisons, seconds)
     console.print(f"\n{seconds / 60:.1f} minutes, peak memory {memory}", highlight=False)
     console.print(f"Report:  {report}\nSummary: {folder / 'summary.json'}", highlight=False, soft_wrap=True)
-    model, command = folder / "aurora" / "model", Path(sys.executable).with_name("perception")
+    model = folder / "aurora" / "model"
+    perception = "perception" if shutil.which("perception") else ".venv/bin/perception"
     console.print(
-        f'Next:    {command} ask IMAGE "How many red cubes are there?" --draw drawn.png --model {model}',
+        f'Next:    {perception} ask demos/examples/scene-standard-70000008.png "How many cones are there?" '
+        f"--draw drawn.png --model {model}",
         highlight=False,
         soft_wrap=True,
     )

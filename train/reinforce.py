@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch
-from perception.interleave.generation import InterleavedGenerator
-from perception.interleave.row_draws import RowDraws
+from perception.interleave.generation import InterleavedGenerator, RowDraws
 from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, images_of, repeat_rows
 from train.data.geometry import GeometryData, read_problems

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from perception.model.images import image_size, load_image
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_ENDINGS = (".mat", ".h5", ".hdf5")
@@ -30,8 +32,6 @@ class ImageFile:
         """The image in RGB. Raises ValueError naming the file that is missing, corrupt or no image."""
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return Image.fromarray(_from_array_file(self.path, self.index))
-        from perception.model.perception_model import load_image
-
         return load_image(self.path)
 
     def size(self) -> tuple[int, int]:
@@ -39,13 +39,7 @@ class ImageFile:
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return array_shape(self.path)[1:]
         check_exists(self.path)
-        try:
-            with Image.open(self.path) as image:
-                return image.height, image.width
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"{self.path} cannot be read as an image ({error}); save it anew or take it out"
-            ) from error
+        return image_size(self.path)
 
 
 def check_exists(path: Path, wanted_by: str = "") -> None:

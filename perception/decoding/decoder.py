@@ -24,19 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perception.decoding.cache_slots import SlotCache, cache_key, why_not_packable
+from perception.decoding.cache_slots import SlotCache, cache_key, pack, packed_order, why_not_packable
 from perception.decoding.draft_network import DraftNetwork, prompt_states
 from perception.decoding.drafts import RowDraft
 from perception.decoding.lean_forward import LeanForward
-from perception.decoding.rows import Batch, Row, sequences, taken
 from perception.decoding.sampling import Sampling, choose_ids
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import GrammarMasks, mask_scores
+from perception.vocabulary.names import PerceptionVocabulary
 
 _logger = logging.getLogger(__name__)
 _AT_ONCE = 96  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
 _BEHIND = 16  # guesses behind a map that is being settled
 _NARROWEST = 4  # tokens of a row fed to a forward in batches however large
+_MAX_JUNK = 64  # masked slots of the cache before it is packed
 _SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
 
 
@@ -74,6 +75,115 @@ def why_not(model: Any, cache: Any) -> str | None:
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     return None
+
+
+class _Row:
+    """One unfinished answer."""
+
+    def __init__(self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
+        self.draft = RowDraft(vocabulary, draft)
+        self.ids: list[int] = []
+        self.span: list[int] = []
+        """the newest ids, from the last that is no code: all that the grammar looks at"""
+        self.drafted = False
+        """whether the draft is a network's, for this very prompt"""
+        self.sweeps = 0
+        """forwards over the depth map that is open"""
+        self._roles = vocabulary.id_roles
+        self._depth_start, self._depth_length = vocabulary.start_id("depth"), vocabulary.depth_length
+        self._depth_end = vocabulary.end_id("depth")
+        codes = vocabulary.code_ids("depth")
+        self._is_depth, self._middle = frozenset(codes), codes[len(codes) // 2]
+        self._read(prompt)
+
+    def _read(self, ids: Sequence[int]) -> None:
+        for token in ids:
+            role = self._roles.get(token)
+            self.span = [*self.span, token] if role is not None and role.kind == "code" else [token]
+
+    def confirm(self, new: Sequence[int], predicted: Sequence[int]) -> None:
+        self.ids += new
+        self._read(new)
+        self.draft.confirm(new, predicted)
+
+    def codes_left(self) -> int:
+        """Codes that the open depth map lacks; 0 outside of one."""
+        return self._depth_length + 1 - len(self.span) if self.span[0] == self._depth_start else 0
+
+    def settles(self, sweeps: int | None) -> bool:
+        """Whether the next forward is the last over the open depth map, of so many."""
+        if sweeps is None or not self.codes_left():
+            return False
+        return self.sweeps + 1 >= (sweeps if self.drafted else max(sweeps, 2))
+
+    def fed(self, width: int, filler: int) -> list[int]:
+        """The last confirmed id and guesses behind it, `filler` where there are none. Guesses keep to the form of an
+        open depth map whatever the draft says: codes up to its length, then its END."""
+        ids = [self.ids[-1], *self.draft.guesses(width - 1)]
+        ids += [filler] * (width - len(ids))
+        codes = self.codes_left()
+        for place in range(1, min(codes, width - 1) + 1):
+            if ids[place] not in self._is_depth:
+                ids[place] = ids[place - 1] if ids[place - 1] in self._is_depth else self._middle
+        if self.span[0] == self._depth_start and codes + 1 < width:
+            ids[codes + 1] = self._depth_end
+        return ids
+
+
+class _Batch:
+    """The cache of unfinished rows, and which of its slots are real."""
+
+    def __init__(self, model: Any, cache: Any, mask: Tensor):
+        self.model = model
+        self.cache = cache
+        self.mask = mask.long()  # (b, slots)
+        self.real: list[int] = self.mask.sum(1).tolist()
+        """slots of each row that the mask has"""
+        deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
+        self.deltas = None if deltas is None else deltas.expand(len(mask), 1)  # (b, 1)
+
+    def inputs(self, fed: Tensor) -> dict[str, Any]:
+        """What a forward over fed ids (b, width) takes."""
+        width = fed.shape[1]
+        ahead = torch.arange(width, device=fed.device)
+        positions = torch.tensor(self.real, device=fed.device)[:, None] + ahead  # (b, width)
+        if self.deltas is not None:
+            positions = (positions + self.deltas)[None].expand(3, -1, -1)  # time, height, width: all alike in text
+        return {
+            "input_ids": fed,
+            "attention_mask": torch.cat([self.mask, torch.ones_like(fed)], 1),
+            "position_ids": positions,
+            cache_key(): self.cache,
+            "use_cache": True,
+        }
+
+    def keep(self, taken: Sequence[int], width: int) -> None:
+        """Of the newest `width` slots, the first `taken` of each row hold."""
+        most = max(taken)
+        held = torch.arange(most) < torch.tensor(taken)[:, None]  # (b, most)
+        if most < width:
+            self.cache.crop(most - width)
+        self.mask = torch.cat([self.mask, held.to(self.mask)], 1)
+        self.real = [real + count for real, count in zip(self.real, taken, strict=True)]
+        if self.mask.shape[1] - max(self.real) > _MAX_JUNK:
+            self._pack()
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """Lets go of all other rows; `rows` in ascending order."""
+        places = torch.tensor(rows, device=self.mask.device)
+        if isinstance(self.cache, SlotCache):
+            self.cache.keep_rows(rows)
+        else:
+            self.cache.batch_select_indices(places)
+        self.mask, self.real = self.mask[places], [self.real[row] for row in rows]
+        self.deltas = None if self.deltas is None else self.deltas[places]
+
+    def _pack(self) -> None:
+        """Moves every row's real slots to the right and drops the columns that no row needs."""
+        order = packed_order(self.mask)  # (b, kept)
+        pack(self.cache, order)
+        self.mask = self.mask.gather(1, order)
 
 
 class SpanDecoder:
@@ -169,7 +279,7 @@ class SpanDecoder:
                 )
                 self._warned = True
             return
-        rows = [Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
+        rows = [_Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
@@ -181,7 +291,7 @@ class SpanDecoder:
         if self._lean is not None:
             with torch.inference_mode():  # as where it grows: a compiled forward tells such tensors from others
                 cache = SlotCache(cache)
-        batch = Batch(self.model, cache, mask)
+        batch = _Batch(self.model, cache, mask)
         answers = list(rows)
         while True:
             yield [list(row.ids) for row in answers]
@@ -194,7 +304,7 @@ class SpanDecoder:
             self._step(rows, batch, limits, sampling, trace)
 
     @torch.inference_mode()
-    def _step(self, rows: list[Row], batch: Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
+    def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
         """One forward for all unfinished rows, and what it confirms."""
         device = batch.mask.device
         drawn = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
@@ -216,7 +326,7 @@ class SpanDecoder:
                 allowed = self._masks.in_map(device, limits.num_logits).expand(len(rows), width, -1)
             else:
                 room = torch.tensor(left, device=device)[:, None] - torch.arange(width, device=device)  # (b, width)
-                allowed = self._masks.after(sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
+                allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
             predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         found = predicted.tolist()
@@ -224,16 +334,18 @@ class SpanDecoder:
             row.sweeps = row.sweeps + 1 if count else 0
             if now:
                 ids[:count] = held[1 : count + 1]  # the cache holds what was fed
-        counts = [taken(ids, held, most, limits.stop_ids) for ids, held, most in zip(found, guesses, left, strict=True)]
+        counts = [
+            _taken(ids, held, most, limits.stop_ids) for ids, held, most in zip(found, guesses, left, strict=True)
+        ]
         batch.keep(counts, width)
         self._confirm(rows, found, counts, trace)
 
-    def _confirm(self, rows: list[Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
+    def _confirm(self, rows: list[_Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
         for row, ids, count in zip(rows, predicted, taken, strict=True):
             row.confirm(ids[:count], ids[count:])
             trace.confirmed += count
 
-    def _draft(self, rows: list[Row], first: list[int], drafts: list[list[int]]) -> None:
+    def _draft(self, rows: list[_Row], first: list[int], drafts: list[list[int]]) -> None:
         """Gives rows that are about to open a depth map, by their first id, the network's drafts."""
         start = self.grammar.vocabulary.start_id("depth")
         for row, token, draft in zip(rows, first, drafts, strict=True):
@@ -275,7 +387,7 @@ class SpanDecoder:
         logits = self.model(**inputs, logits_to_keep=1).logits  # (B, 1, V)
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
 
-    def _hidden(self, batch: Batch, fed: Tensor) -> Tensor:
+    def _hidden(self, batch: _Batch, fed: Tensor) -> Tensor:
         """Last hidden states (b, width, D) of each fed id."""
         given = batch.inputs(fed)
         if self._lean is not None:
@@ -288,7 +400,7 @@ class SpanDecoder:
         bias = None if self._head.bias is None else self._head.bias[columns]
         return F.linear(hidden, self._head.weight[columns], bias).float()
 
-    def _scores(self, batch: Batch, fed: Tensor, allowed: Tensor) -> Tensor:
+    def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
         """Masked scores (b, width, V) behind each fed id; what is not allowed is -inf."""
         if self._head is False:
             return mask_scores(self.model(**batch.inputs(fed)).logits.float(), allowed)
@@ -304,3 +416,19 @@ class SpanDecoder:
 def _has_rope_deltas(model: Any) -> bool:
     """Whether the model counts positions of its own (Qwen-VL): ids behind a prompt then stand rope_deltas further."""
     return hasattr(getattr(model, "model", None), "rope_deltas")
+
+
+def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
+    """(b, L + width): what of each row the grammar looks at, -1 to its left, then the ids fed (b, width)."""
+    before = [row.span[:-1] for row in rows]  # the newest id is fed
+    longest = max(len(ids) for ids in before)
+    padded = [[-1] * (longest - len(ids)) + ids for ids in before]
+    return torch.cat([torch.tensor(padded, dtype=torch.long, device=fed.device).view(len(rows), longest), fed], 1)
+
+
+def _taken(predicted: Sequence[int], fed: Sequence[int], left: int, stop_ids: Sequence[int]) -> int:
+    """How many of a row's predicted ids hold: to the first that parts from its guess, `left`, or a stop id."""
+    for place, token in enumerate(predicted):
+        if token in stop_ids or place + 1 == left or place + 1 == len(fed) or token != fed[place + 1]:
+            return place + 1
+    raise ValueError("a row without a predicted id")

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from perception.answers import LETTERS, read_number
 from perception.datasets.images import ImageFile, check_exists
+from perception.model.images import decode_image
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
 """What the truth is: a letter; a number; anything that math-verify compares"""
@@ -39,8 +40,7 @@ class EncodedImage:
     def load(self) -> Image.Image:
         """The image in RGB. Raises ValueError naming the table and the row that hold no image."""
         try:
-            with Image.open(BytesIO(self.data)) as opened:
-                return opened.convert("RGB")
+            return decode_image(BytesIO(self.data))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.name} holds no image that can be read ({error}); download it anew") from error
 

@@ -14,7 +14,8 @@ from PIL import Image
 from perception.chains import Answer
 from perception.evaluation.comparison import Comparison
 from perception.evaluation.scenes import Item, Outcome, depth_tokenizer_of
-from perception.model.perception_model import PerceptionModel, load_image
+from perception.model.images import load_image
+from perception.model.perception_model import PerceptionModel
 from perception.tokenizers import TOKENIZERS, DepthTokenizer
 from perception.vocabulary.names import Span
 

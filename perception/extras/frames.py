@@ -24,7 +24,8 @@ from perception.chains import ATOMIC_DEPTH_QUESTION
 from perception.decoding.cache_slots import cache_key
 from perception.decoding.decoder import why_not
 from perception.decoding.draft_network import prompt_states
-from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image
+from perception.model.images import ImageLike, load_image
+from perception.model.perception_model import PerceptionModel, Prompt
 
 _logger = logging.getLogger(__name__)
 

@@ -1,36 +1,23 @@
-"""The language of spans, as an automaton over the language model's ids.
+"""The grammar of spans, as an automaton over the language model's ids.
 
-Outside a span: any text, or the START of a modality. Inside: only what leads to a well-formed END. A span is never left
-by text or EOS. `SpanLogitsProcessor` holds `generate` to it; `to_regex`, `to_ebnf` and
-`to_lark` hand it to other engines.
+Outside a span any text may follow, or the START of a modality. Inside a span only its codes and its END may, so that a
+span is always well-formed. `perception.grammar.processor.SpanLogitsProcessor` applies the grammar in transformers'
+`generate`; `SpanGrammar.to_regex`, `to_ebnf` and `to_lark` write it down for other engines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+from perception.grammar import export
 from perception.vocabulary.names import PerceptionVocabulary
 from perception.vocabulary.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
-
-if TYPE_CHECKING:
-    from perception.grammar.processor import SpanLogitsProcessor
-
-__all__ = ["GrammarState", "SpanGrammar", "SpanLogitsProcessor"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "SpanLogitsProcessor":  # the only part that needs transformers, which is slow to import
-        from perception.grammar.processor import SpanLogitsProcessor
-
-        return SpanLogitsProcessor
-    raise AttributeError(f"module 'perception.grammar.automaton' has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
 class GrammarState:
-    """Where a sequence stands: outside any span (modality None), or inside one with these codes so far."""
+    """State after a sequence of ids: outside any span (modality None), or inside one with these codes so far."""
 
     modality: str | None = None
     codes: tuple[int, ...] = ()
@@ -38,29 +25,30 @@ class GrammarState:
 
 @dataclass(frozen=True)
 class SpanGrammar:
-    """Which id may follow which.
+    """The rules that say which id may follow which.
 
-    Locations inside a boxes span come in fours (x1 y1 x2 y2), inside a points span in twos, and END only after whole
-    ones; a depth span has exactly `vocabulary.depth_length` codes.
+    A boxes span holds groups of four locations (x1 y1 x2 y2), a points span groups of two, and END follows whole groups
+    only. A depth span holds exactly `vocabulary.depth_length` codes.
     """
 
     vocabulary: PerceptionVocabulary
     """Bound to its tokenizer"""
     eos_id: int | None = None
-    """Ends an answer in `accepts`; during generation it is text, which no span lets in"""
+    """Ends an answer in `accepts`; during generation it counts as text, which may not stand inside a span"""
     allow: tuple[str, ...] = MODALITIES
-    """Modalities that may be started; a span begun in the prompt is always finished"""
+    """Modalities whose spans may be started; a span that the prompt starts is always finished"""
     interleave: bool = False
     """Whether <INTERLEAVE> may stand outside spans"""
     max_boxes: int | None = None
-    """Most boxes of a span; None for any number"""
+    """Largest number of boxes in a span; None for any number"""
     max_points: int | None = None
+    """Largest number of points in a span; None for any number"""
     ordered_boxes: bool = True
     """Whether x2 >= x1 and y2 >= y1 are enforced"""
     vocab_size: int | None = None
-    """len(tokenizer): rows of padding beyond it are never chosen; None for the end of the perception tokens"""
+    """len(tokenizer): padding rows beyond it are never chosen; None for the end of the perception tokens"""
     banned_ids: tuple[int, ...] = ()
-    """Ids that an answer must not hold, such as the image token's"""
+    """Ids that must not occur in an answer, such as the image token's"""
 
     def __post_init__(self) -> None:
         for name in ("allow", "banned_ids"):
@@ -86,21 +74,26 @@ class SpanGrammar:
 
     @property
     def num_ids(self) -> int:
-        """Ids from here on are padding."""
+        """Number of ids that are not padding."""
         return self.vocab_size if self.vocab_size is not None else max(self.vocabulary.ids.values()) + 1
 
     def most_codes(self, modality: str) -> int | None:
-        """Codes that a span holds at most; None for any number."""
+        """Largest number of codes in a span; None for any number."""
         if modality == "depth":
             return self.vocabulary.depth_length
-        most = self.max_boxes if modality == "boxes" else self.max_points
+        most = self._limits[modality]
         return None if most is None else most * GROUP_SIZES[modality]
 
+    @property
+    def _limits(self) -> dict[str, int | None]:
+        """Largest number of maps, boxes or points in a span, by modality."""
+        return {"depth": 1, "boxes": self.max_boxes, "points": self.max_points}
+
     def shortest(self, modality: str) -> int:
-        """Tokens of the shortest span, START and END included."""
+        """Number of tokens of the shortest span, START and END included."""
         return 2 + (self.vocabulary.depth_length if modality == "depth" else 0)
 
-    # The automaton, an id at a time. SpanLogitsProcessor is the same, vectorised.
+    # The automaton, one id at a time. GrammarMasks does the same for batches.
 
     def allows(self, state: GrammarState, token: int, remaining: int | None = None) -> bool:
         """Whether an id may come next.
@@ -108,8 +101,8 @@ class SpanGrammar:
         Args:
             state: of the sequence so far.
             token: the id.
-            remaining: room in tokens, `token` included; None for no limit. No span is started that has not the room to
-                end, and an open one is ended in time.
+            remaining: number of tokens that may still be written, `token` included; None for no limit. A span is only
+                started where it can end within the limit, and an open span is ended in time.
         """
         role = self.vocabulary.id_roles.get(token)
         if state.modality is None:
@@ -171,32 +164,33 @@ class SpanGrammar:
     # For other engines
 
     def to_regex(self) -> str:
-        """A regular expression (Python's `re`) that fullmatches the text of exactly the well-formed answers.
+        """A regular expression (Python's `re`) that fullmatches exactly the well-formed answers.
 
-        Over tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them; EOS is not part of it.
-        Uses lookahead, which engines of finite automata lack: give those `to_ebnf`.
+        It reads tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them, without EOS. It uses
+        lookahead, which engines built on finite automata lack; use `to_ebnf` for those.
         """
-        from perception.grammar.export import regex
-
-        return regex(self)
+        return export.regex(self.vocabulary, self._exported, self.interleave, self.ordered_boxes)
 
     def to_ebnf(self) -> str:
-        """The grammar in GBNF, the EBNF of llama.cpp that vLLM's guided decoding (xgrammar) reads as well.
+        """The grammar in GBNF, llama.cpp's EBNF, which vLLM's guided decoding (xgrammar) reads as well.
 
-        Looser than the automaton in one thing: it does not order a box's sides, which would take a rule for every pair
-        of bins. Stricter in one: text may not hold "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot
-        say "anything but these names". The engine must match added tokens by their text.
+        Two differences from the automaton: the sides of a box are not ordered, which would take one rule per pair of
+        bins; and text may not contain "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot express
+        "anything but these names". The engine must match added tokens by their text.
         """
-        from perception.grammar.export import ebnf
-
-        return ebnf(self)
+        return export.ebnf(self.vocabulary, self._exported, self.interleave)
 
     def to_lark(self) -> str:
         """The grammar over ids, for llguidance and the engines that use it (vLLM, SGLang, llama.cpp).
 
-        It allows what `SpanLogitsProcessor` allows at every step: names that are spelt in letters are text, and banned
-        ids stay so. But for one thing: of more than 128 locations a box's sides are not ordered.
+        It allows the same ids as `SpanLogitsProcessor` at every step: names that are spelt in letters are text, and
+        banned ids stay banned. One exception: with more than 128 locations the sides of a box are not ordered.
         """
-        from perception.grammar.export import lark
+        no_text = {*self.vocabulary.ids.values(), *self.banned_ids, self.eos_id}
+        text = [i for i in range(self.num_ids) if i not in no_text]
+        return export.lark(self.vocabulary, self._exported, self.interleave, self.ordered_boxes, text)
 
-        return lark(self)
+    @property
+    def _exported(self) -> dict[str, int | None]:
+        """Largest number of things in a span, by allowed modality."""
+        return {modality: self._limits[modality] for modality in self.allow}

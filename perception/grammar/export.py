@@ -1,22 +1,22 @@
-"""The grammar of spans for other engines: a regular expression, GBNF, and llguidance's Lark."""
+"""The grammar of spans for other engines: a regular expression, GBNF, and llguidance's Lark.
+
+`SpanGrammar.to_regex`, `to_ebnf` and `to_lark` call these functions and say how they differ from the automaton.
+`limits` maps each allowed modality to the largest number of boxes or points in a span, None for any number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
-from perception.vocabulary.names import INTERLEAVE, NAMINGS
-from perception.vocabulary.spans import GROUP_SIZES
+from perception.vocabulary.names import INTERLEAVE, NAMINGS, PerceptionVocabulary
 
-if TYPE_CHECKING:
-    from perception.grammar.automaton import SpanGrammar
-
+Limits = Mapping[str, int | None]
 Block = tuple[str, int, int, int]
 """prefix, first and last of the next digit, how many free digits follow: ("1", 2, 7, 1) is 120..179"""
 
 
-def number_blocks(low: int, high: int) -> list[Block]:
-    """The integers low..high, without leading zeros, cut into blocks that differ in whole digits."""
+def _number_blocks(low: int, high: int) -> list[Block]:
+    """Cut the integers low..high, written without leading zeros, into blocks that differ in whole digits."""
     blocks: list[Block] = []
     while low <= high:
         free = 0
@@ -37,82 +37,80 @@ def _digits(first: int, last: int) -> str:
 
 
 def _regex_numbers(low: int, high: int) -> str:
-    parts = [prefix + _digits(a, b) + "[0-9]" * free for prefix, a, b, free in number_blocks(low, high)]
+    parts = [prefix + _digits(a, b) + "[0-9]" * free for prefix, a, b, free in _number_blocks(low, high)]
     return "(?:" + "|".join(parts) + ")"
 
 
 def _ebnf_numbers(low: int, high: int) -> str:
     parts = []
-    for prefix, a, b, free in number_blocks(low, high):
+    for prefix, a, b, free in _number_blocks(low, high):
         parts.append(" ".join([f'"{prefix}"'] * bool(prefix) + [_digits(a, b)] + ["[0-9]"] * free))
     return "( " + " | ".join(parts) + " )"
 
 
-def _repeat(modality: str, grammar: SpanGrammar) -> str:
-    most = grammar.most_codes(modality)
-    return "*" if most is None else f"{{0,{most // GROUP_SIZES[modality]}}}"
+def _repeat(most: int | None) -> str:
+    return "*" if most is None else f"{{0,{most}}}"
 
 
-def _location_word(grammar: SpanGrammar) -> str:
-    return NAMINGS[grammar.vocabulary.naming]
-
-
-def regex(grammar: SpanGrammar) -> str:
-    """See `SpanGrammar.to_regex`."""
-    vocabulary = grammar.vocabulary
-    last, word = vocabulary.num_locations - 1, _location_word(grammar)
+def regex(vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool, ordered_boxes: bool) -> str:
+    """The grammar as a regular expression of Python's `re`."""
+    last, word = vocabulary.num_locations - 1, NAMINGS[vocabulary.naming]
     depth_code = f"<DEPTH_{_regex_numbers(0, vocabulary.depth_codes - 1)}>"
     location = f"<{word}_{_regex_numbers(0, last)}>"
-    # "a, any, at least a" is looked ahead for at x1 and again at y1.
+    # At x1 and again at y1: looks ahead for "n, any location, at least n".
     ordered = "|".join(f"<{word}_{n}>{location}<{word}_{_regex_numbers(n, last)}>" for n in range(last + 1))
-    check = f"(?={ordered})" if grammar.ordered_boxes else ""
+    check = f"(?={ordered})" if ordered_boxes else ""
     box = f"(?:{check}{location}{check}{location}{location}{location})"
-    bodies: dict[str, Callable[[], str]] = {
-        "depth": lambda: f"(?:{depth_code}){{{vocabulary.depth_length}}}",
-        "boxes": lambda: box + _repeat("boxes", grammar),
-        "points": lambda: f"(?:{location}{location})" + _repeat("points", grammar),
+    bodies = {
+        "depth": f"(?:{depth_code}){{{vocabulary.depth_length}}}",
+        "boxes": box + _repeat(limits.get("boxes")),
+        "points": f"(?:{location}{location})" + _repeat(limits.get("points")),
     }
-    markers = [f"{mark(m)}" for m in bodies for mark in (vocabulary.start_name, vocabulary.end_name)]
+    markers = [mark(modality) for modality in bodies for mark in (vocabulary.start_name, vocabulary.end_name)]
     any_name = "|".join([*markers, INTERLEAVE, depth_code, location])
-    choices = [f"{vocabulary.start_name(m)}{bodies[m]()}{vocabulary.end_name(m)}" for m in grammar.allow]
-    choices += [INTERLEAVE] if grammar.interleave else []
+    choices = [f"{vocabulary.start_name(m)}{bodies[m]}{vocabulary.end_name(m)}" for m in limits]
+    choices += [INTERLEAVE] if interleave else []
     choices.append(rf"(?!{any_name})[\s\S]")
     return f"(?:{'|'.join(choices)})*"
 
 
-def ebnf(grammar: SpanGrammar) -> str:
-    """See `SpanGrammar.to_ebnf`."""
-    vocabulary = grammar.vocabulary
+def ebnf(vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool) -> str:
+    """The grammar in GBNF, llama.cpp's EBNF."""
     bodies = {
         "depth": f"depth-code{{{vocabulary.depth_length}}}",
-        "boxes": f"box{_repeat('boxes', grammar)}",
-        "points": f"point{_repeat('points', grammar)}",
+        "boxes": f"box{_repeat(limits.get('boxes'))}",
+        "points": f"point{_repeat(limits.get('points'))}",
     }
-    choices = [*grammar.allow, *(["interleave"] if grammar.interleave else []), "text"]
-    rules = {"root": f"( {' | '.join(choices)} )*"}
-    for modality in grammar.allow:
+    rules = {"root": _any_of(limits, interleave)}
+    for modality in limits:
         start, end = vocabulary.start_name(modality), vocabulary.end_name(modality)
         rules[modality] = f'"{start}" {bodies[modality]} "{end}"'
-    if grammar.interleave:
+    if interleave:
         rules["interleave"] = f'"{INTERLEAVE}"'
-    if "depth" in grammar.allow:
+    if "depth" in limits:
         rules["depth-code"] = f'"<DEPTH_" {_ebnf_numbers(0, vocabulary.depth_codes - 1)} ">"'
-    if "boxes" in grammar.allow:
+    if "boxes" in limits:
         rules["box"] = "location location location location"
-    if "points" in grammar.allow:
+    if "points" in limits:
         rules["point"] = "location location"
-    if {"boxes", "points"} & set(grammar.allow):
-        rules["location"] = f'"<{_location_word(grammar)}_" {_ebnf_numbers(0, vocabulary.num_locations - 1)} ">"'
+    if {"boxes", "points"} & set(limits):
+        word = NAMINGS[vocabulary.naming]
+        rules["location"] = f'"<{word}_" {_ebnf_numbers(0, vocabulary.num_locations - 1)} ">"'
     rules["text"] = '[^<] | "<" [^<DBLPI]'
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
 
 
+def _any_of(limits: Limits, interleave: bool) -> str:
+    """The first rule of a grammar: any number of spans, interleave tokens and pieces of text."""
+    return f"( {' | '.join([*limits, *(['interleave'] if interleave else []), 'text'])} )*"
+
+
 MOST_ORDERED = 128
-"""Locations of which every pair of a box's sides is given a rule; ordering more of them would take megabytes"""
+"""With more locations boxes are not ordered: that takes one rule per pair of sides, and would make megabytes"""
 
 
 def id_set(ids: Iterable[int]) -> str:
-    """One token out of these, as llguidance's Lark writes it: `<[3,7-9]>`."""
+    """Any one of these ids, as llguidance's Lark writes it: `<[3,7-9]>`."""
     runs: list[list[int]] = []
     for token in sorted(ids):
         if runs and token == runs[-1][1] + 1:
@@ -123,7 +121,7 @@ def id_set(ids: Iterable[int]) -> str:
 
 
 def _ordered_boxes(locations: Sequence[int]) -> dict[str, str]:
-    """Rules of a box x1 y1 x2 y2: with x1 and y1 the least that x2 and y2 may be is known."""
+    """Rules of a box x1 y1 x2 y2, one per x1 and y1, so that x2 and y2 are bounded from below."""
     every = range(len(locations))
     rules = {"box": " | ".join(f"box_{x}" for x in every)}
     for x in every:
@@ -132,29 +130,26 @@ def _ordered_boxes(locations: Sequence[int]) -> dict[str, str]:
     return rules | {f"from_{n}": id_set(locations[n:]) for n in every}
 
 
-def lark(grammar: SpanGrammar) -> str:
-    """See `SpanGrammar.to_lark`."""
-    vocabulary = grammar.vocabulary
-    other = {*vocabulary.ids.values(), *grammar.banned_ids, grammar.eos_id}
-    rules: dict[str, str] = {}
+def lark(
+    vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool, ordered_boxes: bool, text_ids: Iterable[int]
+) -> str:
+    """The grammar in llguidance's Lark, over ids. `text_ids` are the ids that may stand outside of spans."""
+    rules = {"start": _any_of(limits, interleave)}
     locations = vocabulary.code_ids("boxes")
     bodies = {
         "depth": f"{id_set(vocabulary.code_ids('depth'))}{{{vocabulary.depth_length}}}",
-        "boxes": f"box{_repeat('boxes', grammar)}",
-        "points": f"point{_repeat('points', grammar)}",
+        "boxes": f"box{_repeat(limits.get('boxes'))}",
+        "points": f"point{_repeat(limits.get('points'))}",
     }
-    for modality in grammar.allow:
+    for modality, most in limits.items():
         ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
-        empty = grammar.most_codes(modality) == 0
-        rules[modality] = " ".join([ends[0], *([] if empty else [bodies[modality]]), ends[1]])
-        if modality == "boxes" and not empty:
-            ordered = grammar.ordered_boxes and len(locations) <= MOST_ORDERED
+        rules[modality] = " ".join([ends[0], *([] if most == 0 else [bodies[modality]]), ends[1]])
+        if modality == "boxes" and most != 0:
+            ordered = ordered_boxes and len(locations) <= MOST_ORDERED
             rules |= _ordered_boxes(locations) if ordered else {"box": f"{id_set(locations)}{{4}}"}
-        elif modality == "points" and not empty:
+        elif modality == "points" and most != 0:
             rules["point"] = f"{id_set(locations)}{{2}}"
-    if grammar.interleave:
+    if interleave:
         rules["interleave"] = id_set([vocabulary.interleave_id])
-    rules["text"] = id_set(i for i in range(grammar.num_ids) if i not in other)
-    choices = [*grammar.allow, *(["interleave"] if grammar.interleave else []), "text"]
-    rules = {"start": f"( {' | '.join(choices)} )*"} | rules
+    rules["text"] = id_set(text_ids)
     return "".join(f"{name}: {rule}\n" for name, rule in rules.items())

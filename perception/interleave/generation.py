@@ -29,7 +29,7 @@ from perception.decoding.cache_slots import cache_given, cache_key
 from perception.grammar.processor import mask_scores
 from perception.interleave.chains import InterleavedModel, Look, look_ids
 from perception.interleave.context import InterleavedContext
-from perception.interleave.row_draws import RowDraws
+from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
@@ -51,6 +51,35 @@ class InterleavedGeneration:
     """The most slots the cache ever had: tokens of the longest row that was fed"""
     output: Any
     """What `generate` returned: `sequences`, or GenerateDecoderOnlyOutput with scores and logits by written token"""
+
+
+class RowDraws:
+    """Draws tokens and selections. A row draws the same alone, in any batch, and on any process or device."""
+
+    def __init__(self, seeds: Sequence[int], selector: VisualTokenSelector):
+        """
+        Args:
+            seeds: of the rows.
+            selector: says how likely a visual token is drawn.
+        """
+        self._selector = selector
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def tokens(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """An id (r,) of each row, drawn with probabilities softmax(scores), scores (r, V).
+
+        Args:
+            rows: which they are; None for all of them.
+        """
+        generators = self._generators if rows is None else [self._generators[row] for row in rows]
+        uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators])  # (r,) in [0, 1)
+        sums = scores.double().softmax(-1).cumsum(-1)  # (B, V)
+        # The first id whose sum is above the draw: never one of probability 0. Scaled, as sums may end short of 1.
+        return torch.searchsorted(sums, uniform.to(sums)[:, None] * sums[:, -1:], right=True)[:, 0]
+
+    def select(self, scores: Tensor, row: int, look: int) -> Tensor:
+        """Of a row's visual tokens (N,), as `VisualTokenSelector.draw` has it: a `Choose`."""
+        return self._selector.draw(scores, self._generators[row])
 
 
 class InterleavedGenerator:

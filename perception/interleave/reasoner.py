@@ -25,7 +25,8 @@ from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
-from perception.model.perception_model import ImageLike, PerceptionModel, Prompt, load_image
+from perception.model.images import ImageLike, load_image
+from perception.model.perception_model import PerceptionModel, Prompt
 
 SETTINGS_FILE = "interleave_settings.json"
 _ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)

@@ -1,24 +1,23 @@
-"""`PerceptionModel`: a vision-language model that draws depth maps and boxes as tokens on the way to its answer."""
+"""`PerceptionModel`: a vision-language model that draws depth maps and boxes as tokens before it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from perception.chains import Answer, ChatPrompt, read_ids
+from perception.chains import Answer, ChatPrompt, choose_mode, prompt_for, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
 from perception.decoding.sampling import Sampling
-from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.grammar.automaton import SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.model.folder import check_files, find_folder, read_model, read_processor
-from perception.model.gate import ThinkingGate
 from perception.model.image_inputs import (
     accepted_inputs,
     batch_images,
@@ -27,55 +26,25 @@ from perception.model.image_inputs import (
     placeholder_ids,
     token_types,
 )
-from perception.model.seen_images import SeenFeatures, SeenImage, tag
+from perception.model.images import ImageLike, load_image
+from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
 from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
 
-ImageLike = Any
-"""A path, a PIL image, a (H, W, 3) uint8 array or tensor, or what `PerceptionModel.look` gave for one of them."""
-
-
-def load_image(image: ImageLike) -> Image.Image:
-    """An RGB PIL image from a path, a PIL image, or a (H, W, 3) uint8 array or tensor.
-
-    Raises:
-        ValueError: naming the file that is missing, is no image, or is corrupt; or the shape that was given.
-    """
-    if isinstance(image, SeenImage):
-        return image.image
-    if isinstance(image, str | Path):
-        path = Path(image)
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist or is not a file; give the path of an image")
-        try:
-            with Image.open(path) as opened:
-                return opened.convert("RGB")
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image in a known format; give a PNG or JPEG file") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} is a corrupt image ({error}); save it anew or give another") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is too large an image ({error}); scale it down") from error
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    array = image.cpu().numpy() if isinstance(image, Tensor) else image
-    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape or str(dtype) != "uint8":
-        got = type(array).__name__ if shape is None else f"{tuple(shape)} {dtype}"
-        raise ValueError(f"an image array must be (H, W, 3) uint8, got {got}; scale to 0..255 and move colours last")
-    return Image.fromarray(array)
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a batch: an image, the question as it is put, its kind, and ids the answer must begin with."""
+    """One row of a batch."""
 
     image: ImageLike
     question: str
+    """As it is put to the model, with the request to draw where there is one"""
     kind: str | None = None
+    """"count" or "depth", which says how the final answer is read; None for other questions"""
     forced: tuple[int, ...] = ()
+    """Ids that the answer must begin with"""
 
 
 class PerceptionModel:
@@ -88,15 +57,16 @@ class PerceptionModel:
         vocabulary: PerceptionVocabulary,
         depth_tokenizer: VQVAE | None = None,
         draft_network: DraftNetwork | None = None,
-        gate: ThinkingGate | None = None,
     ):
-        """`draft_network` makes answers faster and changes none; `gate` is what mode "auto" asks. Raises ValueError for
-        parts that do not belong together."""
+        """
+        Args:
+            draft_network: speeds up decoding and changes no answer.
+
+        Raises:
+            ValueError: where the parts do not match.
+        """
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
-        if gate is not None:
-            gate.check(model)
-        self.gate = gate
         self.model = model.eval()
         self.processor = processor
         self.vocabulary = vocabulary
@@ -119,7 +89,7 @@ class PerceptionModel:
     def from_pretrained(
         cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> PerceptionModel:
-        """Loads a folder written by `save_pretrained` or by `train.aurora`, or a hub name.
+        """Load a folder written by `save_pretrained` or by `train.aurora`, or a model of the hub.
 
         Raises:
             ValueError: naming the file that is missing, half written, or does not match its weights.
@@ -133,46 +103,43 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
         depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None
-        network, gate = DraftNetwork.load(folder), ThinkingGate.load(folder)
-        return cls(model.to(device), processor, vocabulary, depth_tokenizer, network, gate)
+        return cls(model.to(device), processor, vocabulary, depth_tokenizer, DraftNetwork.load(folder))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes a stock transformers folder with the vocabulary and the depth tokenizer beside it."""
+        """Write a stock transformers folder, and the vocabulary, depth tokenizer and draft network beside it."""
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
         if self.depth_tokenizer is not None:
             self.depth_tokenizer.save_pretrained(Path(path) / "depth_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
-        if self.gate is not None and not self.gate.apart(self.model):  # one that was trained on needs a gate anew
-            self.gate.save(path)
         self.vocabulary.save(path)
 
     def compile(self, **settings: Any) -> None:
-        """Has the decoding of answers compiled, for processes that go on for hours.
+        """Compile decoding with `torch.compile`, for processes that run for hours.
 
-        Sizes that are met for the first time cost seconds each (docs/fast_decoding.md).
-
-        For language models of Llama's, Mistral's and Qwen2's classes with nothing changed; a warning tells of others.
-        It takes a C++ compiler on a CPU. Answers are the same up to the rounding of their scores.
+        Every new size is compiled when it first occurs, which takes seconds (docs/fast_decoding.md). Works for language
+        models of Llama's, Mistral's and Qwen2's classes without LoRA or hooks; for others a warning says that nothing
+        is compiled. A CPU needs a C++ compiler. Answers are the same up to the rounding of their scores.
 
         Args:
-            settings: of `torch.compile`; dynamic=True unless they say otherwise.
+            settings: of `torch.compile`; dynamic=True by default.
         """
         self.decoder.compile(**settings)
 
     def ask(self, image: ImageLike, question: str, mode: str = "auto", max_new_tokens: int = 256) -> Answer:
-        """Answers one question about one image.
+        """Answer one question about one image.
 
         Args:
-            image: a path, a PIL image, a (H, W, 3) uint8 array, or what `look` gave.
+            image: a path, a PIL image, a (H, W, 3) uint8 array, or what `prepare_image` returned.
             question: plain text; names of perception tokens inside it stay plain text.
-            mode: "chain" draws perception first, "direct" answers at once, "auto" draws where the model's gate finds
-                it worth the tokens; without a gate wherever the question is of a kind that a chain fits.
-            max_new_tokens: room for the whole answer; a depth map takes its grid and two tokens.
+            mode: "chain" draws first, "direct" answers directly, "auto" draws first where a chain fits the question (it
+                counts or asks for depth) and answers directly elsewhere.
+            max_new_tokens: for the whole answer; a depth map takes one token per cell of its grid and two more.
 
         Raises:
-            ValueError: for a bad image, an empty question, an unknown mode, or a chain that fits no question.
+            ValueError: for a bad image, an empty question, an unknown mode, or mode "chain" with a question that no
+                chain fits.
         """
         return self.ask_many([image], [question], mode, max_new_tokens)[0]
 
@@ -184,47 +151,65 @@ class PerceptionModel:
         max_new_tokens: int = 256,
         batch_size: int = 32,
     ) -> list[Answer]:
-        """Answers several questions, those of `ask` one by one; kinds and modes may be mixed within a batch.
+        """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
 
         Args:
-            images: one for all questions, or a list or tuple of one a question; the same object given again is looked
-                at once.
-            modes: one for all questions, or one a question.
+            images: one for all questions, or a list or tuple with one per question; an object that occurs several times
+                is prepared once.
+            modes: one for all questions, or one per question.
 
         Raises:
-            ValueError: as `ask` does, before anything is answered where a question or a mode is at fault; for numbers
-                of images or modes that are not the questions'.
+            ValueError: as `ask`, for questions and modes before anything is answered; or where the numbers of images or
+                modes do not match the number of questions.
         """
-        from perception.model.asking import ask_many
+        count = len(questions)
+        per_question = list(images) if isinstance(images, list | tuple) else [images] * count
+        asked_modes = [modes] * count if isinstance(modes, str) else list(modes)
+        for name, values in (("images", per_question), ("modes", asked_modes)):
+            if len(values) != count:
+                raise ValueError(f"{name} must be one, or one per question: got {len(values)} for {count} questions")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        chosen = [choose_mode(question, mode) for question, mode in zip(questions, asked_modes, strict=True)]
+        answers: list[Answer] = []
+        prepared: dict[int, PreparedImage] = {}
+        for start in range(0, count, batch_size):
+            rows = range(start, min(start + batch_size, count))
+            batch = {id(per_question[i]): per_question[i] for i in rows}
+            # Images of earlier batches are let go.
+            prepared = {key: prepared.get(key) or self.prepare_image(image) for key, image in batch.items()}
+            prompts = [Prompt(prepared[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
+            found = self.answer(prompts, max_new_tokens)
+            answers += [replace(answer, mode=chosen[i]) for i, answer in zip(rows, found, strict=True)]
+        return answers
 
-        return ask_many(self, images, questions, modes, max_new_tokens, batch_size)
+    def prepare_image(self, image: ImageLike) -> PreparedImage:
+        """Prepare an image once for several questions; its visual features are computed at the first question.
 
-    def look(self, image: ImageLike) -> SeenImage:
-        """An image that is prepared once and whose visual features are computed once, for several questions: it stands
-        wherever an image may, and the answers are the same.
-
-        Raises:
-            ValueError: for a bad image.
+        It is accepted wherever an image is, and gives the same answers. Raises ValueError for a bad image.
         """
-        if isinstance(image, SeenImage) and image.owner is self.model:
+        if isinstance(image, PreparedImage) and image.owner is self.model:
             return image
-        SeenFeatures.install(self.model)
+        CachedFeatures.install(self.model)
         loaded = load_image(image)
-        head, extra = self.prompt.head_ids(self.processor, loaded)
-        return SeenImage(loaded, head, {n: v for n, v in extra.items() if n in self._accepted}, self.model)
+        return PreparedImage(loaded, *self._process(loaded), self.model)
+
+    def _process(self, image: ImageLike) -> tuple[list[int], dict[str, Tensor]]:
+        """Ids of the prompt up to the question, and the processor's other outputs that the model takes."""
+        head, extra = self.prompt.head_ids(self.processor, load_image(image))
+        return head, {name: value for name, value in extra.items() if name in self._accepted}
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Left-padded ids (B, T), their mask, and the image tensors of a batch of prompts."""
+        """Model inputs of a batch of prompts: left-padded ids (B, T), their mask, and the image tensors."""
         tokenizer = self.processor.tokenizer
-        rows, extras, types, seen = [], [], [], list[SeenImage]()
+        rows, extras, types, prepared = [], [], [], list[PreparedImage]()
         for prompt in prompts:
             image = prompt.image
-            if not (isinstance(image, SeenImage) and image.owner is self.model):
-                head, extra = self.prompt.head_ids(self.processor, load_image(image))
-                kept = {name: value for name, value in extra.items() if name in self._accepted}
-            else:
+            if isinstance(image, PreparedImage) and image.owner is self.model:
                 head, kept = image.head, image.extra
-                seen.append(image)
+                prepared.append(image)
+            else:
+                head, kept = self._process(image)
             asked = head + self.prompt.tail_ids(tokenizer, self.vocabulary, prompt.question)
             rows.append(asked + list(prompt.forced))
             extras.append(kept)
@@ -236,9 +221,10 @@ class PerceptionModel:
         inputs = texts | batch_types(types, left=True) | batch_images(extras)
         device, dtype = self.model.device, self.model.dtype
         inputs = {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
-        if "pixel_values" in inputs and len(seen) == len(prompts):
-            inputs["pixel_values"] = inputs["pixel_values"].view_as(inputs["pixel_values"])  # may be a seen image's own
-            tag(inputs["pixel_values"], seen)
+        if "pixel_values" in inputs and len(prepared) == len(prompts):
+            pixels = inputs["pixel_values"]  # may be a prepared image's own tensor, which must not be marked
+            inputs["pixel_values"] = pixels.view_as(pixels)
+            mark_pixels(inputs["pixel_values"], prepared)
         return inputs
 
     @torch.no_grad()
@@ -250,16 +236,15 @@ class PerceptionModel:
         sweeps: int | None = None,
         **kwargs: Any,
     ) -> list[list[int]]:
-        """Generated ids of each prompt, forced ids included, the end of sequence and padding left off.
+        """Generated ids of each prompt, with forced ids and without the end of sequence and padding.
 
-        Decoding is greedy under the span grammar, several tokens a forward (`perception.decoding.decoder`).
+        Decoding is greedy under the span grammar, several tokens per forward pass (`perception.decoding.decoder`).
 
         Args:
-            prompts: a batch.
-            max_new_tokens: of an answer, behind its forced ids.
-            sweeps: settles a depth map after so many forwards, confirmed or not: faster, and no longer the same ids.
-            fast: False leaves all to transformers' `generate`, one token a forward; the ids are the same.
-            kwargs: do_sample, temperature, top_k, top_p; or any other setting of `generate`, which is then what runs.
+            max_new_tokens: per answer, forced ids not counted.
+            fast: False decodes with transformers' `generate`, one token per forward pass; the ids are the same.
+            sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
+            kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
         """
         inputs = self.inputs(prompts)
         if fast and not set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"}:
@@ -280,9 +265,10 @@ class PerceptionModel:
         ]
 
     def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[list[int]]:
-        """The ids of one answer so far, forced ids included, after each forward; the last are those of `generate_ids`.
+        """Yield the ids of one answer so far, forced ids included, after each forward pass.
 
-        Whoever stops asking stops the decoding. A model that cannot decode several tokens a forward gives all at once.
+        The last ids are those of `generate_ids`. Decoding stops when the caller stops iterating. A model that cannot
+        decode several tokens per forward pass yields once, when the answer is complete.
         """
         inputs, forced = self.inputs([prompt]), list(prompt.forced)
         draft = self.drafts.look_up(prompt.question, prompt.kind)[len(forced) :]
@@ -299,7 +285,7 @@ class PerceptionModel:
         return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int = 256, **kwargs: Any) -> list[Answer]:
-        """Answers of a batch of prompts; see `generate_ids`."""
+        """Answer a batch of prompts; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, **kwargs)
         tokenizer = self.processor.tokenizer
         return [
@@ -308,7 +294,7 @@ class PerceptionModel:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """What ends an answer: the tokenizer's end of sequence, which training writes, and those of the model's own."""
+    """Ids that end an answer: the tokenizer's end of sequence, which training writes, and the model's own."""
     own = model.generation_config.eos_token_id if model.can_generate() else None
     others = own if isinstance(own, list) else [own]
     return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others) if i is not None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
 from perception.vocabulary.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
 
 __all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
@@ -117,14 +118,17 @@ class PerceptionVocabulary:
     def is_bound(self) -> bool:
         return bool(self.ids)
 
+    def _check_bound(self) -> None:
+        if not self.is_bound:
+            raise ValueError("the vocabulary has no ids yet; use what extend(model, tokenizer) or load(folder) returns")
+
     @cached_property
     def id_roles(self) -> dict[int, Role]:
         return {self.token_id(name): role for name, role in self.name_roles.items()}
 
     def token_id(self, name: str) -> int:
         """Raises ValueError for an unknown name, or before the vocabulary is bound."""
-        if not self.is_bound:
-            raise ValueError("the vocabulary has no ids yet; use what extend(model, tokenizer) or load(folder) returns")
+        self._check_bound()
         if name not in self.ids:
             raise ValueError(f"{name!r} is no token of this vocabulary; it has {self.tokens[0]} ... {self.tokens[-1]}")
         return self.ids[name]
@@ -253,9 +257,84 @@ class PerceptionVocabulary:
         Raises:
             ValueError: for a model or tokenizer that was extended with another vocabulary, or a bad argument.
         """
-        from perception.vocabulary.extension import extend
+        self._check_init(init, codebook)
+        wanted = self._descriptions(descriptions) if init != "mean" else {}
+        self._check_extendable(model, tokenizer)
+        before, rows = tokenizer.get_vocab(), count_rows(model)
+        missing = [name for name in self.tokens if name not in before]
+        if not missing and max(self.bind(tokenizer).ids.values()) < rows:
+            return self._extended_before(model, tokenizer)
+        bound = self._add_tokens(tokenizer, missing)
+        # With an extended tokenizer and a fresh model all rows of ours are new, even those inside its padding.
+        new_ids = [bound.ids[name] for name in (missing or self.tokens)]
+        old_ids = sorted(i for name, i in before.items() if i < rows and name not in bound.ids)
+        described = {bound.ids[name]: bound.encode_plain(tokenizer, text) for name, text in wanted.items()}
+        write_rows(model, old_ids, new_ids, described, codebook, bound.code_ids("depth"), pad_to_multiple_of)
+        setattr(model.config, CONFIG_KEY, bound.settings)
+        bound.check(model, tokenizer)
+        return bound
 
-        return extend(self, model, tokenizer, init, codebook, descriptions, pad_to_multiple_of)
+    def _check_init(self, init: str, codebook: Tensor | None) -> None:
+        if init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, got {init!r}")
+        if (init == "codebook") != (codebook is not None):
+            raise ValueError("init='codebook' and codebook= go together; pass codebook=vqvae.codebook, or another init")
+        if codebook is not None and (codebook.ndim != 2 or codebook.shape[0] != self.depth_codes):
+            raise ValueError(
+                f"codebook must be (depth_codes, D) = ({self.depth_codes}, D), got {tuple(codebook.shape)}; use the "
+                "VQVAE whose codes the vocabulary names"
+            )
+
+    def _descriptions(self, given: Mapping[str, str] | None) -> dict[str, str]:
+        """Plain text by token name: those given, and the number of each location."""
+        unknown = set(given or ()) - set(self.tokens)
+        if unknown:
+            raise ValueError(f"descriptions must be by token name, got {sorted(unknown)[:3]}; see vocabulary.tokens")
+        return {name: f" {n}" for n, name in enumerate(self.code_names("boxes"))} | dict(given or {})
+
+    def _check_extendable(self, model: Any, tokenizer: Any) -> None:
+        """Raise ValueError where model or tokenizer hold another vocabulary."""
+        remedy = "start from the original model and tokenizer, or use the vocabulary they were extended with"
+        settings = getattr(model.config, CONFIG_KEY, None)
+        if settings is not None and settings != self.settings:
+            raise ValueError(f"the model was extended with {settings}, got {self.settings}; {remedy}")
+        foreign = self.foreign_tokens(tokenizer)
+        if foreign:
+            raise ValueError(f"the tokenizer has perception tokens of another vocabulary, e.g. {foreign[:3]}; {remedy}")
+        known = tokenizer.get_vocab()
+        if settings is not None and any(name not in known for name in self.tokens):
+            raise ValueError(
+                "the model was extended with this vocabulary and the tokenizer was not, so its rows would be written "
+                "anew; load the tokenizer that was saved with the model, or start from the original model"
+            )
+        for modality in ("depth", "boxes"):
+            present = [name in known for name in self.code_names(modality)]
+            if any(present) and not all(present):
+                raise ValueError(
+                    f"the tokenizer has {sum(present)} of the {len(present)} codes of {modality}; {remedy}"
+                )
+
+    def _extended_before(self, model: Any, tokenizer: Any) -> PerceptionVocabulary:
+        """This vocabulary with its ids, for a tokenizer and a model that have its tokens and rows already."""
+        bound = self.bind(tokenizer)
+        if getattr(model.config, CONFIG_KEY, None) is None:
+            raise ValueError(
+                "tokenizer and model have the tokens and their rows, but the model's config does not say that extend() "
+                "made them; keep the rows with bind(tokenizer), or write them anew with the original tokenizer"
+            )
+        bound.check(model, tokenizer)
+        return bound
+
+    def _add_tokens(self, tokenizer: Any, missing: Sequence[str]) -> PerceptionVocabulary:
+        """Add the missing tokens to a tokenizer; returns this vocabulary with the ids."""
+        add_tokens(tokenizer, missing)
+        bound = self.bind(tokenizer)
+        problem = find_mismatch(bound.ids, bound.settings, None, tokenizer)
+        if problem:
+            raise ValueError(
+                f"the tokenizer cannot hold perception tokens: {problem}; use a fast tokenizer of transformers"
+            )
+        return bound
 
     def foreign_tokens(self, tokenizer: Any) -> list[str]:
         """Perception tokens of other vocabularies that the tokenizer has."""
@@ -273,9 +352,8 @@ class PerceptionVocabulary:
             tokenizer: the one that is used with the model.
             folder: named in the errors.
         """
-        from perception.vocabulary.extension import find_mismatch
-
-        problem = find_mismatch(self, model, tokenizer)
+        self._check_bound()
+        problem = find_mismatch(self.ids, self.settings, model, tokenizer)
         if problem:
             file = Path(folder) / FILE_NAME if folder else Path(FILE_NAME)
             raise ValueError(

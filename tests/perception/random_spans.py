@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.grammar.automaton import SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary
 
 EOS = 2

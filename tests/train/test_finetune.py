@@ -38,7 +38,7 @@ from train.loop.command_line import flatten, parse_config
 from train.loop.config import LoopConfig
 from train.loop.progress import read_log
 from train.models.adapters import LoraSettings
-from train.models.saving import write_folder
+from train.models.saving import save_perception_model
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("accelerate")
@@ -444,16 +444,20 @@ def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: P
         SourcesConfig(counts=("a.json",))
 
 
-def test_a_full_disk_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("first") and None)
+def test_a_full_disk_leaves_the_model_that_was_there(trained: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
+    shutil.copytree(trained[0] / "model", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("a card")
+    model = PerceptionModel.from_pretrained(tmp_path / "model")
+    parts: tuple = (model.model, model.processor, model.vocabulary, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.*")}
 
-    def fails(out: Path) -> None:
-        (out / "a").write_text("second")
+    def fails(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_folder(tmp_path / "model", fails)
-    assert (tmp_path / "model" / "a").read_text() == "first"
-    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("third") and None)
-    assert (tmp_path / "model" / "a").read_text() == "third"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+        save_perception_model(*parts, {"steps": 1}, write_more=fails)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.*")} == before
+    save_perception_model(*parts, {"steps": 1})
+    assert json.loads((tmp_path / "model" / "training.json").read_text()) == {"steps": 1}
+    assert (tmp_path / "model" / "README.md").read_text() == "a card"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

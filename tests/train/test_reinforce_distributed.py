@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toy_figures import make_toy_folder, toy_problems
 
 from perception.interleave.chains import InterleavedModel, Look
-from perception.interleave.row_draws import RowDraws
+from perception.interleave.generation import RowDraws
 from perception.interleave.selector import SelectorConfig, VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures

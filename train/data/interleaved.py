@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perception.chains import ChatPrompt
+from perception.geometry.figure import Mark
 from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
 from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, images_of
@@ -27,15 +28,6 @@ class ChainStep:
 
     text: str
     tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Something written in a figure."""
-
-    text: str
-    place_xy: tuple[float, float]
-    """Its centre, in [0, 1]"""
 
 
 @dataclass(frozen=True)

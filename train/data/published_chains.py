@@ -16,6 +16,7 @@ from torch import Tensor
 from perception.answers import MARKED, final_answer
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.interleave.reasoner import visual_grid
+from perception.model.images import decode_image
 from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 
 
@@ -109,7 +110,6 @@ def _row(problem: InterleavedProblem) -> ChainProblem:
 def _pixels(path: Path) -> np.ndarray:
     """(H, W, 3) uint8. Raises ValueError naming an image that cannot be decoded."""
     try:
-        with Image.open(path) as opened:
-            return np.array(opened.convert("RGB"))
+        return np.array(decode_image(path))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from error

@@ -31,6 +31,7 @@ from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, tas
 from train.data.rows import Row
 from train.loop.config import check_choices
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 MOST_NOISE = 0.5
 """At most this share of the codes of a noisy map is random."""
@@ -91,9 +92,12 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
             encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
             both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).numpy())
     codes = np.stack([np.concatenate(part) for part in both])
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, codes)
-    temporary.replace(path)
+    write_whole(path, lambda partial: _save_array(partial, codes))
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # of a path, numpy would add .npy to its name
+        np.save(file, array)
 
 
 def happens(share: float, rng: np.random.Generator) -> bool:

@@ -14,23 +14,11 @@ from torch import Tensor
 
 from perception.vocabulary.names import PerceptionVocabulary
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from vqvae.files import write_whole
 
 TRAINING_FILE = "training.json"
 _CARD = "README.md"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all: a full disk leaves what was there before."""
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    for stale in (partial, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_perception_model(
@@ -69,7 +57,7 @@ def save_perception_model(
         if (out / _CARD).exists():
             shutil.copyfile(out / _CARD, folder / _CARD)
 
-    write_folder(out, write)
+    write_whole(out, write)
 
 
 def save_half(model: Any, folder: Path) -> None:

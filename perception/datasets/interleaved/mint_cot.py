@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+from perception.model.images import image_size
 
 OPEN, CLOSE = "<interleave>", "</interleave>"
 _TAG = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
@@ -160,22 +161,12 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
     if len(row["images"]) != 1:
         raise ValueError(f"one image a row is read, got {len(row['images'])}")
     image = root / str(row["images"][0])
-    grid = tuple(int(side) for side in row["grid"]) if row.get("grid") else grid_of(*_size(image))
+    grid = tuple(int(side) for side in row["grid"]) if row.get("grid") else grid_of(*image_size(image)[::-1])
     if len(grid) != 2 or min(grid) < 1:
         raise ValueError(f"grid must be [rows, columns], got {row.get('grid')}")
     opening, steps = parse_solution(said["assistant"], (grid[0], grid[1]))
     question = said["user"].replace(_IMAGE_MARK, "").strip()
     return InterleavedProblem(name, image, question, opening, steps, (grid[0], grid[1]))
-
-
-def _size(image: Path) -> tuple[int, int]:
-    try:
-        with Image.open(image) as opened:
-            return opened.size
-    except FileNotFoundError:
-        raise ValueError(f"{image} does not exist") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{image} is no image that can be read ({error})") from None
 
 
 def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[InterleavedStep, ...]]:

@@ -11,7 +11,8 @@ import torch
 from random_spans import EOS, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
 from tiny_models import build_llava, build_tokenizer, image_inputs
 
-from perception.grammar.automaton import GrammarState, SpanGrammar, SpanLogitsProcessor
+from perception.grammar.automaton import GrammarState, SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
 

@@ -11,8 +11,9 @@ import torch
 from random_spans import SETTINGS
 from tiny_models import build_llama, build_tokenizer
 
-from perception.grammar.automaton import SpanGrammar, SpanLogitsProcessor
+from perception.grammar.automaton import SpanGrammar
 from perception.grammar.export import id_set
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 STEPS = 40

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_perception import NUM_CODES, build_depth_tokenizer, build_perception
 
 from perception.chains import encode_target
-from perception.model.perception_model import PerceptionModel, Prompt, load_image
+from perception.model.images import load_image
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import FILE_NAME, Span
 
 HEAD = "language_model.lm_head.weight"  # on disk
