@@ -13,7 +13,7 @@ PARTIAL = ".partial"
 
 
 def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Writes a file or a folder so that readers see the old one or the new one, never a part of it.
+    """Write a file or a folder so that readers see the old one or the new one, never a part of it.
 
     The content is written under a temporary name in the same folder, flushed to disk, and renamed. If writing fails,
     the temporary file or folder is removed and `path` stays as it was. Missing parent folders are made.
@@ -42,7 +42,7 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object
 
 
 def _rename(temporary: Path, path: Path) -> None:
-    """Puts `temporary` in the place of `path`; a folder that is there already is moved aside first."""
+    """Put `temporary` in the place of `path`; an existing folder is moved aside first."""
     if not (temporary.is_dir() and path.is_dir()):
         os.replace(temporary, path)
         return
@@ -64,7 +64,7 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Asks the disk to hold a file or folder, so that a power cut cannot put the rename before the data."""
+    """Ask the disk to hold a file or folder, so that a power cut cannot put the rename before the data."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)

@@ -35,7 +35,7 @@ class Plan:
     """JSON values that decide what is written"""
 
     def begin(self) -> None:
-        """Writes the settings, or checks them against those in the file.
+        """Write the settings, or check them against those in the file.
 
         Raises:
             ValueError: if the file holds other settings, naming the ones that differ, or is damaged.
@@ -52,7 +52,7 @@ class Plan:
 
 
 def check_settings(where: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the settings that differ between what `where` was begun with and what is asked now."""
+    """Raise ValueError naming the settings that differ between what `where` was begun with and what is asked now."""
     changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if changed:
         listed = ", ".join(f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}" for name in changed)
@@ -69,7 +69,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Makes a folder and holds its lock, so that one process at a time writes in it.
+    """Make a folder and hold its lock, so that one process at a time writes in it.
 
     Args:
         wait: whether to wait for another process that holds the lock.
@@ -99,6 +99,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_skipped(folder: Path) -> None:
-    """Collects what the shards skipped (the list "skipped" of each record) into one JSON lines file."""
+    """Collect what the shards skipped (the list "skipped" of each record) into one JSON lines file."""
     lines = [line for record in records(folder) for line in record["skipped"]]
     write_whole(folder / SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

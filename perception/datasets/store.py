@@ -66,7 +66,7 @@ class Store:
         workers: int = 1,
         check: Callable[[int, Sequence[Any]], None] | None = None,
     ) -> Store:
-        """Opens the store of these settings, and builds it first if it is not there.
+        """Open the store of these settings; build it first if it is not there.
 
         One process builds; others that call this at the same time wait for it.
 
@@ -91,7 +91,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Opens a finished store.
+        """Open a finished store.
 
         Raises:
             ValueError: if the store is missing or unfinished, or its arrays and rows do not belong together.
@@ -119,7 +119,7 @@ def _build(
     workers: int,
     check: Callable[[int, Sequence[Any]], None] | None,
 ) -> None:
-    """Makes the parts that are missing, then joins them."""
+    """Make the missing parts, then join them."""
     parts = folder / _PARTS
     Plan(parts / PLAN, settings).begin()
     files = [parts / f"{number:06d}.npz" for number in range(num_parts)]
@@ -152,12 +152,13 @@ def _build(
 
 def _write_part(parts: Path, make: Callable[[int], Part], number: int) -> None:
     part = make(number)
-    texts = {"rows": part.rows, "notes": part.notes}
-    said = {name: np.frombuffer(json.dumps(list(text)).encode(), dtype=np.uint8) for name, text in texts.items()}
+    arrays: dict[str, Any] = dict(part.arrays)
+    for name, values in (("_rows", part.rows), ("_notes", part.notes)):
+        arrays[name] = np.frombuffer(json.dumps(list(values)).encode(), dtype=np.uint8)
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez(stream, **{f"_{name}": text for name, text in said.items()}, **part.arrays)
+            np.savez(stream, **arrays)
 
     write_whole(parts / f"{number:06d}.npz", write)
 
@@ -169,8 +170,8 @@ def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
 
 
 def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
-    """Writes one memory map per array; returns the arrays' names."""
-    maps: dict[str, np.ndarray] = {}
+    """Write one memory map per array; returns the arrays' names."""
+    maps: dict[str, np.memmap] = {}
     start = 0
     for file in files:
         with np.load(file) as part:

@@ -50,7 +50,7 @@ class SceneStore:
         image_size: int = 80,
         workers: int | None = None,
     ) -> SceneStore:
-        """Opens the store of these scenes, and renders them into `folder` first if they are not there.
+        """Open the store of these scenes; render them into `folder` first if they are not there.
 
         Args:
             workers: processes that render; None for one per CPU core.
@@ -58,15 +58,16 @@ class SceneStore:
         Raises:
             ValueError: if the folder holds a store of other scenes.
         """
-        settings = {"kind": "scenes", "style": style, "image_size": image_size, "seeds": [int(s) for s in seeds]}
-        shards = [settings["seeds"][start : start + SHARD] for start in range(0, len(seeds), SHARD)]
+        seeds = [int(seed) for seed in seeds]
+        settings = {"kind": "scenes", "style": style, "image_size": image_size, "seeds": seeds}
+        shards = [seeds[start : start + SHARD] for start in range(0, len(seeds), SHARD)]
         render = partial(_render_shard, shards, style, image_size)
         title, workers = f"rendering {style} scenes", workers or os.cpu_count() or 1
         return cls._of(Store.build(folder, settings, len(shards), render, title, workers))
 
     @classmethod
     def open(cls, folder: str | Path) -> SceneStore:
-        """Opens a finished store. Raises ValueError naming the folder if there is none."""
+        """Open a finished store. Raises ValueError naming the folder if there is none."""
         return cls._of(Store.open(folder))
 
     @classmethod

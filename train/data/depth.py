@@ -46,7 +46,7 @@ class DepthStore:
     def build(
         cls, folder: str | Path, source: str | Path, meant: DepthFormat, image_size: int, inverse: bool = True
     ) -> DepthStore:
-        """Opens the store of these depth maps, and reads them into `folder` first if they are not there.
+        """Open the store of these depth maps; read them into `folder` first if they are not there.
 
         Args:
             source: a folder of depth files or of parquet tables, or one such file.
@@ -70,7 +70,7 @@ class DepthStore:
 
 
 def _summarise(root: Path, num_files: int, num_maps: int, skipped: Sequence[tuple[str, str]]) -> None:
-    """Says what was read and what was left out. Raises ValueError if no map can be used."""
+    """Say what was read and what was left out. Raises ValueError if no map can be used."""
     listed = "".join(f"\n  {name}: {reason}" for name, reason in skipped[:_NAMED])
     more = f"\n  and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     if not num_maps:

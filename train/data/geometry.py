@@ -59,7 +59,7 @@ class ProblemStore(Sequence[ChainProblem]):
     def build(
         cls, folder: str | Path, settings: dict[str, Any], draw: Callable[[], Iterable[ChainProblem]]
     ) -> ProblemStore:
-        """Opens the store of these settings, and draws the problems first if they are not there.
+        """Open the store of these settings; draw the problems first if they are not there.
 
         Args:
             draw: gives problems whose images are (H, W, 3) uint8 arrays or tensors of one size.
@@ -97,7 +97,7 @@ def chain_problem(problem: GeometryProblem, grid: tuple[int, int]) -> ChainProbl
 
 
 def draw_problems(data: GeometryData) -> Iterable[ChainProblem]:
-    """Draws the problems of `data`."""
+    """Draw the problems of `data`."""
     drawn = problems(data.split, data.count, seed=data.seed, image_size=data.image_size)
     return (chain_problem(problem, data.grid) for problem in drawn)
 

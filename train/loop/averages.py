@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,19 +24,19 @@ class Averages:
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
     def update(self) -> None:
-        """Includes the parameters, as they are after a step, in the averages."""
+        """Include the parameters, as they are after a step, in the averages."""
         self.num_updates += 1
         decay = min(self.decay, self.num_updates / (9 + self.num_updates)) if self.num_updates > 1 else 0.0
         average = get_ema_multi_avg_fn(decay)
         average(self.averages, [parameter.detach() for parameter in self.parameters], self.num_updates)
 
     def copy_to_model(self) -> None:
-        """Overwrites the parameters with their averages."""
+        """Overwrite the parameters with their averages."""
         _copy(self.averages, self.parameters)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Gives the model the averages inside the block, and its own parameters back after it."""
+        """Give the model the averages inside the block, and its own parameters back after it."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         self.copy_to_model()
         try:
@@ -49,7 +49,7 @@ class Averages:
         return {name: x.contiguous() for name, x in zip(self.names, self.averages, strict=True)}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Loads the averages of a checkpoint that was made after `step` steps.
+        """Load the averages of a checkpoint that was made after `step` steps.
 
         Raises:
             KeyError: if the average of a parameter is missing.
@@ -60,7 +60,7 @@ class Averages:
 
 
 @torch.no_grad()
-def _copy(source: list[Tensor], target: list[Tensor]) -> None:
-    """Copies values; the targets keep their memory layout, without which resumed steps are not bit-equal."""
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    """Copy values; the targets keep their memory layout, without which resumed steps are not bit-equal."""
     for one, other in zip(source, target, strict=True):
         other.copy_(one)
