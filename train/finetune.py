@@ -175,6 +175,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         config.loop,
         config.run_dir,
         param_groups=parameter_groups(parts.model, (parts.tower, config.tower_lr_ratio), undecayed=fixed),
+        in_parts=True,
         weight=target_weight,
         title=config.arm,
         fingerprint=fingerprint(config, free=("run_dir", "out", "gradient_checkpointing")),

@@ -41,10 +41,7 @@ from train.loop.scalars import RunningMean, Scalars, to_floats
 from train.loop.sharding import launched_sharded, shard, whole
 
 BatchFn = Callable[[int, int, int], Any]
-"""(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch.
-
-A batch that is a list is forwarded part by part, each with a backward of its own.
-"""
+"""(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch."""
 LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
 """(model, batch, step) -> (loss, named scalars to show and log)."""
 WeightFn = Callable[[Any], Tensor]
@@ -81,6 +78,7 @@ def fit(
     *,
     param_groups: Sequence[Mapping[str, Any]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    in_parts: bool = False,
     weight: WeightFn | None = None,
     evaluate: EvaluateFn | None = None,
     after_step: Callable[[], None] | None = None,
@@ -98,6 +96,8 @@ def fit(
             accumulation a step has several shards, a batch each.
         loss_fn: loss of a batch, a mean over it, and scalars to show and log. It may call the model several times.
         param_groups: see `build_optimizer`.
+        in_parts: batches are lists, whose parts are forwarded one after the other, each with a backward of its own.
+            `loss_fn` and `weight` are given a part.
         weight: what a batch counts. The loss of a step is the mean of its batches' losses by these weights, over all
             devices and forwards, so two devices with a batch each take the step of one with twice the batch. None: all
             batches count the same.
@@ -138,7 +138,9 @@ def fit(
     resumed_from = _newest(checkpoints, accelerator, display_console)
     state = _START if resumed_from is None else checkpoints.restore(resumed_from, model, optimizer, averages)
     if state.step < config.steps and not _stopped(state, config):
-        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, weight, averages, after_step, sharded)
+        trainer = _Trainer(
+            accelerator, model, optimizer, loss_fn, config, in_parts, weight, averages, after_step, sharded
+        )
         batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         with display, _same_bits(accelerator.device):
@@ -260,13 +262,15 @@ class _Trainer:
         optimizer: torch.optim.Optimizer,
         loss_fn: LossFn,
         config: LoopConfig,
+        in_parts: bool,
         weight: WeightFn | None,
         averages: Averages | None,
         after_step: Callable[[], None] | None,
         sharded: bool,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
-        self.weight, self.averages, self.after_step, self.sharded = weight, averages, after_step, sharded
+        self.in_parts, self.weight, self.sharded = in_parts, weight, sharded
+        self.averages, self.after_step = averages, after_step
         if config.compile:
             model.compile()
         objective = _Objective(model, loss_fn)
@@ -284,7 +288,7 @@ class _Trainer:
         start = time.perf_counter()
         batches_here = [next(batches) for _ in range(self.config.gradient_accumulation)]
         waited = time.perf_counter() - start
-        forwards = [(n, part) for n, batch in enumerate(batches_here) for part in _parts(batch)]
+        forwards = [(n, part) for n, batch in enumerate(batches_here) for part in (batch if self.in_parts else [batch])]
         scales = self._scales([part for _, part in forwards])
         seeded = None
         for number, (index, part) in enumerate(forwards):
@@ -330,10 +334,6 @@ class _Trainer:
             return here
         found = torch.tensor([int(here and self.accelerator.is_main_process)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(found, "sum").item())
-
-
-def _parts(batch: Any) -> list[Any]:
-    return batch if isinstance(batch, list) else [batch]
 
 
 def _check_shardable(config: LoopConfig, shardable: bool) -> None:

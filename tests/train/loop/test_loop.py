@@ -232,12 +232,13 @@ def test_accumulation_equals_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
 
 
-def test_batches_count_by_their_weight_and_lists_are_forwarded_part_by_part(tmp_path: Path) -> None:
+def test_batches_count_by_their_weight_and_their_parts_are_forwarded_one_by_one(tmp_path: Path) -> None:
     """A step of 12 rows in one batch, and as two batches of 2 and 10 rows, the second in two parts."""
 
     def uneven(step: int, shard: int, num_shards: int) -> object:
         x, y = make_batch(step, 0, 1)
-        return (x[:2], y[:2]) if shard == 0 else [(x[2:9], y[2:9]), (x[9:], y[9:])]
+        cuts = [0, 2] if shard == 0 else [2, 9, 12]
+        return [(x[a:b], y[a:b]) for a, b in itertools.pairwise(cuts)]
 
     def rows(batch: tuple[Tensor, Tensor]) -> Tensor:
         return torch.tensor(float(len(batch[0])))
@@ -247,7 +248,8 @@ def test_batches_count_by_their_weight_and_lists_are_forwarded_part_by_part(tmp_
         model = tiny_model(dropout=0.0)
         model.forward = model.layers.forward  # type: ignore[method-assign]  # the average knows no weights
         config = replace(CONFIG, gradient_accumulation=parts)
-        result = fit(model, batches, squared_error, config, tmp_path / str(parts), weight=rows)
+        folder, several = tmp_path / str(parts), parts > 1
+        result = fit(model, batches, squared_error, config, folder, in_parts=several, weight=rows)  # type: ignore[arg-type]
         weights.append(model.layers[0].weight.detach()), losses.append(result.final_loss)
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
