@@ -169,8 +169,8 @@ def test_the_same_seeds_make_the_same_records(scenes: Path, tmp_path: Path) -> N
 
 
 def test_an_aligned_projector_is_all_that_moved_and_lora_goes_on(joined: Path, scenes: Path, tmp_path: Path) -> None:
-    common = ["--depth_tokenizer", str(scenes / "depth"), "--steps", "2", "--batch_size", "4", "--num_workers", "0"]
-    common += ["--precision", "fp32"]
+    common = ["--depth_tokenizer", str(scenes / "depth"), "--batch_size", "4", "--loop.steps", "2"]
+    common += ["--loop.precision", "fp32", "--loop.num_workers", "0"]
     records = scenes / "records"
     aligned, drawn = tmp_path / "aligned", tmp_path / "drawn"
     finetune(
