@@ -42,6 +42,7 @@ from train.data.interleaved import REGIONS, ChainProblem, RegionName
 from train.interleave import Stage
 from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
+from train.models.saving import TRAINING_FILE
 from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
@@ -175,7 +176,7 @@ class Recipes:
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / interleave.TRAINING_FILE).exists()
+    return (folder / TRAINING_FILE).exists()
 
 
 def chooser(arm: Arm, grid: tuple[int, int], seed: int, select: Callable[[Tensor], Tensor]) -> Chooser | None:

@@ -26,7 +26,10 @@ import torch
 
 from benchmarks.bars import Bar, all_met
 from perception.scenes.render import render_scenes
-from train.aurora import AuroraConfig, train
+from train.aurora import AuroraConfig
+from train.data.records import SourcesConfig
+from train.data.scenes import ScenesConfig
+from train.finetune import train
 from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
 
@@ -91,13 +94,11 @@ def waiting_share(base: str, depth_tokenizer: str, steps: int, batch_size: int) 
             depth_tokenizer=depth_tokenizer,
             out=f"{folder}/model",
             run_dir=f"{folder}/run",
-            store=f"{folder}/scenes",
-            num_scenes=512,
-            first_seed=FIRST_SEED,
+            data=SourcesConfig(scenes=ScenesConfig(512, f"{folder}/scenes", first_seed=FIRST_SEED)),
             batch_size=batch_size,
             loop=LoopConfig(steps=steps, learning_rate=1e-4, precision="bf16", log_every=1),
         )
-        result = train(config)
+        result = train(config).fit
         records = [json.loads(line) for line in Path(folder, "run", "log.jsonl").read_text().splitlines()]
     return {
         "steps": steps,

@@ -1,10 +1,11 @@
 """Compare the time of a fine-tuning step with trl's SFTTrainer (`python -m benchmarks.training_overhead`).
 
-`train.finetune`'s trainer and trl's take the same steps: the same extended model from the same weights, the same AdamW,
-and the same batches, made beforehand. They take turns of some steps, several times over; a figure is the median over
-turns of the ratio of their step times. Either all weights train, or LoRA and the embeddings (trl's fused output layer
-does not read new rows that peft trains alone). Token weights are one, so that both must have the same losses, which the
-result reports. Writes `benchmarks/results/training_overhead.json` in about five minutes on one core.
+`train.loop.fit`, which `train.finetune` trains with, and trl's trainer take the same steps: the same extended model
+from the same weights, the same AdamW, and the same batches, made beforehand. They take turns of some steps, several
+times over; a figure is the median over turns of the ratio of their step times. Either all weights train, or LoRA and
+the embeddings (trl's fused output layer does not read new rows that peft trains alone). Token weights are one, so that
+both must have the same losses, which the result reports. Writes `benchmarks/results/training_overhead.json` in about
+five minutes on one core.
 
 With --check it takes fewer turns, prints one line per target, writes nothing, and exits 1 if our step takes over 5 %
 longer.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import sys
@@ -29,16 +31,21 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.bars import Bar, all_met
-from perception.chains import ChatPrompt
-from train.data.record_batches import RecordBatches, RecordPlan
-from train.data.record_rows import RecordRows
-from train.data.records import SourcesConfig, read_sources
-from train.data.rows import RowEncoder, TokenWeights
-from train.finetune import FinetuneConfig, Parts, build_parts, unbound_vocabulary
+from train.data.records import SourcesConfig, read_records
+from train.data.rows import TokenWeights
+from train.finetune import (
+    FinetuneConfig,
+    Parts,
+    build_batches,
+    build_parts,
+    target_loss,
+    target_weight,
+    unbound_vocabulary,
+)
+from train.loop.fit import LoopConfig, fit
+from train.loop.progress import read_log
 from train.loop.provenance import ROOT, provenance
-from train.loop.record_trainer import RecordTrainer
 from train.models.adapters import LoraSettings
-from train.models.losses import SpanLosses
 
 RESULT = ROOT / "benchmarks" / "results" / "training_overhead.json"
 DATA = ROOT / "examples" / "own_questions" / "questions.csv"
@@ -73,34 +80,56 @@ def settings(base: str, steps: int, batch_size: int, **changes: Any) -> Finetune
     return FinetuneConfig(
         base=base,
         data=SourcesConfig(own=(str(DATA),)),
-        steps=steps,
         batch_size=batch_size,
         length_groups=1,
-        precision="fp32",
         weights=TokenWeights(1.0, 1.0, 1.0),
-        num_workers=0,
+        loop=LoopConfig(
+            steps=steps,
+            learning_rate=1e-4,
+            weight_decay=0.0,
+            schedule="constant",
+            betas=(0.9, 0.999),
+            num_workers=0,
+            log_every=1,
+            checkpoint_every_seconds=1e9,
+        ),
         **changes,
     )
 
 
 def make_batches(config: FinetuneConfig, parts: Parts, folder: Path) -> list[dict[str, Tensor]]:
     """The batches of a run, in their order."""
-    records = read_sources(config.data, unbound_vocabulary(config, None), None, folder).records
-    prompt = ChatPrompt.from_processor(parts.processor)
-    rows = RecordRows(
-        RowEncoder(parts.vocabulary, parts.processor.tokenizer, prompt, config.weights), parts.processor, parts.accepted
-    )
-    tasks = [record.example.task for record in records]
-    plan = RecordPlan.draw(tasks, config.schedule, config.steps, config.batch_size, config.seed)
-    batches = RecordBatches(rows, records, plan, config.batch_size, 1, 1, 1)
-    return [batches[n] for n in range(config.steps)]
+    records = read_records(config.data, unbound_vocabulary(config, None), None, folder).records
+    batches = build_batches(config, parts, None, records)
+    return [batches(step, 0, 1)[0] for step in range(config.loop.steps)]
 
 
-def arguments_for(kind: Any, folder: Path, config: FinetuneConfig, **more: Any) -> Any:
-    """Settings of both trainers; trl's class has a few of its own."""
-    return kind(
+def steps_of_ours(config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path) -> Any:
+    """Seconds per step, and the losses."""
+    run_dir = Path(tempfile.mkdtemp(dir=folder))
+    fit(model, lambda step, shard, shards: batches[step], target_loss, config.loop, run_dir, weight=target_weight)
+    log = read_log(run_dir)
+    ends = [0.0] + [record["seconds"] for record in log]
+    return [b - a for a, b in itertools.pairwise(ends)], [record["loss"] for record in log]
+
+
+def steps_of_trl(
+    config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, processor: Any
+) -> Any:
+    """Seconds per step, and the losses."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    extra = ("weights", "task")
+    plain = [{name: value for name, value in batch.items() if name not in extra} for batch in batches]
+    clock = _Clock()
+    arguments = SFTConfig(
         output_dir=str(folder),
-        max_steps=config.steps,
+        max_steps=config.loop.steps,
         per_device_train_batch_size=1,
         learning_rate=1e-4,
         weight_decay=0.0,
@@ -115,50 +144,13 @@ def arguments_for(kind: Any, folder: Path, config: FinetuneConfig, **more: Any) 
         use_cpu=not torch.accelerator.is_available(),
         bf16=False,
         gradient_checkpointing=False,
-        seed=config.seed,
-        **more,
+        seed=config.loop.seed,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
     )
-
-
-def steps_of_ours(
-    config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, losses: SpanLosses
-) -> Any:
-    """Seconds per step, and the losses."""
-    from transformers import TrainingArguments
-
-    clock = _Clock()
-    trainer = RecordTrainer(
-        model=model,
-        args=arguments_for(TrainingArguments, folder, config),
-        train_dataset=list(batches),  # type: ignore[arg-type]
-        data_collator=lambda items: items[0],
-        callbacks=[clock],
-        span_losses=losses,
-        tower_names=(),
-        tower_lr_ratio=0.0,
-        fixed_rows=(),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return clock.seconds, [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-def steps_of_trl(
-    config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, processor: Any
-) -> Any:
-    """Seconds per step, and the losses."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    class InOrder(SFTTrainer):
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    plain = [{name: value for name, value in batch.items() if name != "weights"} for batch in batches]
-    clock = _Clock()
     trainer = InOrder(
         model=model,
-        args=arguments_for(SFTConfig, folder, config, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
+        args=arguments,
         train_dataset=Dataset.from_dict({"number": list(range(len(plain))), "images": [[]] * len(plain)}),
         data_collator=lambda items: dict(plain[items[0]["number"]]),
         processing_class=processor,
@@ -173,11 +165,10 @@ def race(config: FinetuneConfig, turns: int, folder: Path) -> dict[str, Any]:
     """Ratios of our step time to trl's, one per turn; the first step of a turn warms up."""
     parts = build_parts(config, None)
     batches = make_batches(config, parts, folder)
-    span_losses = SpanLosses.build(config.losses, parts.vocabulary, None)
     ours, theirs, losses = list[float](), list[float](), list[tuple[float, float]]()
     for turn in range(turns):
         runs = {
-            "ours": lambda: steps_of_ours(config, copy.deepcopy(parts.model), batches, folder, span_losses),
+            "ours": lambda: steps_of_ours(config, copy.deepcopy(parts.model), batches, folder),
             "trl": lambda: steps_of_trl(config, copy.deepcopy(parts.model), batches, folder, parts.processor),
         }
         found = {name: runs[name]() for name in (runs if turn % 2 == 0 else reversed(list(runs)))}
@@ -191,7 +182,7 @@ def race(config: FinetuneConfig, turns: int, folder: Path) -> dict[str, Any]:
         "ours_ms": round(1e3 * statistics.median(ours), 2),
         "trl_ms": round(1e3 * statistics.median(theirs), 2),
         "largest_difference_of_losses": max(abs(a - b) for a, b in losses),
-        "steps_a_turn": config.steps,
+        "steps_a_turn": config.loop.steps,
     }
 
 

@@ -26,8 +26,8 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from train.base import save_half
 from train.loop.command_line import parse_config
+from train.models.saving import save_half
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 STRIDE = 32

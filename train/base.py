@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from train.loop.command_line import fingerprint, parse_config
 from train.loop.fit import LoopConfig, fit
 from train.loop.optimizer import parameter_groups
 from train.models.attention import use_plain_attention
+from train.models.losses import IGNORE
+from train.models.saving import save_half
 from train.models.tiny import (
     NUM_IMAGE_TOKENS,
     TinySize,
@@ -37,7 +38,6 @@ from train.models.tiny import (
 )
 from train.tower import cell_of, dense_targets
 
-IGNORE = -100
 _MAX_MISSES = 1000
 TASK_WORDS = [
     "How many objects are there? Draw their boxes first. There are many things, so count the points.",
@@ -219,22 +219,6 @@ def language_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tupl
     return loss, {"text": loss.detach()}
 
 
-def save_half(model: Any, folder: Path) -> None:
-    """Writes a float16 copy, without touching the model itself."""
-    save_as(model, folder, torch.float16)
-
-
-def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a copy in another precision, without touching the model itself. Tied weights are written once."""
-    cast: dict[int, Tensor] = {}
-    state = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in cast:
-            cast[id(value)] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
-        state[name] = cast[id(value)]
-    model.save_pretrained(folder, state_dict=state)
-
-
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(BaseConfig, argv)
     torch.manual_seed(config.loop.seed)
@@ -248,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     start_numbers(model, tokenizer)
     start_layers(model, batches(0, 0, 1)["pixel_values"])
     use_plain_attention(model.model.language_model)
-    groups = parameter_groups(model, list(model.model.vision_tower.parameters()), config.tower_lr_ratio)
+    groups = parameter_groups(model, (list(model.model.vision_tower.parameters()), config.tower_lr_ratio))
     result = fit(
         model,
         batches,

@@ -1,12 +1,13 @@
-"""Fine-tunes any image-text-to-text model with perception tokens, on records (`python -m train.finetune`).
+"""Fine-tunes any image-text-to-text model with perception tokens (`python -m train.finetune`).
 
     python -m train.finetune --base models/tiny-base --data.own questions.csv --out runs/finetune/model
 
 The base is a folder or hub name of LLaVA, Qwen-VL, SmolVLM, InternVL, Gemma3, PaliGemma, ...; its own processor makes
 image inputs and prompts. The data are a CSV or JSON lines of your own, COCO's or LVIS's annotations, depth maps with
-their images, AURORA's JSON files, or records that were written before; any of them together (`--data.*`, see
-`train.data.records`; the columns of your own are described in `perception.datasets.own`). Atomic tasks come
-first, chains and direct answers are mixed in by `--schedule.*`.
+their images, AURORA's JSON files, records that were written before, or rendered scenes; any of them together
+(`--data.*`, see `train.data.records`; the columns of your own are described in `perception.datasets.own`). Atomic tasks
+come first, chains and direct answers are mixed in by `--curriculum.*`. `--arm direct` trains a baseline on the same
+data that only ever answers directly. `train.aurora` is this recipe with the settings of the tiny model.
 
 The model that is written is a stock folder of transformers, LoRA merged, in the base's precision, with the vocabulary
 and the depth tokenizer beside it. A run that was stopped goes on from its newest whole checkpoint.
@@ -17,41 +18,45 @@ one of the other files there.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor, nn
 
-from perception.chains import ChatPrompt
+from perception.chains import TASKS, ChatPrompt
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
-from perception.vocabulary.names import NAMINGS, PerceptionVocabulary
-from train.base import save_as
-from train.data.curriculum import KindSchedule
-from train.data.record_batches import RecordBatches, RecordPlan
-from train.data.record_rows import RecordRows
-from train.data.records import SourcesConfig, read_sources
-from train.data.rows import RowEncoder, TokenWeights
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.curriculum import CurriculumConfig
+from train.data.records import KINDS, RecordRows, SourcesConfig, read_records
+from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
+from train.data.scenes import SceneRows, TaskMaker, depth_codes
 from train.loop.command_line import command_line, fingerprint, parse_config
-from train.models.adapters import LoraSettings, adapt, align_only, check_rows, merged
-from train.models.losses import LossSettings, SpanLosses
+from train.loop.config import check_choices
+from train.loop.fit import FitResult, LoopConfig, fit
+from train.loop.optimizer import parameter_groups
+from train.loop.progress import read_log
+from train.loop.sharding import launched_sharded, whole_weights
+from train.models.adapters import LoraSettings, adapt, align_only, merged
+from train.models.attention import use_plain_attention
+from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
+from train.models.saving import save_perception_model, stored_dtype
 from vqvae import VQVAE
-from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
-TRAINING_FILE, SETTINGS_FILE = "training.json", "settings.json"
-_FREE = ("run_dir", "out", "num_workers", "log_every", "save_every", "gradient_checkpointing")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Configuration of a fine-tuning on records."""
+    """Configuration of a fine-tuning."""
 
+    recipe: ClassVar[str] = "train.finetune"
+
+    arm: Literal["aurora", "direct"] = "aurora"
+    """aurora: draws, then answers; direct: the baseline, which learns direct answers alone"""
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
@@ -63,87 +68,73 @@ class FinetuneConfig:
     depth_side: int = 10
     """codes in a row and in a column of a map, where there is no depth_tokenizer"""
     num_locations: int = 100
-    naming: str = "default"
-    """default (<LOC_n>), or aurora (<PIXEL_n>)"""
-    new_rows: str = "description"
-    """how new rows start: mean, description, codebook"""
-    train_rows: str = "all"
+    naming: Literal["default", "aurora"] = "default"
+    """names of the location tokens: default (<LOC_n>), or aurora (<PIXEL_n>)"""
+    new_rows: Literal["mean", "description", "codebook"] = "description"
+    """how new embedding rows start"""
+    train_rows: Literal["all", "new"] = "all"
     """which embedding rows train: all, or new (the perception tokens' alone)"""
     tower_lr_ratio: float = 0.0
     """learning rate of the vision tower over that of the rest; 0 freezes it"""
     only_projector: bool = False
     """align a new projector: nothing else trains"""
-    base_precision: str = "fp32"
+    base_precision: Literal["fp32", "bf16"] = "fp32"
     """of the weights in memory: fp32, or bf16 for LoRA on a large base"""
     gradient_checkpointing: bool = False
     """less memory, a third more time"""
     batch_size: int = 16
-    """rows of a device"""
-    gradient_accumulation: int = 1
-    """batches of a device to a step"""
+    """rows per device, and per gradient accumulation"""
     length_groups: int = 4
-    """forwards a batch is cut into, of rows of like length: less padding"""
-    steps: int = 1000
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    min_lr_ratio: float = 0.0
-    """last learning rate over the highest; between them it falls as a cosine"""
-    grad_clip: float = 1.0
-    precision: str = "bf16"
-    """of the forward: bf16 (autocast) or fp32"""
-    save_every: int = 200
-    """steps between checkpoints"""
-    log_every: int = 10
-    num_workers: int = 2
-    """processes that make batches; 0 makes them in between steps"""
-    seed: int = 0
+    """forwards that a batch is cut into, of rows of like length: less padding, less memory"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    schedule: KindSchedule = field(default_factory=KindSchedule)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
-    losses: LossSettings = field(default_factory=LossSettings)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            learning_rate=2e-4,
+            weight_decay=0.0,
+            warmup_steps=0.03,
+            min_lr_ratio=0.0,
+            precision="bf16",
+            num_workers=2,
+            find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
+        )
+    )
 
     def __post_init__(self) -> None:
-        check_rows(self.train_rows)
-        if self.naming not in NAMINGS:
-            raise ValueError(f"naming must be one of {', '.join(NAMINGS)}, got {self.naming!r}")
-        for name in ("precision", "base_precision"):
-            if getattr(self, name) not in ("bf16", "fp32"):
-                raise ValueError(f"{name} must be bf16 or fp32, got {getattr(self, name)!r}")
-        for name in ("batch_size", "gradient_accumulation", "length_groups", "steps", "save_every", "log_every"):
+        check_choices(self)
+        for name in ("batch_size", "length_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("tower_lr_ratio", "weight_decay", "warmup_ratio", "min_lr_ratio", "grad_clip", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.tower_lr_ratio < 0:
+            raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
         if self.only_projector and (self.lora.rank or self.train_rows == "new" or self.tower_lr_ratio):
             raise ValueError(
                 f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
                 f"tower_lr_ratio {self.tower_lr_ratio}; leave these at 0, all and 0"
             )
-        if self.new_rows == "codebook" and not self.depth_tokenizer:
-            raise ValueError("new_rows=codebook needs the depth tokenizer's codebook; set depth_tokenizer")
-
-    @property
-    def groups(self) -> int:
-        """Forwards of a batch: no more than it has rows."""
-        return min(self.length_groups, self.batch_size)
+        for needs, wanted in (
+            ("new_rows=codebook", self.new_rows == "codebook"),
+            ("data.scenes", self.data.scenes.count),
+        ):
+            if wanted and not self.depth_tokenizer:
+                raise ValueError(f"{needs} needs the depth tokenizer; set depth_tokenizer")
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """How a run ended."""
 
-    steps: int
+    fit: FitResult
     losses: tuple[float, ...]
-    """of each line of the log, the last one last; of this call where the run was resumed"""
+    """of each line of the log, the last one last"""
     padding_share: float
-    """of all places for tokens in the batches of the main device, those that were padded"""
+    """share of padding in a forward, mean over the run"""
+    scenes: int
     records: int
     skipped: int
-    resumed_from: int | None
-    is_main: bool
+    """records that were left out"""
 
 
 @dataclass(frozen=True)
@@ -155,14 +146,68 @@ class Parts:
     processor: Any
     vocabulary: PerceptionVocabulary
     accepted: frozenset[str]
-    tower: tuple[str, ...]
-    """names of the vision tower's parameters"""
-    tables: tuple[str, ...]
-    """names of the embeddings' parameters"""
+    """names of what the model's forward takes"""
+    tower: tuple[nn.Parameter, ...]
+    """the vision tower's parameters"""
+    tables: tuple[nn.Parameter, ...]
+    """of the embeddings"""
+
+
+def train(config: FinetuneConfig) -> FinetuneResult:
+    """Runs or resumes a fine-tuning and writes the finished model to `config.out`.
+
+    Raises:
+        ValueError: as the readers and `build_parts`; for a run that was begun with other settings.
+    """
+    if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
+        raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
+    base = find_folder(config.base)
+    check_files(base, has_vocabulary=False)
+    vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
+    found = read_records(config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir))
+    parts = build_parts(config, vqvae)
+    batches = build_batches(config, parts, vqvae, found.records)
+    fixed = parts.tables if config.train_rows == "new" else ()
+    fitted = fit(
+        parts.model,
+        batches,
+        target_loss,
+        config.loop,
+        config.run_dir,
+        param_groups=parameter_groups(parts.model, (parts.tower, config.tower_lr_ratio), undecayed=fixed),
+        in_parts=True,
+        weight=target_weight,
+        title=config.arm,
+        fingerprint=fingerprint(config, free=("run_dir", "out", "gradient_checkpointing")),
+        shardable=True,
+    )
+    log = read_log(Path(config.run_dir))
+    padding = [record["losses"]["padding"] for record in log]
+    result = FinetuneResult(
+        fitted,
+        tuple(record["loss"] for record in log),
+        sum(padding) / max(1, len(padding)),
+        config.data.scenes.count,
+        len(found.records),
+        len(found.skipped),
+    )
+    model = whole_model(config, parts, vqvae, fitted.is_main)
+    if fitted.is_main:
+        (Path(config.run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
+        save_perception_model(
+            merged(model),
+            parts.processor,
+            parts.vocabulary,
+            Path(config.out),
+            training_record(config, result),
+            stored_dtype(base),
+            find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
+        )
+    return result
 
 
 def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> PerceptionVocabulary:
-    """The sizes that a run's records are made for."""
+    """The sizes that a run's data are made for."""
     codes = config.depth_codes if vqvae is None else vqvae.config.codebook_size
     side = config.depth_side if vqvae is None else vqvae.config.grid_size
     return PerceptionVocabulary(codes, (side, side), config.num_locations, config.naming)
@@ -174,14 +219,13 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     Raises:
         ValueError: naming the file that is missing or half written, or what does not fit.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.loop.seed)
     base = find_folder(config.base)
-    check_files(base, has_vocabulary=False)
     processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision])
     sources: dict[str, Any] = {}
-    if config.new_rows == "codebook":
-        sources = {"codebook": vqvae.codebook if vqvae is not None else None}
-    elif config.new_rows == "description" and vqvae is not None:
+    if vqvae is not None and config.new_rows == "codebook":
+        sources = {"codebook": vqvae.codebook}
+    elif vqvae is not None and config.new_rows == "description":
         # Codes are sorted by nearness, so code k reads as its hundredth of the way.
         size = vqvae.config.codebook_size
         sources = {"descriptions": {f"<DEPTH_{k}>": f" {round(99 * k / max(1, size - 1))}" for k in range(size)}}
@@ -190,195 +234,101 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     accepted = accepted_inputs(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    tower = tower_parameters(model)
+    use_plain_attention(model.get_decoder())
+    tower = tuple(tower_parameters(model))
     if not config.tower_lr_ratio:
         keep_still(vision_tower(model))
-    tables = [model.get_submodule(name).weight for name in embedding_names(model)]
+    tables = tuple(model.get_submodule(name).weight for name in embedding_names(model))
     model = adapt(model, vocabulary, config.lora, config.train_rows)
-    for parameter in tower:
-        parameter.requires_grad_(config.tower_lr_ratio > 0)
     if config.only_projector:
         align_only(model)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    table_names = tuple(names[id(p)] for p in tables if id(p) in names)
-    return Parts(model, processor, vocabulary, accepted, tuple(names[id(p)] for p in tower), table_names)
+    return Parts(model, processor, vocabulary, accepted, tower, tables)
 
 
-def train(config: FinetuneConfig) -> FinetuneResult:
-    """Runs or resumes a fine-tuning and writes the finished model to `config.out`.
+def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Any, ...]) -> RowBatches:
+    """The batches of a run, of scenes and records.
 
     Raises:
-        ValueError: as the readers and `build_parts`; for a run that was begun with other settings.
+        ValueError: where there are neither, or too few rows in a batch for both.
     """
-    from train.loop.record_trainer import RecordTrainer, checkpoints, drop_half_written
-
-    arguments = _arguments(config)  # first: joins the processes of a launch
-    vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
-    run_dir = Path(config.run_dir)
-    wanted = unbound_vocabulary(config, vqvae)
-    found = read_sources(config.data, wanted, vqvae, run_dir)
-    parts = build_parts(config, vqvae)
-    batches = _batches(config, parts, found.records, arguments.world_size)
-    with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
-            _check_settings(config, run_dir, arguments.world_size)
-            (run_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
-            drop_half_written(run_dir)
-    newest = max(checkpoints(run_dir), default=None)
-    span_losses = SpanLosses.build(config.losses, parts.vocabulary, vqvae)
-    trainer = _trainer(config, RecordTrainer, parts, arguments, batches, span_losses)
-    trainer.train(resume_from_checkpoint=None if newest is None else str(checkpoints(run_dir)[newest]))
-    losses = tuple(line["loss"] for line in trainer.state.log_history if "loss" in line)
-    is_main = trainer.is_world_process_zero()
-    result = FinetuneResult(
-        trainer.state.global_step,
-        losses,
-        trainer.padding_share,
-        len(found.records),
-        len(found.skipped),
-        newest,
-        is_main,
-    )
-    model = _whole_model(trainer, config, vqvae)
-    if is_main:
-        write_folder(Path(config.out), lambda out: _save(model, parts, vqvae, config, result, out))
-    trainer.accelerator.wait_for_everyone()
-    return result
+    scenes, loop, sources = config.data.scenes, config.loop, list[tuple[RowSource, int]]()
+    of_scenes = 0
+    if scenes.count:
+        assert vqvae is not None, "the configuration's own check"
+        of_scenes = round(config.batch_size * scenes.share) if config.data.any_records else config.batch_size
+        store = scenes.build()
+        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae)
+        rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed)
+        sources.append((rows, of_scenes))
+    if config.data.any_records:
+        if config.arm == "direct":
+            records = tuple(record for record in records if record.example.task in KINDS["direct"])
+        sources.append((RecordRows(records, config.curriculum, loop.steps, loop.seed), config.batch_size - of_scenes))
+    if any(count < 1 for _, count in sources):
+        raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
+    prompt = ChatPrompt.from_processor(parts.processor)
+    encoder = RowEncoder(parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted)
+    return RowBatches(encoder, tuple(sources), config.length_groups)
 
 
-def _arguments(config: FinetuneConfig) -> Any:
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=config.run_dir,
-        max_steps=config.steps,
-        per_device_train_batch_size=1,  # an item of the batches is a forward already
-        gradient_accumulation_steps=config.gradient_accumulation * config.groups,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta2=0.95,
-        warmup_steps=round(config.warmup_ratio * config.steps),
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
-        max_grad_norm=config.grad_clip,
-        bf16=config.precision == "bf16",
-        save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=2,
-        logging_steps=config.log_every,
-        seed=config.seed,
-        dataloader_num_workers=config.num_workers,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
-        use_cpu=not torch.accelerator.is_available(),
-        report_to=[],
-    )
+def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss over the weights of the targets; the mean of each task, and the share of padding."""
+    logits, labels, weights = target_logits(model, batch)
+    losses = row_losses(logits, labels, weights)  # (B,)
+    scalars = {"padding": 1 - batch["attention_mask"].float().mean()}
+    for task in batch["task"].unique().tolist():
+        rows = batch["task"] == task
+        scalars[TASKS[task]] = losses[rows].sum().detach() / weights[rows].sum()
+    return losses.sum() / weights.sum(), scalars
 
 
-def _batches(config: FinetuneConfig, parts: Parts, records: tuple[Any, ...], world: int) -> RecordBatches:
-    tokenizer = parts.processor.tokenizer
-    encoder = RowEncoder(parts.vocabulary, tokenizer, ChatPrompt.from_processor(parts.processor), config.weights)
-    rows_a_step = config.batch_size * config.gradient_accumulation * world
-    tasks = [record.example.task for record in records]
-    plan = RecordPlan.draw(tasks, config.schedule, config.steps, rows_a_step, config.seed)
-    rows = RecordRows(encoder, parts.processor, parts.accepted)
-    return RecordBatches(rows, records, plan, config.batch_size, config.gradient_accumulation, config.groups, world)
+def target_weight(batch: dict[str, Tensor]) -> Tensor:
+    """What `target_loss` of a batch counts in its step: the weights of its targets."""
+    return batch["weights"].sum()
 
 
-def _trainer(
-    config: FinetuneConfig, kind: Any, parts: Parts, arguments: Any, batches: RecordBatches, span_losses: SpanLosses
-) -> Any:
-    from train.loop.record_trainer import MarkWhole
-
-    trainer = kind(
-        model=parts.model,
-        args=arguments,
-        train_dataset=batches,
-        data_collator=lambda items: items[0],
-        callbacks=[MarkWhole()],
-        span_losses=span_losses,
-        tower_names=parts.tower,
-        tower_lr_ratio=config.tower_lr_ratio,
-        fixed_rows=parts.tables if config.train_rows == "new" else (),
-    )
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if sharded and config.train_rows == "new" and config.lora.rank == 0:
-        raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
-    return trainer
-
-
-def _whole_model(trainer: Any, config: FinetuneConfig, vqvae: VQVAE | None) -> Any:
+def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_main: bool) -> Any:
     """The trained model in one piece, on the main process."""
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        return trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered on the main process alone
-    if not trainer.is_world_process_zero():
+    if not launched_sharded():
+        return parts.model.cpu()
+    weights = whole_weights(parts.model, is_main)
+    if not is_main:
         return None
     model = build_parts(config, vqvae).model
-    model.load_state_dict(state)
+    model.load_state_dict(weights)
     return model
 
 
-def _check_settings(config: FinetuneConfig, run_dir: Path, world: int) -> None:
-    """Writes what decides a run's outcome, or holds it against what was written when it was begun."""
-    mine = fingerprint(config, free=_FREE) | {"rows_a_step": config.batch_size * config.gradient_accumulation * world}
-    path = run_dir / SETTINGS_FILE
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"{run_dir} was begun with {name} {theirs.get(name)!r}, got {mine.get(name)!r}; give another "
-                "run_dir, or the settings it was begun with"
-            )
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=1) + "\n")
+def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
+    """What a model's folder says of its training. The same when a finished run is started again."""
+    fitted = result.fit
+    return {
+        "command": command_line(config.recipe, config),
+        "steps": fitted.steps,
+        "samples_a_step": config.batch_size * fitted.shards,
+        "scenes": result.scenes,
+        "records": result.records,
+        "skipped": result.skipped,
+        "minutes": round(fitted.seconds / 60, 1),
+        "final_loss": round(fitted.final_loss, 4),
+        "waiting_for_data": round(fitted.data_wait_share, 4),
+        "padding_share": round(result.padding_share, 4),
+    }
 
 
-def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all: a full disk leaves what was there before."""
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    for stale in (partial, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def report(result: FinetuneResult) -> str:
+    """One line on how a run ended."""
+    data = f"{result.scenes} scenes and {result.records} records ({result.skipped} left out)"
+    return (
+        f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}, "
+        f"{100 * result.padding_share:.1f} % of the tokens were padding"
+    )
 
 
-def _save(
-    model: Any, parts: Parts, vqvae: VQVAE | None, config: FinetuneConfig, result: FinetuneResult, out: Path
-) -> None:
-    """A merged, stock transformers folder; beside it the vocabulary, the depth tokenizer and how it was trained."""
-    described = json.loads((find_folder(config.base) / "config.json").read_text())
-    dtype = getattr(torch, str(described.get("dtype") or described.get("torch_dtype") or "float32"))
-    plain = merged(model)
-    plain.config.dtype = dtype
-    save_as(plain, out, dtype)
-    parts.processor.save_pretrained(out)
-    if vqvae is not None:
-        source = find_folder(config.depth_tokenizer)
-        (out / "depth_tokenizer").mkdir()
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            shutil.copyfile(source / name, out / "depth_tokenizer" / name)
-    parts.vocabulary.save(out)
-    record = {"command": command_line("train.finetune", config), "steps": result.steps, "records": result.records}
-    record |= {"skipped": result.skipped, "final_loss": round(result.losses[-1], 4) if result.losses else None}
-    record |= {"padding_share": round(result.padding_share, 4)}
-    (out / TRAINING_FILE).write_text(json.dumps(record, indent=1) + "\n")
-
-
-def main(argv: list[str] | None = None) -> None:
-    result = train(parse_config(FinetuneConfig, argv))
-    if result.is_main:
-        print(
-            f"done: {result.steps} steps on {result.records} records ({result.skipped} left out), "
-            f"{100 * result.padding_share:.1f} % of the tokens were padding"
-        )
+def main(argv: list[str] | None = None, config_class: type[FinetuneConfig] = FinetuneConfig) -> None:
+    result = train(parse_config(config_class, argv))
+    if result.fit.is_main:
+        print(report(result))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from train.data.arithmetic import LARGEST, sums_loss
 from train.data.geometry import read_problems
 from train.data.interleaved import ChainBatches, ChainProblem
 from train.figure_tower import SIZE, GeometrySize, cell_of
-from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved, tower_of
+from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved
 from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.models.attention import use_plain_attention
+from train.models.parts import vision_tower
 from train.models.tiny import TinySize, build_model, build_processor, start_layers, train_text_tokenizer
 
 READ_ALL = "What is written in the figure?"
@@ -178,7 +179,7 @@ def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem], size: Ge
         folder = InterleavedFolder(interleaved, geometry_processor(tokenizer, size), vocabulary, settings)
     if config.tower:
         tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
-        tower_of(folder.model.model).load_state_dict(tower.state_dict())
+        vision_tower(folder.model.model).load_state_dict(tower.state_dict())
     folder.model.selector.requires_grad_(False)
     return folder
 

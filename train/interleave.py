@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
@@ -23,7 +23,6 @@ from perception.interleave.triggers import InterleaveSettings, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
-from train.base import save_half
 from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem, RegionName, with_regions
@@ -31,13 +30,13 @@ from train.data.own_looks import OwnLooks
 from train.data.published_chains import PublishedData, read_published_problems
 from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
+from train.loop.optimizer import parameter_groups
 from train.models.attention import use_plain_attention
-from train.models.parts import keep_still
+from train.models.parts import keep_still, tower_parameters, vision_tower
+from train.models.saving import save_perception_model
 
-TRAINING_FILE = "training.json"
 SETTINGS_FILE = "interleave_settings.json"
 Stage = Literal["text", "interleaved"]
-_TOWERS = ("vision_tower", "visual", "vision_model")
 
 
 @dataclass(frozen=True)
@@ -127,15 +126,14 @@ class InterleavedFolder:
 
     def save(self, out: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Writes a stock transformers folder in half precision, with vocabulary, selector and settings beside it."""
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_half(self.model.model, folder)
-        self.processor.save_pretrained(folder)
-        self.vocabulary.save(folder)
-        self.model.selector.save(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
-        if record is not None:  # written last: a folder that has it is complete
-            (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
+
+        def write_more(folder: Path) -> None:
+            self.model.selector.save(folder)
+            (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
+
+        save_perception_model(
+            self.model.model, self.processor, self.vocabulary, Path(out), record, write_more=write_more
+        )
 
 
 def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None) -> InterleavedFolder:
@@ -159,30 +157,15 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
     return InterleavedFolder(InterleavedModel(model, selector, layout), processor, vocabulary, settings)
 
 
-def tower_of(model: Any) -> nn.Module:
-    """The vision encoder of a transformers model. Raises ValueError if it has none under a known name."""
-    inner = unwrapped(model).base_model
-    for name in _TOWERS:
-        if isinstance(found := getattr(inner, name, None), nn.Module):
-            return found
-    raise ValueError(f"{type(inner).__name__} has no vision encoder under the names {', '.join(_TOWERS)}")
-
-
 def interleaved_groups(
     model: InterleavedModel, tower_lr_ratio: float, selector_lr_ratio: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for `build_optimizer`: vision encoder (frozen here if its ratio is 0), selector, and the rest."""
-    tower = tower_of(model.model)
-    tower.requires_grad_(tower_lr_ratio > 0)
+    inner = unwrapped(model.model)
     if not tower_lr_ratio:
-        keep_still(tower)
-    apart = {id(p) for p in (*tower.parameters(), *model.selector.parameters())}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},
-        {"params": [p for p in model.selector.parameters() if p.requires_grad], "lr_scale": selector_lr_ratio},
-        {"params": [p for p in tower.parameters() if p.requires_grad], "lr_scale": tower_lr_ratio},
-    ]
-    return [group for group in groups if group["params"]]
+        keep_still(vision_tower(inner))
+    selector = [p for p in model.selector.parameters() if p.requires_grad]
+    return parameter_groups(model, (selector, selector_lr_ratio), (tower_parameters(inner), tower_lr_ratio))
 
 
 @dataclass(frozen=True)

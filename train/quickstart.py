@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -22,7 +23,11 @@ from perception.evaluation.report import Figure, comparison_html, example_figure
 from perception.evaluation.scenes import depth_tokenizer_of, scene_items
 from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
-from train.aurora import AuroraConfig, train
+from train.aurora import AuroraConfig
+from train.data.curriculum import CurriculumConfig
+from train.data.records import SourcesConfig
+from train.data.scenes import ScenesConfig
+from train.finetune import train
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig
 from train.loop.memory import PeakMemory, peak_memory
@@ -30,7 +35,6 @@ from train.loop.provenance import provenance
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
-_SET_BY_ARM = {f"aurora.{name}" for name in ("arm", "run_dir", "out", "store", "num_scenes")}
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "aurora_vs_direct.json"
 
 
@@ -39,37 +43,52 @@ class QuickstartConfig:
     """Configuration of the quickstart; the defaults fit in twelve minutes on two cores."""
 
     run_dir: str = "runs/quickstart"
+    base: str = "models/tiny-base"
+    depth_tokenizer: str = "tokenizers/depth-scenes-100"
     num_scenes: int = 4000
+    batch_size: int = 16
     num_count: int = 200
-    """counting questions a style"""
+    """counting questions per style"""
     num_depth: int = 60
-    """depth questions a look for each of 2, 3, 4 and 5 points"""
+    """depth questions per style for each of 2, 3, 4 and 5 points"""
     styles: tuple[str, ...] = ("standard", "shifted")
-    aurora: AuroraConfig = field(
-        default_factory=lambda: AuroraConfig(
-            tower_lr_ratio=0.0,
-            loop=LoopConfig(steps=700, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"),
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=700, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"
         )
     )
+
+    def training(self, arm: Literal["aurora", "direct"]) -> AuroraConfig:
+        """The fine-tuning of an arm. The vision tower stays frozen."""
+        folder = Path(self.run_dir)
+        scenes = ScenesConfig(self.num_scenes, str(folder / "scenes"))
+        return AuroraConfig(
+            arm=arm,
+            base=self.base,
+            out=str(folder / arm / "model"),
+            run_dir=str(folder / arm),
+            depth_tokenizer=self.depth_tokenizer,
+            tower_lr_ratio=0.0,
+            batch_size=self.batch_size,
+            data=SourcesConfig(scenes=scenes),
+            curriculum=self.curriculum,
+            loop=self.loop,
+        )
+
+
+ARMS: dict[Literal["aurora", "direct"], str] = {
+    "direct": "to answer directly",
+    "aurora": "AURORA-style, with perception tokens",
+}
 
 
 def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitResult]:
     """Both arms, from one base, on one set of images, for one number of steps."""
-    results = {}
-    arms = {"direct": "to answer directly", "aurora": "AURORA-style, with perception tokens"}
-    for number, (arm, words) in enumerate(arms.items(), start=1):
-        console.print(f"\n[bold]{number} of 4: fine-tuning {words}[/] ({config.aurora.loop.steps} steps)")
-        folder = Path(config.run_dir) / arm
-        arm_config = replace(
-            config.aurora,
-            arm=arm,
-            run_dir=str(folder),
-            out=str(folder / "model"),
-            store=str(Path(config.run_dir) / "scenes"),
-            num_scenes=config.num_scenes,
-        )
-        results[arm] = train(arm_config)
-        fit = results[arm]
+    results: dict[str, FitResult] = {}
+    for number, (arm, words) in enumerate(ARMS.items(), start=1):
+        console.print(f"\n[bold]{number} of 4: fine-tuning {words}[/] ({config.loop.steps} steps)")
+        fit = results[arm] = train(config.training(arm)).fit
         console.print(
             f"{fit.seconds / 60:.1f} minutes, final loss {fit.final_loss:.3f}; "
             f"{100 * fit.data_wait_share:.1f} % of a step went into waiting for data",
@@ -141,10 +160,10 @@ def write_summary(
     summary = {
         "command": command_line("train.quickstart", config),
         **provenance(),
-        "seed": config.aurora.loop.seed,
+        "seed": config.loop.seed,
         "minutes": round(seconds / 60, 2),
         "peak_memory_gb": {"process": round(memory.process / 1e9, 3), "largest_worker": round(memory.child / 1e9, 3)},
-        "config": {name: value for name, value in flatten(config).items() if name not in _SET_BY_ARM},
+        "config": flatten(config),
         "training": {arm: asdict(fit) for arm, fit in fits.items()},
         "styles": {comparison.style: comparison.to_json() for comparison in comparisons},
     }
@@ -156,8 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(QuickstartConfig, argv)
     console, start = Console(), time.monotonic()
     console.print(
-        f"Two copies of {config.aurora.base}, the same {config.num_scenes} rendered scenes, "
-        f"{config.aurora.loop.steps} steps each: one learns to answer directly, one to draw what it sees first. "
+        f"Two copies of {config.base}, the same {config.num_scenes} rendered scenes, "
+        f"{config.loop.steps} steps each: one learns to answer directly, one to draw what it sees first. "
         f"Everything is written to {config.run_dir}; a run that is killed goes on when started again.",
         markup=False,
         highlight=False,
@@ -172,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print("\n[bold]4 of 4: a measured depth map through the tokenizer, and the report[/]")
     sections += motorcycle_section(depth_tokenizer_of(aurora), console)
     intro = (
-        f"Two copies of the tiny base, {config.aurora.loop.steps} steps of {config.aurora.batch_size} samples each on "
+        f"Two copies of the tiny base, {config.loop.steps} steps of {config.batch_size} samples each on "
         f"the same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are not picked."
     )
     report = write_report(

@@ -18,13 +18,13 @@ from perception.scenes.render import render_scenes
 from perception.tokenizers.boxes import BoxTokenizer
 from train import assemble
 from train.assemble import AssembleConfig, join, start_projector, tower_file, tower_state
-from train.base import save_half
 from train.data.scene_records import CAPTIONS, CHAINS, DIRECT, SceneRecordsConfig, write_scene_records
 from train.finetune import FinetuneConfig
 from train.finetune import main as finetune
 from train.loop.command_line import parse_config
 from train.loop.provenance import ROOT
 from train.models.adapters import LoraSettings
+from train.models.saving import save_half
 from train.models.tiny import train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 
@@ -169,8 +169,8 @@ def test_the_same_seeds_make_the_same_records(scenes: Path, tmp_path: Path) -> N
 
 
 def test_an_aligned_projector_is_all_that_moved_and_lora_goes_on(joined: Path, scenes: Path, tmp_path: Path) -> None:
-    common = ["--depth_tokenizer", str(scenes / "depth"), "--steps", "2", "--batch_size", "4", "--num_workers", "0"]
-    common += ["--precision", "fp32"]
+    common = ["--depth_tokenizer", str(scenes / "depth"), "--batch_size", "4", "--loop.steps", "2"]
+    common += ["--loop.precision", "fp32", "--loop.num_workers", "0"]
     records = scenes / "records"
     aligned, drawn = tmp_path / "aligned", tmp_path / "drawn"
     finetune(

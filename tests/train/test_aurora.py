@@ -28,11 +28,15 @@ from perception.evaluation.scenes import scene_items
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import Span
-from train import aurora
-from train.aurora import AuroraConfig, LoraSettings
+from train import finetune
+from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
-from train.data.scenes import TaskBatches, TaskMaker
+from train.data.records import SourcesConfig
+from train.data.rows import RowBatches
+from train.data.scenes import SceneRows, ScenesConfig, TaskMaker
+from train.finetune import FinetuneResult
 from train.loop.fit import FitResult, LoopConfig
+from train.models.adapters import LoraSettings
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.aurora", "accelerate.utils", "torch._dynamo", "torch.utils.tensorboard"])
@@ -64,15 +68,17 @@ def order_is_kept():
 def config_for(world: dict[str, str], out: Path, **changes) -> AuroraConfig:
     loop = LoopConfig(steps=STEPS, learning_rate=1e-3, weight_decay=0.0, warmup_steps=1, num_workers=0)
     curriculum = CurriculumConfig(schedule="constant", atomic_end=0.4)
-    settings = {"run_dir": str(out / "run"), "out": str(out / "model"), "num_scenes": 48, "batch_size": 12}
-    return AuroraConfig(**({"loop": loop, "curriculum": curriculum} | world | settings | changes))
+    settings = {"run_dir": str(out / "run"), "out": str(out / "model"), "batch_size": 12}
+    folders = {name: world[name] for name in ("base", "depth_tokenizer")}
+    data = SourcesConfig(scenes=ScenesConfig(48, world["store"]))
+    return AuroraConfig(**({"loop": loop, "curriculum": curriculum, "data": data} | folders | settings | changes))
 
 
 @pytest.fixture(scope="module")
-def trained(world, tmp_path_factory) -> tuple[Path, FitResult]:
+def trained(world, tmp_path_factory) -> tuple[Path, FinetuneResult]:
     """The folder of one finished training: run/ and model/ (shared, so read-only)."""
     out = tmp_path_factory.mktemp("trained")
-    return out, aurora.train(config_for(world, out))
+    return out, finetune.train(config_for(world, out))
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +91,19 @@ def captured(world, out, **changes) -> dict:
     taken = {}
 
     def take(model, batches, loss, config, run_dir, **rest):
-        taken.update(model=model, batches=batches, loss=loss, groups=rest["param_groups"])
+        taken.update(model=model, batches=batches, loss=loss, weight=rest["weight"])
         return FitResult(0, 0.0, 0.0, 0.0, None, is_main=False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aurora, "fit", take)
-        aurora.train(config_for(world, out, **changes))
+        patch.setattr(finetune, "fit", take)
+        finetune.train(config_for(world, out, **changes))
     return taken
+
+
+def scenes_of(batches: RowBatches) -> SceneRows:
+    ((source, _),) = batches.sources
+    assert isinstance(source, SceneRows)
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +113,7 @@ def taken(world, tmp_path_factory) -> dict:
 
 def test_training_writes_a_stock_folder_that_answers(trained, model):
     out, result = trained
-    assert np.isfinite(result.final_loss) and result.steps == STEPS
+    assert np.isfinite(result.fit.final_loss) and result.fit.steps == STEPS
     stock = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)
     assert torch.equal(stock.lm_head.weight, model.model.lm_head.weight)
     answer = model.ask(Image.new("RGB", (64, 48), "red"), "How many red cubes are there?", "chain", max_new_tokens=40)
@@ -136,7 +148,7 @@ def test_only_targets_are_supervised_and_spans_are_whole(world, tmp_path):
     """Labels are the target and its end; every span in them parses; prompts hold none."""
     as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, foreign_maps=0.0, noisy_maps=0.0)
     batches = captured(world, tmp_path, curriculum=as_drawn)["batches"]
-    vocabulary, tokenizer = batches.maker.vocabulary, batches.text_tokenizer
+    vocabulary, tokenizer = batches.encoder.vocabulary, batches.encoder.processor.tokenizer
     for part in batches(3, 0, 1):
         for ids, labels, weights in zip(part["input_ids"], part["labels"], part["weights"], strict=True):
             supervised = labels >= 0
@@ -154,11 +166,11 @@ def test_a_foreign_map_is_read_and_not_learned(world, tmp_path):
     curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=1.0)
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
     batch = made(3, 0, 1)
-    vocabulary = made.maker.vocabulary
+    vocabulary = made.encoder.vocabulary
     depth = torch.isin(batch[0]["labels"], torch.tensor(vocabulary.code_ids("depth")))
     assert depth.any() and not batch[0]["weights"][depth].any()
     assert (batch[0]["weights"][(batch[0]["labels"] >= 0) & ~depth] > 0).all()
-    example = made._row(CHAIN_DEPTH, np.random.default_rng(0)).example
+    example = scenes_of(made)._row(CHAIN_DEPTH, np.random.default_rng(0)).example
     text = "".join(part for part in example.target if isinstance(part, str))  # " A 63, B 41, so A."
     said = dict(re.findall(r"([A-E]) (\d+)", text))
     assert example.answer == max(said, key=lambda letter: int(said[letter]))
@@ -168,19 +180,21 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
     """Only what is read is learned: the map is another image's, and the points are random."""
     curriculum = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
-    part, vocabulary = made(3, 0, 1)[0], made.maker.vocabulary
+    part, vocabulary = made(3, 0, 1)[0], made.encoder.vocabulary
     codes = torch.tensor([*vocabulary.code_ids("depth"), *vocabulary.code_ids("boxes")])
     assert not part["weights"][torch.isin(part["labels"], codes)].any()
-    row = made._row(ATOMIC_READINGS, np.random.default_rng(0))
+    row = scenes_of(made)._row(ATOMIC_READINGS, np.random.default_rng(0))
     depth, *read = row.example.target
     assert depth.codes == tuple(row.shown)
     places = np.concatenate([PointTokenizer(vocabulary.num_locations).decode(p.codes) for p in read[::2]])
-    assert [int(text) for text in read[1::2]] == made.maker.readings(row.shown, places.astype(np.float32)).tolist()
+    assert [int(text) for text in read[1::2]] == scenes_of(made).maker.readings(
+        row.shown, places.astype(np.float32)
+    ).tolist()
 
 
 def test_maps_to_be_read_are_pieced_together(taken):
     """Each cell of a mosaic is some map's, and most mosaics are of several: one cannot be told from the others."""
-    batches = taken["batches"]
+    batches = scenes_of(taken["batches"])
     maps = np.broadcast_to(np.arange(len(batches.store))[None, :, None], batches.codes.shape)  # map n holds n
     mosaics = [replace(batches, codes=maps)._mosaic(np.random.default_rng(seed)) for seed in range(40)]
     assert all(m.shape == batches.codes.shape[2:] and np.isin(m, maps).all() for m in mosaics)
@@ -192,13 +206,13 @@ def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_p
         "constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0, noisy_maps=1.0
     )
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
-    depth_ids = made.maker.vocabulary.code_ids("depth")
+    depth_ids = made.encoder.vocabulary.code_ids("depth")
     differ = 0
     for seed in range(8):  # how many codes are hit is drawn too
-        row = made._row(CHAIN_DEPTH, np.random.default_rng(seed))
+        row = scenes_of(made)._row(CHAIN_DEPTH, np.random.default_rng(seed))
         drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
         differ += tuple(row.shown) != drawn.codes
-        ids, labels, _ = made._encode(row)
+        ids, labels, _ = made.encoder.encode(row, ())
         assert [depth_ids.index(i) for i in ids if i in depth_ids] == row.shown.tolist()
         assert [depth_ids.index(i) for i in labels if i in depth_ids] == list(drawn.codes)
     assert differ
@@ -208,7 +222,7 @@ def test_the_baseline_sees_direct_tasks_only(world, tmp_path):
     batches = captured(world, tmp_path, arm="direct")["batches"]
     parts = [part for step in range(4) for part in batches(step, 0, 1)]
     assert {TASKS[t] for part in parts for t in part["task"].tolist()} == {"direct_count", "direct_depth"}
-    ours = set(batches.maker.vocabulary.ids.values())
+    ours = set(batches.encoder.vocabulary.ids.values())
     assert not any(ours & set(part["input_ids"].flatten().tolist()) for part in parts)
 
 
@@ -222,12 +236,14 @@ def test_a_batch_in_halves_has_the_loss_of_the_batch_in_one(taken):
         if name in padding:
             rows = [torch.nn.functional.pad(r, (0, width - r.shape[1]), value=padding[name]) for r in rows]
         whole[name] = torch.cat(rows)
+    weights = torch.stack([taken["weight"](part) for part in parts])
     with torch.no_grad():
-        assert torch.allclose(taken["loss"](model, parts, 0)[0], taken["loss"](model, [whole], 0)[0], rtol=1e-5)
+        halves = torch.stack([taken["loss"](model, part, 0)[0] for part in parts])
+        assert torch.allclose((halves * weights).sum() / weights.sum(), taken["loss"](model, whole, 0)[0], rtol=1e-5)
 
 
 def test_only_new_rows_move_where_asked(world, tmp_path):
-    aurora.train(config_for(world, tmp_path, train_rows="new"))
+    finetune.train(config_for(world, tmp_path, train_rows="new"))
     before = load_file(Path(world["base"]) / "model.safetensors")
     after = load_file(tmp_path / "model" / "model.safetensors")
     name = next(n for n in before if n.endswith("embed_tokens.weight"))
@@ -242,7 +258,7 @@ def test_only_new_rows_move_where_asked(world, tmp_path):
 def test_lora_merges_into_a_stock_folder(world, tmp_path):
     pytest.importorskip("peft")
     config = config_for(world, tmp_path, lora=LoraSettings(rank=4, alpha=8), tower_lr_ratio=0.0, train_rows="new")
-    aurora.train(config)
+    finetune.train(config)
     model = PerceptionModel.from_pretrained(tmp_path / "model")
     before = load_file(Path(world["base"]) / "model.safetensors")
     after = load_file(tmp_path / "model" / "model.safetensors")
@@ -258,18 +274,18 @@ def test_lora_merges_into_a_stock_folder(world, tmp_path):
 
 def _die_at(world: dict[str, str], out: Path) -> None:
     """Trains with a checkpoint after every step, and is killed with SIGKILL as it asks for batch KILLED_AT."""
-    make = TaskBatches.__call__
+    make = RowBatches.__call__
 
-    def make_or_die(batches: TaskBatches, step: int, rank: int, ranks: int) -> list[dict[str, torch.Tensor]]:
+    def make_or_die(batches: RowBatches, step: int, rank: int, ranks: int) -> list[dict[str, torch.Tensor]]:
         if step == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         return make(batches, step, rank, ranks)
 
     patch = pytest.MonkeyPatch()
     keep_the_order(patch)
-    patch.setattr(TaskBatches, "__call__", make_or_die)
+    patch.setattr(RowBatches, "__call__", make_or_die)
     loop = LoopConfig(**(vars(config_for(world, out).loop) | {"checkpoint_every_seconds": 0.0}))
-    aurora.train(config_for(world, out, loop=loop))
+    finetune.train(config_for(world, out, loop=loop))
 
 
 def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
@@ -277,10 +293,10 @@ def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "model").exists()
-    resumed = aurora.train(config_for(world, tmp_path))
+    resumed = finetune.train(config_for(world, tmp_path))
     whole, result = trained
-    assert resumed.resumed_from == KILLED_AT
-    assert resumed.final_loss == result.final_loss  # bit for bit
+    assert resumed.fit.resumed_from == KILLED_AT
+    assert resumed.fit.final_loss == result.fit.final_loss  # bit for bit
     for file in (f"run/checkpoint-{STEPS}/model.safetensors", "model/model.safetensors"):
         mine, theirs = load_file(tmp_path / file), load_file(whole / file)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
@@ -289,16 +305,17 @@ def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
 def test_two_processes_train_one_model(world, tmp_path):
     """As `torchrun` starts them on a CPU: the samples of both go into every step, and one of them writes."""
     out = tmp_path / "model"
-    settings = {"run_dir": tmp_path / "run", "out": out, "num_scenes": 48, "batch_size": 3, "arm": "direct"}
-    settings |= {"loop.steps": 2, "loop.warmup_steps": 0, "loop.num_workers": 0} | world
+    settings = {"run_dir": tmp_path / "run", "out": out, "data.scenes.count": 48, "batch_size": 3, "arm": "direct"}
+    settings |= {"loop.steps": 2, "loop.warmup_steps": 0, "loop.num_workers": 0, "data.scenes.store": world["store"]}
+    settings |= {name: world[name] for name in ("base", "depth_tokenizer")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "train.aurora"]
     command += [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else None
-    root = Path(aurora.__file__).parents[1]
+    root = Path(finetune.__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=root, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done: ") == 2
+    assert done.stdout.count("done: ") == 1
     assert json.loads((out / "training.json").read_text())["samples_a_step"] == 6
     assert PerceptionModel.from_pretrained(out).vocabulary.depth_codes == 8
 
@@ -332,18 +349,18 @@ def test_half_written_folders_are_named_before_anything_is_made(world, tmp_path,
     data = (folder / file).read_bytes()
     (folder / file).unlink() if file == "config.json" else (folder / file).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=said):
-        aurora.train(config_for(world | {part: str(folder), "store": str(tmp_path / "store")}, tmp_path))
+        finetune.train(config_for(world | {part: str(folder), "store": str(tmp_path / "store")}, tmp_path))
     assert not (tmp_path / "store").exists() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("part", ["base", "depth_tokenizer"])
 def test_missing_folders_are_named(world, tmp_path, part):
     with pytest.raises(ValueError, match="models/none is no folder here"):
-        aurora.train(config_for(world | {part: "models/none"}, tmp_path))
+        finetune.train(config_for(world | {part: "models/none"}, tmp_path))
 
 
 def test_bad_settings_name_the_known_ones(world, tmp_path):
-    with pytest.raises(ValueError, match="known arms: aurora, direct"):
+    with pytest.raises(ValueError, match="unknown arm 'both'; known: aurora, direct"):
         config_for(world, tmp_path, arm="both")
-    with pytest.raises(ValueError, match="'all' or 'new'"):
+    with pytest.raises(ValueError, match="unknown train_rows 'some'; known: all, new"):
         config_for(world, tmp_path, train_rows="some")

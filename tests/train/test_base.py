@@ -17,7 +17,6 @@ from perception.scenes.styles import COLORS, SHAPES
 from perception.vocabulary.names import PerceptionVocabulary
 from train.aurora import AuroraConfig
 from train.base import (
-    IGNORE,
     BaseBatches,
     BaseConfig,
     StageSteps,
@@ -27,6 +26,7 @@ from train.base import (
     scene_of,
     text_corpus,
 )
+from train.models.losses import IGNORE
 from train.models.tiny import NUM_IMAGE_TOKENS, train_text_tokenizer
 from train.quickstart import QuickstartConfig
 from train.tower import TowerConfig, cell_of, dense_targets
@@ -154,6 +154,6 @@ def test_batches_are_functions_of_the_step_in_every_stage(store, tokenizer, step
 
 
 def test_no_training_takes_held_out_scenes():
-    aurora = AuroraConfig()
+    aurora = AuroraConfig().data.scenes
     last = max(BaseConfig().num_scenes, TowerConfig().num_scenes, QuickstartConfig().num_scenes)
-    assert max(last, aurora.first_seed + aurora.num_scenes) < HELD_OUT_SEED
+    assert max(last, aurora.first_seed + aurora.count) < HELD_OUT_SEED

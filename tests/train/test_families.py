@@ -24,11 +24,11 @@ from perception.model.folder import read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
-from train.data.record_rows import RecordRows
+from train.data.records import row_of
 from train.data.rows import RowEncoder, TokenWeights
 from train.loop.optimizer import parameter_groups
 from train.models.adapters import LoraSettings, adapt, merged
-from train.models.losses import LossSettings, SpanLosses, target_logits
+from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, projector_names, tower_parameters
 
 SETTINGS = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10)
@@ -90,18 +90,19 @@ class Run:
         self.start = {name: value.clone() for name, value in model.state_dict().items()}
         self.model = adapt(model, self.vocabulary, case.lora, case.train_rows)
         prompt = chains.ChatPrompt.from_processor(self.processor)
-        encoder = RowEncoder(self.vocabulary, self.processor.tokenizer, prompt, TokenWeights())
-        self.rows = RecordRows(encoder, self.processor, self.accepted)
+        self.encoder = RowEncoder(self.vocabulary, self.processor, prompt, TokenWeights(), self.accepted)
 
-    def batch(self) -> dict[str, Tensor]:
-        return self.rows.batch(records(self.folder))
+    def batch(self, *only: int) -> dict[str, Tensor]:
+        made = records(self.folder)
+        return self.encoder.batches([row_of(made[n]) for n in only or range(len(made))], groups=1)[0]
 
     def losses(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """(B,)"""
-        return SpanLosses.build(LossSettings(), self.vocabulary, None)(*target_logits(model, batch))
+        return row_losses(*target_logits(model, batch))
 
     def train(self, steps: int = 2) -> list[float]:
-        groups = parameter_groups(self.model, self.tower, 0.0, decay_rows=False)
+        tables = [self.model.get_submodule(n).weight for n in embedding_names(self.model)]
+        groups = parameter_groups(self.model, (self.tower, 0.0), undecayed=tables)
         for group in groups:
             group.setdefault("weight_decay", 0.05)
             group.pop("lr_scale", None)
@@ -136,13 +137,8 @@ def test_from_a_stock_folder_to_a_merged_one(run: Run) -> None:
 
 
 def check_batch(run: Run) -> None:
-    """Targets are learned and prompts are not; what a user types is letters; a row alone is that row of a batch.
-
-    Rows are as long as they are said to be before they are made.
-    """
+    """Targets are learned and prompts are not; what a user types is letters; a row alone is that row of a batch."""
     batch = run.batch()
-    lengths = [run.rows.length(record) for record in records(run.folder)]
-    assert batch["attention_mask"].sum(1).tolist() == lengths
     ours = set(run.vocabulary.ids.values())
     for ids, labels, weights in zip(batch["input_ids"], batch["labels"], batch["weights"], strict=True):
         learned = labels >= 0
@@ -151,9 +147,10 @@ def check_batch(run: Run) -> None:
     model = run.model.eval()
     with torch.no_grad():
         together = run.losses(model, batch)
-        for number, record in enumerate(records(run.folder)):
-            alone = run.losses(model, run.rows.batch([record]))
-            assert torch.allclose(alone.sum(), together[number], rtol=1e-3), number
+        for row, shown in enumerate(batch["task"].tolist()):
+            number = next(n for n, r in enumerate(records(run.folder)) if chains.TASKS.index(r.example.task) == shown)
+            alone = run.losses(model, run.batch(number))
+            assert torch.allclose(alone.sum(), together[row], rtol=1e-3), number
 
 
 def check_what_moved(run: Run, model: Any) -> None:

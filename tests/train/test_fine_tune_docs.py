@@ -57,7 +57,7 @@ def test_commands_that_are_not_run_name_settings_and_files_that_exist() -> None:
         flags = command[command.index("train.finetune") :]
         assert {w[2:] for w in flags if w.startswith("--")} <= known
     assert all((ROOT / word).is_file() for word in words if word.startswith(("train/", "examples/")))
-    named = set(re.findall(r"`--((?:data|losses)\.\w+)", PAGE))
+    named = set(re.findall(r"`--((?:data|loop)\.[\w.]+)", PAGE))
     assert named and named <= known
     assert all((ROOT / "train/configs/accelerate" / name).is_file() for name in re.findall(r"`(\w+\.yaml)`", PAGE))
 

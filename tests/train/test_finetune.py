@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,18 +28,21 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
 from train import finetune
-from train.data.curriculum import KindSchedule
-from train.data.record_batches import RecordBatches, RecordPlan, available_shares, split_by_length
-from train.data.records import SourcesConfig
-from train.finetune import FinetuneConfig, FinetuneResult, write_folder
-from train.loop.command_line import parse_config
-from train.loop.record_trainer import checkpoints
+from train.aurora import AuroraConfig
+from train.data.curriculum import CurriculumConfig
+from train.data.records import RecordPlan, SourcesConfig, available_shares
+from train.data.rows import RowBatches, split_by_length
+from train.data.scenes import ScenesConfig
+from train.finetune import FinetuneConfig, FinetuneResult
+from train.loop.command_line import flatten, parse_config
+from train.loop.config import LoopConfig
+from train.loop.progress import read_log
 from train.models.adapters import LoraSettings
-from train.models.losses import LossSettings
+from train.models.saving import save_perception_model
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("accelerate")
-ALL_KINDS = KindSchedule(schedule="constant", atomic_end=0.4, chain_share=0.5)
+ALL_KINDS = CurriculumConfig(schedule="constant", atomic_end=0.4, chain_share=0.5)
 STEPS, STOPPED_AT = 4, 2
 ACCELERATE = Path(finetune.__file__).parent / "configs" / "accelerate"
 
@@ -91,10 +95,14 @@ def config_for(world: Path, out: Path, **changes: object) -> FinetuneConfig:
     data = SourcesConfig(own=(str(world / "questions.csv"),), records=(str(world / "records.jsonl"),))
     settings = {
         "base": str(world / "llava"), "depth_tokenizer": str(world / "depth"), "num_locations": 10, "data": data,
-        "out": str(out / "model"), "run_dir": str(out / "run"), "schedule": ALL_KINDS, "steps": STEPS,
-        "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "save_every": 1, "log_every": 1, "num_workers": 0,
+        "out": str(out / "model"), "run_dir": str(out / "run"), "curriculum": ALL_KINDS, "batch_size": 8,
     }  # fmt: skip
-    return FinetuneConfig(**(settings | changes))  # type: ignore[arg-type]
+    loop = {
+        "steps": STEPS, "learning_rate": 3e-3, "weight_decay": 0.0, "min_lr_ratio": 0.0, "precision": "fp32",
+        "checkpoint_every_seconds": 0.0, "log_every": 1, "num_workers": 0, "find_unused_parameters": True,
+    }  # fmt: skip
+    known = {name: changes.pop(name) for name in list(changes) if name in LoopConfig.__dataclass_fields__}
+    return FinetuneConfig(**(settings | {"loop": LoopConfig(**(loop | known))} | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_a_run_writes_a_model_that_answers(world: Path, trained: tuple[Path, FinetuneResult]) -> None:
     out, result = trained
-    assert result.steps == STEPS and len(result.losses) == STEPS and result.losses[-1] < result.losses[0]
+    assert result.fit.steps == STEPS and len(result.losses) == STEPS and result.losses[-1] < result.losses[0]
     assert result.records == 8 * 4 + 8
     model = PerceptionModel.from_pretrained(out / "model")
     answer = model.ask(world / "0.png", "How many cups are there?", "chain", max_new_tokens=20)
@@ -129,15 +137,15 @@ def test_a_run_writes_a_model_that_answers(world: Path, trained: tuple[Path, Fin
 
 def stop_before(step: int) -> pytest.MonkeyPatch:
     """Ends a run as it asks for a step's first batch."""
-    get = RecordBatches.__getitem__
+    make = RowBatches.__call__
 
-    def get_or_stop(batches: RecordBatches, index: int) -> dict[str, torch.Tensor]:
-        if index >= step * batches.world * batches.parts * batches.groups:
+    def make_or_stop(batches: RowBatches, at: int, shard: int, num_shards: int) -> list[dict[str, torch.Tensor]]:
+        if at >= step:
             raise KeyboardInterrupt
-        return get(batches, index)
+        return make(batches, at, shard, num_shards)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(RecordBatches, "__getitem__", get_or_stop)
+    patch.setattr(RowBatches, "__call__", make_or_stop)
     return patch
 
 
@@ -152,17 +160,19 @@ def test_a_stopped_run_ends_like_one_that_was_not(
         pytest.importorskip("peft")
         whole = tmp_path / "whole" / "model"
         finetune.train(config_for(world, tmp_path / "whole", **changes))
-    patch = stop_before(STOPPED_AT + 1)
+    patch = stop_before(STOPPED_AT)
     with patch.context(), pytest.raises(KeyboardInterrupt):
         finetune.train(config_for(world, tmp_path, **changes))
     patch.undo()
-    kept = checkpoints(tmp_path / "run")
-    assert max(kept) >= STOPPED_AT and not (tmp_path / "model").exists()
-    (tmp_path / "run" / f"checkpoint-{max(kept) + 1}").mkdir()
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "run" / f"checkpoint-{STOPPED_AT + 1}").mkdir()
     resumed = finetune.train(config_for(world, tmp_path, **changes))
-    assert resumed.resumed_from == max(kept)
+    assert resumed.fit.resumed_from == STOPPED_AT and len(resumed.losses) == STEPS
     assert same_weights(tmp_path / "model", whole)
-    with pytest.raises(ValueError, match="was begun with batch_size 8, got 4; give another run_dir"):
+    if lora:
+        held = load_file(tmp_path / "run" / f"checkpoint-{STEPS}" / "model.safetensors")
+        assert not any("vision_tower" in name or "base_layer" in name for name in held), "what is frozen is not written"
+    with pytest.raises(ValueError, match="other settings .*batch_size: 8 there, 4 now.*another run_dir"):
         finetune.train(config_for(world, tmp_path, batch_size=4, **changes))
 
 
@@ -180,27 +190,97 @@ def test_two_processes_equal_one_with_twice_the_batch(world: Path, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done: ") == 1
     one = finetune.train(config_for(world, tmp_path / "one", batch_size=8, steps=3, length_groups=2))
-    history = json.loads((tmp_path / "two" / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-    losses = [line["loss"] for line in history if "loss" in line]
+    losses = [record["loss"] for record in read_log(tmp_path / "two" / "run")]
     assert np.allclose(losses, one.losses, rtol=1e-5)
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(a[n], b[n], atol=2e-4) for n in a)
 
 
 def test_accumulation_and_groups_change_nothing(world: Path, tmp_path: Path) -> None:
-    """A batch in one forward, in eight, or in two, with checkpointing of activations or without; with every loss."""
-    losses = LossSettings(reconstruction=5.0, location_spread=1.0, marker=1.0, count=0.5)
+    """A batch in one forward, in eight, or in two, with checkpointing of activations or without."""
     settings = [
         {"length_groups": 1},
         {"length_groups": 8},
         {"batch_size": 4, "gradient_accumulation": 2, "gradient_checkpointing": True},
     ]
-    runs = [
-        finetune.train(config_for(world, tmp_path / str(n), steps=2, losses=losses, **s))
-        for n, s in enumerate(settings)
-    ]
+    runs = [finetune.train(config_for(world, tmp_path / str(n), steps=2, **s)) for n, s in enumerate(settings)]
     assert all(np.allclose(run.losses, runs[0].losses, rtol=1e-5) for run in runs)
     assert runs[1].padding_share == 0.0 < runs[0].padding_share
+
+
+def test_a_finished_run_that_is_started_again_says_the_same(
+    world: Path, trained: tuple[Path, FinetuneResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, result = trained
+    before = {path.name: path.read_bytes() for path in (out / "model").glob("*.*")}
+    again = finetune.train(config_for(world, out, train_rows="new", tower_lr_ratio=0.1))
+    assert again.fit.resumed_from == STEPS and finetune.report(again) == finetune.report(result)
+    assert 0 < again.padding_share < 0.5 and again.losses == result.losses
+    assert {path.name: path.read_bytes() for path in (out / "model").glob("*.*")} == before
+
+
+def test_two_sharded_processes_equal_one_with_twice_the_batch(world: Path, tmp_path: Path) -> None:
+    """FSDP2, as `accelerate launch` asks for it: stopped after two steps, resumed, and gathered at the end."""
+    two = config_for(world, tmp_path / "two", batch_size=4, steps=3, length_groups=2)
+    root = Path(finetune.__file__).parents[1]
+    environment = os.environ | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
+    run: dict = {"capture_output": True, "text": True, "timeout": 540, "cwd": root, "env": environment}
+    done = subprocess.run(command(two, 2), **run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.rmtree(tmp_path / "two" / "run" / "checkpoint-3")
+    whole = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    names = {path.name for path in (tmp_path / "two" / "run" / "checkpoint-2").iterdir()}
+    parts = {f"{kind}-{n}of2.safetensors" for kind in ("model", "optimizer") for n in (1, 2)}
+    assert names == parts | {"state.json"}, "nothing is pickled"
+    done = subprocess.run(command(two, 2), **run)
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("done: 3 steps") == 1
+    resumed = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole), "bit for bit"
+    one = finetune.train(config_for(world, tmp_path / "one", batch_size=8, steps=3, length_groups=2))
+    assert np.allclose([r["loss"] for r in read_log(tmp_path / "two" / "run")], one.losses, rtol=1e-5)
+    expected = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    assert whole.keys() == expected.keys()
+    assert all(torch.allclose(whole[n], expected[n], atol=2e-4) for n in expected)
+    assert PerceptionModel.from_pretrained(tmp_path / "two" / "model").vocabulary.num_locations == 10
+
+
+def test_launches_that_are_not_supported_are_refused(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"does not run under DeepSpeed; launch with FSDP2.*fsdp2_8gpu.yaml"):
+        finetune.train(config_for(world, tmp_path))
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ValueError, match="shards with FSDP2, got fsdp_version 1"):
+        finetune.train(config_for(world, tmp_path))
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="train_rows=new without LoRA needs whole tables"):
+        finetune.train(config_for(world, tmp_path, train_rows="new"))
+
+
+def test_scenes_and_records_train_together(world: Path, tmp_path: Path) -> None:
+    """Half of a batch is of each; the baseline's answers are direct ones."""
+    scenes = ScenesConfig(8, str(tmp_path / "scenes"))
+    curriculum = CurriculumConfig("constant", atomic_end=0.5, depth_share=0.0)
+    for arm in ("aurora", "direct"):
+        config = config_for(world, tmp_path / arm, curriculum=curriculum, arm=arm, steps=1)
+        config = replace(config, data=replace(config.data, scenes=scenes))
+        result = finetune.train(config)
+        assert (result.scenes, result.records) == (8, 40)
+        seen = {name for record in read_log(tmp_path / arm / "run") for name in record["losses"]} - {"padding"}
+        assert all(name.startswith("direct") for name in seen) == (arm == "direct")
+
+
+def test_aurora_s_settings_are_a_preset_of_this_recipe() -> None:
+    changed = {f for f, v in flatten(AuroraConfig()).items() if v != flatten(FinetuneConfig())[f]}
+    assert {"data.scenes.count", "tower_lr_ratio", "loop.steps"} <= changed
+    assert flatten(AuroraConfig()).keys() == flatten(FinetuneConfig()).keys()
+    assert finetune.command_line(AuroraConfig.recipe, AuroraConfig()) == "python -m train.aurora"
 
 
 def test_packed_patches_train_with_lora(world: Path, tmp_path: Path) -> None:
@@ -264,26 +344,26 @@ def test_realistic_lengths_are_padded_by_less_than_a_tenth(image: str) -> None:
     """Images of one size, as LLaVA-1.5 has them, or of 256 to 1,280 tokens each, as Qwen-VL has them."""
     rng = np.random.default_rng(0)
     tasks = [task for task in REALISTIC for _ in range(200)]
-    plan = RecordPlan.draw(tasks, KindSchedule(), steps=60, rows_a_step=16, seed=0)
+    plan = RecordPlan.draw(tasks, CurriculumConfig(), steps=60, rows_a_step=16, seed=0)
     pixels = np.full(len(tasks), LLAVA_IMAGE) if image == "llava" else rng.uniform(256, 1280, len(tasks)).astype(int)
     lengths = {}
     for number, task in enumerate(tasks):
         prompt, answer = REALISTIC[task]
         lengths[number] = int(pixels[number] + prompt + rng.integers(0, 12) + answer * rng.uniform(0.9, 1.1))
-    batches = RecordBatches(None, (), plan, 16, 1, FinetuneConfig().length_groups, 1, lengths)  # type: ignore[arg-type]
     real = slots = 0
-    for step in range(len(plan.rows)):
-        for group in batches.members(step, 0):
-            real += sum(lengths[n] for n in group)
-            slots += len(group) * max(lengths[n] for n in group)
+    for rows in plan.rows:
+        here = [lengths[n] for n in rows]
+        for group in split_by_length(here, FinetuneConfig().length_groups):
+            real += sum(here[n] for n in group)
+            slots += len(group) * max(here[n] for n in group)
     assert 1 - real / slots < 0.1
 
 
 def test_plans_deal_every_record_before_any_comes_again() -> None:
     tasks = ["atomic_depth"] * 5 + ["chain_depth"] * 3 + ["direct_other"] * 2
-    plan = RecordPlan.draw(tasks, KindSchedule(), steps=40, rows_a_step=6, seed=0)
-    assert np.array_equal(plan.rows, RecordPlan.draw(tasks, KindSchedule(), 40, 6, 0).rows)
-    assert not np.array_equal(plan.rows, RecordPlan.draw(tasks, KindSchedule(), 40, 6, 1).rows)
+    plan = RecordPlan.draw(tasks, CurriculumConfig(), steps=40, rows_a_step=6, seed=0)
+    assert np.array_equal(plan.rows, RecordPlan.draw(tasks, CurriculumConfig(), 40, 6, 0).rows)
+    assert not np.array_equal(plan.rows, RecordPlan.draw(tasks, CurriculumConfig(), 40, 6, 1).rows)
     for members in (range(5), range(5, 8), range(8, 10)):
         dealt = plan.rows[np.isin(plan.rows, members)]
         for start in range(0, len(dealt) - len(members), len(members)):
@@ -292,10 +372,12 @@ def test_plans_deal_every_record_before_any_comes_again() -> None:
 
 
 def test_what_data_lack_goes_to_what_they_have() -> None:
-    schedule = KindSchedule("constant", atomic_end=0.2, chain_share=0.75)
+    schedule = CurriculumConfig("constant", atomic_end=0.2, chain_share=0.75)
     assert np.allclose(available_shares(schedule, 0.5, [True] * 3), [0.2, 0.6, 0.2])
     assert np.allclose(available_shares(schedule, 0.5, [True, False, True]), [0.5, 0, 0.5])
-    assert np.allclose(available_shares(KindSchedule(), 0.0, [False, False, True]), [0, 0, 1])  # atomic alone asked for
+    assert np.allclose(
+        available_shares(CurriculumConfig(), 0.0, [False, False, True]), [0, 0, 1]
+    )  # atomic alone asked for
     with pytest.raises(ValueError, match="no records to train on"):
         RecordPlan.draw([], schedule, 1, 1, 0)
     assert set(TASKS) == {task for kind in ("atomic", "chain", "direct") for task in TASKS if task.startswith(kind)}
@@ -332,18 +414,19 @@ def test_the_example_in_the_docs_parses() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"train_rows": "some"}, "'all' or 'new', got 'some'"),
-        ({"naming": "ours"}, "naming must be one of default, aurora, got 'ours'"),
-        ({"precision": "fp8"}, "precision must be bf16 or fp32, got 'fp8'"),
+        ({"train_rows": "some"}, "unknown train_rows 'some'; known: all, new"),
+        ({"arm": "both"}, "unknown arm 'both'; known: aurora, direct"),
+        ({"naming": "ours"}, "unknown naming 'ours'; known: default, aurora"),
+        ({"base_precision": "fp8"}, "unknown base_precision 'fp8'; known: fp32, bf16"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; known: fp32, bf16"),
+        ({"only_projector": True, "train_rows": "new"}, "only_projector trains nothing else, .*train_rows new"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"new_rows": "codebook", "depth_tokenizer": ""}, "new_rows=codebook needs"),
-        ({"depth_tokenizer": "", "losses": {"marker": -1.0}}, "losses.marker must not be negative, got -1.0; 0 is off"),
     ],
 )
 def test_bad_settings_are_refused(world: Path, tmp_path: Path, change: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        losses = LossSettings(**change.pop("losses", {}))  # type: ignore[arg-type]
-        config_for(world, tmp_path, losses=losses, **change)
+        config_for(world, tmp_path, **change)
 
 
 def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: Path) -> None:
@@ -361,16 +444,20 @@ def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: P
         SourcesConfig(counts=("a.json",))
 
 
-def test_a_full_disk_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("first") and None)
+def test_a_full_disk_leaves_the_model_that_was_there(trained: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
+    shutil.copytree(trained[0] / "model", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("a card")
+    model = PerceptionModel.from_pretrained(tmp_path / "model")
+    parts: tuple = (model.model, model.processor, model.vocabulary, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.*")}
 
-    def fails(out: Path) -> None:
-        (out / "a").write_text("second")
+    def fails(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_folder(tmp_path / "model", fails)
-    assert (tmp_path / "model" / "a").read_text() == "first"
-    write_folder(tmp_path / "model", lambda out: (out / "a").write_text("third") and None)
-    assert (tmp_path / "model" / "a").read_text() == "third"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+        save_perception_model(*parts, {"steps": 1}, write_more=fails)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.*")} == before
+    save_perception_model(*parts, {"steps": 1})
+    assert json.loads((tmp_path / "model" / "training.json").read_text()) == {"steps": 1}
+    assert (tmp_path / "model" / "README.md").read_text() == "a card"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

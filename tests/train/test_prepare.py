@@ -390,7 +390,7 @@ def test_a_model_trains_on_labelled_images(tmp_path: Path, vqvae: VQVAE) -> None
         [
             *("--base", str(base), "--data.prepared", str(out), "--out", str(tmp_path / "model")),
             *("--run_dir", str(tmp_path / "run"), "--depth_tokenizer", str(shipped("depth-scenes-100"))),
-            *("--steps", "2", "--batch_size", "2"),
+            *("--loop.steps", "2", "--batch_size", "2"),
         ]
     )
     assert (tmp_path / "model" / "perception_vocabulary.json").exists()

@@ -36,7 +36,7 @@ def test_the_summary_holds_figures_time_and_memory(tmp_path: Path) -> None:
     assert summary["peak_memory_gb"]["process"] == pytest.approx(memory.process / 1e9, abs=1e-3)
     assert Comparison.from_json(summary["styles"]["shifted"]) == COMPARISON
     assert summary["command"].startswith("python -m train.quickstart --run_dir") and summary["cores"] >= 1
-    assert summary["config"]["aurora.loop.steps"] == config.aurora.loop.steps
+    assert summary["config"]["loop.steps"] == config.loop.steps
 
 
 def test_memory_is_in_bytes() -> None:

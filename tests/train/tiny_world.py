@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import SwinConfig
 
-from train.base import save_half
+from train.models.saving import save_half
 from train.models.tiny import TinySize, build_model, build_processor, train_text_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -23,15 +24,14 @@ from perception.chains import (
     DIRECT_DEPTH,
     TASKS,
 )
-
-SCHEDULES = ("phases", "linear", "constant", "softmax")
+from train.loop.config import check_choices
 
 
 @dataclass(frozen=True)
-class KindSchedule:
-    """Shares of atomic tasks, chains and direct answers over a run."""
+class CurriculumConfig:
+    """Shares of the tasks over a run. The shares of depth tasks and of maps are of rendered scenes alone."""
 
-    schedule: str = "phases"
+    schedule: Literal["phases", "linear", "constant", "softmax"] = "phases"
     """phases (AURORA as run), linear, constant (atomic_end throughout), softmax (AURORA as written)"""
     phases: int = 10
     atomic_start: float = 1.0
@@ -40,20 +40,6 @@ class KindSchedule:
     """of what is not atomic, the share of chains; the rest answers directly"""
     temperature: tuple[float, float] = (0.3, 3.0)
     """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; known schedules: {', '.join(SCHEDULES)}")
-        if self.phases < 1:
-            raise ValueError(f"phases must be at least 1, got {self.phases}")
-        for name in (item.name for item in fields(self) if item.type in (float, "float")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class CurriculumConfig(KindSchedule):
-    """Shares of the tasks over a run."""
 
     depth_share: float = 0.5
     """share of depth tasks beside counting tasks, in every kind"""
@@ -71,7 +57,12 @@ class CurriculumConfig(KindSchedule):
     also what lets many tokens be drawn at once (`perception.decoding.decoder`)"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_choices(self)
+        if self.phases < 1:
+            raise ValueError(f"phases must be at least 1, got {self.phases}")
+        for name in (item.name for item in fields(self) if item.type in (float, "float")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.points_share + self.readings_share > 1:
             raise ValueError(
                 f"points_share ({self.points_share}) and readings_share ({self.readings_share}) must not exceed 1 "
@@ -79,7 +70,7 @@ class CurriculumConfig(KindSchedule):
             )
 
 
-def kind_shares(config: KindSchedule, progress: float) -> tuple[float, float, float]:
+def kind_shares(config: CurriculumConfig, progress: float) -> tuple[float, float, float]:
     """Shares of atomic, chain and direct tasks at `progress` in [0, 1] of a run; they sum to one."""
     if config.schedule == "softmax":
         low, high = config.temperature

@@ -1,24 +1,26 @@
-"""Rows of a batch: one task on one image each, from examples to ids, labels and weights."""
+"""Rows of a batch: one task on one image each, from examples to what a model reads.
+
+A source gives the rows of a batch (`train.data.scenes`, `train.data.records`); the model's own processor makes image
+inputs and the head of each prompt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from perception import chains
 from perception.chains import ChatPrompt, Example, encode_target
+from perception.model.image_inputs import batch_images, batch_types, pad_rows, token_types
 from perception.vocabulary.names import PerceptionVocabulary
-from train.base import IGNORE, collate
+from train.models.losses import IGNORE
 
-MOST_NOISE = 0.5
-"""At most this share of the codes of a noisy map is random."""
-SHOWN_GAP = 3
-"""Of 99, what the nearest marker of a foreign or noisy map must lead by"""
 Encoded = tuple[list[int], list[int], list[float]]
 """Ids and labels of a row, and the weight of each token of its target"""
 
@@ -33,42 +35,40 @@ class TokenWeights:
 
 
 @dataclass(frozen=True)
-class TaskRow:
+class Row:
     """A sample before it is encoded."""
 
-    image: Tensor | None
-    """(H, W, 3) uint8; None where the image inputs are made apart"""
+    image: Image.Image
     example: Example
-    shown: np.ndarray | None
-    """depth codes that the model reads where `example` has those it shall draw"""
-    foreign: bool
-    """whether the map is another image's, and so not to be learned"""
+    shown: np.ndarray | None = None
+    """depth codes that the model reads in place of those that `example` tells it to draw"""
+    foreign: bool = False
+    """True if the map is another image's, and so not to be learned"""
 
 
-def happens(share: float, rng: np.random.Generator) -> bool:
-    return share > 0 and bool(rng.random() < share)
+class RowSource(Protocol):
+    """Where rows come from."""
 
-
-def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Codes (h * w,), up to `MOST_NOISE` of them random."""
-    hit = rng.random(codes.shape) < rng.random() * MOST_NOISE
-    return np.where(hit, rng.integers(codebook_size, size=codes.shape), codes)
+    def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
+        """The `count` rows of one of the batches of a step: a pure function of its arguments."""
 
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """What it takes to encode a row."""
+    """Makes batches of rows for one model."""
 
     vocabulary: PerceptionVocabulary
-    text_tokenizer: Any
+    processor: Any
     prompt: ChatPrompt
     weights: TokenWeights
+    accepted: frozenset[str]
+    """names of what the model's forward takes"""
 
-    def encode(self, row: TaskRow, head_ids: Sequence[int]) -> Encoded:
+    def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
         """`head_ids`: of the prompt up to the question, image tokens expanded."""
-        vocabulary, example = self.vocabulary, row.example
-        head = list(head_ids) + self.prompt.tail_ids(self.text_tokenizer, vocabulary, example.question)
-        tail = [*encode_target(self.text_tokenizer, vocabulary, example.target), self.text_tokenizer.eos_token_id]
+        vocabulary, example, tokenizer = self.vocabulary, row.example, self.processor.tokenizer
+        head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, example.question)
+        tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
         depth_ids = vocabulary.code_ids("depth")
         depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
         of_map = 0.0 if row.foreign else self.weights.depth
@@ -80,24 +80,91 @@ class RowEncoder:
             read = [depth_ids[next(shown)] if i in depth else i for i in tail]
         return head + read, [IGNORE] * len(head) + tail, weight
 
-    def batch(
-        self, rows: Sequence[Encoded], tasks: Sequence[str], images: dict[str, Tensor]
-    ) -> list[dict[str, Tensor]]:
-        """Two halves of like length, so that short rows are not padded to the length of depth maps.
+    def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
+        """Batches of rows of like length, so that short rows are not padded to the length of long ones."""
+        pictures = self._pictures([row.image for row in rows])
+        encoded = [self.encode(row, head) for row, (head, _) in zip(rows, pictures, strict=True)]
+        cut = split_by_length([len(ids) for ids, _, _ in encoded], min(groups, len(rows)))
+        tasks = [chains.TASKS.index(row.example.task) for row in rows]
+        return [
+            self._collate([encoded[n] for n in group], [pictures[n][1] for n in group])
+            | {"task": torch.tensor([tasks[n] for n in group])}
+            for group in cut
+        ]
 
-        `images`: the model's image inputs, (B, ...) each.
+    def _pictures(self, images: Sequence[Image.Image]) -> list[tuple[list[int], dict[str, Tensor]]]:
+        """Ids of each prompt up to its question, and the image inputs of its model.
+
+        Where pixels are all that a model takes of an image (LLaVA), the images of one size go through the processor
+        together: sixteen at once take little longer than one.
         """
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-        halves = [order[: len(order) // 2], order[len(order) // 2 :]] if len(order) > 1 else [order]
-        return [self._collate(half, rows, tasks, images) for half in halves]
+        made: dict[int, tuple[list[int], dict[str, Tensor]]] = {}
+        for size in dict.fromkeys(image.size for image in images):
+            first, *others = [n for n, image in enumerate(images) if image.size == size]
+            head, outputs = self._picture(images[first])
+            made[first] = head, {name: value for name, value in outputs.items() if name in self.accepted}
+            if others and set(outputs) == {"pixel_values"} and outputs["pixel_values"].shape[:-3] == (1,):
+                pixels = self.processor.image_processor(images=[images[n] for n in others], return_tensors="pt")
+                for n, row in zip(others, pixels["pixel_values"].split(1), strict=True):
+                    made[n] = head, {"pixel_values": row}
+            else:
+                for n in others:
+                    head, outputs = self._picture(images[n])
+                    made[n] = head, {name: value for name, value in outputs.items() if name in self.accepted}
+        return [made[n] for n in range(len(images))]
 
-    def _collate(
-        self, half: list[int], rows: Sequence[Encoded], tasks: Sequence[str], images: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        batch = collate([rows[i][:2] for i in half], self.text_tokenizer.pad_token_id)
-        weights = torch.zeros(batch["labels"].shape)
-        for row, i in enumerate(half):
-            ids, _, weight = rows[i]
-            weights[row, len(ids) - len(weight) : len(ids)] = torch.tensor(weight)
-        task_ids = torch.tensor([chains.TASKS.index(tasks[i]) for i in half])
-        return batch | {name: values[half] for name, values in images.items()} | {"weights": weights, "task": task_ids}
+    def _picture(self, image: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
+        return self.prompt.head_ids(self.processor, image)
+
+    def _collate(self, rows: Sequence[Encoded], images: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Right-padded ids, labels, mask and weights (B, longest), and the model's image inputs."""
+        tokenizer = self.processor.tokenizer
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        types = [
+            token_types(image, len(ids) - len(weights), len(weights))
+            for (ids, _, weights), image in zip(rows, images, strict=True)
+        ]
+        batch = {
+            "input_ids": pad_rows([ids for ids, _, _ in rows], pad, left=False),
+            "labels": pad_rows([labels for _, labels, _ in rows], IGNORE, left=False),
+            "attention_mask": pad_rows([[1] * len(ids) for ids, _, _ in rows], 0, left=False),
+            "weights": pad_rows([[0.0] * (len(ids) - len(w)) + w for ids, _, w in rows], 0.0, left=False),
+        }
+        return batch | batch_types(types, left=False) | batch_images(images)
+
+
+def split_by_length(lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Indices of rows in so many groups of like length, cut where the fewest tokens are padded; none is empty."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    if not 1 <= groups <= len(order):
+        raise ValueError(f"{len(order)} rows cannot be cut into {groups} groups; one row a group is the most")
+    # cost[g][n]: fewest tokens, padded ones included, of the n shortest rows in g groups, and where the last begins
+    cost = [[(0.0, 0)] + [(np.inf, 0)] * len(order)]
+    for group in range(1, groups + 1):
+        row = [(np.inf, 0)] * group
+        for end in range(group, len(order) + 1):
+            starts = range(group - 1, end)
+            row.append(min((cost[-1][s][0] + (end - s) * lengths[order[end - 1]], s) for s in starts))
+        cost.append(row)
+    cuts = [len(order)]
+    for group in range(groups, 0, -1):
+        cuts.append(cost[group][cuts[-1]][1])
+    cuts.reverse()
+    return [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+@dataclass(frozen=True)
+class RowBatches:
+    """Batches of a run, for `train.loop.fit`: rows of all sources, in groups of like length, a forward each.
+
+    Every batch of every device has as many forwards as any other, whatever its rows, which sharded models need.
+    """
+
+    encoder: RowEncoder
+    sources: tuple[tuple[RowSource, int], ...]
+    """each with its rows per batch"""
+    groups: int
+
+    def __call__(self, step: int, shard: int, num_shards: int) -> list[dict[str, Tensor]]:
+        rows = [row for source, count in self.sources for row in source.rows(step, shard, num_shards, count)]
+        return self.encoder.batches(rows, self.groups)

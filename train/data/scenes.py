@@ -1,16 +1,23 @@
-"""Batches of perception tasks on scenes: the same images for every arm, tasks by the curriculum."""
+"""Rendered scenes as a source of rows: the same images for every arm, tasks by the curriculum.
+
+Depth codes of the scenes are made once by the depth tokenizer and kept beside them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
+from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
 from perception import chains
-from perception.chains import ChatPrompt, Example
+from perception.chains import Example
 from perception.scenes.markers import LETTERS, choose_markers, draw_markers
 from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
 from perception.scenes.scene import Scene
@@ -19,15 +26,88 @@ from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
-from train.data.augmentation import normalise_pixels, photometric, to_pixels
+from train.data.augmentation import photometric, to_pixels
 from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
-from train.data.rows import SHOWN_GAP, Encoded, RowEncoder, TaskRow, TokenWeights, happens, noisy_codes
+from train.data.rows import Row
+from train.loop.config import check_choices
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
-ARMS = ("aurora", "direct")
+MOST_NOISE = 0.5
+"""At most this share of the codes of a noisy map is random."""
+SHOWN_GAP = 3
+"""Of 99, what the nearest marker of a foreign or noisy map must lead by"""
 _READINGS = 20  # points at which a map is read
 _MOST_PIECES = 8  # of other maps in a mosaic
 _ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
+_ENCODED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Rendered scenes to train on."""
+
+    count: int = 0
+    """scenes; 0 trains on none"""
+    store: str = "runs/scenes/standard"
+    """folder of the rendered scenes; a store holds those of one style"""
+    style: Literal["standard", "shifted"] = "standard"
+    first_seed: int = 0
+    image_size: int = 80
+    """pixels a side"""
+    share: float = 0.5
+    """share of the rows of a batch that are of scenes, where there are other data too"""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.count < 0:
+            raise ValueError(f"scenes.count must not be negative, got {self.count}; 0 trains on none")
+        if not 0 < self.share < 1:
+            raise ValueError(f"scenes.share must lie between 0 and 1, got {self.share}; scenes.count 0 trains on none")
+
+    def build(self) -> SceneStore:
+        """The store, rendered now where it is not there."""
+        seeds = range(self.first_seed, self.first_seed + self.count)
+        return SceneStore.build(self.store, seeds, self.style, self.image_size)
+
+
+def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
+    """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
+
+    The file's name carries a fingerprint of the tokenizer's weights: another tokenizer never reads these codes.
+    """
+    path = Path(store.folder) / f"depth-codes-{tokenizer.fingerprint()}.npy"
+    with FileLock(path.with_suffix(".lock")):  # of several processes of one training the first encodes, the others wait
+        if not path.exists():
+            _encode(store, tokenizer.eval(), path)
+    return np.load(path, mmap_mode="r")
+
+
+@torch.no_grad()
+def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
+    both: list[list[np.ndarray]] = [[], []]
+    for start in track(range(0, len(store), _ENCODED_AT_ONCE), description="depth codes", transient=True):
+        depth = torch.from_numpy(store.depth[start : start + _ENCODED_AT_ONCE].astype(np.float32))
+        for mirrored in (0, 1):
+            encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
+            both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).numpy())
+    codes = np.stack([np.concatenate(part) for part in both])
+    write_whole(path, lambda partial: _save_array(partial, codes))
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # of a path, numpy would add .npy to its name
+        np.save(file, array)
+
+
+def happens(share: float, rng: np.random.Generator) -> bool:
+    return share > 0 and bool(rng.random() < share)
+
+
+def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Codes (h * w,), up to `MOST_NOISE` of them random."""
+    hit = rng.random(codes.shape) < rng.random() * MOST_NOISE
+    return np.where(hit, rng.integers(codebook_size, size=codes.shape), codes)
 
 
 @dataclass(frozen=True)
@@ -100,25 +180,18 @@ class TaskMaker:
 
 
 @dataclass(frozen=True)
-class TaskBatches:
-    """Batch `step` of a run: a pure function of the step, the rank and the seed.
-
-    A batch comes as two halves of like length, so that short rows are not padded to the length of depth maps.
-    """
+class SceneRows:
+    """Rows on rendered scenes, photometrically augmented."""
 
     store: SceneStore
     codes: np.ndarray
     """(2, N, h * w): depth codes of the scenes and of their mirror images"""
     maker: TaskMaker
-    text_tokenizer: Any
-    prompt: ChatPrompt
-    head_ids: tuple[int, ...]
-    """ids of the prompt up to the question, image tokens expanded"""
     curriculum: CurriculumConfig
-    weights: TokenWeights
     arm: str
-    batch_size: int
+    """aurora, or direct: direct answers alone"""
     steps: int
+    """of the run"""
     seed: int
 
     def shares(self, step: int) -> dict[str, float]:
@@ -144,7 +217,7 @@ class TaskBatches:
             codes[y : y + height, x : x + width] = other()[v : v + height, u : u + width]
         return codes.reshape(-1)
 
-    def _row(self, task: str, rng: np.random.Generator) -> TaskRow:
+    def _row(self, task: str, rng: np.random.Generator) -> Row:
         curriculum = self.curriculum
         with_map = task in (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH)
         foreign = task == chains.ATOMIC_READINGS
@@ -160,22 +233,15 @@ class TaskBatches:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
             made = self.maker.make(task, scene, codes, rng, shown)
             if made is not None:
-                return TaskRow(*made, shown, foreign)
+                return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
-    @property
-    def encoder(self) -> RowEncoder:
-        return RowEncoder(self.maker.vocabulary, self.text_tokenizer, self.prompt, self.weights)
-
-    def _encode(self, row: TaskRow) -> Encoded:
-        return self.encoder.encode(row, self.head_ids)
-
-    def __call__(self, step: int, rank: int, world: int) -> list[dict[str, Tensor]]:
-        rng = np.random.default_rng((self.seed, step, rank))
-        tasks = draw_tasks(self.shares(step), self.batch_size, rng)
+    def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
+        rng = np.random.default_rng((self.seed, step, shard))
+        tasks = draw_tasks(self.shares(step), count, rng)
         rows = [self._row(task, rng) for task in tasks]
-        encoded = [self._encode(row) for row in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        images = torch.stack([row.image for row in rows if row.image is not None])  # all of them: scenes have images
-        pixels = normalise_pixels(photometric(to_pixels(images), generator))
-        return self.encoder.batch(encoded, tasks, {"pixel_values": pixels})
+        images = torch.stack([torch.from_numpy(np.array(row.image)) for row in rows])  # (B, H, W, 3)
+        augmented = photometric(to_pixels(images), generator)  # (B, 3, H, W) in [0, 1]
+        pixels = (255 * augmented).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return [replace(row, image=Image.fromarray(image)) for row, image in zip(rows, pixels, strict=True)]

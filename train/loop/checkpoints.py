@@ -4,6 +4,9 @@
 averaged) and, written last, state.json with the sizes and SHA-256 sums of them. It is made under another name and
 renamed, so a run killed at any instant leaves its newest whole checkpoint behind. `run_dir/best.safetensors`, where
 there is one, are the weights that did best on held-out data. Nothing is pickled.
+
+A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are where they were read
+from. Where a model is sharded over processes, each of them writes its own shards: model-1of8.safetensors, and so on.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from train.loop.averages import Averages
+from train.loop.averages import Averages
+from train.loop.sharding import local_part, wait_for_all
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
@@ -64,6 +67,9 @@ class Checkpoints:
     settings: Mapping[str, Any]
     """JSON values that decide what is trained; a checkpoint with other ones is refused"""
     keep: int = 2
+    shard: int = 0
+    """which of `num_shards` parts of the model and its optimiser this process holds"""
+    num_shards: int = 1
 
     def folder(self, step: int) -> Path:
         return self.run_dir / f"checkpoint-{step}"
@@ -80,27 +86,36 @@ class Checkpoints:
     def save(
         self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
     ) -> Path:
-        """Writes the checkpoint of `state.step` and removes the ones beyond `keep`; returns its folder."""
-        final = self.folder(state.step)
+        """Writes the checkpoint of `state.step` and removes the ones beyond `keep`; returns its folder.
+
+        Where the model is sharded, all processes call this at the same step.
+        """
+        final, is_main = self.folder(state.step), self.shard == 0
         if not (final / STATE_FILE).exists():
             partial = self.run_dir / f".{final.name}{_PARTIAL}"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)  # without state.json: half written
-            partial.mkdir(parents=True)
-            save_model(model, str(partial / MODEL_FILE))
-            save_file(_optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(final, ignore_errors=True)  # without state.json: half written
+                partial.mkdir(parents=True)
+            wait_for_all(self.num_shards)
+            save_file(_changing_tensors(model), partial / self._name(MODEL_FILE))
+            save_file(_optimizer_tensors(model, optimizer), partial / self._name(OPTIMIZER_FILE))
             if averages is not None:
                 save_file(averages.tensors(), partial / AVERAGES_FILE)
-            files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-            text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
-            (partial / STATE_FILE).write_text(text + "\n")
-            for path in (*partial.iterdir(), partial):
-                _sync(path)
-            os.rename(partial, final)
-            _sync(self.run_dir)
-        for step in self.complete()[: -self.keep]:
-            (self.folder(step) / STATE_FILE).unlink()  # first, so that a kill in between leaves no believable half
-            shutil.rmtree(self.folder(step), ignore_errors=True)
+            wait_for_all(self.num_shards)
+            if is_main:
+                files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+                text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
+                (partial / STATE_FILE).write_text(text + "\n")
+                for path in (*partial.iterdir(), partial):
+                    _sync(path)
+                os.rename(partial, final)
+                _sync(self.run_dir)
+        if is_main:
+            for step in self.complete()[: -self.keep]:
+                (self.folder(step) / STATE_FILE).unlink()  # first, so that a kill in between leaves no believable half
+                shutil.rmtree(self.folder(step), ignore_errors=True)
+        wait_for_all(self.num_shards)
         return final
 
     def restore(
@@ -120,9 +135,9 @@ class Checkpoints:
                     f"{folder} to go on from the checkpoint before it, or from the start where there is none"
                 )
         self._check_settings(folder, state["settings"])
-        _guarded(lambda: load_model(model, str(folder / MODEL_FILE)), folder / MODEL_FILE)
-        loaded = _guarded(lambda: load_file(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
-        _guarded(lambda: _load_optimizer(model, optimizer, loaded), folder / OPTIMIZER_FILE)
+        weights, moments = folder / self._name(MODEL_FILE), folder / self._name(OPTIMIZER_FILE)
+        _guarded(lambda: _load_changing(model, load_file(weights)), weights)
+        _guarded(lambda: _load_optimizer(model, optimizer, load_file(moments)), moments)
         if averages is not None:
             path = folder / AVERAGES_FILE
             _guarded(lambda: averages.load(load_file(path), step), path)
@@ -132,13 +147,18 @@ class Checkpoints:
         """Keeps the weights as those that did best so far; the file is whole or the one before."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         partial = self.run_dir / f".{BEST_FILE}{_PARTIAL}"
-        save_model(model, str(partial))
+        save_file(_changing_tensors(model), partial)
         os.replace(partial, self.run_dir / BEST_FILE)
 
     def load_best(self, model: nn.Module) -> None:
         """Loads what `save_best` kept. Raises CheckpointError where it is missing or does not fit."""
         path = self.run_dir / BEST_FILE
-        _guarded(lambda: load_model(model, str(path)), path)
+        _guarded(lambda: _load_changing(model, load_file(path)), path)
+
+    def _name(self, file: str) -> str:
+        """Name of this process's part of a file."""
+        stem, _, end = file.partition(".")
+        return file if self.num_shards == 1 else f"{stem}-{self.shard + 1}of{self.num_shards}.{end}"
 
     def _folders(self) -> list[tuple[int, Path]]:
         found = ((match, path) for path in self.run_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name)))
@@ -173,10 +193,46 @@ def _unless_off(value: Any) -> Any:
     return None if value is False else value
 
 
+def frozen_digest(model: nn.Module) -> str | None:
+    """Digest of the parameters that do not train, which checkpoints leave out; None where all of them train."""
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    lines = [f"{name} {tuple(p.shape)} {p.dtype} {torch.hash_tensor(p.detach())}" for name, p in frozen]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and buffers, the tied ones under each of their names."""
+    state = model.state_dict(keep_vars=True)
+    return {n: v for n, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+
+
+def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """This process's part of `_changing`, the tied ones once."""
+    once = {id(value): name for name, value in reversed(_changing(model).items())}
+    return {name: local_part(value).contiguous() for name, value in _changing(model).items() if once[id(value)] == name}
+
+
+@torch.no_grad()
+def _load_changing(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `_changing_tensors`. Raises ValueError for a tensor that is missing, left over or misshapen."""
+    known, loaded = model.state_dict(keep_vars=True), set()
+    for name, value in tensors.items():
+        if name not in known:
+            raise ValueError(f"it has {name}, which the model has not")
+        mine = local_part(known[name])
+        if mine.shape != value.shape:
+            raise ValueError(f"{name} is {tuple(value.shape)} there, {tuple(mine.shape)} in the model")
+        mine.copy_(value)
+        loaded.add(id(known[name]))
+    missing = [name for name, value in _changing(model).items() if id(value) not in loaded]
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
+
+
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
-        f"{names[id(p)]}/{key}": value.contiguous()
+        f"{names[id(p)]}/{key}": local_part(value).contiguous()
         for p, slots in optimizer.state.items()
         for key, value in slots.items()
     }
@@ -190,9 +246,13 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
         if name not in parameters or id(parameters[name]) not in trained:
             raise ValueError(f"it has state of {name}, which is not trained now")
         parameter = parameters[name]
-        # Moments keep the memory layout of their parameter (channels_last), without which steps are not bit-equal.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][slot] = like.copy_(value)
+        if value.shape == local_part(parameter).shape:
+            # Moments keep the memory layout of their parameter (channels_last), without which steps are not bit-equal.
+            moments = torch.empty_like(parameter)
+            local_part(moments).copy_(value)
+            optimizer.state[parameter][slot] = moments
+        else:
+            optimizer.state[parameter][slot] = value.clone()
 
 
 def _guarded(load: Callable[[], Any], path: Path) -> Any:

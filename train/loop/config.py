@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
 
@@ -17,8 +17,8 @@ class LoopConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     """weight decay of matrices, convolutions and embeddings; vectors never decay"""
-    warmup_steps: int = 0
-    """steps over which the learning rate rises linearly from 0"""
+    warmup_steps: int | float = 0
+    """steps over which the learning rate rises linearly from 0; a number below 1 is a share of all steps"""
     schedule: Literal["cosine", "constant", "wsd", "exponential"] = "cosine"
     """learning rate after the warm-up. wsd: constant, then linear decay over the last decay_share of the steps.
     exponential: decay by the same factor at each step"""
@@ -56,6 +56,7 @@ class LoopConfig:
     the weights of the lowest; none: never"""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "gradient_accumulation", "keep_checkpoints", "log_every", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -73,6 +74,10 @@ class LoopConfig:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
         self._check_held_out()
 
+    @property
+    def num_warmup_steps(self) -> int:
+        return round(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * self.steps)
+
     def _check_held_out(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}; none keeps no average")
@@ -81,7 +86,15 @@ class LoopConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or none, got {value}")
         if self.patience is not None and self.evaluate_every is None:
-            raise ValueError(f"patience ({self.patience}) counts looks at held-out data; set evaluate_every too")
+            raise ValueError(f"patience ({self.patience}) counts evaluations on held-out data; set evaluate_every too")
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is none of its type's Literal choices."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            known = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}; known: {known}")
 
 
 def deciding_settings(config: LoopConfig) -> dict[str, Any]:

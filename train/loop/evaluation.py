@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from torch import nn
 
 from train.loop.averages import Averages
 from train.loop.checkpoints import Checkpoints, RunState
-
-if TYPE_CHECKING:
-    from train.loop.progress import RunLog
+from train.loop.progress import RunLog
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class HeldOut:
                     self.checkpoints.save_best(self.model)
             self.model.train()
             if log is not None:
-                log.write_evaluation(state.step, evaluation)
+                log.write_held_out(state.step, {"loss": evaluation.loss, **evaluation.scalars}, evaluation.images)
             found = [float(evaluation.loss)]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)

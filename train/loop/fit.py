@@ -4,8 +4,9 @@ Everything a step does is a function of its number: the batch, the learning rate
 before each step). So a run killed at any instant and started again goes on from its newest checkpoint and, on a CPU
 and with as many threads, ends with the same bits as a run that was never killed.
 
-Start it with `python -m train.X` on one device or `accelerate launch -m train.X` on several (data-parallel; `run_dir`
-must then be on a disk that all nodes share).
+Start it with `python -m train.X` on one device or `accelerate launch -m train.X` on several (`run_dir` must then be on
+a disk that all nodes share). Several devices train data-parallel, or, in recipes that allow it, with the model sharded
+over them by FSDP2.
 """
 
 from __future__ import annotations
@@ -30,19 +31,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from train.loop.averages import Averages
-from train.loop.checkpoints import Checkpoints, RunState
+from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
 from train.loop.config import LoopConfig, deciding_settings
 from train.loop.evaluation import EvaluateFn, HeldOut
 from train.loop.memory import release_memory
 from train.loop.optimizer import build_optimizer, learning_rate_at
 from train.loop.progress import Display, RunLog
 from train.loop.scalars import RunningMean, Scalars, to_floats
+from train.loop.sharding import launched_sharded, shard, whole
 
 BatchFn = Callable[[int, int, int], Any]
 """(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch."""
 LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
 """(model, batch, step) -> (loss, named scalars to show and log)."""
-
+WeightFn = Callable[[Any], Tensor]
+"""(batch) -> what the batch counts in the mean over its step, a number on the CPU."""
 
 _START = RunState(0, math.nan, 0.0, 0.0)
 
@@ -75,10 +78,13 @@ def fit(
     *,
     param_groups: Sequence[Mapping[str, Any]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    in_parts: bool = False,
+    weight: WeightFn | None = None,
     evaluate: EvaluateFn | None = None,
     after_step: Callable[[], None] | None = None,
     title: str = "",
     fingerprint: Mapping[str, Any] | None = None,
+    shardable: bool = False,
 ) -> FitResult:
     """Trains `model` in place for `config.steps` steps, from `run_dir`'s newest checkpoint where there is one.
 
@@ -90,6 +96,11 @@ def fit(
             accumulation a step has several shards, a batch each.
         loss_fn: loss of a batch, a mean over it, and scalars to show and log. It may call the model several times.
         param_groups: see `build_optimizer`.
+        in_parts: batches are lists, whose parts are forwarded one after the other, each with a backward of its own.
+            `loss_fn` and `weight` are given a part.
+        weight: what a batch counts. The loss of a step is the mean of its batches' losses by these weights, over all
+            devices and forwards, so two devices with a batch each take the step of one with twice the batch. None: all
+            batches count the same.
         on_log: called with each record of log.jsonl, but for those of held-out data.
         evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
             after the last; on the main process alone, so it must not wait for others.
@@ -102,11 +113,24 @@ def fit(
         ValueError: for `config.evaluate_every` without `evaluate`.
         FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
     """
+    sharded = launched_sharded()
+    if sharded:
+        _check_shardable(config, shardable)
     accelerator = _accelerator(config)
-    num_shards = accelerator.num_processes * config.gradient_accumulation
+    world = accelerator.num_processes
+    num_shards = world * config.gradient_accumulation
     settings = {"num_shards": num_shards, **deciding_settings(config), **(fingerprint or {})}
-    checkpoints = Checkpoints(Path(run_dir), settings, config.keep_checkpoints)
-    model.to(accelerator.device).train()
+    if frozen := frozen_digest(model):
+        settings["frozen_weights"] = frozen
+    if sharded:
+        settings["sharded_over"] = world
+        param_groups = _shard(model, param_groups, accelerator, config)
+        held = accelerator.process_index, world
+    else:
+        model.to(accelerator.device)
+        held = 0, 1
+    checkpoints = Checkpoints(Path(run_dir), settings, config.keep_checkpoints, *held)
+    model.train()
     optimizer = build_optimizer(model, config, param_groups)
     averages = Averages(model, config.ema_decay) if config.ema_decay is not None else None
     held_out = _held_out(evaluate, model, averages, checkpoints, accelerator, config)
@@ -114,7 +138,9 @@ def fit(
     resumed_from = _newest(checkpoints, accelerator, display_console)
     state = _START if resumed_from is None else checkpoints.restore(resumed_from, model, optimizer, averages)
     if state.step < config.steps and not _stopped(state, config):
-        trainer = _Trainer(accelerator, model, optimizer, loss_fn, config, averages, after_step)
+        trainer = _Trainer(
+            accelerator, model, optimizer, loss_fn, config, in_parts, weight, averages, after_step, sharded
+        )
         batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         with display, _same_bits(accelerator.device):
@@ -165,8 +191,8 @@ def _run(
                     if on_log is not None:
                         on_log(record)
                 mean = RunningMean()
-            due = time.monotonic() - last_saved >= config.checkpoint_every_seconds
-            if is_main and (due or finished):
+            due = finished or trainer.agreed(time.monotonic() - last_saved >= config.checkpoint_every_seconds)
+            if due and (is_main or trainer.sharded):
                 checkpoints.save(state, trainer.model, trainer.optimizer, trainer.averages)
                 last_saved = time.monotonic()
             if finished:
@@ -236,14 +262,19 @@ class _Trainer:
         optimizer: torch.optim.Optimizer,
         loss_fn: LossFn,
         config: LoopConfig,
+        in_parts: bool,
+        weight: WeightFn | None,
         averages: Averages | None,
         after_step: Callable[[], None] | None,
+        sharded: bool,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
+        self.in_parts, self.weight, self.sharded = in_parts, weight, sharded
         self.averages, self.after_step = averages, after_step
         if config.compile:
             model.compile()
-        self.objective = accelerator.prepare_model(_Objective(model, loss_fn))
+        objective = _Objective(model, loss_fn)
+        self.objective = objective if sharded else accelerator.prepare_model(objective)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(
@@ -253,22 +284,30 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, step) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
-        parts, waited, mean = self.config.gradient_accumulation, 0.0, RunningMean()
-        for part in range(parts):
-            start = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - start
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-            torch.manual_seed(_seed(self.config.seed, step, self.accelerator.process_index * parts + part))
-            last = part == parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.objective):
+        mean = RunningMean()
+        start = time.perf_counter()
+        batches_here = [next(batches) for _ in range(self.config.gradient_accumulation)]
+        waited = time.perf_counter() - start
+        forwards = [(n, part) for n, batch in enumerate(batches_here) for part in (batch if self.in_parts else [batch])]
+        scales = self._scales([part for _, part in forwards])
+        seeded = None
+        for number, (index, part) in enumerate(forwards):
+            part = send_to_device(part, self.accelerator.device, non_blocking=True)
+            if index != seeded:
+                torch.manual_seed(
+                    _seed(self.config.seed, step, self.accelerator.process_index * len(batches_here) + index)
+                )
+                seeded = index
+            last = number == len(forwards) - 1
+            with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.objective):
                 with torch.autocast(
                     self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
                 ):
-                    loss, scalars = self.objective(batch, step)
-                (loss / parts).backward()
+                    loss, scalars = self.objective(part, step)
+                loss = loss * scales[number]
+                (loss / len(forwards)).backward()
             mean.add(to_floats({"loss": loss} | {k: v for k, v in scalars.items() if k != "loss"}))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
         means = mean.means()
         loss_value = means.pop("loss", math.nan)
         # The gradient's norm is the same on all processes, so all of them stop together.
@@ -280,6 +319,44 @@ class _Trainer:
         if self.after_step is not None:
             self.after_step()
         return loss_value, means, waited
+
+    def _scales(self, batches: Sequence[Any]) -> list[float]:
+        """What each batch's loss is multiplied by, so that plain means over batches and devices weigh them."""
+        if self.weight is None:
+            return [1.0] * len(batches)
+        weights = torch.stack([self.weight(batch) for batch in batches])
+        total = self.accelerator.reduce(weights.sum().to(self.accelerator.device), "sum").cpu()
+        return (weights * (len(batches) * self.accelerator.num_processes) / total).tolist()
+
+    def agreed(self, here: bool) -> bool:
+        """What the main process finds, where all have to do the same; else what this one finds."""
+        if not self.sharded:
+            return here
+        found = torch.tensor([int(here and self.accelerator.is_main_process)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(found, "sum").item())
+
+
+def _check_shardable(config: LoopConfig, shardable: bool) -> None:
+    if not shardable:
+        raise ValueError("this recipe trains data-parallel and was launched with FSDP; launch it with multi-GPU")
+    for name in ("ema_decay", "evaluate_every"):
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} ({getattr(config, name)}) needs the whole model on a device; set it to none")
+
+
+def _shard(
+    model: nn.Module,
+    param_groups: Sequence[Mapping[str, Any]] | None,
+    accelerator: Accelerator,
+    config: LoopConfig,
+) -> Sequence[Mapping[str, Any]] | None:
+    """Shards the model; returns the groups with its new parameters in place of the old ones."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    shard(model, accelerator.device, config.precision == "bf16")
+    if param_groups is None:
+        return None
+    sharded = dict(model.named_parameters())
+    return [{**group, "params": [sharded[names[id(p)]] for p in group["params"]]} for group in param_groups]
 
 
 class _Steps(Dataset[Any]):
@@ -343,11 +420,11 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() or None, mixed_precision="no", kwargs_handlers=[kwargs]
     )
-    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
         raise ValueError(
-            f"this loop trains data-parallel; got accelerate's {accelerator.distributed_type}. Choose multi-GPU or "
-            "multi-CPU in `accelerate config`, or train with transformers' Trainer"
+            f"training runs data-parallel or with FSDP2, got accelerate's {accelerator.distributed_type}; choose "
+            "multi-GPU, multi-CPU or FSDP in `accelerate config`"
         )
     return accelerator
 

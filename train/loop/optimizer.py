@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from train.loop.fit import LoopConfig
+from train.loop.config import LoopConfig
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
     """Learning rate of step 0 .. steps - 1."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+    warmup = config.num_warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
     low = config.min_lr_ratio
     if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        done = (step - warmup) / max(1, config.steps - warmup)
         ratio = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
     elif config.schedule == "wsd":
         decay_steps = max(1, round(config.decay_share * config.steps))
         ratio = low + (1 - low) * min(1.0, (config.steps - step) / decay_steps)
     elif config.schedule == "exponential":
-        ratio = low ** ((step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+        ratio = low ** ((step - warmup) / max(1, config.steps - warmup))
     else:
         ratio = 1.0
     return config.learning_rate * ratio
@@ -67,21 +67,26 @@ def build_optimizer(
 
 
 def parameter_groups(
-    model: Any, tower: Sequence[nn.Parameter], tower_lr_ratio: float, decay_rows: bool = True
+    model: nn.Module,
+    *scaled: tuple[Collection[nn.Parameter], float],
+    undecayed: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for `build_optimizer`: the vision tower's parameters at their own rate (frozen here where the ratio is 0),
-    and the embedding tables without weight decay where old rows must stay as they are."""
-    of_tower = {id(p) for p in tower}
-    for parameter in tower:
-        parameter.requires_grad_(tower_lr_ratio > 0)
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in of_tower]
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(layer.weight) for layer in layers if layer is not None}
-    kept = [p for p in rest if id(p) in tables and not decay_rows]
-    kept_ids = {id(p) for p in kept}
+    """Groups for `build_optimizer`: what trains of `model`, all at the full learning rate but for `scaled`.
+
+    Args:
+        scaled: parameters (the vision tower's, say) and their learning rate over that of the rest. Those of ratio 0 are
+            frozen here, the others are set to train.
+        undecayed: parameters without weight decay, such as embedding tables whose old rows must stay as they are.
+    """
+    for parameters, ratio in scaled:
+        for parameter in parameters:
+            parameter.requires_grad_(ratio > 0)
+    apart = {id(p) for parameters, _ in scaled for p in parameters}
+    fixed = {id(p) for p in undecayed}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if id(p) not in kept_ids]},
-        {"params": kept, "weight_decay": 0.0},
-        {"params": [p for p in tower if p.requires_grad], "lr_scale": tower_lr_ratio},
+        {"params": [p for p in rest if id(p) not in fixed]},
+        {"params": [p for p in rest if id(p) in fixed], "weight_decay": 0.0},
+        *({"params": list(parameters), "lr_scale": ratio} for parameters, ratio in scaled if ratio),
     ]
     return [group for group in groups if group["params"]]

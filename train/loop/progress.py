@@ -7,16 +7,16 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from train.loop.evaluation import Evaluation
-
+LOG_FILE = "log.jsonl"
 SMOOTHING = 0.95
 PLAIN_SECONDS = 5.0
 
@@ -26,7 +26,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "log.jsonl"
+        path = run_dir / LOG_FILE
         kept = [line for line in _lines(path) if _step_of(line) <= start_step]
         self._file = path.open("w", buffering=1)
         self._file.writelines(kept)
@@ -40,14 +40,13 @@ class RunLog:
             for name, value in {**scalars, **record["losses"]}.items():
                 self._board.add_scalar(name, value, record["step"])
 
-    def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """What an evaluation on held-out data found after `step` steps: figures to both, pictures to tensorboard."""
-        figures = {"loss": evaluation.loss, **evaluation.scalars}
-        self._file.write(json.dumps({"step": step, "held_out": figures}) + "\n")
+    def write_held_out(self, step: int, figures: Mapping[str, float], images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """What held-out data say after `step` steps: figures to both, pictures (H, W, 3) to tensorboard."""
+        self._file.write(json.dumps({"step": step, "held_out": dict(figures)}) + "\n")
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(f"held_out/{name}", value, step)
-            for name, picture in evaluation.images.items():
+            for name, picture in images.items():
                 self._board.add_image(f"held_out/{name}", picture, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -106,6 +105,15 @@ class Display:
         else:
             self._printed = now
             self.say(f"{self._title} {step}/{self._steps}: {figures}, {pace}")
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """Records of a run's training, those of held-out data left out; a line that a kill cut short is left out, too."""
+    records = []
+    for line in _lines(run_dir / LOG_FILE):
+        if math.isfinite(_step_of(line)):
+            records.append(json.loads(line))
+    return [record for record in records if "loss" in record]
 
 
 def _lines(path: Path) -> list[str]:

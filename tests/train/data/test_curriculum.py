@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from perception.chains import ATOMIC, CHAIN, DIRECT
-from train.data.curriculum import SCHEDULES, CurriculumConfig, direct_only, draw_tasks, kind_shares, task_shares
+from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, kind_shares, task_shares
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["phases", "linear", "constant", "softmax"])
 def test_shares_sum_to_one_throughout(schedule):
     config = CurriculumConfig(schedule=schedule)
     for progress in np.linspace(0, 1, 21):

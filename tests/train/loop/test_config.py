@@ -132,7 +132,7 @@ def test_a_command_line_builds_the_config_it_was_made_of() -> None:
     argv = [
         "--arm",
         "direct",
-        "--store",
+        "--data.scenes.store",
         "my scenes",
         "--curriculum.temperature",
         "0.5",

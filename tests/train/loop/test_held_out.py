@@ -136,7 +136,7 @@ def test_checkpoints_from_before_these_settings_are_taken_up(tmp_path: Path) -> 
 
 
 def test_settings_that_go_together_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"patience \(3\) counts looks at held-out data; set evaluate_every"):
+    with pytest.raises(ValueError, match=r"patience \(3\) counts evaluations on held-out data; set evaluate_every"):
         LoopConfig(patience=3)
     with pytest.raises(ValueError, match="ema_decay must lie between 0 and 1, got 1.5"):
         LoopConfig(ema_decay=1.5)

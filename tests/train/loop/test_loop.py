@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.loop.checkpoints import CheckpointError
@@ -229,6 +230,56 @@ def test_accumulation_equals_batch(tmp_path: Path) -> None:
 
     whole, parts = trained(tmp_path / "1", 1), trained(tmp_path / "3", 3)
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_count_by_their_weight_and_their_parts_are_forwarded_one_by_one(tmp_path: Path) -> None:
+    """A step of 12 rows in one batch, and as two batches of 2 and 10 rows, the second in two parts."""
+
+    def uneven(step: int, shard: int, num_shards: int) -> object:
+        x, y = make_batch(step, 0, 1)
+        cuts = [0, 2] if shard == 0 else [2, 9, 12]
+        return [(x[a:b], y[a:b]) for a, b in itertools.pairwise(cuts)]
+
+    def rows(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.tensor(float(len(batch[0])))
+
+    weights, losses = [], []
+    for batches, parts in ((make_batch, 1), (uneven, 2)):
+        model = tiny_model(dropout=0.0)
+        model.forward = model.layers.forward  # type: ignore[method-assign]  # the average knows no weights
+        config = replace(CONFIG, gradient_accumulation=parts)
+        folder, several = tmp_path / str(parts), parts > 1
+        result = fit(model, batches, squared_error, config, folder, in_parts=several, weight=rows)  # type: ignore[arg-type]
+        weights.append(model.layers[0].weight.detach()), losses.append(result.final_loss)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_frozen_weights_are_not_written_but_must_be_the_same(tmp_path: Path) -> None:
+    def frozen(scale: float) -> TinyModel:
+        model = tiny_model()
+        model.layers[0].requires_grad_(False)
+        model.layers[0].weight.mul_(scale)
+        return model
+
+    fit(frozen(1.0), make_batch, squared_error, CONFIG, tmp_path)
+    held = load_file(tmp_path / f"checkpoint-{CONFIG.steps}" / "model.safetensors")
+    assert held.keys() == {"average", "layers.2.weight", "layers.2.bias"}
+    assert fit(frozen(1.0), stop_at(0), squared_error, CONFIG, tmp_path).resumed_from == CONFIG.steps
+    with pytest.raises(CheckpointError, match="frozen_weights"):
+        fit(frozen(2.0), make_batch, squared_error, CONFIG, tmp_path)
+
+
+def test_other_recipes_refuse_to_be_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="this recipe trains data-parallel and was launched with FSDP"):
+        run(tmp_path)
+
+
+def test_a_warm_up_is_a_number_of_steps_or_a_share_of_them() -> None:
+    rates = [[learning_rate_at(LoopConfig(steps=50, warmup_steps=w), s) for s in range(50)] for w in (5, 0.1)]
+    assert rates[0] == rates[1] and LoopConfig(steps=4, warmup_steps=0.03).num_warmup_steps == 0
 
 
 def _distributed_run(rank: int, world: int, port: int, folder: str) -> None:

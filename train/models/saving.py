@@ -1,0 +1,87 @@
+"""Writes finished models: stock transformers folders with what perception tokens need beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from perception.vocabulary.names import PerceptionVocabulary
+from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from vqvae.files import write_whole
+
+TRAINING_FILE = "training.json"
+_CARD = "README.md"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def save_perception_model(
+    model: Any,
+    processor: Any,
+    vocabulary: PerceptionVocabulary,
+    out: Path,
+    record: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+    depth_tokenizer: Path | None = None,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes a stock transformers folder, whole or not at all. A README.md that is in it stays.
+
+    Args:
+        model: a plain model of transformers (`train.models.adapters.merged`).
+        out: the folder.
+        record: how the model was trained, for training.json; None writes none.
+        dtype: precision of the weights in the file.
+        depth_tokenizer: folder whose config and weights are copied into `out/depth_tokenizer`.
+        write_more: writes further files into the folder that it is given.
+    """
+
+    def write(folder: Path) -> None:
+        save_as(model, folder, dtype)
+        processor.save_pretrained(folder)
+        vocabulary.save(folder)
+        if depth_tokenizer is not None:
+            (folder / "depth_tokenizer").mkdir()
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
+                shutil.copyfile(depth_tokenizer / name, folder / "depth_tokenizer" / name)
+        if write_more is not None:
+            write_more(folder)
+        if record is not None:
+            (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
+        if (out / _CARD).exists():
+            shutil.copyfile(out / _CARD, folder / _CARD)
+
+    write_whole(out, write)
+
+
+def save_half(model: Any, folder: Path) -> None:
+    """Writes a float16 copy, without touching the model itself."""
+    save_as(model, folder, torch.float16)
+
+
+def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Writes a copy in another precision, without touching the model itself. Tied weights are written once."""
+    cast: dict[int, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in cast:
+            cast[id(value)] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+        state[name] = cast[id(value)]
+    model.save_pretrained(folder, state_dict=state)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Precision of the weights in a model's folder."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dict)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype in _DTYPES:
+                    return _DTYPES[dtype]
+    return torch.float32
