@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
+from perception.answers import POINT_LETTERS, read_answer
 from perception.model.image_inputs import TOKEN_TYPES
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -33,7 +34,6 @@ TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
 
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
-LETTERS = "ABCDE"
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\bfarth(er|est)\b|\bdepth\b", re.IGNORECASE)
@@ -103,7 +103,7 @@ def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Se
     """
     read: list[str | Span] = []
     before = ""
-    for letter, point, value in zip(LETTERS, points, readings, strict=False):
+    for letter, point, value in zip(POINT_LETTERS, points, readings, strict=False):
         read += [f"{before} {letter}", point]
         before = f" {value},"
     return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (depth, *read, f"{before} so {answer}."), answer)
@@ -144,25 +144,6 @@ def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
     if chosen == "direct":
         return question, kind
     return f"{question} {BOXES_FIRST if kind == 'count' else DEPTH_FIRST}", kind
-
-
-def read_count(text: str) -> int | None:
-    """The last whole number of a text."""
-    numbers = re.findall(r"\d+", text)
-    return int(numbers[-1]) if numbers else None
-
-
-def read_letter(text: str) -> str | None:
-    """The last lone capital A to E of a text."""
-    letters = re.findall(r"\b([A-E])\b", text)
-    return letters[-1] if letters else None
-
-
-def read_answer(text: str, kind: str | None) -> int | str | None:
-    """The final answer of a text by the question's kind; the stripped text itself for other kinds."""
-    if kind == "count":
-        return read_count(text)
-    return read_letter(text) if kind == "depth" else text.strip()
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,6 @@ def _evaluate_published(
     max_new_tokens: int,
 ) -> None:
     from perception.evaluation.published_scores import (
-        INTERLEAVED,
         MODES,
         accuracies,
         answer_published,
@@ -163,7 +162,7 @@ def _evaluate_published(
         keep_plan,
         write_page,
     )
-    from perception.evaluation.published_sets import SETS, read_published
+    from perception.evaluation.published_sets import SETS, read_published_set
     from perception.interleave.reasoner import Reasoner
     from perception.model.shipped import shipped
 
@@ -173,8 +172,8 @@ def _evaluate_published(
         raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
     if data is None:
         raise ValueError(f"{name} needs --data, the folder that it was downloaded into")
-    items = read_published(name, data)[:limit]
-    reasons = mode == INTERLEAVED
+    items = read_published_set(name, data)[:limit]
+    reasons = mode == "interleaved"
     answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
     stem = out / f"{name}-{mode}"
     plan = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}

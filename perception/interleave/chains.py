@@ -50,7 +50,7 @@ class Look:
         object.__setattr__(self, "tokens", tokens)
 
 
-Answer = Sequence[int | Look]
+InterleavedAnswer = Sequence[int | Look]
 """Ids and looks. An answer that was cut off right behind a generated interleave token ends in its bare id."""
 
 
@@ -119,7 +119,7 @@ class InterleavedBatch:
 
 
 @dataclass
-class _Row:
+class _ChainRow:
     """One chain as it is put together."""
 
     ids: list[int]
@@ -130,11 +130,11 @@ class _Row:
 
 
 def _lay_out(
-    prompt: list[int], own: list[int], answer: Answer, row: int, layout: VisualLayout, rule: LabelRule
-) -> _Row:
+    prompt: list[int], own: list[int], answer: InterleavedAnswer, row: int, layout: VisualLayout, rule: LabelRule
+) -> _ChainRow:
     """A row of a batch. `own`: sources of the prompt, those of its visual tokens from 0 up being its own numbers."""
     visual = [source for source in own if source >= 0]
-    out = _Row(list(prompt), [IGNORED] * len(prompt), list(own), [])
+    out = _ChainRow(list(prompt), [IGNORED] * len(prompt), list(own), [])
     supervised = True
     for place, part in enumerate(answer):
         if not isinstance(part, Look):
@@ -164,7 +164,7 @@ def _lay_out(
 def build_batch(
     layout: VisualLayout,
     inputs: Mapping[str, Any],
-    answers: Sequence[Answer],
+    answers: Sequence[InterleavedAnswer],
     pad_id: int,
     rule: LabelRule | None = None,
 ) -> InterleavedBatch:
@@ -204,7 +204,7 @@ def build_batch(
     return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs))
 
 
-def _stack(rows: Sequence[_Row], pad_id: int) -> InterleavedBatch:
+def _stack(rows: Sequence[_ChainRow], pad_id: int) -> InterleavedBatch:
     """Rows padded on the left; their visual columns, targets and images are still to be filled in."""
     longest, most = max(len(row.ids) for row in rows), max(len(row.looks) for row in rows)
     ids = torch.full((len(rows), longest), pad_id)
@@ -235,7 +235,7 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
     for n, start in enumerate(starts.tolist()):
         ids, labels, sources = (values[n, start:].tolist() for values in (batch.ids, batch.labels, batch.sources))
         visual = [sources[column - start] for column in batch.visual_columns[n].tolist() if column >= 0]
-        row, place = _Row([], [], [], []), 0
+        row, place = _ChainRow([], [], [], []), 0
         for s, column in enumerate(batch.look_columns[n].tolist()):
             end = len(ids) if column < 0 else column - start + 1
             row.ids += ids[place:end]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.pairs import DepthPair
 from perception.datasets.records import Record, RecordSet
-from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, smooth_mask
+from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
@@ -181,7 +182,7 @@ class _Asker:
             has_chain = bool((readings[1:] < readings[0]).all())
             order = self._order(len(points), self.letters.draw(has_chain, len(points)), rng)
             points, readings = points[order], readings[order]
-            answer, drawn = LETTERS[order.index(0)], Span("points", tuple(self.points.encode(points)))
+            answer, drawn = POINT_LETTERS[order.index(0)], Span("points", tuple(self.points.encode(points)))
             if number == 0:
                 records.append(record(chains.atomic_depth(span), points))
             records.append(record(chains.atomic_points(drawn), points))

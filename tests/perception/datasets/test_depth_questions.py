@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.pairs import find_pairs, read_pairs
 from perception.datasets.depth.questions import (
@@ -25,7 +26,7 @@ from perception.datasets.depth.questions import (
 )
 from perception.datasets.depth.records import read_depth_pairs
 from perception.datasets.records import RecordSet
-from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, draw_markers
+from perception.scenes.markers import MIN_GAP, disc_radius, draw_markers
 from vqvae import VQVAE, VQVAEConfig
 
 
@@ -82,7 +83,7 @@ def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: Recor
         name = record.image.path.relative_to(folder / "images").with_suffix(".png")
         depth = np.asarray(Image.open(folder / "depth" / name)) / 1000
         at = [depth[int(y * 90), int(x * 120)] for x, y in record.marks]
-        assert min(at) > 0 and record.example.answer == LETTERS[int(np.argmin(at))]
+        assert min(at) > 0 and record.example.answer == POINT_LETTERS[int(np.argmin(at))]
         near = relative_depth(torch.from_numpy(depth).float()).numpy()
         values = np.sort([near[int(y * 90), int(x * 120)] for x, y in record.marks])
         assert np.diff(values).min() >= MIN_GAP
@@ -97,7 +98,7 @@ def test_letters_are_right_equally_often(made: RecordSet) -> None:
     for task in (chains.DIRECT_DEPTH, chains.CHAIN_DEPTH):
         for count in range(2, 6):
             found = [r.example.answer for r in made.records if r.example.task == task and len(r.marks) == count]
-            times = [found.count(letter) for letter in LETTERS[:count]]
+            times = [found.count(letter) for letter in POINT_LETTERS[:count]]
             decks = 2 if task == chains.DIRECT_DEPTH else 1
             assert found and max(times) - min(times) <= decks
             assert sum(times) == len(found) and chisquare(times).pvalue > 0.9 - 0.9 * (sum(times) < 20)
@@ -117,8 +118,8 @@ def test_chains_agree_with_their_own_map(made: RecordSet, model: VQVAE) -> None:
         letters, places, said = rest[0:-1:2], rest[1::2], rest[2::2]
         assert len(depth.codes) == 4 and [len(place.codes) for place in places] == [2] * len(record.marks)
         readings = [int(text.split(",")[0]) for text in said]
-        assert [text.split()[-1] for text in letters] == list(LETTERS[: len(readings)])
-        assert record.example.answer == LETTERS[int(np.argmax(readings))]
+        assert [text.split()[-1] for text in letters] == list(POINT_LETTERS[: len(readings)])
+        assert record.example.answer == POINT_LETTERS[int(np.argmax(readings))]
         assert said[-1].endswith(f"so {record.example.answer}.")
         assert record.tokenizer == model.fingerprint()
 
