@@ -3,7 +3,6 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 ARGS ?=
 # The first interpreter that runs, is new enough and can make environments.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -11,28 +10,35 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test test-browser lint clean
+.NOTPARALLEL: # two installations into one environment would get in each other's way
+.PHONY: help install quickstart demo check test test-browser lint clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-quickstart: $(READY) ## fine-tune the shipped base twice, with and without perception tokens, and compare
+install: $(VENV)/.core ## install the package into .venv, enough to ask the shipped models
+	@echo "Next: source $(BIN)/activate"
+
+quickstart: $(VENV)/.train ## fine-tune the shipped base with and without perception tokens, and compare
 	@$(BIN)/python -m train.quickstart $(ARGS)
 
-demo: $(VENV)/.demos ## show the shipped model in a browser, on this machine alone
+demo: $(VENV)/.demos ## show the shipped models in a browser, on this machine alone
 	$(BIN)/python -m demos $(ARGS)
 
-test: lint ## all checks and tests
+check: lint ## style, types and the fast tests, in under two minutes
+	$(BIN)/python -m pytest -q -m 'not slow and not browser' $(ARGS)
+
+test: lint ## style, types and all tests but those in a browser
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-browser: $(READY) ## go through the demos in Chromium, as a visitor would
+test-browser: $(VENV)/.dev ## use the demos in Chromium, as a visitor would
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 		echo "Installing Chromium"; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || { \
 		echo "Chromium is missing and could not be installed; as root: apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest -q -m browser tests/demos $(ARGS)
 
-lint: $(READY) ## style and types
+lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,24 +46,25 @@ lint: $(READY) ## style and types
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
 
-# Written last, so that an installation cut short is taken up again; an environment without a working pip is made anew.
-$(READY): pyproject.toml
+# One stamp for each set of packages. A stamp is written last, so that an installation cut short is taken up again; an
+# environment without a working pip is made anew.
+$(VENV)/.core: EXTRAS :=
+$(VENV)/.train: EXTRAS := [train]
+$(VENV)/.demos: EXTRAS := [demos]
+$(VENV)/.dev: EXTRAS := [train,dev]
+$(VENV)/.core $(VENV)/.train $(VENV)/.demos $(VENV)/.dev: pyproject.toml
 	@python="$(PYTHON)"; if [ -z "$$python" ]; then \
 		echo "Python 3.11 or newer with venv was not found (Debian, Ubuntu: apt install python3-venv)."; \
 		echo "If it lies elsewhere: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; fi; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		echo "Making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); }
-	@echo "Installing into $(VENV) (minutes the first time: torch with CUDA is large). Details: $(VENV)/install.log"
+	@echo "Installing .$(EXTRAS) into $(VENV) (minutes the first time: torch with CUDA is large)." \
+		"Details: $(VENV)/install.log"
 	@rm -f $(VENV)/.failed
-	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[train,dev]' 2>&1 \
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.$(EXTRAS)' 2>&1 \
 		|| touch $(VENV)/.failed; } | tee $(VENV)/install.log \
 		| sed -n -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\).* \(([0-9.]* [MG]B)\).*/  \2 \3/p' \
 			-e 's/^Installing collected.*/  unpacking/p'
 	@if [ -e $(VENV)/.failed ]; then grep -A 5 '^ *ERROR' $(VENV)/install.log || tail -n 5 $(VENV)/install.log; \
 		echo "Installing failed; run the same command again to go on."; exit 1; fi
-	@touch $@
-
-# The demos' packages; an environment made for tests has them already.
-$(VENV)/.demos: $(READY)
-	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -q -e '.[demos]'
 	@touch $@

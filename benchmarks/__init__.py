@@ -1,1 +1,1 @@
-"""One script a claim. Each measures from shipped weights and writes `benchmarks/results/<name>.json`."""
+"""One script per claim. Each measures from shipped weights and writes `benchmarks/results/<name>.json`."""

@@ -1,13 +1,13 @@
-"""How far does an assembly of pretrained parts come? `python -m benchmarks.assembly`.
+"""Measure a vision-language model assembled from pretrained parts (`python -m benchmarks.assembly`).
 
-SmolLM2-135M behind an EfficientNet-Lite0 (`train.assemble`), its projector aligned, then fine-tuned with LoRA in two
-arms on the same scenes and for as many steps: drawing first, and answering directly. Both are asked held-out questions,
-the chain's spans are replaced to see whether they are used, and the figures stand beside those of the tiny model, which
-saw nearly two hundred times as many examples. docs/assembly.md has the commands that train; their folders are given by
---aurora and --direct. Writes `benchmarks/results/assembly.json` and the page beside it.
+SmolLM2-135M behind an EfficientNet-Lite0 (`train.assemble`), with an aligned projector, was fine-tuned with LoRA in two
+arms on the same scenes for the same number of steps: drawing first, and answering directly. Both answer held-out
+questions, and the spans of the chain are replaced to see whether they are used. The page shows the tiny model beside
+them, which saw nearly two hundred times as many examples. docs/assembly.md has the commands that train the two arms;
+--aurora and --direct give their folders. Writes `benchmarks/results/assembly.json` and the page beside it.
 
-With --check it prints the bars of the result file's kind, measured afresh on fewer questions, writes nothing, and exits
-1 where one falls short; exit code 2: there is no model.
+With --check it asks fewer questions, prints one line per target, writes nothing, and exits 1 if a target is missed.
+Exit code 2 means that there is no model.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ RESULT = ROOT / "benchmarks" / "results" / "assembly.json"
 RUNS = ROOT / "runs" / "assembly"
 SETS = tuple(ItemSet("assembly", style, 100, 25, HELD_OUT_SEED) for style in ("standard", "shifted"))
 CHANCE = {"counting": 0.1, "depth, 3-5 points": 0.26}
-"""What guessing gives: a count of 0 to 9 at random; a letter of three, four or five"""
+"""Accuracy of guessing: a count of 0 to 9 at random; a letter of three, four or five"""
 _FIRST = """\
 # An assembly of pretrained parts
 
 Made by `python -m benchmarks.assembly`; do not edit.
 
-SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms {steps} steps with LoRA, beside `models/aurora-tiny`;
-the commands that trained them stand in the result file. Accuracy in % with 95 % bootstrap intervals over questions.
+SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms trained for {steps} steps with LoRA, beside
+`models/aurora-tiny`. The commands that trained them are in the result file. Accuracy is in %, with 95 % bootstrap
+intervals over questions.
 """
 
 
 def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
-    """Better than guessing, drawing first, on the style it was trained on."""
+    """Targets: drawing first is better than guessing, on the style it was trained on."""
     found = []
     for row, chance in CHANCE.items():
         if row in comparisons["standard"].accuracy:
@@ -55,7 +56,7 @@ def bars(comparisons: Mapping[str, Comparison]) -> list[Bar]:
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """Tables of both models, by style."""
+    """The page: tables of both models, per style."""
     tiny = json.loads(TINY.read_text())["styles"] if TINY.exists() else {}
     parts = [_FIRST.format(steps=result["steps"])]
     for style, values in result["styles"].items():
@@ -66,28 +67,28 @@ def page(result: Mapping[str, Any]) -> str:
             other = theirs.accuracy.get(row) if theirs else None
             tiny_cells = [other[arm] if other else "-" for arm in ("direct", "chain")]
             rows.append((row, arms["direct"].count, arms["direct"], arms["chain"], *tiny_cells))
-        head = ("task", "n", "directly", "drawing first", "tiny, directly", "tiny, drawing first")
+        head = ("task", "n", "direct", "drawing first", "aurora-tiny, direct", "aurora-tiny, drawing first")
         parts += [f"## {style} style\n", markdown_table(head, rows), _interventions(ours)]
     lines = [f"- {b['name']}: {b['figure']:.1f} points, {'met' if b['met'] else 'missed'}" for b in result["bars"]]
-    return "\n".join([*parts, "## Bars\n", *lines, ""])
+    return "\n".join([*parts, "## Targets\n", *lines, ""])
 
 
 def _interventions(comparison: Comparison) -> str:
-    """Accuracy with other spans in the place of its own."""
+    """Table of the accuracy when the model's span is replaced by another."""
     if not comparison.interventions:
         return ""
     names = list(next(iter(comparison.interventions.values())))
     rows = [(row, *(cells.get(name, "-") for name in names)) for row, cells in comparison.interventions.items()]
-    return "Its span replaced before it answers:\n\n" + markdown_table(("task", *names), rows)
+    return "Accuracy when its span is replaced before it answers:\n\n" + markdown_table(("task", *names), rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="the bars alone, on fewer questions; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer questions; write nothing")
     parser.add_argument("--aurora", type=Path, default=RUNS / "aurora" / "model", help="folder of the arm that draws")
     parser.add_argument("--direct", type=Path, default=RUNS / "direct" / "model", help="folder of the baseline")
-    parser.add_argument("--num-count", type=int, help=f"counting questions a style ({SETS[0].num_count})")
-    parser.add_argument("--num-depth", type=int, help=f"depth questions a number of points ({SETS[0].num_depth})")
+    parser.add_argument("--num-count", type=int, help=f"counting questions per style ({SETS[0].num_count})")
+    parser.add_argument("--num-depth", type=int, help=f"depth questions per number of points ({SETS[0].num_depth})")
     given = parser.parse_args(argv)
     for folder in (given.aurora, given.direct):
         if not folder.exists():

@@ -1,17 +1,17 @@
-"""Does drawing first beat answering at once? `python -m benchmarks.aurora_vs_direct`.
+"""Compare drawing first with answering directly (`python -m benchmarks.aurora_vs_direct`).
 
 Asks the shipped `models/aurora-tiny` (chains of perception) and a baseline that answers directly the same held-out
-questions about rendered scenes of both styles, replaces the chain's spans to see whether they are used, and writes
-`benchmarks/results/aurora_vs_direct.json` and the page `aurora_vs_direct.md` beside it. Both models come from the same
-base, images and number of optimiser steps.
+questions about rendered scenes of both styles. Replaces the spans of the chain to see whether they are used. Both
+models come from the same base, images and number of optimizer steps. Writes `benchmarks/results/aurora_vs_direct.json`
+and the page `aurora_vs_direct.md` beside it.
 
-Weights that ship stay under 20 MB in all, so the baseline's may be missing. Then what it answered, item by item, is
-read from the result file; outcomes of other questions are refused. The command that trains it is in the page, and
-printed by a run that needs it.
+Shipped weights stay under 20 MB in total, so the baseline's weights may be missing. Then its outcomes, stored item by
+item, are read from the result file; outcomes of other questions are refused. The command that trains the baseline is on
+the page, and is printed by a run that needs it.
 
-With --check it measures the shifted style alone, afresh, on scenes of other seeds, in at most five minutes on two
-cores, prints one line per bar (name, figure, bar, ok or short), writes nothing, and exits 1 where one falls short.
-Exit code 2: the comparison could not be made, and why.
+With --check it measures only the shifted style, on scenes of other seeds, in at most five minutes on two cores. It
+prints one line per target, writes nothing, and exits 1 if a target is missed. Exit code 2 means that the comparison
+could not be made; the message says why.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHECK_SEED = HELD_OUT_SEED + 5_000_000
 
 @dataclass(frozen=True)
 class ItemSet:
-    """A set of held-out questions, made anew from its seed."""
+    """A set of held-out questions, reproducible from its seed."""
 
     name: str
     style: str
@@ -54,7 +54,7 @@ class ItemSet:
 
     @property
     def key(self) -> str:
-        """Under which a baseline's outcomes are stored."""
+        """Key of the baseline's stored outcomes."""
         return f"{self.name}/{self.style}"
 
     def items(self) -> list[Item]:
@@ -64,21 +64,21 @@ class ItemSet:
 FULL = tuple(ItemSet("full", style, 600, 250, HELD_OUT_SEED) for style in ("standard", "shifted"))
 CHECK = ItemSet("check", "shifted", 600, 250, CHECK_SEED)
 CHECK_REPLACED = 200
-"""Items of each task whose spans `--check` replaces, to stay within five minutes."""
+"""Number of items per task whose spans `--check` replaces, to stay within five minutes."""
 
 
 class Baseline:
-    """The model that answers directly: its folder, or what a result file remembers of it."""
+    """The model that answers directly: its folder, or its outcomes as stored in a result file."""
 
     def __init__(self, folder: Path, stored: dict[str, Any] | None):
         self.folder, self.stored = folder, stored
         self.model = PerceptionModel.from_pretrained(folder) if folder.exists() else None
 
     def correct(self, item_set: ItemSet, items: list[Item]) -> list[bool]:
-        """Whether it answers each item right.
+        """True for each item that it answers right.
 
         Raises:
-            StaleOutcomes: where there is neither a model nor outcomes that belong to these items.
+            StaleOutcomes: if there is neither a model nor outcomes that belong to these items.
         """
         if self.model is not None:
             outcomes = evaluate_items(self.model, items, "direct", title=f"{item_set.key}: baseline")
@@ -91,19 +91,19 @@ class Baseline:
 
     @property
     def command(self) -> str:
-        """What trains it."""
+        """The command that trains it."""
         training = self.record().get("training") or {}
         return str(training.get("command", DIRECT_COMMAND))
 
     def record(self) -> dict[str, Any]:
-        """See `model_record`; the stored one where there is no folder."""
+        """The model's record (see `model_record`); the stored one if there is no folder."""
         if self.model is not None:
             return model_record(self.folder, self.model)
         return dict((self.stored or {}).get("direct", {}))
 
 
 def model_record(folder: Path, model: PerceptionModel) -> dict[str, Any]:
-    """What identifies a model: folder, size, SHA-256 of its weights, and `training.json` where it has one."""
+    """Identification of a model: folder, size, SHA-256 of its weights, and `training.json` if it has one."""
     inside = folder.resolve().is_relative_to(ROOT)
     training = folder / "training.json"
     with (folder / "model.safetensors").open("rb") as file:
@@ -119,7 +119,7 @@ def model_record(folder: Path, model: PerceptionModel) -> dict[str, Any]:
 def measure(
     aurora: PerceptionModel, baseline: Baseline, item_set: ItemSet, max_replaced: int | None = None
 ) -> tuple[Comparison, StoredOutcomes]:
-    """The comparison on one set, and the baseline's outcomes as they are stored."""
+    """Compare on one set; also return the baseline's outcomes in the form they are stored in."""
     items = item_set.items()
     correct = baseline.correct(item_set, items)
     comparison, _ = compare_with(item_set.style, items, aurora, correct, INTERVENTIONS, max_replaced)
@@ -127,7 +127,7 @@ def measure(
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """A stored result, None where there is none. Raises ValueError for a file that is not one."""
+    """Read a stored result, None if there is none. Raises ValueError for a file that is not a result."""
     if not path.exists():
         return None
     wrong = ValueError(f"{path} is no result of this benchmark; delete it and give --direct a trained model")
@@ -141,7 +141,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 def full_run(aurora_folder: Path, baseline: Baseline, sets: list[ItemSet], check: ItemSet) -> dict[str, Any]:
-    """Measures every set and returns the whole result. The outcomes `--check` needs are stored with it."""
+    """Measure every set and return the whole result. The outcomes that `--check` needs are stored with it."""
     aurora, start, console = PerceptionModel.from_pretrained(aurora_folder), time.monotonic(), Console()
     old = baseline.stored or {}
     styles, outcomes, asked = {}, dict(old.get("direct_outcomes", {})), dict(old.get("sets", {}))
@@ -169,21 +169,21 @@ def full_run(aurora_folder: Path, baseline: Baseline, sets: list[ItemSet], check
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="measure the bars afresh on fewer scenes; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer scenes; write nothing")
     parser.add_argument(
-        "--aurora", type=Path, default=AURORA, help="folder of the model that draws (models/aurora-tiny)"
+        "--aurora", type=Path, default=AURORA, help="folder of the model that draws (default: models/aurora-tiny)"
     )
-    parser.add_argument("--direct", type=Path, help="folder of the baseline (models/direct-tiny where it is there)")
+    parser.add_argument("--direct", type=Path, help="folder of the baseline (default: models/direct-tiny if it exists)")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file; the page is written beside it as .md")
     parser.add_argument(
-        "--num-count", type=int, help=f"counting questions a style ({FULL[0].num_count}, check {CHECK.num_count})"
+        "--num-count", type=int, help=f"counting questions per style ({FULL[0].num_count}, check {CHECK.num_count})"
     )
     parser.add_argument(
         "--num-depth",
         type=int,
         help=f"depth questions per style for each of 2 to 5 points ({FULL[0].num_depth}, check {CHECK.num_depth})",
     )
-    parser.add_argument("--page-only", action="store_true", help="write the page anew from the result file, and stop")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the result file, and stop")
     return parser
 
 

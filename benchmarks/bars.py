@@ -1,4 +1,4 @@
-"""Bars: a name, a figure, what it has to reach, and the line that says so."""
+"""Targets of benchmarks: a name, the measured value, the target, and the line that reports them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from perception.evaluation.comparison import Comparison
 from perception.evaluation.replacement import INTERVENTIONS
 
 GAIN_BARS = {"counting": 10.0, "depth, 3-5 points": 6.0}
-"""Points of accuracy above the baseline, by row of the tables."""
+"""Target gain in accuracy over the baseline, in points, per row of the tables"""
 DROPS = {
     "counting": ("other image", "random"),
     "depth, 3-5 points": ("other image", "shuffled", "random"),
 }
-"""Replaced spans that must cost accuracy. Shuffled boxes keep their number, all that counting reads off them."""
+"""Replaced spans that must lower accuracy. Shuffled boxes keep their number, which is all that counting uses."""
 
 _WORDS = {"other image": "of another image", "shuffled": "shuffled", "random": "at random"}
 _SOME = 0.1
-"""Points: more than nothing."""
+"""A gap, in points, that counts as more than nothing"""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One promise. `figure` and `bar` are in `unit`; a figure at the bar meets it."""
+    """One target. `figure` and `bar` are in `unit`; a figure equal to the bar meets it."""
 
     name: str
     figure: float
@@ -36,20 +36,20 @@ class Bar:
         return self.figure >= self.bar
 
     def line(self) -> str:
-        """ "name: figure unit, bar, ok" or "... short by so much"."""
-        verdict = "ok" if self.met else f"SHORT by {self.bar - self.figure:.1f}"
-        return f"{self.name}: {self.figure:.1f} {self.unit}, bar {self.bar:.1f}, {verdict}"
+        """The line to print: name, figure and unit, target, and whether it is met or by how much it is missed."""
+        verdict = "met" if self.met else f"MISSED by {self.bar - self.figure:.1f}"
+        return f"{self.name}: {self.figure:.1f} {self.unit}, target {self.bar:.1f}, {verdict}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.met}
 
 
 def comparison_bars(shifted: Comparison) -> list[Bar]:
-    """Every bar of the comparison, on the shifted style.
+    """All targets of the comparison, on the shifted style.
 
-    A gain has two: its size, and that the intervals do not overlap (the chain's low end minus the baseline's high end).
-    Oracle spans must lift the answer. Each replaced span of `DROPS` must drop it, intervals apart. Interventions that
-    were not measured have no bar.
+    A gain has two targets: its size, and that the intervals do not overlap (the low end of the chain's interval
+    minus the high end of the baseline's). True spans must raise accuracy. Each replaced span of `DROPS` must lower
+    it, with intervals apart. Interventions that were not measured have no target.
     """
     bars = []
     for row, least in GAIN_BARS.items():

@@ -1,5 +1,4 @@
-"""The page and the plot of `benchmarks.token_budgets`, made from its result file alone:
-`python -m benchmarks.budget_page`."""
+"""Make the page and the plot of `benchmarks.token_budgets` from its result file: `python -m benchmarks.budget_page`."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def table(rows: Sequence[dict[str, Any]], chosen: str) -> str:
-    """The figures on one set as a Markdown table, a line a tokenizer."""
+    """Markdown table of the figures on one set, one line per tokenizer."""
     orders = [f"order of {number}, %" for number in (2, 3, 4, 5)]
     head = ["tokens", "codes", "quantizer", "bits", *_FIGURES.values(), "delta2", "edges F1", *orders, "codes used, %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -51,7 +50,7 @@ def table(rows: Sequence[dict[str, Any]], chosen: str) -> str:
 
 
 def write_page(result: dict[str, Any]) -> Path:
-    """Writes the page of a result file."""
+    """Write the page of a result."""
     rows = result["rows"]
     present = [name for name in SETS if any(name in row["results"] for row in rows)]
     parts = [
@@ -74,7 +73,7 @@ def write_page(result: dict[str, Any]) -> Path:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path = PLOT) -> Path:
-    """AbsRel and delta1 against tokens a map, a column a set of maps, a line a codebook."""
+    """Plot AbsRel, delta1 and order against tokens per map: one column per set of maps, one line per codebook."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The Markdown page of `benchmarks.aurora_vs_direct`, made from its result file and from nothing else."""
+"""The Markdown page of `benchmarks.aurora_vs_direct`, made from its result file only."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ DIRECT_COMMAND = "python -m train.aurora --arm direct --run_dir runs/direct --ou
 AURORA_COMMAND = "python -m train.aurora --out models/aurora-tiny"
 
 _INTRO = """\
-# Drawing first, or answering at once
+# Drawing first or answering directly
 
 Made from `{file}` by `python -m benchmarks.aurora_vs_direct`; do not edit.
 
 Two copies of `models/tiny-base` were fine-tuned on the same rendered scenes of the *standard* style: one AURORA-style,
-with perception tokens (`{aurora}`), one to answer directly (`{direct}`). Both are asked the same held-out questions
-about scenes neither has seen, of the standard style and of the *shifted* one (other palette, textures, light, camera,
-sizes), which no training sees. Accuracy in %, 95 % bootstrap intervals over questions in brackets; gains are paired.
+with perception tokens (`{aurora}`), and one to answer directly (`{direct}`). Both answer the same held-out questions
+about scenes that neither has seen, of the standard style and of the *shifted* style (other palette, textures, light,
+camera and sizes), which no training uses. Accuracy is in %, with 95 % bootstrap intervals over questions in brackets;
+gains are paired by question.
 """
 
 _REPLACED = """\
-Accuracy when the chain is begun for the model with another span (oracle: the true one; shuffled boxes keep their
-number):
+Accuracy when the model's span is replaced before it answers (oracle: the true span; shuffled boxes keep their number):
 """
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose first column is text and whose others are figures."""
+    """Markdown table whose first column is text and whose other columns are numbers."""
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -42,7 +42,7 @@ def _accuracy(comparison: Comparison) -> str:
         "direct baseline",
         "chain of perception",
         "gain, points",
-        "the same model, answering at once",
+        "the same model, direct",
     )
     rows = [
         (row, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[row], arms["aurora, direct"])
@@ -74,10 +74,10 @@ def _gain_reading(comparison: Comparison, row: str) -> str:
     touch = "overlap" if overlap else "do not overlap"
     drawing, training = 100 * (chain.mean - without.mean), 100 * (without.mean - direct.mean)
     return (
-        f"- **{row}**, shifted style: {100 * direct.mean:.1f} % directly, {100 * chain.mean:.1f} % through perception, "
-        f"a gain of {gain} points. The bar of {bar:.0f} points {verdict}; the two intervals {touch}. Asked to answer "
-        f"at once, the same model gets {100 * without.mean:.1f} %: {training:+.1f} points come with having learned "
-        f"perception, {drawing:+.1f} with drawing before it answers."
+        f"- **{row}**, shifted style: {100 * chain.mean:.1f} % drawing first, {100 * direct.mean:.1f} % for the direct "
+        f"baseline, a gain of {gain} points. The target of {bar:.0f} points {verdict}; the two intervals {touch}. "
+        f"Without drawing, the same model gets {100 * without.mean:.1f} %: learning perception changes accuracy by "
+        f"{training:+.1f} points, and drawing before answering by {drawing:+.1f}."
     )
 
 
@@ -91,19 +91,19 @@ def _use_reading(comparison: Comparison, row: str) -> str:
     dropped = all(cells[name].high < own.low for name in measured)
     lifted = "oracle" not in cells or cells["oracle"].mean > own.mean
     if dropped and lifted:
-        verdict = "It reasons over what it draws"
+        verdict = "The model uses what it draws"
     elif dropped:
-        verdict = "Its answers follow what it draws, but true spans do not lift them"
+        verdict = "Its answers follow what it draws, but true spans do not improve them"
     else:
-        verdict = "That its answers follow what it draws is not shown"
-    return f"- **{row}**, spans replaced, change in points: {', '.join(said)}. {verdict}."
+        verdict = "These figures do not show that its answers follow what it draws"
+    return f"- **{row}**, change in accuracy when the span is replaced, in points: {', '.join(said)}. {verdict}."
 
 
 def _bar_list(bars: Sequence[Bar]) -> str:
     short = [bar for bar in bars if not bar.met]
-    head = "Every bar is met.\n" if not short else f"{len(bars) - len(short)} of {len(bars)} bars are met.\n"
-    rows = [(b.name, f"{b.figure:.1f}", f"{b.bar:.1f}", "met" if b.met else "**short**") for b in bars]
-    return head + "\n" + markdown_table(("bar (shifted style)", "figure, points", "at least", ""), rows)
+    head = "Every target is met.\n" if not short else f"{len(bars) - len(short)} of {len(bars)} targets are met.\n"
+    rows = [(b.name, f"{b.figure:.1f}", f"{b.bar:.1f}", "met" if b.met else "**missed**") for b in bars]
+    return head + "\n" + markdown_table(("target (shifted style)", "measured, points", "at least", ""), rows)
 
 
 def _models(result: Mapping[str, Any]) -> str:
@@ -123,13 +123,13 @@ def _ending(result: Mapping[str, Any]) -> str:
     command = ((result.get("direct") or {}).get("training") or {}).get("command", DIRECT_COMMAND)
     aurora = ((result.get("aurora") or {}).get("training") or {}).get("command", AURORA_COMMAND)
     sets = "; ".join(
-        f"{s['name']}, {s['style']}: {s['num_count']} counting, {s['num_depth']} of each number of points, "
+        f"{s['name']}, {s['style']}: {s['num_count']} about counting, {s['num_depth']} per number of points, "
         f"scenes from seed {s['first_seed']}"
         for s in result["sets"].values()
     )
-    asked = "The baseline was asked in this run."
+    asked = "The baseline answered in this run."
     if result.get("direct_was") != "asked":
-        asked = "The baseline's weights were not at hand: its outcomes, item by item, are those an earlier run stored."
+        asked = "The baseline's weights were missing: its outcomes are those that an earlier run stored."
     return (
         f"{asked} The models are trained by:\n\n"
         f"```sh\n{aurora}\n{command}\n```\n\n"
@@ -141,11 +141,11 @@ def _ending(result: Mapping[str, Any]) -> str:
 
 
 def comparison_page(result: Mapping[str, Any], file: str = "aurora_vs_direct.json") -> str:
-    """The page of a result, as `benchmarks.aurora_vs_direct` writes it. Raises ValueError for one that lacks a part."""
+    """The page of a result, as `benchmarks.aurora_vs_direct` writes it. Raises ValueError if a part is missing."""
     styles = [Comparison.from_json(data) for data in result["styles"].values()]
     shifted = next(c for c in styles if c.style == "shifted")
     names = {name: (result.get(name) or {}).get("folder", name) for name in ("aurora", "direct")}
-    parts = [_INTRO.format(file=file, **names), "## What it says\n"]
+    parts = [_INTRO.format(file=file, **names), "## Summary\n"]
     parts += ["\n".join(_gain_reading(shifted, row) for row in GAIN_BARS)]
     parts += ["\n".join(_use_reading(shifted, row) for row in shifted.interventions) + "\n"]
     parts += [_bar_list(comparison_bars(shifted))]
@@ -154,7 +154,7 @@ def comparison_page(result: Mapping[str, Any], file: str = "aurora_vs_direct.jso
         parts += [_REPLACED, _interventions(comparison)]
     parts += [
         "## The maps it draws\n",
-        "Share of drawn depth maps, decoded, that are nearest at the right marker, %:\n",
+        "Share of drawn and decoded depth maps that are nearest at the right marker, in %:\n",
         _drawn_maps(styles),
         "## The models\n",
         _models(result),

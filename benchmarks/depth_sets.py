@@ -1,7 +1,7 @@
-"""What depth tokenizers are measured on, and the figures: held-out rendered scenes and measured maps, each with sets of
-2 to 5 points whose order is asked for.
+"""Depth maps that tokenizers are measured on, and the measurements.
 
-Depth is compared in each map's own range: codes of relative depth do not hold it, and a tokenizer is not to blame.
+The maps are held-out rendered scenes and measured maps, each with sets of 2 to 5 points whose order is checked. Depth
+is compared in each map's own range, because codes of relative depth do not hold the range.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vqvae.normalisation import depth_ranges, depth_to_nearness, nearness_to_dep
 from vqvae.quantizer import codebook_usage, perplexity
 
 FIRST_SEED = 60_000_000
-"""No training takes seeds from here up."""
+"""First seed of held-out scenes; no training uses seeds from here up"""
 POINT_COUNTS = (2, 3, 4, 5)
 _BATCH = 50
 _SETS_A_MAP = 100
-"""Sets of points of each number on a measured map"""
+"""Number of sets of points per measured map, for each number of points"""
 _DRAWS = 40_000
 _INVERSE = VQVAEConfig()
 
@@ -44,11 +44,11 @@ class DepthSet:
     depth: tuple[Tensor, ...]
     """(B, H, W) each, NaN in holes"""
     points: dict[int, tuple[list[Tensor], ...]]
-    """of each number of points P, and of each map of each batch, (n, P, 2): n sets of places (x, y) in [0, 1]"""
+    """per number of points P, and per map of each batch: (n, P, 2), n sets of points (x, y) in [0, 1]"""
 
 
 def reconstruct_with(model: VQVAE, first: int | None = None) -> Reconstruct:
-    """Encoding and decoding at the maps' own size; of a nested tokenizer by the first so many codes."""
+    """A function that encodes and decodes maps at their own size; a nested tokenizer uses its first `tokens` codes."""
 
     def reconstruct(depth: Tensor) -> tuple[Tensor, Tensor]:
         codes = model.to_sequence(model.encode(depth))[:, :first]
@@ -58,7 +58,7 @@ def reconstruct_with(model: VQVAE, first: int | None = None) -> Reconstruct:
 
 
 def scene_set(style: str, count: int, image_size: int = 80) -> DepthSet:
-    """`count` held-out scenes, with one set of markers for each number of points where the scene has room."""
+    """`count` held-out scenes, with one set of markers per number of points where the scene has room."""
     depth: list[Tensor] = []
     points: dict[int, list[list[Tensor]]] = {number: [] for number in POINT_COUNTS}
     for start in range(FIRST_SEED, FIRST_SEED + count, _BATCH):
@@ -77,14 +77,14 @@ def scene_set(style: str, count: int, image_size: int = 80) -> DepthSet:
 
 
 def measured_set(maps: Sequence[MeasuredMap]) -> DepthSet:
-    """Measured maps, each with sets of points drawn at random: apart as markers are, off edges and out of holes."""
+    """Measured maps, each with random sets of points: as far apart as markers are, away from edges and holes."""
     depth = tuple(one.depth[None] for one in maps)
     points = {number: tuple([_random_points(one.depth, number)] for one in maps) for number in POINT_COUNTS}
     return DepthSet(depth, points)
 
 
 def true_nearness(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Of depth (B, H, W): nearness (B, H, W), 0.5 in holes, and the range (B, 2) that it spans."""
+    """Nearness (B, H, W) of depth (B, H, W), 0.5 in holes, and the range (B, 2) that it spans."""
     valid = depth.isfinite()
     whole = torch.where(valid, depth, 1)
     ranges = depth_ranges(whole, valid, _INVERSE)
@@ -92,7 +92,7 @@ def true_nearness(depth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _random_points(depth: Tensor, number: int) -> Tensor:
-    """Sets (n, P, 2) of places on a map (H, W): at least `MIN_GAP` apart in nearness and `MIN_SPACING` in place."""
+    """Sets (n, P, 2) of points on a map (H, W), at least `MIN_GAP` apart in nearness and `MIN_SPACING` in the image."""
     height, width = depth.shape
     near, _ = true_nearness(depth[None])
     near = torch.where(depth.isfinite(), near[0], torch.nan)
@@ -111,15 +111,16 @@ def _random_points(depth: Tensor, number: int) -> Tensor:
 
 
 def interval(values: Tensor) -> Figures:
-    """A mean with its 95 % bootstrap interval, as JSON."""
+    """Mean with its 95 % bootstrap interval, as JSON."""
     return asdict(bootstrap_interval(values.double().numpy()))
 
 
 @torch.no_grad()
 def figures(reconstruct: Reconstruct, depth_set: DepthSet, codebook_size: int) -> Figures:
-    """Everything measured on a set: means over maps, or over sets of points, with 95 % bootstrap intervals.
+    """All measurements on a set: means over maps, or over sets of points, with 95 % bootstrap intervals.
 
-    `order_P` is the share of sets of P points that are wholly in order, `nearest_P` of those whose nearest is named.
+    `order_P` is the share of sets of P points that are completely in order, `nearest_P` the share whose nearest
+    point is right.
     """
     values: dict[str, list[Tensor]] = {}
     counts = torch.zeros(codebook_size, dtype=torch.long)
@@ -141,7 +142,7 @@ def figures(reconstruct: Reconstruct, depth_set: DepthSet, codebook_size: int) -
 
 
 def map_figures(decoded: Tensor, near: Tensor, depth: Tensor, ranges: Tensor) -> dict[str, Tensor]:
-    """Errors (B,) of decoded nearness (B, H, W): as depth in the map's own range, as nearness in 1/255, at edges."""
+    """Errors (B,) of decoded nearness (B, H, W): of depth in the map's own range, of nearness in 1/255, at edges."""
     valid = depth.isfinite()
     back = nearness_to_depth(decoded, ranges, _INVERSE)
     errors = dict(vars(depth_errors(back, depth, valid)))

@@ -1,12 +1,12 @@
-"""Does a diffusion decoder draw sharper maps from the same codes? `python -m benchmarks.diffusion_decoder`.
+"""Measure how sharp a diffusion decoder's maps are (`python -m benchmarks.diffusion_decoder`).
 
-The codes that the shipped tokenizer gives held-out scenes of both styles, and measured maps (those installed), at
-160 x 160, decoded by its plain decoder and by the diffusion decoder in 1 to 8 steps. Edge errors and RMSE side by side,
-and the time of each over the plain one's in the same run. Writes `benchmarks/results/diffusion_decoder.json` and the
-picture `docs/diffusion_decoder.png`; five minutes on two cores. The weights are made by
-`python -m train.diffusion_decoder`.
+The shipped tokenizer encodes held-out scenes of both styles, and the measured maps that are installed, at 160 x 160.
+Its plain decoder and the diffusion decoder with 1 to 8 steps decode the same codes. Reports edge errors and RMSE, and
+the time of each relative to the plain decoder in the same run. Writes `benchmarks/results/diffusion_decoder.json` and
+the picture `docs/diffusion_decoder.png` in five minutes on two cores. `python -m train.diffusion_decoder` makes the
+weights.
 
-With --check it measures the bars afresh on fewer scenes, prints one line a bar and exits 1 where one falls short.
+With --check it measures the targets on fewer scenes, prints one line per target, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ROUNDS = 7
 
 
 def reconstruct_with(tokenizer: VQVAE, decoder: DiffusionDecoder | None, num_steps: int, seed: int = 0) -> Reconstruct:
-    """Encoding, and decoding by a decoder, or by the tokenizer's own where it is None."""
+    """A function that encodes and decodes maps, by a diffusion decoder, or by the tokenizer's own if it is None."""
 
     def reconstruct(depth: Tensor) -> tuple[Tensor, Tensor]:
         size = (depth.shape[1], depth.shape[2])
@@ -61,7 +61,7 @@ def reconstruct_with(tokenizer: VQVAE, decoder: DiffusionDecoder | None, num_ste
 
 
 def squashed(one: MeasuredMap, size: int) -> MeasuredMap:
-    """A measured map at (size, size), resized as inverse depth so that holes do not bleed."""
+    """A measured map resized to (size, size) as inverse depth, so that holes do not bleed."""
     valid = one.depth.isfinite()
     inverse = torch.where(valid, 1 / one.depth, 0)
     values, mask = resize_masked(inverse[None], valid[None], (size, size))
@@ -69,14 +69,14 @@ def squashed(one: MeasuredMap, size: int) -> MeasuredMap:
 
 
 def depth_sets(scenes: int, size: int, measured: bool) -> dict[str, DepthSet]:
-    """What is decoded, by name."""
+    """The sets of maps, by name."""
     sets = {style: scene_set(style, scenes, size) for style in ("standard", "shifted")}
     maps = [squashed(one, size) for one in measured_maps()] if measured else []
     return sets | ({"measured": measured_set(maps)} if maps else {})
 
 
 def measure(tokenizer: VQVAE, decoder: DiffusionDecoder, sets: dict[str, DepthSet], steps: tuple[int, ...]) -> Any:
-    """Figures by set and decoder; of the default number of steps also of other seeds."""
+    """Figures per set and decoder; for the default number of steps also with other seeds."""
     size = tokenizer.config.codebook_size
     found: dict[str, dict[str, Any]] = {}
     for name, chosen in sets.items():
@@ -90,7 +90,7 @@ def measure(tokenizer: VQVAE, decoder: DiffusionDecoder, sets: dict[str, DepthSe
 
 
 def times_plain(tokenizer: VQVAE, decoder: DiffusionDecoder, depth: Tensor) -> dict[int, float]:
-    """Seconds over the plain decoder's, by number of steps: medians of rounds in which they take turns."""
+    """Time relative to the plain decoder per number of steps: medians of rounds in which they take turns."""
     codes, ratios = tokenizer.encode(depth), dict[int, list[float]]()
     for turn in range(_ROUNDS + 1):
         start = time.perf_counter()
@@ -105,9 +105,10 @@ def times_plain(tokenizer: VQVAE, decoder: DiffusionDecoder, depth: Tensor) -> d
 
 
 def bars(found: dict[str, dict[str, Any]], same_bits: bool) -> list[Bar]:
-    """Sharper at edges, not much farther off anywhere, and the same map each time.
+    """Targets: sharper at edges, hardly worse elsewhere, and the same map each time.
 
-    A sharp edge in the wrong place costs its slope twice, a blurred one half: slopes are asked to be nearly as good.
+    A sharp edge in the wrong place counts twice in the slope error and a blurred edge half, so slopes need only be
+    nearly as good.
     """
     listed = []
     label = f"diffusion, {DEFAULT_STEPS} steps"
@@ -123,7 +124,7 @@ def bars(found: dict[str, dict[str, Any]], same_bits: bool) -> list[Bar]:
 
 
 def draw(tokenizer: VQVAE, decoder: DiffusionDecoder, sets: dict[str, DepthSet]) -> Path:
-    """Truth, plain decoder and diffusion of a few maps, a row each."""
+    """Picture of the truth, the plain decoder's map and the diffusion decoder's, one row per map."""
     size = decoder.config.image_size
     depths = [sets["standard"].depth[0][:1], sets["shifted"].depth[0][1:2]]
     depths += [one for one in sets["measured"].depth[:2]] if "measured" in sets else []
@@ -143,7 +144,7 @@ def draw(tokenizer: VQVAE, decoder: DiffusionDecoder, sets: dict[str, DepthSet])
 
 
 def print_table(found: dict[str, dict[str, Any]], console: Console) -> None:
-    """A line a set and decoder."""
+    """Print one line per set and decoder."""
     names = ("rmse", "abs_rel", "delta1", "slope_error_255", "boundary_f1", "order_5")
     table = Table("maps", "decoder", *names)
     for chosen, decoders in found.items():
@@ -155,10 +156,10 @@ def print_table(found: dict[str, dict[str, Any]], console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer scenes, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer scenes; write nothing")
     parser.add_argument("--tokenizer", type=Path, default=shipped("depth-scenes-100"))
     parser.add_argument("--decoder", type=Path, help="folder of the diffusion decoder; default: TOKENIZER/diffusion")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a style; default 200, with --check 40")
+    parser.add_argument("--scenes", type=int, help="held-out scenes per style; default 200, with --check 40")
     arguments = parser.parse_args(argv)
     tokenizer = VQVAE.from_pretrained(arguments.tokenizer)
     decoder = DiffusionDecoder.from_pretrained(arguments.decoder or arguments.tokenizer / "diffusion", tokenizer)

@@ -1,9 +1,9 @@
-"""The README's picture: a counting and a depth question, each answered through what a model drew.
+"""Draw the README's picture: a counting and a depth question, each with what the model drew and said.
 
 `python -m benchmarks.figures` asks the shipped `models/aurora-tiny` about scenes it has never seen, rendered at 320 x
-320 for the eye (the model's processor squashes them to its own size), and writes `docs/answer.png`. The scenes are the
-first from --first-seed that have enough in them to be worth a style and that the model answers right; --any takes the
-first ones whatever it answers. A picture shows how it works; how often it works is in `benchmarks/results/`.
+320 for the eye (the model's processor resizes them to its own size), and writes `docs/answer.png`. It takes the first
+scenes from --first-seed that have enough objects and that the model answers right; with --any it takes the first ones
+whatever the answer. The picture shows how the model works; `benchmarks/results/` says how often it is right.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def questions(kind: str, style: str, first_seed: int) -> Iterator[Question]:
 
 
 def first_answer(model: PerceptionModel, kind: str, style: str, first_seed: int, whatever: bool = False) -> Answered:
-    """The first question the model answers right, or simply the first.
+    """The first question that the model answers right, or simply the first.
 
     Raises:
-        ValueError: where it answers none of many right.
+        ValueError: if it answers none of many right.
     """
     for asked in islice(questions(kind, style, first_seed), _TRIES):
         answered = Answered(asked, model.ask(asked.image, asked.text, mode="chain"))
@@ -149,7 +149,7 @@ def _row(model: PerceptionModel, answered: Answered) -> Image.Image:
 
 
 def answer_sheet(model: PerceptionModel, answers: list[Answered]) -> Image.Image:
-    """One row an answer, on a white sheet about a thousand pixels wide."""
+    """One row per answer, on a white sheet about a thousand pixels wide."""
     rows = [_row(model, answered) for answered in answers]
     margin = 2 * _GAP
     height = sum(row.height for row in rows) + (len(rows) + 1) * margin

@@ -1,13 +1,12 @@
-"""What do depth maps of frames cost when unchanged cells are kept? `python -m benchmarks.frames`.
+"""Measure the cost and error of depth maps of frames when unchanged cells are kept (`python -m benchmarks.frames`).
 
-Sequences of rendered frames, an object moved, added or removed from frame to frame, or nothing;
-`perception.extras.frames`
-predicts their maps at several thresholds and margins. For each: codes decoded a frame, time against decoding every
-frame anew (ways take turns sequence by sequence), and the error against the exact depth and against the maps of
-decoding anew. First frames are left out. Writes `benchmarks/results/frames.json` and `docs/frames.png`; about five
-minutes on one core.
+In sequences of rendered frames one object is moved, added or removed from frame to frame, or nothing changes.
+`perception.extras.frames` predicts their maps at several thresholds and margins. Reports codes decoded per frame, speed
+relative to decoding every frame in full (the ways take turns per sequence), and the error against the exact depth and
+against the maps of full decoding. First frames are left out. Writes `benchmarks/results/frames.json` and
+`docs/frames.png` in about five minutes on one core.
 
-With --check it reads fewer sequences, prints one line a bar, writes nothing, and exits 1 where one falls short.
+With --check it reads fewer sequences, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ CONFIGS = (
     FrameConfig(0.02, 2),
 )
 SAVED, ADDED = 50.0, 0.01
-"""Percent of the codes that the default keeps at least; AbsRel that it adds at most"""
+"""Targets: least percentage of codes that the default keeps, and most AbsRel that it adds"""
 
 _LABELLED = ("0, margin 1", "0.0005, margin 1", "0.1, margin 1")
 
@@ -60,7 +59,7 @@ def name_of(config: FrameConfig) -> str:
 
 @dataclass
 class Tally:
-    """What one way of reading frames gave, frame by frame."""
+    """Results of one way of reading frames, frame by frame."""
 
     decoded: list[float] = field(default_factory=list)
     forwards: list[float] = field(default_factory=list)
@@ -68,12 +67,12 @@ class Tally:
     order: list[float] = field(default_factory=list)
     same_codes: list[float] = field(default_factory=list)
     from_full: list[float] = field(default_factory=list)
-    """mean difference in nearness to the maps of decoding anew"""
+    """mean difference in nearness to the maps of full decoding"""
     seconds: float = 0.0
 
 
 def read_sequence(model: PerceptionModel, batch: SceneBatch, config: FrameConfig) -> tuple[list[FrameMap], float]:
-    """Maps of all frames, and seconds for those behind the first."""
+    """Maps of all frames, and seconds for all frames but the first."""
     reader, images = FrameDepth(model, config), [image.numpy() for image in batch.images]
     made = [reader(images[0])]
     start = time.perf_counter()
@@ -82,7 +81,7 @@ def read_sequence(model: PerceptionModel, batch: SceneBatch, config: FrameConfig
 
 
 def add(tally: Tally, model: PerceptionModel, batch: SceneBatch, maps: list[FrameMap], full: list[FrameMap]) -> None:
-    """Scores the frames behind the first of a sequence."""
+    """Score all frames of a sequence but the first."""
     tokenizer, depth = depth_tokenizer_of(model), batch.depth[1:]  # (F, H, W)
     codes = torch.tensor([made.codes for made in maps[1:]])  # (F, N)
     with torch.no_grad():
@@ -101,7 +100,7 @@ def add(tally: Tally, model: PerceptionModel, batch: SceneBatch, maps: list[Fram
 
 
 def _order(near: Tensor, scene: Scene, seed: int) -> list[float]:
-    """Whether a map (H, W) puts four points of a scene in order; nothing where the scene has no room for them."""
+    """True if a map (H, W) puts four points of a scene in order; None if the scene has no room for them."""
     points = choose_markers(scene, POINTS, np.random.default_rng(seed))
     if points is None:
         return []
@@ -156,7 +155,7 @@ def bars(styles: dict[str, dict[str, dict[str, Any]]], length: int) -> list[Bar]
 
 
 def same_as_ever(model: PerceptionModel, sequences: int) -> Bar:
-    """Whether a threshold of 0 gives the maps of asking about each frame alone."""
+    """True if a threshold of 0 gives the same maps as asking about each frame alone."""
     same = total = 0
     for seed in range(FIRST_SEED, FIRST_SEED + sequences):
         batch, _ = render_frames(seed, FRAMES)
@@ -199,8 +198,8 @@ def plot(styles: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer sequences, the bars alone; write nothing")
-    parser.add_argument("--sequences", type=int, default=20, help="of each style")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer sequences; write nothing")
+    parser.add_argument("--sequences", type=int, default=20, help="sequences per style")
     arguments = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(MODEL)
     sequences, configs = (6, (FULL, FrameConfig())) if arguments.check else (arguments.sequences, CONFIGS)

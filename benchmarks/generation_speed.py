@@ -1,16 +1,18 @@
-"""How fast are answers that draw first? `python -m benchmarks.generation_speed`.
+"""Measure the speed of answers that draw first (`python -m benchmarks.generation_speed`).
 
-Ours (several tokens a forward, `perception.decoding.decoder`) against transformers' `generate`: plain under the same
-grammar,
-with prompt lookup (its assisted decoding without a second model; batches of one only), and without a grammar. The depth
-and the counting question on held-out scenes of the shifted style, batches of 1, 8 and 32; every figure is a ratio to
-plain constrained `generate` in the same run, whose questions alternate between the two. Besides: the depth question
-with both compiled; on how many of 1,000 questions the ids are the same; the curve of the approximate mode, right
-answers against sweeps; the share of a step that the grammar takes; peak memory, each way in a process of its own; and
-what a forward over a window costs on language models of larger shapes, random ones, beside the floor that reading their
-weights sets. Written to `benchmarks/results/generation_speed.json`; a quarter of an hour on two cores.
+Compares our decoding (several tokens per forward pass, `perception.decoding.decoder`) with transformers' `generate`:
+plain under the same grammar, with prompt lookup (its assisted decoding without a second model; batches of one only),
+and without a grammar. Asks depth and counting questions on held-out scenes of the shifted style, in batches of 1, 8 and
+32. Every figure is a ratio to plain constrained `generate` in the same run, in which the ways take turns batch by
+batch.
 
-With --check it asks fewer questions, prints one line a bar, writes nothing, and exits 1 where one falls short.
+Also reports: the depth question with both ways compiled; on how many of 1,000 questions the ids are identical; accuracy
+of the approximate mode against the number of sweeps; the share of a step that the grammar takes; peak memory, each way
+in a process of its own; and the time of a forward pass over a window on random language models of larger shapes, beside
+the lower bound set by reading their weights. Writes `benchmarks/results/generation_speed.json` in a quarter of an hour
+on two cores.
+
+With --check it asks fewer questions, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -42,13 +44,13 @@ RESULT = ROOT / "benchmarks" / "results" / "generation_speed.json"
 MODEL = ROOT / "models" / "aurora-tiny"
 FIRST_SEED = 95_000_000
 SPEED_BARS = {("depth", 1): 4.0, ("depth", 8): 2.5}
-"""Times as fast as plain constrained `generate`, by question and batch size."""
+"""Target speed relative to plain constrained `generate`, by question and batch size"""
 GRAMMAR_PERCENT = 2.0
-"""Of a step at batch 32 that the grammar may take."""
+"""Largest share of a step at batch 32 that the grammar may take, in percent"""
 APPROXIMATE_BAR = 8.0
-"""Times as fast as plain, with answers at most a point worse"""
+"""Target speed relative to plain decoding, with answers at most one point worse"""
 MEMORY_PERCENT = 10.0
-"""Above plain"""
+"""Largest increase of peak memory over plain decoding, in percent"""
 MAX_NEW_TOKENS = 256
 _PEERS = ("ours", "plain", "prompt lookup", "without a grammar")
 SWEEPS = (1, 2, 3, 4, 6, 10)
@@ -70,9 +72,9 @@ SHAPES = {
         "vocab_size": 128256,
     },
 }
-"""Language models by their published sizes, output layers tied"""
+"""Language models by their published sizes, with tied output layers"""
 _CACHED = 160
-"""tokens before a window: a prompt with its image"""
+"""Tokens before a window: a prompt with its image"""
 
 
 def held_out(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Item]:
@@ -87,7 +89,7 @@ def held_out(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Item]:
 
 
 def questions(kind: str, count: int, first_seed: int = FIRST_SEED) -> list[Prompt]:
-    """The same as chains of perception."""
+    """Held-out questions as prompts for chains of perception."""
     return [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in held_out(kind, count, first_seed)]
 
 
@@ -108,7 +110,7 @@ def answer_by(model: PerceptionModel, peer: str, batch: Sequence[Prompt]) -> lis
 
 
 def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> dict[str, Any]:
-    """Seconds of every way of decoding on the same batches, taking turns batch by batch; the first one warms up."""
+    """Time every way of decoding on the same batches, taking turns batch by batch; the first batch warms up."""
     asked = questions(kind, (batches + 1) * batch_size)
     peers = [peer for peer in _PEERS if batch_size == 1 or peer != "prompt lookup"]
     if kind == "depth" and batch_size == 1:
@@ -145,9 +147,9 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
 
 
 def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -> dict[str, Any]:
-    """Depth questions, ours and plain, each as it is and with its language model compiled by `torch.compile`.
+    """Time depth questions, ours and plain, each with and without `torch.compile` of the language model.
 
-    The four take turns batch by batch, behind batches that compile; `settings` are of `torch.compile`.
+    The four ways take turns batch by batch, after batches that compile; `settings` are passed to `torch.compile`.
     """
     torch.compiler.reset()  # forms of another call count towards a limit
     warm = 3
@@ -183,7 +185,7 @@ def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -
 
 
 def same_ids(model: PerceptionModel, count: int, batch_size: int = 25) -> dict[str, int]:
-    """Of so many questions, half of each kind: how many answers have the ids of plain decoding."""
+    """Count answers whose ids equal those of plain decoding; half of the `count` questions are of each kind."""
     same = 0
     for kind in ("depth", "count"):
         asked = questions(kind, count // 2, FIRST_SEED + 1_000_000)
@@ -195,7 +197,7 @@ def same_ids(model: PerceptionModel, count: int, batch_size: int = 25) -> dict[s
 
 
 def approximate(model: PerceptionModel, count: int, batch_size: int = 25) -> list[dict[str, Any]]:
-    """Right answers to depth questions by sweeps, and how they differ from exact ones."""
+    """Accuracy on depth questions per number of sweeps, and the difference from exact decoding."""
     items = held_out("depth", count, FIRST_SEED + 2_000_000)
     prompts = [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items]
     parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
@@ -218,14 +220,14 @@ def approximate(model: PerceptionModel, count: int, batch_size: int = 25) -> lis
 
 
 def peak_memory(peer: str, model: str) -> float:
-    """MiB that a process of its own holds at most while it answers a batch of 32."""
+    """Peak memory, in MiB, of a separate process that answers a batch of 32."""
     command = [sys.executable, "-m", "benchmarks.generation_speed", "--model", model, "--memory-of", peer]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def bandwidth(megabytes: int = 512, repeats: int = 5) -> float:
-    """Bytes a second that a product of a large matrix with a vector reads, the best of some."""
+    """Memory bandwidth in bytes per second: a product of a large matrix with a vector, the best of some repeats."""
     matrix, vector = torch.ones(megabytes * 256, 1024), torch.ones(1024)
     took = []
     for _ in range(repeats):
@@ -237,9 +239,9 @@ def bandwidth(megabytes: int = 512, repeats: int = 5) -> float:
 
 @torch.no_grad()
 def shape_costs(name: str, windows: Sequence[int], repeats: int, read: float) -> dict[str, Any]:
-    """Milliseconds of a forward of a random model in bfloat16 over so many tokens behind a prompt, the median.
+    """Median time, in ms, of a forward pass of a random bfloat16 model over a window of tokens behind a prompt.
 
-    `read` is the bandwidth in bytes a second, which the floor is made of.
+    `read` is the memory bandwidth in bytes per second, from which the lower bound is computed.
     """
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -266,7 +268,7 @@ def shape_costs(name: str, windows: Sequence[int], repeats: int, read: float) ->
 
 
 class _Timed(SpanLogitsProcessor):
-    """Adds up the seconds that it takes."""
+    """Grammar that sums the seconds it takes."""
 
     spent = 0.0
 
@@ -278,7 +280,7 @@ class _Timed(SpanLogitsProcessor):
 
 
 def grammar_share(model: PerceptionModel, batch_size: int = 32, steps: int = 60) -> dict[str, float]:
-    """Milliseconds of a plain decoding step and of the grammar in it, and its share in percent."""
+    """Time of a plain decoding step and of the grammar in it, in ms, and the grammar's share in percent."""
     inputs = model.inputs(questions("depth", batch_size))
     took = {}
     for tokens in (2, 2, steps):  # the first warms up, the second is the prompt's part of the third
@@ -290,7 +292,7 @@ def grammar_share(model: PerceptionModel, batch_size: int = 32, steps: int = 60)
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """Speed at batches of 1 and 8, identity, and the grammar's share."""
+    """Targets: speed at batches of 1 and 8, identity of the ids, and the grammar's share."""
     found = []
     for run in result["races"]:
         key = (run["question"], run["batch_size"])
@@ -311,7 +313,7 @@ def bars(result: dict[str, Any]) -> list[Bar]:
 
 
 def _approximate_speed(result: dict[str, Any]) -> float:
-    """Of the fastest way that loses at most a point, the exact one among them."""
+    """Speed of the fastest way, exact decoding included, that loses at most one point."""
     speeds = next(r["speed_over_plain"] for r in result["races"] if (r["question"], r["batch_size"]) == ("depth", 1))
     near = [row["sweeps"] for row in result["approximate"] if row.get("over_exact", {"mean": 0.0})["mean"] >= -0.01]
     return max(speeds["ours" if sweeps is None else f"{sweeps} sweeps"] for sweeps in near)
@@ -319,11 +321,11 @@ def _approximate_speed(result: dict[str, Any]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer questions, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer questions; write nothing")
     parser.add_argument("--model", default=str(MODEL), help="folder of the model")
-    parser.add_argument("--window", type=int, help="tokens of a row fed to a forward at most")
+    parser.add_argument("--window", type=int, help="most tokens per row in one forward pass")
     parser.add_argument(
-        "--memory-of", choices=("ours", "plain"), help="answer one batch, print this process' peak in MiB"
+        "--memory-of", choices=("ours", "plain"), help="answer one batch, print the peak memory of this process in MiB"
     )
     arguments = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(arguments.model)

@@ -1,9 +1,10 @@
-"""How often the shipped geometry-tiny is right: `python -m benchmarks.geometry_tiny`.
+"""Measure how often the shipped geometry-tiny is right (`python -m benchmarks.geometry_tiny`).
 
-Figures of the families it learned from, with numbers that it has not seen, and figures of the two families that it has
-never seen. Written to `benchmarks/results/geometry_tiny.json`, with the share of right answers of every family and the
-F1 of what the steps looked at. With --check it answers fewer problems, prints one line a bar, writes nothing, and exits
-1 where one falls short.
+Asks about figures of the families it learned from, with numbers that it has not seen, and about figures of two families
+that it has never seen. Writes accuracy, in total and per family, and the F1 of the selected regions to
+`benchmarks/results/geometry_tiny.json`.
+
+With --check it answers fewer problems, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SPLITS = ("test", "held-out")
 
 
 def measure(split: str, count: int) -> dict[str, Any]:
-    """Right answers, in all and by family, and the F1 of the selection, on problems no training draws."""
+    """Accuracy, in total and per family, and the F1 of the selection, on problems that no training draws."""
     found = read_interleaved(shipped("geometry-tiny"))
     problems = list(draw_problems(GeometryData(split=split, count=count, seed=1000)))
     answered = answer_problems(found.model.eval(), found.encoder, problems, MAX_NEW_TOKENS)
@@ -58,7 +59,7 @@ def bars(row: dict[str, Any]) -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer problems, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer problems; write nothing")
     arguments = parser.parse_args(argv)
     rows = [measure("test", 96)] if arguments.check else [measure(split, 400) for split in SPLITS]
     found = bars(rows[0])

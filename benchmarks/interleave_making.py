@@ -1,9 +1,10 @@
-"""How good are regions that are made from words and keywords? `python -m benchmarks.interleave_making`.
+"""Measure the quality of regions made from words and keywords (`python -m benchmarks.interleave_making`).
 
-Embedded geometry problems with exact regions go through `train.prepare_interleave`, with keywords by rules and words
-once as given and once as read by the OCR engine where that is installed. The cells of each step are compared with the
-exact ones; the control has as many cells at random. Writes `benchmarks/results/interleave_making.json`. With --check it
-prints one line a bar, writes nothing, exits 1 where one falls short.
+Drawn geometry problems with exact regions go through `train.prepare_interleave`, with keywords by rules, and with words
+once as given and once as read by the OCR engine if it is installed. The cells of each step are compared with the exact
+ones; the control has as many cells at random. Writes `benchmarks/results/interleave_making.json`.
+
+With --check it prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from train.prepare_interleave import PrepareConfig, prepare
 RESULT = ROOT / "benchmarks" / "results" / "interleave_making.json"
 COUNT, IMAGE_SIZE, GRID, SEED = 100, 256, (8, 8), 4242
 BARS = {"marks": 65.0, "rapidocr": 60.0}
-"""Least F1 of cells, in points"""
+"""Target F1 of cells, in points"""
 
 Cells = Sequence[tuple[int, ...]]
-"""Of each step of a problem"""
+"""Cells per step of a problem"""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the cells of steps are found."""
+    """Agreement of the cells that were found with the true cells."""
 
     precision: float
     """Over the cells of all steps of all problems"""
@@ -54,7 +55,7 @@ class Agreement:
 
 
 def agreement(found: Sequence[Cells], true: Sequence[Cells]) -> Agreement:
-    """Of the cells found with the true ones, by problem and step."""
+    """Agreement of the cells that were found with the true ones, given per problem and step."""
     counts = np.array([_counts(one, other) for one, other in zip(found, true, strict=True)])  # (P, 3)
     hits, chosen, wanted = counts.sum(0)
     by_problem = 2 * counts[:, 0] / np.maximum(1, counts[:, 1] + counts[:, 2])
@@ -74,7 +75,7 @@ def _counts(found: Cells, true: Cells) -> tuple[int, int, int]:
 
 
 def write_rows(drawn: Sequence[GeometryProblem], folder: Path) -> Path:
-    """The problems as somebody's own data: images, and a JSON object a line."""
+    """Write the problems as a user's own data: images, and one JSON object per line."""
     lines = []
     for number, problem in enumerate(drawn):
         Image.fromarray(problem.image).save(folder / f"{number}.png")
@@ -87,7 +88,7 @@ def write_rows(drawn: Sequence[GeometryProblem], folder: Path) -> Path:
 
 
 def made_cells(data: Path, ocr: str, out: Path) -> list[Cells]:
-    """What the pipeline makes of rows, by problem and step. Raises ValueError where it skips any."""
+    """Run the pipeline and return the cells per problem and step. Raises ValueError if a row is skipped."""
     report = prepare(PrepareConfig(str(data), str(out), making=MakingSettings(GRID, ocr, "rules")))
     if report.skipped:
         raise ValueError(f"{report.skipped} problems were skipped: {(out / 'skipped.jsonl').read_text()[:300]}")
@@ -95,14 +96,14 @@ def made_cells(data: Path, ocr: str, out: Path) -> list[Cells]:
 
 
 def at_random(found: Sequence[Cells], seed: int) -> list[Cells]:
-    """As many cells, anywhere."""
+    """As many cells as were found, at random places."""
     rng = np.random.default_rng(seed)
     draw = lambda cells: tuple(rng.choice(GRID[0] * GRID[1], len(cells), replace=False).tolist())  # noqa: E731
     return [[draw(cells) for cells in problem] for problem in found]
 
 
 def measure(engines: Sequence[str], count: int = COUNT) -> dict[str, Any]:
-    """Agreement by engine, with the random control of each, by family, and seconds a problem."""
+    """Agreement per engine, with its random control, per family, and seconds per problem."""
     drawn = list(problems("test", count, SEED, IMAGE_SIZE))
     true = [[covered_cells(step.regions, GRID) for step in problem.steps] for problem in drawn]
     rows: dict[str, Any] = {}
@@ -127,7 +128,7 @@ def measure(engines: Sequence[str], count: int = COUNT) -> dict[str, Any]:
 
 
 def bars(rows: Mapping[str, Any]) -> list[Bar]:
-    """F1 of each engine that was measured, and its distance from cells at random."""
+    """Targets: F1 of each engine that was measured, and its margin over random cells."""
     found = []
     for engine, row in rows.items():
         found.append(Bar(f"F1 of cells, words by {engine}", 100 * row["f1"], BARS[engine]))
@@ -137,7 +138,7 @@ def bars(rows: Mapping[str, Any]) -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets; write nothing")
     arguments = parser.parse_args(argv)
     engines = ["marks", *(["rapidocr"] if importlib.util.find_spec("rapidocr") else [])]
     rows = measure(engines)

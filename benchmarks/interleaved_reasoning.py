@@ -1,14 +1,16 @@
-"""Does looking again at selected visual tokens help? `python -m benchmarks.interleaved_reasoning`.
+"""Measure whether looking again at selected visual tokens helps (`python -m benchmarks.interleaved_reasoning`).
 
-Begins with the shipped geometry-base, which reads figures and has never seen a solution. Then, with each of three
-seeds, on the same problems and for as many steps: text-only solutions; solutions with interleaved visual tokens; and
-the controls of the latter: as many tokens at random, the whole image again, the bounding box of the selection.
-Text-only and interleaved go on with reinforcement learning. The oracle is the interleaved model given the true regions.
-All answer the same held-out problems.
+All arms begin with the shipped geometry-base, which reads figures and has never seen a solution. With each of three
+seeds, on the same problems and for the same number of steps, it learns text-only solutions, solutions with interleaved
+visual tokens, and the controls of the latter: as many tokens at random, the whole image again, and the bounding box of
+the selection. Text-only and interleaved go on with reinforcement learning. The oracle is the interleaved model given
+the true regions. All answer the same held-out problems.
 
-What is trained stays in --runs, so a run that was stopped goes on. Writes
-`benchmarks/results/interleaved_reasoning.json` and the page made of it. With --check it trains text-only and
-interleaved for a short while, prints one line a bar, writes nothing, exits 1 where one falls short.
+Trained models stay in --runs, so a run that was stopped goes on. Writes `benchmarks/results/interleaved_reasoning.json`
+and the page made from it.
+
+With --check it trains text-only and interleaved for a short while, prints one line per target, writes nothing, and
+exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ MAX_NEW_TOKENS = 160
 
 @dataclass(frozen=True)
 class Scale:
-    """How long everything trains."""
+    """Length of the trainings."""
 
     problems: int = 24_000
     text: int = 600
@@ -56,35 +58,35 @@ class Scale:
     second: int = 2400
     """Steps that follow: text-only again, or interleaved"""
     batch_size: int = 8
-    """Rows of a supervised step"""
+    """Rows per supervised step"""
     sums: int = 0
     """Rows of sums beside them"""
     selection_weight: float = 0.3
-    """Of the selection's loss: at 1 the text model learns less of the text"""
+    """Weight of the selection's loss; with 1 the model learns less of the text"""
     selector_lr_ratio: float = 3.0
     learning_rate: float = 8e-4
-    """Of the supervised stages"""
+    """Learning rate of the supervised stages"""
     reinforced: int = 200
     """Steps of GRPO"""
     reinforced_learning_rate: float = 5e-5
     test: int = 400
-    """Held-out problems"""
+    """Number of held-out problems"""
 
 
 SHORT = Scale(problems=8000, text=200, second=600, reinforced=0, test=200)
-"""Of --check"""
+"""Scale of --check"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train and to look."""
+    """One way to train and to look."""
 
     stage: str
     regions: str = "own"
-    """What looks bring in, in training and after it"""
+    """What looks bring in, during training and afterwards"""
     reinforced: bool = False
     oracle: bool = False
-    """True regions where the answers are measured"""
+    """True regions are given when the answers are measured"""
 
 
 ARMS = {
@@ -101,7 +103,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Recipes:
-    """Every training of the benchmark, each made once and kept in a folder."""
+    """All trainings of the benchmark, each made once and kept in a folder."""
 
     folder: Path
     scale: Scale
@@ -116,7 +118,7 @@ class Recipes:
         return replace(default, steps=steps, seed=seed, warmup_steps=min(default.warmup_steps, steps // 4))
 
     def supervised(self, stage: str, regions: str, seed: int) -> Path:
-        """Behind the second stage."""
+        """Model after the second stage."""
         first = self._stage("text", "own", seed, self.base, "first", self.scale.text)
         return self._stage(stage, regions, seed, first, stage, self.scale.second)
 
@@ -145,7 +147,7 @@ class Recipes:
         return out
 
     def reinforced(self, stage: str, seed: int) -> Path:
-        """Behind GRPO, stopped on problems that are neither trained on nor measured."""
+        """Model after GRPO, stopped on problems that are neither trained on nor measured."""
         out = self.folder / f"reinforced-{stage}-{seed}"
         if not _finished(out):
             config = reinforce.ReinforceConfig(
@@ -161,12 +163,12 @@ class Recipes:
         return out
 
     def place(self, arm: Arm, seed: int) -> Path:
-        """Where an arm's model lies, trained or not."""
+        """Folder of an arm's model, trained or not."""
         name = "reinforced" if arm.reinforced else arm.stage
         return self.folder / "-".join([name, arm.stage if arm.reinforced else arm.regions, str(seed)])
 
     def model(self, arm: Arm, seed: int) -> Path:
-        """The same, trained where it was not."""
+        """Folder of an arm's model, which is trained if it is missing."""
         return self.reinforced(arm.stage, seed) if arm.reinforced else self.supervised(arm.stage, arm.regions, seed)
 
 
@@ -194,7 +196,7 @@ def chooser(arm: Arm, grid: tuple[int, int], seed: int, select: Callable[[Tensor
 
 
 def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainProblem], kept: str) -> dict[str, Any]:
-    """Right or wrong by problem, and the F1 of the selection; kept beside the model."""
+    """Outcome per problem, and the F1 of the selection; kept beside the model."""
     arm = ARMS.get(name)
     folder = recipes.base if arm is None else recipes.model(arm, seed)
     path = recipes.folder / f"outcomes-{name.replace(' ', '_')}-{seed}-{kept}-{len(problems)}.json"
@@ -215,7 +217,7 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
 
 
 def plan(recipes: Recipes, names: Sequence[str], seeds: Sequence[int], finished: bool = False) -> dict[str, list[int]]:
-    """Seeds by arm, and one of the base; where `finished`, those alone that are trained already."""
+    """Seeds per arm, and one of the base; with `finished`, only those that are trained already."""
     found: dict[str, list[int]] = {"base": [seeds[0]]}
     for name in names:
         there = [s for s in seeds if not finished or _finished(recipes.place(ARMS[name], s))]
@@ -224,7 +226,7 @@ def plan(recipes: Recipes, names: Sequence[str], seeds: Sequence[int], finished:
 
 
 def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: str) -> dict[str, dict[str, Any]]:
-    """By arm: whether each of its seeds answers each problem of a split right, and the selection's F1."""
+    """Per arm: whether each of its seeds answers each problem of a split right, and the selection's F1."""
     problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
     table = {}
     for name in track(seeds, description=split):
@@ -239,7 +241,10 @@ def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: str) ->
 
 
 def gain(table: dict[str, dict[str, Any]], better: str, worse: str) -> Interval | None:
-    """Of one arm over another, over the problems, each with the mean of the seeds that both have; None for no such."""
+    """Gain of one arm over another, over the problems; None if no seed has both.
+
+    Each problem counts with the mean of the seeds that both arms have.
+    """
     ours, theirs = table[better]["right"], table[worse]["right"]
     common = sorted(ours.keys() & theirs.keys())
     if not common:
@@ -252,11 +257,11 @@ COMPARED = (
     ("interleaved SFT + RL", "interleaved SFT", 3.0),
     ("interleaved SFT", "random selection", 0.1),
 )
-"""(better, worse, points that lie between them at least)"""
+"""(better arm, worse arm, least gain in points)"""
 
 
 def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
-    """Of the arms that were measured."""
+    """Targets of the arms that were measured."""
     found = []
     for better, worse, least in COMPARED:
         if better in table and worse in table:
@@ -268,9 +273,9 @@ def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
 
 
 def row_of(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """An arm's figures, in [0, 1]: accuracy, by seed too, and what it gains over text-only and interleaved SFT.
+    """An arm's figures, in [0, 1]: accuracy, also per seed, and its gain over text-only and interleaved SFT.
 
-    Intervals are over problems, each with the mean of its seeds; how far seeds lie apart says `by_seed`.
+    Intervals are over problems, each with the mean of its seeds; `by_seed` shows how far the seeds differ.
     """
     right: dict[int, NDArray[np.float64]] = table[name]["right"]
     row: dict[str, Any] = {"arm": name, "accuracy": vars(bootstrap_interval(np.mean(list(right.values()), axis=0)))}
@@ -283,10 +288,10 @@ def row_of(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on short trainings; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all of them")
-    parser.add_argument("--finished", action="store_true", help="measure what is trained already; train nothing")
+    parser.add_argument("--finished", action="store_true", help="measure only what is trained already")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
     arguments = parser.parse_args(argv)
     read = functools.cache(read_problems)

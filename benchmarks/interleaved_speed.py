@@ -1,12 +1,12 @@
-"""How fast are interleaved chains written? `python -m benchmarks.interleaved_speed`.
+"""Measure the speed of interleaved generation (`python -m benchmarks.interleaved_speed`).
 
-On the shipped model and held-out problems, batches of 8 (and 1), greedy: our cached generation against the same with
-all recomputed for every token (`use_cache=False`), which writes the same ids, and against transformers' plain
-`generate` writing as many tokens plus one for every look. The three take turns batch by batch, on one thread, and what
-is compared is the processor's seconds, which a busy machine stretches least. Also: the most slots that the cache had,
-beside the tokens of the longest row. Written to `benchmarks/results/interleaved_speed.json`.
+On the shipped model and held-out problems, in batches of 8 and 1 and greedily, compares our cached generation with the
+same generation with everything recomputed for each token (`use_cache=False`), which writes the same ids, and with
+transformers' plain `generate` writing as many tokens plus one per look. The three take turns batch by batch, on one
+thread. The processor's seconds are compared, which a busy machine affects least. Also reports the largest number of
+slots in the cache, beside the tokens of the longest row. Writes `benchmarks/results/interleaved_speed.json`.
 
-With --check it takes fewer batches, prints one line a bar, writes nothing, and exits 1 where one falls short.
+With --check it takes fewer batches, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from train.loop.provenance import ROOT, provenance
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_speed.json"
 SEED = 77
 RECOMPUTED_BAR = 4.0
-"""Times as fast as full recomputation, batch 8"""
+"""Target speed relative to full recomputation, batch of 8"""
 PLAIN_BAR = 0.85
-"""Of the speed of plain `generate`, batch 8"""
+"""Target share of the speed of plain `generate`, batch of 8, in percent"""
 MAX_NEW_TOKENS = 160
 
 
@@ -49,15 +49,15 @@ class Turn:
     cached: float
     recomputed: float
     plain: float
-    """seconds of the processor"""
+    """processor seconds"""
     tokens: int
-    """Written by the rows together, without what was brought in"""
+    """Tokens written by all rows together, without those that looks brought in"""
     looks: int
     peak_slots: int
     longest: int
-    """Tokens of the longest row that were fed"""
+    """Tokens of the longest row that were fed to the model"""
     same: bool
-    """Whether cached and recomputed chains are the same"""
+    """True if cached and recomputed chains are the same"""
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -67,7 +67,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def fed_tokens(found: InterleavedGeneration, prompts: Sequence[int], folder: InterleavedFolder) -> int:
-    """Tokens of the longest row that the model has read: prompt, what it wrote but the last, and what looks brought."""
+    """Tokens of the longest row that the model has read.
+
+    They are the prompt, all that it wrote but the last token, and what looks brought in.
+    """
     layout = folder.model.layout
     lengths = []
     for answer, prompt in zip(found.answers, prompts, strict=True):
@@ -98,7 +101,7 @@ def take_turn(folder: InterleavedFolder, problems: Sequence[ChainProblem]) -> Tu
 
 
 def race(folder: InterleavedFolder, batch_size: int, batches: int) -> dict[str, Any]:
-    """The three ways on the same batches, taking turns; the first batch warms up."""
+    """Time the three ways on the same batches, taking turns; the first batch warms up."""
     data = GeometryData(split="test", count=(batches + 1) * batch_size, seed=SEED)
     problems = list(draw_problems(data))
     turns = [take_turn(folder, problems[n * batch_size : (n + 1) * batch_size]) for n in range(batches + 1)][1:]
@@ -120,7 +123,7 @@ def race(folder: InterleavedFolder, batch_size: int, batches: int) -> dict[str, 
 
 
 def bars(races: Sequence[dict[str, Any]]) -> list[Bar]:
-    """Of batch 8: medians over the batches."""
+    """Targets for a batch of 8: medians over the batches."""
     run = next(run for run in races if run["batch_size"] == 8)
     return [
         Bar("batch 8: over full recomputation", run["quartiles"]["recomputed"][1], RECOMPUTED_BAR, "times"),
@@ -131,7 +134,7 @@ def bars(races: Sequence[dict[str, Any]]) -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer batches, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer batches; write nothing")
     parser.add_argument("--model", help="folder of the model; default: the shipped geometry-tiny")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,5 +1,8 @@
-"""Depth tokenizers of the size of AURORA's, from the libraries that people would take: diffusers' `VQModel`, and a
-convolutional autoencoder around the quantizer of `vector-quantize-pytorch`, set as that library advises."""
+"""Depth tokenizers of the size of AURORA's, built from libraries.
+
+They are diffusers' `VQModel`, and a convolutional autoencoder around the quantizer of `vector-quantize-pytorch`, set as
+that library advises.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from benchmarks.reference_vqvae import DECAY, ReferenceVQVAE, min_max, nearness
 
 
 class _LibraryCodebook(nn.Module):
-    """`VectorQuantize` behind the face of the reference's codebook: begun by k-means, dead codes replaced."""
+    """`VectorQuantize` with the interface of the reference's codebook: k-means initialisation, dead codes replaced."""
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -43,8 +46,10 @@ class _LibraryCodebook(nn.Module):
 
 
 class LibraryQuantizerVQVAE(ReferenceVQVAE):
-    """The reference's inner stages, which hold nearly all of its parameters, on 80 x 80 maps, with the quantizer of
-    `vector-quantize-pytorch`."""
+    """Autoencoder around the quantizer of `vector-quantize-pytorch`, on 80 x 80 maps.
+
+    It uses the reference's inner stages, which hold nearly all of its parameters.
+    """
 
     image_size = 80
     widths: tuple[int, ...] = (1, 64, 128, 256)
@@ -55,8 +60,10 @@ class LibraryQuantizerVQVAE(ReferenceVQVAE):
 
 
 class DiffusersVQVAE(nn.Module):
-    """diffusers' `VQModel` on 80 x 80 maps with 2 x 2 pixels folded into channels, of about the reference's
-    parameters and cost a map; at 320 x 320 its blocks would cost many times as much. Its codebook learns by gradient.
+    """diffusers' `VQModel` on 80 x 80 maps with 2 x 2 pixels folded into channels.
+
+    It has about the reference's parameters and cost per map; at 320 x 320 its blocks would cost many times as much.
+    Its codebook learns by gradient.
     """
 
     image_size = 80

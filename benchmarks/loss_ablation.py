@@ -1,13 +1,14 @@
-"""Which losses should be on? `python -m benchmarks.loss_ablation`.
+"""Compare losses on top of cross-entropy (`python -m benchmarks.loss_ablation`).
 
-Fine-tunes the shipped model on a style of scenes that it has not seen, as people fine-tune on data of their own: with
-plain cross-entropy, with each of the terms of `train.models.losses` on top of it, and with all of them; the same data,
-steps
-and seeds for all. Each is asked the same held-out questions of that style, and so is the model as it was. A term is
-worth having where the interval of its gain over plain cross-entropy, question by question over all seeds, lies above
-zero for counting or for depth, and below zero for neither. A training takes minutes on two cores; what is trained and
-answered stays in --runs, so that a run that was stopped goes on. --base models/tiny-base --steps 3000 asks the same of
-a training from the start, which takes hours. Writes `benchmarks/results/loss_ablation.json` and the table beside it.
+Fine-tunes the shipped model on a style of scenes that it has not seen, as users fine-tune on their own data: with plain
+cross-entropy, with each term of `train.models.losses` on top of it, and with all of them, on the same data, steps and
+seeds. Each model, and the one before fine-tuning, answers the same held-out questions of that style. A term is worth
+having if the interval of its gain over plain cross-entropy, question by question over all seeds, lies above zero for
+counting or for depth, and below zero for neither.
+
+A training takes minutes on two cores. Trained models and answers stay in --runs, so a run that was stopped goes on.
+`--base models/tiny-base --steps 3000` compares trainings from the start, which takes hours. Writes
+`benchmarks/results/loss_ablation.json` and the table beside it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ VARIANTS = {
     "all": LossSettings(reconstruction=10.0, location_spread=1.0, marker=1.0, count=0.5),
 }
 ROWS = {"counting": ("count",), "depth, 3-5 points": ("depth-3", "depth-4", "depth-5")}
-"""Groups of questions by row of the table"""
+"""Groups of questions per row of the table"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How long everything trains."""
+    """Length of the trainings."""
 
     base: str
     steps: int
@@ -57,12 +58,12 @@ class Scale:
 
     @property
     def from_the_start(self) -> bool:
-        """Whether the base has no perception tokens yet."""
+        """True if the base has no perception tokens yet."""
         return not (Path(self.base) / FILE_NAME).exists()
 
 
 def training(name: str, seed: int, folder: Path, scale: Scale) -> AuroraConfig:
-    """The recipe of one training: a curriculum from the start, or what its end is made of for a trained base."""
+    """Recipe of one training: the whole curriculum from the start, or its final mixture for a trained base."""
     place = folder / f"{name.replace(' ', '-')}-{seed}"
     steps = scale.steps
     return AuroraConfig(
@@ -90,7 +91,7 @@ def training(name: str, seed: int, folder: Path, scale: Scale) -> AuroraConfig:
 
 
 def answered(config: AuroraConfig, items: Sequence[Item]) -> dict[str, Any]:
-    """What a training comes to: trained and asked where that was not done before."""
+    """Results of a training, which is run and evaluated unless it was done before."""
     kept = Path(config.run_dir).parent / f"answers-{len(items)}.json"
     if not kept.exists():
         if not (Path(config.out) / "training.json").exists():
@@ -104,7 +105,7 @@ def answered(config: AuroraConfig, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def asked(folder: str, items: Sequence[Item]) -> dict[str, Any]:
-    """What a model answers, drawing first."""
+    """Answers of a model that draws first."""
     model = PerceptionModel.from_pretrained(folder)
     outcomes = evaluate_items(model, items, "chain")
     return {
@@ -116,7 +117,7 @@ def asked(folder: str, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def row_of(name: str, seeds: dict[int, dict[str, Any]], plain: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """A variant's figures over its seeds, and its gain over plain cross-entropy where it is another."""
+    """A variant's figures over its seeds, and its gain over plain cross-entropy if it is another variant."""
     row: dict[str, Any] = {"losses": name, "seeds": sorted(seeds)}
     row |= {"settings": vars(VARIANTS[name])} if name in VARIANTS else {}
     for title, groups in ROWS.items():
@@ -135,7 +136,7 @@ def row_of(name: str, seeds: dict[int, dict[str, Any]], plain: dict[int, dict[st
 
 
 def chosen(found: dict[str, Any], groups: Sequence[str]) -> np.ndarray:
-    """Whether each question of some groups was answered right, (n,) of 0 and 1."""
+    """(n,) of 0 and 1: whether each question of some groups was answered right."""
     pairs = zip(found["correct"], found["groups"], strict=True)
     return np.array([float(right) for right, group in pairs if group in groups])
 
@@ -153,14 +154,14 @@ def worth_having(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The table in Markdown."""
+    """The page: a Markdown table."""
     head = ["losses", *(f"{title}, %" for title in ROWS), *(f"gain, {title}" for title in ROWS), "maps in order, %"]
     lines = [
         "# Losses on top of cross-entropy",
         "",
         f"Made by `python -m benchmarks.loss_ablation`; do not edit. {result['base']}, {result['steps']} steps each on "
         f"scenes of the shifted style, seeds {result['seeds']}, {result['questions']} held-out questions. "
-        "Intervals are 95 % bootstrap ones over questions.",
+        "Brackets hold 95 % bootstrap intervals over questions.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
@@ -181,10 +182,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of scenes, trainings and answers")
     parser.add_argument("--base", type=Path, default=ROOT / "models" / "aurora-tiny", help="folder of the model")
-    parser.add_argument("--steps", type=int, default=200, help="of each training")
-    parser.add_argument("--scenes", type=int, default=4000, help="that are trained on")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each training")
+    parser.add_argument("--scenes", type=int, default=4000, help="scenes to train on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--questions", type=int, default=200, help="of counting, and as many of depth")
+    parser.add_argument("--questions", type=int, default=200, help="counting questions, and as many about depth")
     given = parser.parse_args(argv)
     scale = Scale(str(given.base), given.steps, given.scenes)
     items = scene_items("shifted", given.questions, given.questions // 4)

@@ -1,13 +1,13 @@
-"""What training on hidden patches does for maps with missing pixels: `python -m benchmarks.masked_training`.
+"""Measure masked training on maps with missing pixels (`python -m benchmarks.masked_training`).
 
 Trains the shipped design for a short while, plainly, and as AiT does with half of the patches of half of the maps
-hidden from the encoder; each with holes filled in before the encoder, and with holes as the encoder is told of them;
-three seeds. Each is measured on whole held-out scenes and on the same with half of their pixels missing
-(`benchmarks.missing_depth`). About half an hour on one core; what is trained stays in --runs. Writes
+hidden from the encoder; each with holes filled in before the encoder, and with holes that the encoder is told of; three
+seeds. Each is measured on whole held-out scenes and on the same scenes with half of their pixels missing
+(`benchmarks.missing_depth`). Takes about half an hour on one core; trained models stay in --runs. Writes
 `benchmarks/results/masked_training.json` and `.md`.
 
-With --check it trains four small ones for a minute, prints one line a bar, writes nothing, exits 1 where one falls
-short.
+With --check it trains four small tokenizers for a minute, prints one line per target, writes nothing, and exits 1 if a
+target is missed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ARMS = tuple(Arm(masked, filled) for masked in (False, True) for filled in (True
 
 
 def recipe(arm: Arm, seed: int, folder: Path, steps: int, num_scenes: int = 12_000) -> TokenizerConfig:
-    """The training of an arm. Plain maps with holes filled in are `benchmarks.token_budgets`' own."""
+    """Training of an arm. Plain maps with holes filled in are trained as in `benchmarks.token_budgets`."""
     variant = Variant(100, 128, "ema", seed)
     config = training(variant, folder, steps, num_scenes)
     if arm == ARMS[0]:
@@ -70,14 +70,14 @@ def recipe(arm: Arm, seed: int, folder: Path, steps: int, num_scenes: int = 12_0
 
 
 def finished(config: TokenizerConfig) -> VQVAE:
-    """The trained tokenizer; from its folder where it is there already."""
+    """The trained tokenizer, from its folder if it is there already."""
     if not (Path(config.out) / "config.json").exists():
         train(config)
     return VQVAE.from_pretrained(config.out).eval()
 
 
 def measure(folder: Path, steps: int, scenes: int, seeds: tuple[int, ...], num_scenes: int = 12_000) -> dict[str, Any]:
-    """By arm: the figures of each seed."""
+    """Per arm: the figures of each seed."""
     depth = torch.cat(scene_set("standard", scenes, EVALUATION_SIZE).depth)
     jobs = [(arm, seed) for arm in ARMS for seed in seeds]
     found: dict[str, Any] = {arm.name: [] for arm in ARMS}
@@ -87,13 +87,15 @@ def measure(folder: Path, steps: int, scenes: int, seeds: tuple[int, ...], num_s
 
 
 def mean_of(found: dict[str, Any], arm: str, pattern: str, figure: str) -> float:
-    """Over seeds."""
+    """Mean over seeds."""
     return fmean(one[pattern][figure]["mean"] for one in found[arm])
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
-    """Hidden patches in training must cost nothing that matters on whole maps, and win where patches are missing and
-    nothing fills them in."""
+    """Targets of masked training.
+
+    It costs little on whole maps, and wins where patches are missing and holes are not filled in.
+    """
     told, whole = ARMS[1].name, "whole"
     masked = ARMS[3].name
     gain = mean_of(found, told, "patches", "abs_rel") / mean_of(found, masked, "patches", "abs_rel")
@@ -107,7 +109,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The table: means over seeds, and the smallest and largest seed."""
+    """The page: means over seeds, and the smallest and largest seed."""
     lines = [
         f"Made by `python -m benchmarks.masked_training`: {result['steps']} steps of {result['batch_size']} maps, "
         f"{len(result['seeds'])} seeds, {result['scenes']} held-out scenes. Means over seeds [smallest, largest].",
@@ -131,9 +133,11 @@ def _cell(values: list[float], factor: float, digits: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="four short trainings, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on four short trainings; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of stores and trainings")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each training, 32 maps a step; default {STEPS}")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"steps of each training, 32 maps per step; default {STEPS}"
+    )
     parser.add_argument("--scenes", type=int, default=250, help="held-out scenes")
     arguments = parser.parse_args(argv)
     if arguments.check:

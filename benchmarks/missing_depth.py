@@ -1,4 +1,4 @@
-"""What missing pixels do to the codes of a depth map, and what training on hidden patches does about it."""
+"""Effect of missing pixels on the codes of a depth map."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from train.data.depth_augmentation import visible_patches
 from vqvae import VQVAE
 
 MISSING = 0.5
-"""Share of the pixels"""
+"""Share of the pixels that are missing"""
 _SEED = 97_000_000
 
 
 def missing_masks(count: int, size: int) -> dict[str, Tensor]:
-    """Masks (N, S, S) bool, False where a pixel is missing, half of each map: single pixels, the patches of AiT, and
-    the connected blobs of a smooth random field, as a depth camera loses them."""
+    """Masks (N, S, S) bool, False for the missing half of each map.
+
+    The patterns are single pixels, the patches of AiT, and the connected blobs of a smooth random field, like the
+    holes of a depth camera.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     field = F.interpolate(torch.randn((count, 1, 8, 8), generator=generator), size=(size, size), mode="bicubic")[:, 0]
     return {
@@ -29,10 +32,11 @@ def missing_masks(count: int, size: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def missing_figures(model: VQVAE, depth: Tensor) -> Figures:
-    """Of maps (N, S, S) with half of their pixels missing, by pattern: the share of codes that stay the same, and how
-    far the map of those codes is from the map of the whole's codes, and from the truth, at all pixels.
+    """Figures per pattern, for maps (N, S, S) with half of their pixels missing.
 
-    All is compared in the range of the whole map: what is measured is the filling in, not a range without its ends.
+    They are the share of codes that stay the same, and the distance of the decoded map from the whole map's decoded
+    map and from the truth, at all pixels. All is compared in the range of the whole map: what is measured is the
+    filling in, not a range without its ends.
     """
     size = (depth.shape[1], depth.shape[2])
     near, ranges = true_nearness(depth)

@@ -1,9 +1,10 @@
-"""What the shipped nested tokenizer keeps at each number of tokens: `python -m benchmarks.nested_budgets`.
+"""Measure the shipped nested tokenizer at each number of tokens (`python -m benchmarks.nested_budgets`).
 
-depth-scenes-100-nested at its first 4 to 100 tokens, beside depth-scenes-100 with its hundred, on held-out scenes of
-both styles and on the measured maps whose packages are installed. Written to `benchmarks/results/nested_budgets.json`.
+Compares depth-scenes-100-nested at its first 4 to 100 tokens with depth-scenes-100 at its 100 tokens, on held-out
+scenes of both styles and on the measured maps whose packages are installed. Writes
+`benchmarks/results/nested_budgets.json`.
 
-With --check it takes fewer scenes, prints one line a bar, writes nothing, and exits 1 where one falls short.
+With --check it takes fewer scenes, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SCENES = 500
 
 
 def measure(sets: dict[str, DepthSet]) -> list[dict[str, Any]]:
-    """A row a number of tokens, and one of the tokenizer that is not nested."""
+    """One row per number of tokens, and one for the tokenizer that is not nested."""
     nested, plain = (VQVAE.from_pretrained(shipped(f"depth-scenes-100{more}")) for more in ("-nested", ""))
     rows = []
     for model, tokens in [(nested, tokens) for tokens in BUDGETS] + [(plain, plain.config.num_codes)]:
@@ -37,7 +38,7 @@ def measure(sets: dict[str, DepthSet]) -> list[dict[str, Any]]:
 
 
 def bars(rows: list[dict[str, Any]], style: str = "standard") -> list[Bar]:
-    """More tokens must lose less, and all of them not much more than the tokenizer that is not nested."""
+    """Targets: more tokens lose less, and all of them not much more than the tokenizer that is not nested."""
     lost = [row["results"][style]["abs_rel"]["mean"] for row in rows]
     steps = [before / after for before, after in zip(lost[:-2], lost[1:-1], strict=True)]
     order = 100 * rows[-2]["results"][style]["order_5"]["mean"]
@@ -50,7 +51,7 @@ def bars(rows: list[dict[str, Any]], style: str = "standard") -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer scenes, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer scenes; write nothing")
     arguments = parser.parse_args(argv)
     if arguments.check:
         found = bars(measure({"standard": scene_set("standard", 100)}))

@@ -1,7 +1,7 @@
-"""What a baseline answered, one bit an item, so that a model whose weights do not ship can still be compared with.
+"""Outcomes of a baseline, one bit per item, so that a model can be compared with it when its weights do not ship.
 
-Bits are worth something only beside the questions they belong to. So a record carries a fingerprint of its items, and
-is refused for any others.
+The bits only make sense for the questions they belong to, so a record carries a fingerprint of its items and is refused
+for others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from perception.evaluation.scenes import Item
 
 _BRIGHTNESS_TOLERANCE = 0.05
-"""Of 255. Pixels that another processor rounds the other way move the mean by less than a thousandth."""
+"""Of 255. Pixels that another processor rounds differently move the mean by less than a thousandth."""
 
 
 class StaleOutcomes(ValueError):
@@ -24,7 +24,7 @@ class StaleOutcomes(ValueError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies a set of items, without their pixels: those may differ in the last bit between processors."""
+    """Identification of a set of items without their pixels, which may differ in the last bit between processors."""
 
     questions: str
     """SHA-256 over group, question, answer and places of each item, in order"""
@@ -52,7 +52,7 @@ class StoredOutcomes:
 
     fingerprint: Fingerprint
     correct: str
-    """ "1" where the item was answered right, "0" where not, in the items' order"""
+    """ "1" for each item answered right, "0" for each other, in the items' order"""
 
     @classmethod
     def of(cls, items: Sequence[Item], correct: Sequence[bool]) -> StoredOutcomes:
@@ -65,17 +65,17 @@ class StoredOutcomes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StoredOutcomes:
-        """What `to_json` gave. Raises StaleOutcomes for anything else."""
+        """Read what `to_json` gave. Raises StaleOutcomes for anything else."""
         try:
             return cls(Fingerprint(**data["fingerprint"]), str(data["correct"]))
         except (KeyError, TypeError) as error:
             raise StaleOutcomes(f"stored outcomes cannot be read ({error}); measure the baseline anew") from None
 
     def read_for(self, items: Sequence[Item], remedy: str) -> list[bool]:
-        """One truth value an item.
+        """One truth value per item.
 
         Raises:
-            StaleOutcomes: where the outcomes belong to other items; the message ends with `remedy`.
+            StaleOutcomes: if the outcomes belong to other items; the message ends with `remedy`.
         """
         found = fingerprint(items)
         if len(self.correct) != len(items) or not found.same(self.fingerprint):

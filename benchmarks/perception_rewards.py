@@ -1,11 +1,13 @@
-"""Do rewards for what a chain perceives make it answer better? `python -m benchmarks.perception_rewards`.
+"""Measure reinforcement by rewards for perception (`python -m benchmarks.perception_rewards`).
 
-The shipped AURORA model meets a style of scenes that it was not trained on, and is reinforced there with GRPO
-(`train.reinforce_scenes`): paid for the count and for the overlap of its boxes with the true ones, and, as a control,
-for the count alone. All are asked the same held-out questions of that look, drawing first. Seeds share everything but
-the order of questions and the chains that are drawn. What is trained stays in --runs, so a run that was stopped goes
-on. Writes `benchmarks/results/perception_rewards.json`; with --check it measures what --runs holds or trains anew with
-one seed, writes nothing, and exits 1 where a bar falls short.
+The shipped AURORA model is reinforced with GRPO (`train.reinforce_scenes`) on a style of scenes that it was not trained
+on: rewarded for the count and for the overlap of its boxes with the true ones and, as a control, for the count only.
+All models answer the same held-out questions of that style, drawing first. Seeds differ only in the order of questions
+and in the chains that are drawn. Trained models stay in --runs, so a run that was stopped goes on. Writes
+`benchmarks/results/perception_rewards.json`.
+
+With --check it measures what --runs holds, or trains with one seed, prints one line per target, writes nothing, and
+exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def recipe(arm: str, seed: int, folder: Path, steps: int) -> SceneReinforceConfi
 
 
 def asked(folder: Path, items: Sequence[Item]) -> dict[str, list[float]]:
-    """Of each question: whether the answer is right, and the IoU of the boxes drawn on the way."""
+    """Per question: whether the answer is right, and the IoU of the boxes drawn on the way."""
     model = PerceptionModel.from_pretrained(folder)
     boxes = BoxTokenizer(model.vocabulary.num_locations)
     found: dict[str, list[float]] = {"right": [], "iou": []}
@@ -57,7 +59,7 @@ def asked(folder: Path, items: Sequence[Item]) -> dict[str, list[float]]:
 
 
 def measure(folder: Path, seeds: Sequence[int], steps: int, count: int, arms: Sequence[str]) -> dict[str, Any]:
-    """Answers by arm and seed, trained where they were not."""
+    """Answers per arm and seed; arms are trained if they were not."""
     items = scene_items("shifted", count, 0, FIRST_SEED)
     answers: dict[str, Any] = {BEFORE: {0: asked(shipped("aurora-tiny"), items)}}
     for arm in arms:
@@ -86,7 +88,7 @@ def rows_of(answers: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="one seed, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets with one seed; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=200)

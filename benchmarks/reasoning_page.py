@@ -1,4 +1,4 @@
-"""The Markdown page of `benchmarks.interleaved_reasoning`, made from its result file and from nothing else."""
+"""The Markdown page of `benchmarks.interleaved_reasoning`, made from its result file only."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ _INTRO = """\
 
 Made by `python -m benchmarks.interleaved_reasoning`; do not edit.
 
-Every arm begins with `models/geometry-base`, which reads figures and has never seen a solution, and learns on the same
-{problems:,} problems: {text} steps of text-only solutions, then {second} steps of its own, batches of {batch_size};
-RL is {reinforced} steps of GRPO behind that. All are asked the same {test} problems, greedily. Accuracy in %, the mean
-over seeds, with 95 % bootstrap intervals over problems in brackets; gains are in points, paired by problem and seed.
+Each arm begins with `models/geometry-base`, which reads figures and has never seen a solution. All learn from the same
+{problems:,} problems: {text} steps of text-only solutions, then {second} steps of their own, in batches of
+{batch_size}. RL adds {reinforced} steps of GRPO. All answer the same {test} problems, greedily. Accuracy is in %, the
+mean over seeds, with 95 % bootstrap intervals over problems in brackets; gains are in points, paired by problem and
+seed.
 """
 _SPLITS = {
-    "test": "Families of the training, numbers never seen in it",
+    "test": "Families seen in training, with numbers never seen",
     "held-out": "Two families never seen in training",
 }
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """Tables by split, and the bars."""
+    """The page: one table per split, and the targets."""
     parts = [_INTRO.format(**record)]
     for split, rows in record["rows"].items():
         parts += [f"## {_SPLITS[split]}\n", _table(rows)]
     lines = [
-        f"- {bar['name']}: {bar['figure']:.1f} points, bar {bar['bar']:g}, {'met' if bar['met'] else 'missed'}"
+        f"- {bar['name']}: {bar['figure']:.1f} points, target {bar['bar']:g}, {'met' if bar['met'] else 'missed'}"
         for bar in record["bars"]
     ]
-    return "\n".join([*parts, "## Bars\n", *lines, ""])
+    return "\n".join([*parts, "## Targets\n", *lines, ""])
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -48,4 +49,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return markdown_table(("arm", "right", "by seed", "F1 of the selection", *gains), cells)
+    return markdown_table(("arm", "accuracy", "per seed", "F1 of the selection", *gains), cells)

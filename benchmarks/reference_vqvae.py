@@ -1,9 +1,9 @@
-"""AURORA's depth tokenizer, built from its description, to measure ours against.
+"""AURORA's depth tokenizer, built from its description, to compare ours with.
 
-A 320 x 320 map through five 4 x 4 convolutions of stride 2 (1-16-32-64-128-256 channels), two residual blocks, a 1 x 1
-convolution to 512; 100 tokens of 128 codes; a mirrored decoder (Perception Tokens, arXiv 2412.03548). What the
-description leaves open, the inside of a residual block (3 x 3, 3 x 3, 1 x 1) and the decoder's first convolution
-(3 x 3), is filled in so that the number of parameters is the one that is published, about 7.7 million.
+A 320 x 320 map goes through five 4 x 4 convolutions of stride 2 (1-16-32-64-128-256 channels), two residual blocks and
+a 1 x 1 convolution to 512; 100 tokens of 128 codes; a mirrored decoder (Perception Tokens, arXiv 2412.03548). The
+description leaves open the inside of a residual block (here 3 x 3, 3 x 3, 1 x 1) and the decoder's first convolution
+(here 3 x 3); they are chosen so that the number of parameters is the published one, about 7.7 million.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COUNT_FLOOR = 1e-5
 
 
 class _Block(nn.Module):
-    """Convolutions around a skip, ReLU between them."""
+    """Residual block: convolutions with ReLU between them, and a skip."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -45,13 +45,15 @@ def min_max(depth: Tensor, image_size: int) -> Tensor:
 
 
 def nearness(decoded: Tensor, size: tuple[int, int]) -> Tensor:
-    """What a decoder made, (B, 1, S, S) in [-1, 1], as nearness (B, *size) in [0, 1]."""
+    """Nearness (B, *size) in [0, 1] of a decoder's output, (B, 1, S, S) in [-1, 1]."""
     return F.interpolate(((decoded + 1) / 2).clamp(0, 1), size, mode="bilinear", antialias=True)[:, 0]
 
 
 class MovingCodebook(nn.Module):
-    """A codebook of moving averages as textbooks have it (van den Oord et al. 2017, appendix A.1): it starts at random,
-    and a code that nothing is near to stays where it is for ever."""
+    """A codebook of moving averages as in textbooks (van den Oord et al. 2017, appendix A.1).
+
+    It starts at random, and a code that no vector is near to stays where it is.
+    """
 
     codebook: Tensor
     cluster_size: Tensor
@@ -68,7 +70,7 @@ class MovingCodebook(nn.Module):
         return torch.cdist(vectors, self.codebook).argmin(-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised vectors (N, D) with a straight-through gradient, and the commitment loss (), of (N, D)."""
+        """Quantised (N, D) with a straight-through gradient, and the commitment loss (), of vectors (N, D)."""
         codes = self.encode(vectors.detach())
         quantized = self.codebook[codes]  # (N, D)
         commitment = (vectors - quantized).square().mean()
@@ -89,7 +91,7 @@ class MovingCodebook(nn.Module):
 
 
 class ReferenceVQVAE(nn.Module):
-    """Depth maps (B, H, W), larger is farther, to codes (B, 10, 10) and back. Knows no holes."""
+    """Depth maps (B, H, W), larger is farther, to codes (B, 10, 10) and back. Holes are not supported."""
 
     image_size = 320
     widths: tuple[int, ...] = (1, 16, 32, 64, 128, 256)

@@ -1,10 +1,11 @@
-"""Is data ever what a training waits for? `python -m benchmarks.scene_rendering`.
+"""Measure whether training waits for data (`python -m benchmarks.scene_rendering`).
 
-Renders scenes with two processes at 96 x 96 and at 80 x 80 pixels, images, depth, object ids and boxes included, and
-runs a few steps of the real AURORA training on the shipped base to see what share of a step waits for its batch.
-Written to `benchmarks/results/scene_rendering.json`; three minutes on two cores, which should be doing nothing else.
+Renders scenes with two processes at 96 x 96 and at 80 x 80 pixels, including images, depth, object ids and boxes, and
+runs a few steps of the real AURORA training on the shipped base to measure the share of a step that waits for its
+batch. Writes `benchmarks/results/scene_rendering.json` in three minutes on two cores, which should be otherwise idle.
 
-With --check it measures fewer scenes and steps, prints one line a bar, writes nothing, exits 1 where one falls short.
+With --check it measures fewer scenes and steps, prints one line per target, writes nothing, and exits 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BATCH = 32
 WORKERS = 2
 IMAGES_A_SECOND = 200.0
 WAIT_PERCENT = 10.0
-"""Of a step, once the first batches are there."""
+"""Largest share of a step that may wait for data once the first batches are there, in percent"""
 _WARM_UP = 5
 
 
@@ -49,7 +50,7 @@ def _one_thread() -> None:
 
 
 def rendering_rate(size: int, style: str, batches: int, repeats: int) -> dict[str, Any]:
-    """Images a second of `WORKERS` processes, start-up left out: the median of the repeats, and all of them."""
+    """Images per second of `WORKERS` processes, without start-up: the median of the repeats, and all of them."""
     rates = []
     with multiprocessing.get_context("spawn").Pool(WORKERS, _one_thread) as pool:
         pool.map(_render, [(FIRST_SEED, style, size)] * 2 * WORKERS, chunksize=1)  # imports, first allocations
@@ -69,9 +70,10 @@ def rendering_rate(size: int, style: str, batches: int, repeats: int) -> dict[st
 
 
 def share_after(records: Sequence[dict[str, Any]], step: int) -> float:
-    """Share of the time after `step` that went into waiting; `records` are a run's log, of which shares are cumulative.
+    """Share of the time after `step` that was spent waiting.
 
-    Raises ValueError where the log does not reach beyond `step`.
+    `records` are a run's log, whose shares are cumulative. Raises ValueError if the log does not reach beyond
+    `step`.
     """
     early = max((r for r in records if r["step"] <= step), key=lambda r: r["step"], default=None)
     last = records[-1] if records else None
@@ -82,7 +84,7 @@ def share_after(records: Sequence[dict[str, Any]], step: int) -> float:
 
 
 def waiting_share(base: str, depth_tokenizer: str, steps: int, batch_size: int) -> dict[str, Any]:
-    """A short real training: the share of all its time that waited for data, and of the time after the first steps."""
+    """Shares of waiting in a short real training: of all its time, and of the time after the first steps."""
     with tempfile.TemporaryDirectory() as folder:
         config = AuroraConfig(
             base=base,
@@ -107,7 +109,7 @@ def waiting_share(base: str, depth_tokenizer: str, steps: int, batch_size: int) 
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """Images a second at 96 pixels in either style; the share of a step that is not spent waiting for data."""
+    """Targets: images per second at 96 pixels in either style, and the share of a step not spent waiting for data."""
     found = [
         Bar(
             f"{r['style']} scenes of {r['size']} x {r['size']}",
@@ -125,13 +127,13 @@ def bars(result: dict[str, Any]) -> list[Bar]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--check", action="store_true", help="measure the bars on fewer scenes and steps; write nothing"
+        "--check", action="store_true", help="check the targets on fewer scenes and steps; write nothing"
     )
     parser.add_argument("--base", default=str(ROOT / "models" / "tiny-base"), help="base model of the short training")
     parser.add_argument(
         "--depth-tokenizer", default=str(ROOT / "tokenizers" / "depth-scenes-100"), help="its depth tokenizer"
     )
-    parser.add_argument("--batches", type=int, help=f"batches of {BATCH} scenes a repeat (40, with --check 20)")
+    parser.add_argument("--batches", type=int, help=f"batches of {BATCH} scenes per repeat (40, with --check 20)")
     parser.add_argument("--repeats", type=int, help="repeats of each rendering (5, with --check 3)")
     parser.add_argument("--steps", type=int, help="steps of the short training (30, with --check 15)")
     parser.add_argument("--batch-size", type=int, default=32, help="its batch size")

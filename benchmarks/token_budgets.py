@@ -1,14 +1,14 @@
-"""What a depth map loses at each number of tokens and size of codebook: `python -m benchmarks.token_budgets`.
+"""Measure depth tokenizers with different numbers of tokens and codes (`python -m benchmarks.token_budgets`).
 
-Trains a tokenizer for each of 16 to 400 tokens a map, 128 to 4,096 codes, with an EMA codebook and with FSQ: 36 of
-them; two more seeds of the shipped design; and a nested one, whose first n tokens decode too. All on the shipped
-tokenizer's data. Each is then measured on held-out
-scenes of both looks at 160 x 160 and on the measured maps whose packages are installed. About two hours on two cores;
-what is trained stays in --runs, so a run that was stopped goes on. Writes `benchmarks/results/token_budgets.json`, the
-table `benchmarks/results/token_budgets.md` and the plot `docs/token_budgets.png`.
+Trains a tokenizer for each combination of 16 to 400 tokens per map and 128 to 4,096 codes, with an EMA codebook and
+with FSQ: 36 in total. Adds two more seeds of the shipped design, and a nested one, whose first n tokens decode too. All
+are trained on the shipped tokenizer's data and measured on held-out scenes of both styles at 160 x 160 and on the
+measured maps whose packages are installed. Takes about two hours on two cores; trained models stay in --runs, so a run
+that was stopped goes on. Writes `benchmarks/results/token_budgets.json`, the table
+`benchmarks/results/token_budgets.md` and the plot `docs/token_budgets.png`.
 
-With --check it trains three small ones for a minute, prints one line a bar, writes nothing, exits 1 where one falls
-short: more tokens and more codes must lose less.
+With --check it trains three small tokenizers for a minute, prints one line per target (more tokens and more codes must
+lose less), writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from vqvae import VQVAE, VQVAEConfig
 RESULT = ROOT / "benchmarks" / "results" / "token_budgets.json"
 RUNS = ROOT / "runs" / "token_budgets"
 BUDGETS = (16, 36, 64, 100, 196, 400)
-"""Tokens a map"""
+"""Tokens per map"""
 CODEBOOKS = (128, 512, 4096)
 FSQ_LEVELS = {128: (8, 4, 4), 512: (8, 8, 8), 4096: (8, 8, 8, 8)}
 CELL = 8
-"""Pixels a side of the cell that a token stands for: every budget has the same network, at another resolution"""
+"""Side, in pixels, of the cell that a token stands for; every budget has the same network at another resolution"""
 STEPS = 800
 EVALUATION_SIZE = 160
-"""Pixels a side of the held-out scenes"""
+"""Side of the held-out scenes, in pixels"""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    """The grid, two more seeds of the shipped design for the spread of trainings, and that design nested."""
+    """The grid, two more seeds of the shipped design to show the spread of trainings, and that design nested."""
     grid = [Variant(tokens, size, kind) for size in CODEBOOKS for kind in ("ema", "fsq") for tokens in BUDGETS]
     return grid + [Variant(100, 128, "ema", seed) for seed in (1, 2)] + [Variant(100, 128, "ema", nested=True)]
 
 
 def training(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_000) -> TokenizerConfig:
-    """The recipe of one tokenizer: the shipped one's data, batch and schedule, with fewer steps."""
+    """Recipe of one tokenizer: the shipped one's data, batch and schedule, with fewer steps."""
     return TokenizerConfig(
         run_dir=str(folder / variant.name / "run"),
         out=str(folder / variant.name / "finished"),
@@ -107,7 +107,7 @@ def training(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_00
 
 
 def finished(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_000) -> VQVAE:
-    """The trained tokenizer; from `folder` where it is there already."""
+    """The trained tokenizer, from `folder` if it is there already."""
     config = training(variant, folder, steps, num_scenes)
     if not (Path(config.out) / "config.json").exists():
         train(config)
@@ -115,7 +115,7 @@ def finished(variant: Variant, folder: Path, steps: int, num_scenes: int = 12_00
 
 
 def depth_sets(scenes: int) -> dict[str, DepthSet]:
-    """What all are measured on, by name."""
+    """The sets that all are measured on, by name."""
     sets = {style: scene_set(style, scenes, EVALUATION_SIZE) for style in ("standard", "shifted")}
     measured = measured_maps()
     for name, truth in (("measured: ground truth", True), ("measured: stereo matching", False)):
@@ -126,7 +126,7 @@ def depth_sets(scenes: int) -> dict[str, DepthSet]:
 
 
 def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
-    """A row a tokenizer, of a nested one a row a length: what it is, bits a map, and its figures on each set.
+    """One row per tokenizer, and per length of a nested one: what it is, bits per map, and its figures on each set.
 
     The figures of a tokenizer are kept beside it, so that a run that was stopped goes on.
     """
@@ -150,7 +150,7 @@ def _figures(variant: Variant, model: VQVAE, tokens: int, sets: dict[str, DepthS
 
 
 def check() -> list[Bar]:
-    """Trains three tokenizers for a short while and compares them."""
+    """Train three tokenizers for a short while and compare them."""
     small, shipped, many = Variant(16, 128, "ema"), Variant(64, 128, "ema"), Variant(64, 512, "ema")
     sets = scene_set("standard", 200, EVALUATION_SIZE)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,10 +168,14 @@ def check() -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="three short trainings, the bars alone; write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="check the targets on three short trainings; write nothing"
+    )
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of stores and trainings")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each training, 32 maps a step; default {STEPS}")
-    parser.add_argument("--scenes", type=int, default=250, help="held-out scenes a style")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"steps of each training, 32 maps per step; default {STEPS}"
+    )
+    parser.add_argument("--scenes", type=int, default=250, help="held-out scenes per style")
     arguments = parser.parse_args(argv)
     if arguments.check:
         found = check()

@@ -1,14 +1,14 @@
-"""Is ours better than AURORA's tokenizer, trained alike? `python -m benchmarks.tokenizer_peers`.
+"""Compare our depth tokenizer with others of its kind, trained alike (`python -m benchmarks.tokenizer_peers`).
 
-Four tokenizers of 100 tokens and 128 codes see the same number of the same rendered scenes, as they are: ours, AURORA's
-design built from its description (`benchmarks.reference_vqvae`) with its optimiser and schedule, and with the same ones
-an autoencoder around vector-quantize-pytorch and diffusers' VQModel (`benchmarks.library_vqvaes`). Each is measured on
-held-out scenes at 320 x 320, the reference's own size, and on measured maps, holes filled in for those who know none.
-About two hours on one core; what is trained stays in --runs, so a run that was stopped goes on. Writes
-`benchmarks/results/tokenizer_peers.json` and `.md`.
+Four tokenizers of 100 tokens and 128 codes see the same number of the same rendered scenes, without augmentation: ours;
+AURORA's design built from its description (`benchmarks.reference_vqvae`) with its optimizer and schedule; and, with the
+same optimizer and schedule, an autoencoder around vector-quantize-pytorch and diffusers' VQModel
+(`benchmarks.library_vqvaes`). Each is measured on held-out scenes at 320 x 320, the reference's own size, and on
+measured maps, with holes filled in for tokenizers that do not support them. Takes about two hours on one core; trained
+models stay in --runs, so a run that was stopped goes on. Writes `benchmarks/results/tokenizer_peers.json` and `.md`.
 
-With --check ours and AURORA's design are trained afresh on a tenth of the scenes (some five minutes), one line a bar is
-printed, nothing is written, and it exits 1 where one falls short.
+With --check it trains ours and AURORA's design on a tenth of the scenes (some five minutes), prints one line per
+target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -48,21 +48,23 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "diffusers VQModel": DiffusersVQVAE,
 }
 IMAGES = 48_000
-"""Maps seen, by each"""
+"""Number of maps that each tokenizer sees"""
 STORE_SIZE = 160
-"""Pixels a side of the maps that all are trained on"""
+"""Side of the maps that all are trained on, in pixels"""
 EVALUATION_SIZE = 320
 FIRST_SEED, NUM_SCENES = 1_000_000, 12_000
 ERROR_BAR = 0.7
-"""Most of the reference's AbsRel that ours may have"""
+"""Largest share of the reference's AbsRel that ours may have"""
 USAGE_BAR = 98.0
-"""Per cent of the codebook that ours must use"""
+"""Share of the codebook that ours must use, in percent"""
 _BATCH = 16
 
 
 def _settings(name: str, images: int) -> tuple[int, LoopConfig]:
-    """Batch size and schedule: ours are its recipe's, the others' are AURORA's (Adam, 3e-4, times 0.98 every 500
-    batches of 8)."""
+    """Batch size and schedule.
+
+    Ours uses its recipe's; the others use AURORA's (Adam, 3e-4, times 0.98 every 500 batches of 8).
+    """
     if name == OURS:
         steps = images // 32
         return 32, LoopConfig(
@@ -91,7 +93,7 @@ def _peer_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
 
 
 def trained(name: str, folder: Path, images: int) -> nn.Module:
-    """A tokenizer after `images` maps, from its newest checkpoint where there is one."""
+    """A tokenizer after `images` maps, continued from its newest checkpoint if there is one."""
     torch.manual_seed(0)
     model = BUILDERS[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch_size, loop = _settings(name, images)
@@ -104,7 +106,10 @@ def trained(name: str, folder: Path, images: int) -> nn.Module:
 
 
 def reconstruct_with(model: Any) -> Reconstruct:
-    """Encoding and decoding at the maps' own size, in small batches; holes are filled in for those who know none."""
+    """A function that encodes and decodes maps at their own size, in small batches.
+
+    Holes are filled in for tokenizers that do not support them.
+    """
 
     def reconstruct(depth: Tensor) -> tuple[Tensor, Tensor]:
         size, nearness, codes = (depth.shape[1], depth.shape[2]), [], []
@@ -117,7 +122,7 @@ def reconstruct_with(model: Any) -> Reconstruct:
 
 
 def measure(names: list[str], folder: Path, images: int, sets: dict[str, DepthSet]) -> dict[str, Any]:
-    """Parameters and figures of each tokenizer, by name."""
+    """Parameters and figures per tokenizer, by name."""
     found = {}
     for name in names:
         model: Any = trained(name, folder, images)
@@ -128,14 +133,14 @@ def measure(names: list[str], folder: Path, images: int, sets: dict[str, DepthSe
 
 
 def depth_sets(scenes: int, measured: bool) -> dict[str, DepthSet]:
-    """What all are measured on, by name."""
+    """The sets that all are measured on, by name."""
     sets = {style: scene_set(style, scenes, EVALUATION_SIZE) for style in ("standard", "shifted")}
     scanned = [one for one in measured_maps() if one.ground_truth] if measured else []
     return sets | ({"measured: ground truth": measured_set(scanned)} if scanned else {})
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
-    """The error and the use of the codebook on each style, and the parameters."""
+    """Targets: the error and the use of the codebook on each style, and the parameters."""
     ours, reference = found[OURS], found[REFERENCE]
     listed = []
     for style in ("standard", "shifted"):
@@ -148,7 +153,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The figures as Markdown tables, one a set of maps."""
+    """The page: Markdown tables, one per set of maps."""
     names = {"abs_rel": "AbsRel", "delta1": "delta1", "rmse": "RMSE", "boundary_f1": "edges F1"}
     orders = {f"order_{number}": f"order of {number}, %" for number in (2, 3, 4, 5)}
     lines = [
@@ -176,10 +181,10 @@ def page(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="short trainings, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on short trainings; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the store and the trainings")
     parser.add_argument("--images", type=int, help=f"maps seen by each; default {IMAGES}, with --check a tenth")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a style; default 300, with --check 100")
+    parser.add_argument("--scenes", type=int, help="held-out scenes per style; default 300, with --check 100")
     arguments = parser.parse_args(argv)
     images = arguments.images or (IMAGES // 10 if arguments.check else IMAGES)
     scenes = arguments.scenes or (100 if arguments.check else 300)

@@ -1,4 +1,4 @@
-"""Draws `docs/tokenizer.png`: depth maps, and what 100 tokens keep (`python -m benchmarks.tokenizer_picture`)."""
+"""Draw `docs/tokenizer.png`: depth maps and what 100 tokens keep of them (`python -m benchmarks.tokenizer_picture`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearness_of(depth: Tensor) -> Tensor:
 
 
 def panels(tokenizer: DepthTokenizer) -> list[tuple[str, Image.Image]]:
-    """Titles and pictures: a held-out scene of each style, and the motorcycle where scikit-image is installed."""
+    """Titles and pictures: a held-out scene per style, and the motorcycle if scikit-image is installed."""
     out = []
     for style in ("standard", "shifted"):
         scene = render_scenes([SEED], style, image_size=240)
@@ -44,7 +44,7 @@ def panels(tokenizer: DepthTokenizer) -> list[tuple[str, Image.Image]]:
 
 
 def sheet(pictures: list[tuple[str, Image.Image]], columns: int = 3) -> Image.Image:
-    """Titled pictures, `columns` a row, on white."""
+    """Titled pictures, `columns` per row, on white."""
     scaled = [
         (t, p.resize((round(p.width * _HEIGHT / p.height), _HEIGHT), Image.Resampling.BILINEAR)) for t, p in pictures
     ]

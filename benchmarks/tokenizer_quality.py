@@ -1,13 +1,11 @@
-"""How much of a depth map the shipped tokenizer's 100 codes keep: `python -m benchmarks.tokenizer_quality`.
+"""Measure how much of a depth map the shipped tokenizer's 100 codes keep (`python -m benchmarks.tokenizer_quality`).
 
-Held-out rendered scenes of both styles (the tokenizer was trained on neither these seeds nor the shifted style),
-measured
-maps, those of `perception.datasets.depth.measured` whose packages are installed, and what pixels that are missing do
-to the
-codes. Written to `benchmarks/results/tokenizer_quality.json`; three minutes on two cores. The weights are made by
-`python -m train.tokenizer`.
+Measures held-out rendered scenes of both styles (the tokenizer was trained on neither these seeds nor the shifted
+style), the maps of `perception.datasets.depth.measured` whose packages are installed, and the effect of missing pixels
+on the codes. Writes `benchmarks/results/tokenizer_quality.json` in three minutes on two cores. `python -m
+train.tokenizer` makes the weights.
 
-With `--check` it measures the bars afresh on fewer scenes, prints one line a bar and exits 1 where one falls short.
+With --check it measures the targets on fewer scenes, prints one line per target, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -46,15 +44,17 @@ COLUMNS = ("standard", "shifted", "exact cell means", GROUND_TRUTH, MATCHED)
 
 
 def exact_cell_means(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, S, S) as the exact mean of each of 10 x 10 cells: what 100 numbers that are not quantised would keep."""
+    """Maps (B, S, S) as the exact mean of each of 10 x 10 cells: what 100 unquantised numbers would keep."""
     near, _ = true_nearness(depth)
     cells = F.adaptive_avg_pool2d(near[:, None], 10)
     return F.interpolate(cells, size=depth.shape[1:])[:, 0], torch.zeros(len(depth), 10, 10, dtype=torch.long)
 
 
 def measure(model: VQVAE, count: int, bars_alone: bool = False) -> dict[str, Figures]:
-    """All figures, by column of the table; measured maps also one by one, and what missing pixels do. Or no more than
-    `bars` needs."""
+    """All figures, by column of the table; measured maps also one by one, and the effect of missing pixels.
+
+    With `bars_alone` it computes no more than `bars` needs.
+    """
     size, reconstruct = model.config.codebook_size, reconstruct_with(model)
     sets = {style: scene_set(style, count) for style in ("standard", "shifted")}
     found = {style: figures(reconstruct, depth_set, size) for style, depth_set in sets.items()}
@@ -72,7 +72,7 @@ def measure(model: VQVAE, count: int, bars_alone: bool = False) -> dict[str, Fig
 
 
 def bars(results: dict[str, Figures]) -> list[tuple[str, float, float]]:
-    """(name, figure, bar) of everything promised; a figure under its bar falls short."""
+    """(name, figure, bar) of every target; a figure under its bar misses it."""
     found: list[tuple[str, float, float]] = []
     for style in ("standard", "shifted"):
         measured = results[style]
@@ -86,7 +86,7 @@ def bars(results: dict[str, Figures]) -> list[tuple[str, float, float]]:
 
 
 def print_table(results: dict[str, Figures], console: Console) -> None:
-    """The figures of scenes and measured maps side by side."""
+    """Print the figures of scenes and measured maps side by side."""
     columns = [name for name in COLUMNS if name in results]
     table = Table("figure", *columns)
     names = [f"{kind}_{number}" for kind in ("order", "nearest") for number in POINT_COUNTS]
@@ -105,10 +105,10 @@ def print_table(results: dict[str, Figures], console: Console) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--check", action="store_true", help="measure the bars afresh, write nothing, exit 1 if one fails"
+        "--check", action="store_true", help="check the targets, write nothing, exit 1 if one is missed"
     )
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="folder of the tokenizer")
-    parser.add_argument("--scenes", type=int, help="held-out scenes a style (default 1500, with --check 500)")
+    parser.add_argument("--scenes", type=int, help="held-out scenes per style (default 1500, with --check 500)")
     arguments = parser.parse_args(argv)
     count = arguments.scenes or (500 if arguments.check else 1500)
     model = VQVAE.from_pretrained(arguments.tokenizer)
@@ -117,11 +117,11 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         print_table(results, console)
     if not arguments.check and GROUND_TRUTH not in results:
-        print("measured maps: left out, none of their packages is installed (perception.datasets.depth.measured)")
+        print("no measured maps: none of their packages is installed (perception.datasets.depth.measured)")
     failed = False
     for name, figure, bar in bars(results):
         failed |= figure < bar
-        print(f"{name}: {figure:.4f}, bar {bar:.2f}{'' if figure >= bar else '  <-- falls short'}")
+        print(f"{name}: {figure:.4f}, target {bar:.2f}{'' if figure >= bar else '  <-- missed'}")
     if not arguments.check:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         head = {"first_seed": FIRST_SEED, "scenes_a_style": count, "config": asdict(model.config), **provenance()}

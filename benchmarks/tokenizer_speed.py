@@ -1,12 +1,12 @@
-"""How fast is the depth tokenizer? `python -m benchmarks.tokenizer_speed`.
+"""Measure the speed of the depth tokenizer (`python -m benchmarks.tokenizer_speed`).
 
-From a depth map of 320 x 320 pixels to a hundred codes and back to 320 x 320, normalisation and resizing included: the
-shipped tokenizer against AURORA's design (`benchmarks.reference_vqvae`, with the weights it begins with: speed does not
-depend on them). A third row is ours at the reference's inner resolution, begun anew, which says how much of the ratio
-the smaller inside is. All take turns batch by batch in one run, on all cores; every figure is a ratio to the reference.
-Written to `benchmarks/results/tokenizer_speed.json`; a minute on two cores.
+Times the way from a depth map of 320 x 320 pixels to 100 codes and back to 320 x 320, with normalisation and resizing:
+the shipped tokenizer against AURORA's design (`benchmarks.reference_vqvae`, with its initial weights, since speed does
+not depend on them). A third row is our design at the reference's inner resolution, untrained, which shows how much of
+the ratio comes from the smaller size inside. All take turns batch by batch in one run, on all cores; every figure is a
+ratio to the reference. Writes `benchmarks/results/tokenizer_speed.json` in a minute on two cores.
 
-With --check it measures fewer batches, prints one line a bar, writes nothing, and exits 1 where one falls short.
+With --check it measures fewer batches, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def peers(device: torch.device) -> dict[str, Tokenizer]:
 
 
 def parameters(model: Tokenizer) -> int:
-    """Learnt numbers: weights, and the rows of the codebook."""
+    """Number of learned values: weights, and the rows of the codebook."""
     return sum(weight.numel() for weight in model.parameters()) + model.codebook.numel()
 
 
 def seconds(model: Tokenizer, depth: Tensor) -> tuple[float, float]:
-    """Seconds that a batch (B, S, S) takes to be encoded, and decoded."""
+    """Seconds to encode and to decode a batch (B, S, S)."""
 
     def now() -> float:
         if depth.is_cuda:
@@ -72,7 +72,7 @@ def seconds(model: Tokenizer, depth: Tensor) -> tuple[float, float]:
 
 
 def race(models: dict[str, Tokenizer], depth: Tensor, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Ratios to the reference, medians of the rounds with their quartiles; the first warms up and is left out."""
+    """Ratios to the reference: medians of the rounds with their quartiles; the first round warms up and is left out."""
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for turn in range(rounds + 1):
         batch = depth[torch.arange(turn * batch_size, (turn + 1) * batch_size) % len(depth)]
@@ -95,7 +95,7 @@ def race(models: dict[str, Tokenizer], depth: Tensor, batch_size: int, rounds: i
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Everything the result file holds; the rounds are the largest batch's, one map gets four times as many."""
+    """Everything in the result file; rounds are for the largest batch, and single maps get four times as many."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     depth = render_scenes(range(FIRST_SEED, FIRST_SEED + 64), "standard", SIZE).depth.to(device)  # (64, S, S)
     models = peers(device)
@@ -107,7 +107,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """The speed at each batch size, and the reference's parameters over ours."""
+    """Targets: the speed at each batch size, and the reference's parameters over ours."""
     found = [
         Bar(
             f"batch of {race['batch_size']}: maps encoded and decoded over the reference",
@@ -134,7 +134,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer batches, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer batches; write nothing")
     parser.add_argument("--rounds", type=int, help="batches of the largest size; 12, with --check 4")
     arguments = parser.parse_args(argv)
     rounds = (4 if arguments.check else 12) if arguments.rounds is None else arguments.rounds

@@ -1,11 +1,11 @@
-"""Is the memory table right? `python -m benchmarks.training_memory`.
+"""Compare the memory plan with a measured run (`python -m benchmarks.training_memory`).
 
-Trains a random Llama of some 30 M parameters for two steps of two forwards, as `train.finetune` trains: float32
-weights, bfloat16 autocast, AdamW, with and without checkpointing. The most that it took (the allocator's peak on a
-GPU; on a CPU the process's, less what it had before the model) is held against `train.memory_plan`, whose table is
-written beside it into `benchmarks/results/training_memory.json`. Under a minute on a core.
+Trains a random Llama of some 30 M parameters for two steps of two forward passes, as `train.finetune` trains: float32
+weights, bfloat16 autocast, AdamW, with and without checkpointing. Compares its peak memory (the allocator's on a GPU;
+on a CPU the process's, minus what it had before the model) with `train.memory_plan`, whose table is written beside it
+into `benchmarks/results/training_memory.json`. Takes under a minute on one core.
 
-With --check it writes nothing and exits 1 where calculated and measured are over 15 % apart.
+With --check it writes nothing and exits 1 if calculated and measured memory differ by more than 15 %.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ RESULT = ROOT / "benchmarks" / "results" / "training_memory.json"
 SHAPE = ModelShape(384, 12, 6, 6, 1024, 8192, False)
 BATCH_SIZE, TOKENS = 8, 128
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "OMP_NUM_THREADS": "1"}
-"""Has glibc hand freed tensors back to the system at once, so that the peak is what was in use"""
+"""Makes glibc return freed tensors to the system at once, so that the peak is what was in use"""
 MOST_OFF = 15.0
-"""Percent"""
+"""Largest difference, in percent"""
 
 
 def measured_bytes(plan: RunPlan) -> float:
-    """Peak of two steps, in this process, which must not have trained anything before."""
+    """Peak memory of two steps in this process, which must not have trained anything before."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -71,7 +71,7 @@ def measured_bytes(plan: RunPlan) -> float:
 
 
 def compare() -> list[dict[str, Any]]:
-    """Calculated against measured, each run in a process of its own."""
+    """Calculated and measured memory, each run in a process of its own."""
     rows = []
     for checkpointing in (False, True):
         plan = RunPlan(BATCH_SIZE, TOKENS, TOKENS // 2, checkpointing=checkpointing)
@@ -104,7 +104,7 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets; write nothing")
     parser.add_argument("--one", type=int, choices=(0, 1), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.one is not None:

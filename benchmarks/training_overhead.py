@@ -1,12 +1,13 @@
-"""What a step of ours costs beside trl's SFTTrainer: `python -m benchmarks.training_overhead`.
+"""Compare the time of a fine-tuning step with trl's SFTTrainer (`python -m benchmarks.training_overhead`).
 
 `train.finetune`'s trainer and trl's take the same steps: the same extended model from the same weights, the same AdamW,
-the same batches, made beforehand. They take turns, some steps each, several times over; a figure is the median over the
-turns of the ratio of their step times. All weights train, or LoRA and the embeddings (trl's fused output layer does not
-read new rows that peft trains alone). Token weights are one, so that the losses of both must be the same, which the
-result says. About five minutes on a core. Written to `benchmarks/results/training_overhead.json`.
+and the same batches, made beforehand. They take turns of some steps, several times over; a figure is the median over
+turns of the ratio of their step times. Either all weights train, or LoRA and the embeddings (trl's fused output layer
+does not read new rows that peft trains alone). Token weights are one, so that both must have the same losses, which the
+result reports. Writes `benchmarks/results/training_overhead.json` in about five minutes on one core.
 
-With --check it takes fewer turns, prints one line a bar, writes nothing, and exits 1 where ours takes over 5 % longer.
+With --check it takes fewer turns, prints one line per target, writes nothing, and exits 1 if our step takes over 5 %
+longer.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from train.models.losses import SpanLosses
 RESULT = ROOT / "benchmarks" / "results" / "training_overhead.json"
 DATA = ROOT / "examples" / "own_questions" / "questions.csv"
 MOST = 1.05
-"""Times as long as trl's that a step of ours may take"""
+"""Longest time of our step, relative to trl's"""
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "LoRA and the embeddings": {"lora": LoraSettings(16, 32)},
@@ -50,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class _Clock(TrainerCallback):
-    """Seconds of every step, its batch's fetching included."""
+    """Seconds per step, including the fetching of its batch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -68,7 +69,7 @@ class _Clock(TrainerCallback):
 
 
 def settings(base: str, steps: int, batch_size: int, **changes: Any) -> FinetuneConfig:
-    """Weights of one, so that both have the same loss; a batch is one forward, as trl's is."""
+    """Settings with token weights of one, so that both have the same loss; a batch is one forward pass, as with trl."""
     return FinetuneConfig(
         base=base,
         data=SourcesConfig(own=(str(DATA),)),
@@ -96,7 +97,7 @@ def make_batches(config: FinetuneConfig, parts: Parts, folder: Path) -> list[dic
 
 
 def arguments_for(kind: Any, folder: Path, config: FinetuneConfig, **more: Any) -> Any:
-    """Both trainers' settings; trl's class of them has a few that only it knows."""
+    """Settings of both trainers; trl's class has a few of its own."""
     return kind(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -122,7 +123,7 @@ def arguments_for(kind: Any, folder: Path, config: FinetuneConfig, **more: Any) 
 def steps_of_ours(
     config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, losses: SpanLosses
 ) -> Any:
-    """(seconds of each step, losses)."""
+    """Seconds per step, and the losses."""
     from transformers import TrainingArguments
 
     clock = _Clock()
@@ -145,7 +146,7 @@ def steps_of_ours(
 def steps_of_trl(
     config: FinetuneConfig, model: Any, batches: Sequence[dict[str, Tensor]], folder: Path, processor: Any
 ) -> Any:
-    """(seconds of each step, losses). Its own collator is passed by, as ours is: batches are made."""
+    """Seconds per step, and the losses."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -169,7 +170,7 @@ def steps_of_trl(
 
 
 def race(config: FinetuneConfig, turns: int, folder: Path) -> dict[str, Any]:
-    """Ratios of ours to trl's, a turn each; the first step of a turn warms up."""
+    """Ratios of our step time to trl's, one per turn; the first step of a turn warms up."""
     parts = build_parts(config, None)
     batches = make_batches(config, parts, folder)
     span_losses = SpanLosses.build(config.losses, parts.vocabulary, None)
@@ -195,7 +196,7 @@ def race(config: FinetuneConfig, turns: int, folder: Path) -> dict[str, Any]:
 
 
 def measure(base: str, turns: int, steps: int, batch_size: int) -> dict[str, dict[str, Any]]:
-    """By variant."""
+    """Results per variant."""
     results = {}
     for name, changes in VARIANTS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -214,10 +215,10 @@ def bars(results: dict[str, dict[str, Any]]) -> list[Bar]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fewer turns, the bars alone; write nothing")
+    parser.add_argument("--check", action="store_true", help="check the targets on fewer turns; write nothing")
     parser.add_argument("--base", default=str(ROOT / "models" / "tiny-base"))
-    parser.add_argument("--turns", type=int, default=0, help="of each trainer; default 5, or 3 with --check")
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--turns", type=int, default=0, help="turns of each trainer; default 5, or 3 with --check")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
     parser.add_argument("--batch_size", type=int, default=8)
     given = parser.parse_args(argv)
     turns = given.turns or (3 if given.check else 5)

@@ -1,1 +1,1 @@
-"""Gradio demos that make perception visible: `python -m demos`."""
+"""Gradio demos that show what a model draws: `python -m demos`."""

@@ -1,4 +1,4 @@
-"""Starts the demos: `python -m demos`, on the shipped tiny model; `--model PATH` on any other."""
+"""Start the demos: `python -m demos` for the shipped tiny models, `--model PATH` for another."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from train.loop.command_line import parse_config
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How the demos are served."""
+    """Settings of the demos' server."""
 
     model: str | None = None
-    """folder or hub name of a model with perception tokens; none: the shipped models/aurora-tiny"""
+    """folder or hub name of a model with perception tokens; default: the shipped models/aurora-tiny"""
     reasoner: str | None = None
-    """folder or hub name of a model that reasons over regions (train.interleave); none: the shipped
+    """folder or hub name of a model that reasons over regions (train.interleave); default: the shipped
     models/geometry-tiny"""
     host: str = "127.0.0.1"
-    """0.0.0.0 lets other machines in"""
+    """address to listen on; 0.0.0.0 accepts other machines"""
     port: int = 7860
     device: str = "auto"
-    """auto: a GPU where there is one"""
+    """auto: a GPU if there is one"""
     share: bool = False
-    """a public link through Gradio's servers"""
+    """create a public link through Gradio's servers"""
 
 
 def main(argv: list[str] | None = None) -> None:

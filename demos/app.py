@@ -25,7 +25,7 @@ INTRO = (
     "figure to reason over. What it draws are tokens of its own; **edit them and its answer follows**."
 )
 DRAG = Path(__file__).parent / "drag.js"
-"""Boxes that follow the pointer"""
+"""Script for boxes that follow the pointer"""
 NESTED = "depth-scenes-100-nested"
 QUEUE_SIZE = 48
 _NAMES = """<script>
@@ -35,11 +35,11 @@ new MutationObserver(() => {
     button.setAttribute("aria-label", "Example " + (1 + [...button.parentElement.children].indexOf(button))));
 }).observe(document, {childList: true, subtree: true});
 </script>"""
-"""Gradio's empty pictures and pictures of examples have no name that a screen reader would say."""
+"""Script that names Gradio's empty and example pictures for screen readers."""
 
 
 def _theme() -> gr.themes.Base:
-    """Soft, with the contrast that small text needs, and fonts of the visitor's own machine."""
+    """Soft theme with the contrast that small text needs, and fonts of the visitor's own machine."""
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
         block_label_text_color="*primary_700",
         block_title_text_color="*primary_700",
@@ -53,14 +53,14 @@ def _theme() -> gr.themes.Base:
 
 
 def _tokenizers(own: DepthTokenizer) -> dict[str, DepthTokenizer]:
-    """The model's own, and the nested one that ships with the package."""
+    """The model's own tokenizer, and the nested one that ships with the package."""
     nested = DepthTokenizer.from_pretrained(shipped(NESTED))
     total = nested.num_codes
     return {f"the model's own: {own.num_codes} tokens": own, f"nested: any first ones of {total}": nested}
 
 
 def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.Blocks:
-    """The page for a model, with a queue of bounded length; `launch_settings` go with it.
+    """Build the page for a model, with a queue of bounded length; `launch_settings` go with it.
 
     Args:
         reasoner: shows interleaved reasoning in a tab of its own.
@@ -83,7 +83,7 @@ def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.B
 
 
 def launch_settings() -> dict[str, Any]:
-    """What `launch` needs for a page that is safe to share."""
+    """Settings of `launch` for a page that is safe to share."""
     return {
         "max_file_size": MAX_BYTES,
         "allowed_paths": [str(EXAMPLES)],

@@ -1,4 +1,4 @@
-"""Counting through drawn boxes, and what becomes of the count when the boxes are edited. Knows nothing of Gradio."""
+"""Counting through drawn boxes, which a visitor can edit. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MAX_BOXES = 30
 
 @dataclass(frozen=True)
 class CountingView:
-    """What the page shows."""
+    """One state of the counting tab."""
 
     picture: Image.Image
     """The image with the boxes drawn so far, numbered"""
     answer: str
     direct: str
-    """The answer of the same model when it does not draw; empty while it is not known"""
+    """The answer of the same model when it does not draw; empty until it is known"""
     thought: Thought
 
 
@@ -48,10 +48,10 @@ def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> Countin
 
 
 def count(model: PerceptionModel, image_path: str | None, question: str | None) -> Iterator[CountingView]:
-    """Answers a counting question by drawing first, a view after each step, and then at once for comparison.
+    """Answer a counting question by drawing first, with a view after each step, and then directly for comparison.
 
     Raises:
-        Refused: for an upload or a question that is not taken.
+        Refused: for an upload or a question that is not accepted.
     """
     image, asked = read_image(image_path), read_question(question)
     if kind_of_question(asked) != "count":
@@ -65,16 +65,16 @@ def count(model: PerceptionModel, image_path: str | None, question: str | None) 
 
 
 def boxes_of(thought: Thought, model: PerceptionModel) -> np.ndarray:
-    """Boxes (n, 4) in [0, 1], in the order they are numbered."""
+    """Boxes (n, 4) in [0, 1], in the order of their numbers."""
     span = thought.span("boxes")
     return np.zeros((0, 4)) if span is None else _tokenizer(model).decode(span.codes)
 
 
 def recount(model: PerceptionModel, thought: Thought, boxes_xyxy: Sequence[Sequence[float]]) -> Iterator[CountingView]:
-    """The answer again, from edited boxes (n, 4) in [0, 1].
+    """Answer again from edited boxes (n, 4) in [0, 1].
 
     Raises:
-        Refused: for boxes that are none, or too many.
+        Refused: for values that are no boxes, or too many.
     """
     if len(boxes_xyxy) > MAX_BOXES:
         raise Refused(f"{len(boxes_xyxy)} boxes are more than the {MAX_BOXES} that fit into an answer")
@@ -87,10 +87,10 @@ def recount(model: PerceptionModel, thought: Thought, boxes_xyxy: Sequence[Seque
 
 
 def with_box(boxes: np.ndarray, first: tuple[float, float], second: tuple[float, float]) -> np.ndarray:
-    """Boxes (n, 4) and one more, between two corners (x, y) in [0, 1], in any order.
+    """Add to boxes (n, 4) a box between two corners (x, y) in [0, 1], in any order.
 
     Raises:
-        Refused: where the corners make no area.
+        Refused: if the corners enclose no area.
     """
     (x1, x2), (y1, y2) = (sorted(pair) for pair in zip(first, second, strict=True))
     if x2 - x1 < 0.01 or y2 - y1 < 0.01:
@@ -99,7 +99,7 @@ def with_box(boxes: np.ndarray, first: tuple[float, float], second: tuple[float,
 
 
 def with_dragged(boxes: np.ndarray, dragged: str) -> np.ndarray:
-    """Boxes (n, 4) with one that was dragged, as the page writes it: {"index": n, "box_xyxy": [..]}, -1 for a new one.
+    """Apply a drag to boxes (n, 4), as the page writes it: {"index": n, "box_xyxy": [..]}, -1 for a new one.
 
     Raises:
         Refused: for anything else, or a box without area.
@@ -122,10 +122,10 @@ def with_dragged(boxes: np.ndarray, dragged: str) -> np.ndarray:
 
 
 def without_box(boxes: np.ndarray, place: tuple[float, float]) -> np.ndarray:
-    """Boxes (n, 4) without the smallest one that holds a place (x, y).
+    """Apply a drag to boxes (n, 4), as the page writes it: {"index": n, "box_xyxy": [..]}, -1 for a new one.
 
     Raises:
-        Refused: where no box lies there.
+        Refused: for anything else, or a box without area.
     """
     x, y = place
     inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])

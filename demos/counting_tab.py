@@ -71,7 +71,7 @@ def counting_tab(model: PerceptionModel) -> None:
 
     @friendly_steps
     def on_ask(path: str | None, text: str | None) -> Iterator[tuple[Any, ...]]:
-        """Counts by drawing boxes: the picture so far, the answer, and the answer of the same model without drawing."""
+        """Count by drawing boxes: the picture so far, the answer, and the same model's answer without drawing."""
         for view in counting.count(model, path, text):
             yield shown(view)
 

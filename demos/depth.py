@@ -1,5 +1,4 @@
-"""Which point is closest, through a drawn depth map, and what becomes of the answer when its cells are edited. Knows
-nothing of Gradio."""
+"""The nearest of several points through a drawn depth map, which a visitor can edit. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ from perception.vocabulary.names import Span
 
 _EXAMPLE = re.compile(r"scene-(standard|shifted)-(\d+)\.png$")
 _LARGEST = 448
-"""pixels a side of the picture that the markers are drawn on, for models that take any size"""
+"""side, in pixels, of the picture that the markers are drawn on, for models that accept any size"""
 
 
 @dataclass(frozen=True)
 class DepthView:
-    """What the page shows."""
+    """One state of the depth tab."""
 
     picture: Image.Image
     """The depth map as far as it is drawn, beside its scale"""
@@ -42,14 +41,14 @@ class DepthView:
 
 
 def depth_tokenizer(model: PerceptionModel) -> DepthTokenizer:
-    """Of the model. Raises Refused where it has none."""
+    """The model's depth tokenizer. Raises Refused if it has none."""
     if model.depth_tokenizer is None:
         raise Refused("this model came without a depth tokenizer: its maps cannot be drawn")
     return DepthTokenizer(model.depth_tokenizer)
 
 
 def add_point(points: Sequence[tuple[float, float]], place: tuple[float, float]) -> list[tuple[float, float]]:
-    """The points (x, y) in [0, 1] and one more.
+    """Add a point to the points (x, y) in [0, 1].
 
     Raises:
         Refused: for a sixth point, or one that lies on another.
@@ -62,7 +61,7 @@ def add_point(points: Sequence[tuple[float, float]], place: tuple[float, float])
 
 
 def checked_points(places: object) -> list[tuple[float, float]]:
-    """Points (x, y) out of what a program sent. Raises Refused for anything but numbers in [0, 1]."""
+    """Points (x, y) from what a program sent. Raises Refused for anything but numbers in [0, 1]."""
     try:
         points = [(float(x), float(y)) for x, y in places]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -81,7 +80,7 @@ def marked(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.I
 
 
 def _asked_picture(model: PerceptionModel, image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.Image:
-    """The image with markers as the model has seen them in training: drawn at the size that it reads."""
+    """The image with markers as the model saw them in training: drawn at the size that it reads."""
     size = getattr(model.processor.image_processor, "size", None) or {}
     side = min(size.get("height") or _LARGEST, _LARGEST)
     small = image.resize((side, side), Image.Resampling.BICUBIC)
@@ -113,10 +112,10 @@ def _order(nearness: np.ndarray, points: Sequence[tuple[float, float]]) -> str:
 
 
 def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple[float, float]]) -> Iterator[DepthView]:
-    """Says which of 2 to 5 points is closest by drawing the depth map first, a view after each step, and then at once.
+    """Name the closest of 2 to 5 points, with a view after each step; then answer directly for comparison.
 
     Raises:
-        Refused: for an upload that is not taken, or too few points.
+        Refused: for an upload that is not accepted, or too few points.
     """
     image = read_image(image_path)
     depth_tokenizer(model)
@@ -141,7 +140,7 @@ def cell_at(model: PerceptionModel, place: tuple[float, float]) -> tuple[int, in
 
 
 def code_at(model: PerceptionModel, thought: Thought, cell: tuple[int, int]) -> int:
-    """The code of a cell (row, column): 0 farthest .. K-1 nearest. Raises Refused where there is no map."""
+    """The code of a cell (row, column): 0 farthest .. K-1 nearest. Raises Refused if there is no map."""
     span = thought.span("depth")
     if not isinstance(span, Span):
         raise Refused("there is no whole map yet; ask first")
@@ -164,10 +163,10 @@ def rejudge(
     code: int,
     reach: int = 0,
 ) -> Iterator[DepthView]:
-    """The answer again, from a map in which a cell (row, column), and those up to `reach` cells away, have a new code.
+    """Answer again from a map in which a cell (row, column), and those up to `reach` cells away, have a new code.
 
     Raises:
-        Refused: where there is no whole map, or no such code.
+        Refused: if there is no whole map, or no such code.
     """
     code_at(model, thought, cell)
     span, config = thought.span("depth"), depth_tokenizer(model).vqvae.config
@@ -184,7 +183,7 @@ def rejudge(
 
 
 def true_map(image_path: str | None) -> Image.Image | None:
-    """The true depth of an example, which its name tells; None for any other image."""
+    """The true depth of an example, found by its name; None for any other image."""
     found = _EXAMPLE.search(Path(image_path).name) if image_path else None
     if found is None:
         return None

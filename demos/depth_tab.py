@@ -89,8 +89,10 @@ def depth_tab(model: PerceptionModel) -> None:
 
     @friendly_steps
     def by_numbers(path: str | None, places: Any) -> Iterator[tuple[Any, ...]]:
-        """Which of 2 to 5 points, [[x, y], ...] in [0, 1], is closest: the map so far, the answer, and the answer of
-        the same model without drawing."""
+        """Name the closest of 2 to 5 points, [[x, y], ...] in [0, 1].
+
+        Yields the map so far, the answer, and the answer of the same model without drawing.
+        """
         for view in depth.judge(model, path, depth.checked_points(places)):
             yield shown(view)[:3]
 

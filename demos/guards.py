@@ -1,4 +1,4 @@
-"""What visitors may send: sizes, kinds and lengths, and friendly words for what is refused."""
+"""Limits on what visitors may send (size, kind and length), with friendly messages for what is refused."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_QUESTION = 300
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 DEPTH_ENDINGS = (".png", ".npy")
 _LONGEST = 1024
-"""pixels a side of the picture that is kept; no model here sees more"""
+"""longest side, in pixels, of the picture that is kept; no model here uses more"""
 
 
 class Refused(ValueError):
-    """Something a visitor sent that is not taken; the message is for the visitor."""
+    """Something a visitor sent that is not accepted; the message is for the visitor."""
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -36,7 +36,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def read_image(path: str | Path | None) -> Image.Image:
-    """An RGB image of an upload, scaled down to what is needed.
+    """Read an upload as an RGB image, scaled down to what is needed.
 
     Raises:
         Refused: for no file, one that is too large, of another kind, or damaged.
@@ -66,7 +66,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def read_question(text: str | None) -> str:
-    """A question, stripped. Raises Refused for an empty or an endless one."""
+    """Read a question, stripped. Raises Refused for one that is empty or too long."""
     question = (text or "").strip()
     if not question:
         raise Refused("write a question first, such as: How many red cubes are there?")
@@ -76,7 +76,9 @@ def read_question(text: str | None) -> str:
 
 
 def read_depth_map(path: str | Path | None, inverse: bool) -> Tensor:
-    """Depth (H, W) of an upload, NaN in holes: an 8- or 16-bit PNG in any unit, 0 in holes, or an array in NPY.
+    """Read an upload as depth (H, W), NaN in holes.
+
+    The file is an 8- or 16-bit PNG in any unit, 0 in holes, or an array in NPY.
 
     Args:
         inverse: the file holds disparity or inverse depth, larger is nearer.

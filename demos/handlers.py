@@ -1,4 +1,4 @@
-"""What the handlers of all tabs share: friendly refusals, a time limit, where a picture was clicked, the examples."""
+"""Shared parts of the handlers of all tabs: friendly refusals, a time limit, clicked places, the examples."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TIME_LIMIT = 60.0
 MODEL_LIMITS: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 """One answer at a time: a second one beside it would make both slower."""
 STATE_SECONDS = 1800
-"""how long what a visitor's page refers to is kept"""
+"""time for which the data of a visitor's page are kept"""
 
 
 def refusal(error: Refused) -> gr.Error:
-    """The visitor reads it as it is."""
+    """Message that the visitor reads as it is."""
     return gr.Error(str(error), print_exception=False)
 
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose refusals are shown to the visitor as they are."""
+    """Wrap a handler so that its refusals are shown to the visitor as they are."""
 
     @wraps(function)
     def handler(*arguments: Any, **given: Any) -> Any:
@@ -62,10 +62,10 @@ def friendly_steps(function: Callable[..., Iterator[Any]]) -> Callable[..., Iter
 
 
 def _in_own_file(value: Any) -> Any:
-    """A picture with a mark of its own in its PNG text, anything else as it is.
+    """Give a picture a mark of its own in its PNG text; return anything else as it is.
 
-    Gradio names files by their bytes and writes over one of that name, so that a step with an unchanged picture would
-    cut off whoever is still fetching the last.
+    Gradio names files by their bytes and overwrites one of the same name, so a step with an unchanged picture would
+    interrupt a visitor who is still fetching the last one.
     """
     if not isinstance(value, Image.Image):
         return value
@@ -75,7 +75,7 @@ def _in_own_file(value: Any) -> Any:
 
 
 def place_in(event: gr.SelectData, width: int, height: int) -> tuple[float, float]:
-    """Where a picture was clicked, (x, y) in [0, 1]."""
+    """Place (x, y) in [0, 1] at which a picture was clicked."""
     x, y = event.index
     return tuple(np.clip([x / width, y / height], 0, 0.9999).tolist())  # type: ignore[return-value]
 

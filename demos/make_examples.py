@@ -1,4 +1,4 @@
-"""Renders the examples that ship with the demos: `python -m demos.make_examples`. Seeds that no training takes."""
+"""Render the examples that ship with the demos, from seeds that no training uses: `python -m demos.make_examples`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEPTH = (("standard", 70_000_021), ("shifted", 70_000_022))
 
 
 FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_angle": 14, "triangle_area": 15}
-"""Families of geometry problems, and the seeds of tested ones"""
+"""Families of geometry problems, and seeds of test problems"""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draws the moving picture of the docs, a depth map filling in as its tokens stream: `python -m demos.make_gif`."""
+"""Draw the animation of the docs, a depth map that fills in as its tokens stream: `python -m demos.make_gif`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from perception.model.shipped import shipped
 
 POINTS = ((0.3, 0.3), (0.46, 0.52), (0.8, 0.7))
 MILLISECONDS = 130
-"""a frame; a token a frame makes a map of a hundred last 13 seconds"""
+"""Milliseconds per frame; with one token per frame a map of 100 tokens takes 13 seconds"""
 _SIDE, _BELOW = 300, 44
 _LAST = 4000
 
 
 def frames(model: PerceptionModel, image: Path) -> list[Image.Image]:
-    """The image with its points, beside the map as far as it is drawn, over the answer."""
+    """The image with its points, beside the map as far as it is drawn, above the answer."""
     left = depth.marked(depth.read_image(image), POINTS).resize((_SIDE, _SIDE))
     found = []
     for view in depth.judge(model, str(image), POINTS):

@@ -1,4 +1,4 @@
-"""What a thought looks like: boxes over the image, the depth map as it fills in, its codes, its surface."""
+"""Pictures of a thought: boxes over the image, the depth map as it fills in, its codes, its surface."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 SIDE = 480
-"""pixels of a map's longer side on the page"""
+"""longer side of a map on the page, in pixels"""
 _SCALE_WIDTH, _MARGIN = 22, 64
 _HOLE = np.nan
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The image with its longer side at `side` pixels: small ones would blur in a browser."""
+    """The image with its longer side at `side` pixels; small images would look blurred in a browser."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.LANCZOS)
 
 
 def draw_boxes(image: Image.Image, span: Span | OpenSpan | None, tokenizer: BoxTokenizer) -> Image.Image:
-    """The boxes drawn so far, numbered; a box that lacks locations is left out until it has all four."""
+    """Draw the boxes so far, numbered; a box is left out until it has all four locations."""
     picture = enlarged(image)
     codes = () if span is None else span.codes[: len(span.codes) // 4 * 4]
     return tokenizer.draw(tokenizer.decode(codes), picture) if codes else picture
@@ -52,7 +52,7 @@ def draw_points(image: Image.Image, points: NDArray[Any]) -> Image.Image:
 
 
 def nearness_so_far(span: Span | OpenSpan | None, tokenizer: DepthTokenizer) -> NDArray[np.float32]:
-    """Nearness (S, S) of a depth map that may be half drawn, NaN in the cells that are not there yet."""
+    """Nearness (S, S) of a depth map that may be half drawn, NaN in missing cells."""
     config = tokenizer.vqvae.config
     codes = [] if span is None else list(span.codes)
     missing = config.num_codes - len(codes)
@@ -76,9 +76,9 @@ def draw_map(
     chosen: tuple[int, int] | None = None,
     ends: tuple[str, str] = ("near", "far"),
 ) -> Image.Image:
-    """A map (H, W) in colours beside the scale they are of, a grid of cells and a chosen one (row, column) over it.
+    """Draw a map (H, W) in colours beside its scale, with a grid of cells and a chosen cell (row, column).
 
-    `ends` are what 1 and 0 stand for.
+    `ends` are the values that 1 and 0 stand for.
     """
     picture = DepthTokenizer.draw(np.clip(nearness, 0, 1))
     scale = SIDE / max(picture.size)
@@ -108,7 +108,7 @@ def draw_map(
 
 
 def surface(nearness: NDArray[Any]) -> plotly.graph_objects.Figure:
-    """A map of nearness (H, W) as a surface to turn; holes are holes."""
+    """Plot a map of nearness (H, W) as a surface to turn; holes stay holes."""
     import plotly.graph_objects as go
 
     colors = [[n / 255, f"rgb{tuple(int(v) for v in color)}"] for n, color in enumerate(color_table())][::15]

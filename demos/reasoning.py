@@ -1,4 +1,4 @@
-"""Interleaved reasoning: a figure, a problem, and what each step of the solution looked at. Knows nothing of Gradio."""
+"""Interleaved reasoning: a figure, a problem, and what each step of the solution looked at. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_NEW_TOKENS = 200
 
 @dataclass(frozen=True)
 class ReasoningView:
-    """What the page shows."""
+    """One state of the reasoning tab."""
 
     pictures: tuple[Image.Image, ...]
-    """The figure at each step, what was looked at in colour"""
+    """The figure at each step, with the selected region in colour"""
     words: tuple[str, ...]
     answer: str
 
@@ -29,10 +29,10 @@ class ReasoningView:
 
 
 def solve(reasoner: Reasoner, image_path: str | None, question: str | None) -> ReasoningView:
-    """Solves a problem about a figure.
+    """Solve a problem about a figure.
 
     Raises:
-        Refused: for an upload or a question that is not taken, or a figure that this model cannot show by regions.
+        Refused: for an upload or a question that is not accepted, or a figure that this model cannot show by regions.
     """
     image, asked = read_image(image_path), read_question(question)
     try:

@@ -52,7 +52,7 @@ def reasoning_tab(reasoner: Reasoner) -> None:
 
     @friendly
     def by_program(path: str | None, text: str | None) -> tuple[Any, ...]:
-        """Solves a problem about a figure: the steps with what they looked at, and the answer."""
+        """Solve a problem about a figure: the steps with what they looked at, and the answer."""
         view = reasoning.solve(reasoner, path, text)
         return view.text, view.answer
 
@@ -70,4 +70,4 @@ _QUESTIONS = {
     "triangle_area": "Find the area.",
     "rectangle_perimeter": "Find the perimeter.",
 }
-"""by the family of an example; the others ask for x"""
+"""question per family of the examples; the others ask for x"""

@@ -1,4 +1,4 @@
-"""An answer as it comes into being, and as it changes when what was drawn is edited. Knows nothing of Gradio."""
+"""An answer as it is written, and as it changes when the drawing is edited. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Thought:
     """Text and spans in order; an open span can only be the last"""
     done: bool = False
     value: int | str | None = None
-    """The final answer, once done: a number, a letter, or the text itself; None where none could be read"""
+    """The final answer, once done: a number, a letter, or the text itself; None if none could be read"""
     tokens: int = 0
 
     def span(self, modality: str) -> Span | OpenSpan | None:
@@ -45,7 +45,7 @@ class Thought:
 
     @property
     def text(self) -> str:
-        """All plain text, spans left out."""
+        """All plain text, without spans."""
         return "".join(part for part in self.parts if isinstance(part, str)).strip()
 
 
@@ -81,7 +81,7 @@ def read_partial(model: PerceptionModel, ids: Sequence[int]) -> tuple[Part, ...]
 
 
 def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
-    """The thought after each forward of the model; the last is done."""
+    """Yield the thought after each forward pass of the model; the last one is done."""
     ids: list[int] = []
     for ids in model.stream_ids(thought.prompt, MAX_NEW_TOKENS):
         thought = replace(thought, parts=read_partial(model, ids), tokens=len(ids))
@@ -91,7 +91,7 @@ def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
 
 
 def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) -> Iterator[Thought]:
-    """Asks a question about an image: the thought after each forward of the model, done in the end.
+    """Ask a question about an image; yield the thought after each forward pass of the model. The last one is done.
 
     Args:
         mode: see `PerceptionModel.ask`.
@@ -104,10 +104,10 @@ def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) 
 
 
 def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[Thought]:
-    """The thought again with its first span of that modality replaced, and all that followed it thought anew.
+    """Replace the first span of a modality and let the model write all that follows it again.
 
     Raises:
-        ValueError: where the thought is not done or has no such span.
+        ValueError: if the thought is not done or has no such span.
         SpanError: for a span of the wrong length, or codes out of range.
     """
     if not thought.done:
@@ -124,7 +124,7 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
 
 
 def last(thoughts: Iterator[Thought]) -> Thought:
-    """The end of a thought, without its steps. Raises ValueError where there is none."""
+    """The last thought, without its steps. Raises ValueError if there is none."""
     whole = list(thoughts)
     if not whole:
         raise ValueError("the model gave nothing at all; ask again")

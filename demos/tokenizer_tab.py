@@ -16,8 +16,10 @@ _BUTTONS = ["fullscreen", "download"]
 
 
 def tokenizer_tab(tokenizers: Mapping[str, DepthTokenizer]) -> None:
-    """Args:
-    tokenizers: by the names that a visitor reads; the first is chosen.
+    """Add the tab.
+
+    Args:
+        tokenizers: by the names that a visitor reads; the first is chosen.
     """
     names = list(tokenizers)
     nested = any(one.vqvae.config.nested for one in tokenizers.values())
@@ -72,7 +74,7 @@ def tokenizer_tab(tokenizers: Mapping[str, DepthTokenizer]) -> None:
 
     @friendly
     def on_run(path: str | None, larger_is_nearer: bool, tokens: float, name: str | None = None) -> tuple[Any, ...]:
-        """A depth map's codes: the map, what its tokens decode to, the error, the codes, their text, and figures."""
+        """Encode a depth map: the map, the decoded map, the error, the codes, their text, and figures."""
         tokenizer = named(name)
         first = int(tokens) if tokenizer.vqvae.config.nested else None
         view = tokenizing.tokenize(tokenizer, path, larger_is_nearer, first)

@@ -1,4 +1,4 @@
-"""The depth tokenizer alone: a map to codes and back, with figures. Knows nothing of Gradio."""
+"""The depth tokenizer: a map to codes and back, with figures. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vqvae.metrics import depth_errors
 MAX_TOKEN_TEXT = 20_000
 """characters"""
 _SHOWN = 320
-"""pixels of a map's longer side on the page"""
+"""longer side of a map on the page, in pixels"""
 _WORST = 0.25
-"""nearness that is lightest in a map of errors"""
+"""error in nearness that is lightest in a map of errors"""
 
 
 @dataclass(frozen=True)
 class TokenizingView:
-    """What the page shows."""
+    """One state of the tokenizer tab."""
 
     original: Image.Image
     decoded: Image.Image
@@ -33,13 +33,13 @@ class TokenizingView:
     codes: np.ndarray
     """(h, w), 0 farthest .. K-1 nearest"""
     text: str
-    """The span by token names"""
+    """The span as names of tokens"""
     figures: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the first so many codes of a nested tokenizer keep."""
+    """The map decoded from the first n codes of a nested tokenizer."""
 
     tokens: int
     decoded: Image.Image
@@ -47,7 +47,7 @@ class Budget:
 
 
 def budgets_of(tokenizer: DepthTokenizer) -> tuple[int, ...]:
-    """The numbers of tokens that are shown side by side: some of a nested tokenizer's, all of another's."""
+    """Numbers of tokens that are shown side by side: several for a nested tokenizer, all for another."""
     total = tokenizer.num_codes
     if not tokenizer.vqvae.config.nested:
         return (total,)
@@ -55,7 +55,7 @@ def budgets_of(tokenizer: DepthTokenizer) -> tuple[int, ...]:
 
 
 def _shrunk(depth: Tensor) -> Tensor:
-    """Depth (H, W) with its longer side at most `_SHOWN`, holes kept."""
+    """Depth (H, W) with its longer side at most `_SHOWN` pixels; holes stay holes."""
     step = max(1, -(-max(depth.shape) // _SHOWN))
     return depth[::step, ::step]
 
@@ -63,15 +63,7 @@ def _shrunk(depth: Tensor) -> Tensor:
 def tokenize(
     tokenizer: DepthTokenizer, path: str | None, inverse: bool = False, budget: int | None = None
 ) -> TokenizingView:
-    """Encodes an uploaded map and decodes its codes.
-
-    Args:
-        inverse: the file holds disparity or inverse depth.
-        budget: the first so many codes of a nested tokenizer; all where it is None.
-
-    Raises:
-        Refused: for an upload that is not taken, or a budget that this tokenizer cannot decode.
-    """
+    """Encode an uploaded map and decode its codes."""
     depth = read_depth_map(path, inverse)
     model = tokenizer.vqvae
     total = model.config.num_codes

@@ -1,10 +1,10 @@
-"""Asks a fine-tuned model that vLLM serves, its spans held to the grammar: `python examples/serve_with_vllm.py`.
+"""Ask a fine-tuned model that vLLM serves, with its spans constrained by the grammar.
 
     vllm serve runs/own/model --structured-outputs-config.backend guidance
     python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?"
 
-Any server with OpenAI's interface and llguidance behind it reads the same request. A depth map is read back from the
-answer's tokens by `PerceptionVocabulary.parse_text`, and drawn by the depth tokenizer in the model's folder.
+Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads a
+depth map back from the answer's tokens, and the depth tokenizer in the model's folder draws it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from perception.vocabulary.names import PerceptionVocabulary
 
 
 def grammar_of(folder: str) -> SpanGrammar:
-    """What an answer of the model in a folder may be. Needs its tokenizer and configuration, not its weights."""
+    """The grammar of the answers of the model in a folder. Needs its tokenizer and configuration, not its weights."""
     from transformers import AutoConfig
 
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
@@ -37,7 +37,7 @@ def grammar_of(folder: str) -> SpanGrammar:
 
 
 def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> dict[str, Any]:
-    """The body of a chat completion. `skip_special_tokens`: spans are special tokens, and we want to see them."""
+    """The body of a chat completion. Spans are special tokens, so `skip_special_tokens` is off."""
     shown = base64.b64encode(image.read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/{image.suffix[1:]};base64,{shown}"}},
@@ -54,7 +54,7 @@ def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> d
 
 
 def ask(url: str, body: dict[str, Any]) -> str:
-    """The answer's text."""
+    """Send a request and return the answer's text."""
     call = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -1,4 +1,4 @@
-"""The house itself: what may import what, what stays light, and that the README's examples run."""
+"""The house itself: what may import what, what stays light, and that what the pages print works."""
 
 from __future__ import annotations
 
@@ -172,8 +172,9 @@ def test_no_two_classes_have_one_name() -> None:
 
 
 def documents() -> list[Path]:
-    """READMEs with examples: the repository's and the cards of what ships."""
-    return [p for p in kept_files() if p.name == "README.md"]
+    """The repository's pages and the cards of what ships."""
+    pages = [p for p in kept_files() if p.suffix == ".md"]
+    return [p for p in pages if p.parent in (ROOT, ROOT / "docs") or p.name == "README.md"]
 
 
 def examples(text: str) -> list[tuple[int, str]]:
@@ -182,8 +183,12 @@ def examples(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start("code")), m["code"]) for m in blocks]
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_examples_of_readmes_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [p for p in documents() if p.name != "asking.md" and examples(p.read_text())],  # tests/test_asking_docs.py runs it
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_examples_of_pages_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document in one go, as a reader pastes them; from a folder that looks like the root, so that what
     they write does not land in the checkout."""
     for entry in ROOT.iterdir():
@@ -198,3 +203,44 @@ def test_examples_of_readmes_run(path: Path, tmp_path: Path, monkeypatch: pytest
 def test_marked_examples_are_left_out() -> None:
     text = f"a\n```python\nx = 1\n```\n{NOT_RUN}\n```python\nx = 2\n```\n```sh\nls\n```\n"
     assert examples(text) == [(2, "x = 1\n")]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_files_that_pages_name_exist(path: Path) -> None:
+    text = path.read_text()
+    missing = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not _leads_somewhere(path, link)]
+    named = re.findall(r"\b(?:train/configs|demos/examples|examples|benchmarks|docs|tests)/[\w./-]+\.\w+", text)
+    missing += [name for name in named if "NAME" not in name and not (ROOT / name).is_file()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_that_pages_name_exist(path: Path) -> None:
+    text = path.read_text()
+    modules = {
+        name for name in re.findall(r"-m ([\w.]+)", text) if name.split(".")[0] in PACKAGES and "NAME" not in name
+    }
+    files = {name: ROOT.joinpath(*name.split(".")) for name in modules}
+    missing = [n for n, f in files.items() if not (f.with_suffix(".py").is_file() or (f / "__main__.py").is_file())]
+    code = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) + re.findall(r"`([^`]+)`", text))
+    cli = (ROOT / "perception" / "cli.py").read_text()
+    known = {name.replace("_", "-") for name in re.findall(r"^@app\.command\(\)\ndef (\w+)", cli, re.MULTILINE)}
+    missing += set(re.findall(r"^perception ([a-z-]+)", code, re.MULTILINE)) - known
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert missing + list(set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE)) - targets) == []
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    """True if a link's file exists, and the heading behind its #."""
+    if "://" in link:
+        return True
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists() or not anchor:
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
+from perception.geometry.figure import Mark
 from train.data.augmentation import normalise_pixels, to_pixels
 from train.data.geometry import GeometryData, read_problems
-from train.data.interleaved import ChainProblem, Mark
+from train.data.interleaved import ChainProblem
 from train.loop.command_line import fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 

@@ -27,7 +27,7 @@ from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import REGIONS, ChainBatches, ChainEncoder, ChainProblem, with_regions
 from train.data.own_looks import OwnLooks
-from train.data.published_chains import PublishedData, read_published
+from train.data.published_chains import PublishedData, read_published_problems
 from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.models.attention import use_plain_attention
@@ -231,7 +231,7 @@ def published_split(
     data: PublishedData, folder: InterleavedFolder, run_dir: str
 ) -> tuple[Sequence[ChainProblem], Sequence[ChainProblem]]:
     """Problems of published files to train on, and those held out."""
-    problems, skipped = read_published(data, folder.encoder, folder.model.model)
+    problems, skipped = read_published_problems(data, folder.encoder, folder.model.model)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     (Path(run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
     if skipped:

@@ -8,6 +8,7 @@ directly, once AURORA-style. Then it asks both the same held-out questions, prin
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -182,8 +183,10 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"\n{seconds / 60:.1f} minutes, peak memory {memory}", highlight=False)
     console.print(f"Report:  {report}\nSummary: {folder / 'summary.json'}", highlight=False, soft_wrap=True)
     model = folder / "aurora" / "model"
+    perception = "perception" if shutil.which("perception") else ".venv/bin/perception"
     console.print(
-        f'Next:    perception ask IMAGE "How many red cubes are there?" --draw drawn.png --model {model}',
+        f'Next:    {perception} ask demos/examples/scene-standard-70000008.png "How many cones are there?" '
+        f"--draw drawn.png --model {model}",
         highlight=False,
         soft_wrap=True,
     )

@@ -19,7 +19,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class CheckpointError(ValueError):
-    """A tokenizer's folder that cannot be trusted: a file is missing, cut short, or does not match its config."""
+    """Error for a tokenizer's folder with a file that is missing, truncated, or does not match its config."""
 
 
 class _Config(Protocol):
@@ -35,7 +35,7 @@ Config = TypeVar("Config", bound=_Config)
 
 
 def read_config(path: Path, config_class: type[Config]) -> Config:
-    """The config in a json file; raises CheckpointError naming the file."""
+    """Read the config in a JSON file; raises CheckpointError naming the file."""
     try:
         values: Any = json.loads(path.read_text())
     except FileNotFoundError:
@@ -52,7 +52,11 @@ def read_config(path: Path, config_class: type[Config]) -> Config:
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, names, shapes and dtypes as `expected`; raises CheckpointError otherwise."""
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: for a file that is missing or broken, or names, shapes or dtypes other than `expected`.
+    """
     try:
         found = load_file(path)
     except FileNotFoundError:
@@ -82,13 +86,13 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles do, and the archives of torch.save. Not a byte of it is interpreted."""
+    """True if a file begins like a pickle or an archive of torch.save. Nothing in it is interpreted."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"\x80", b"PK\x03\x04"))
 
 
 def write_checkpoint(folder: Path, config: _Config, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Writes both files so that a reader sees the old or the new of each, never half of one.
+    """Write both files so that a reader sees the old or the new version of each, never half of one.
 
     With `dtype` (e.g. torch.float16) floating-point weights are rounded to it on disk.
     """

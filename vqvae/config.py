@@ -1,4 +1,4 @@
-"""Everything that fixes what a tokenizer's codes mean: sizes, codebook, and the normalisation of depth."""
+"""Configuration of a tokenizer: sizes, codebook, and normalisation of depth, which together fix what codes mean."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ NORMALISATIONS = ("relative_inverse", "relative", "metric")
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """The config of a `VQVAE`; saved as `config.json` beside its weights.
+    """Configuration of a `VQVAE`; saved as `config.json` beside its weights.
 
-    Two tokenizers whose normalisation differs speak different languages even with equal weights, hence it lives here.
+    It includes the normalisation, because codes of two tokenizers that normalise differently do not mean the same.
     """
 
     image_size: int = 80
     """Maps are resized to image_size x image_size before they are encoded."""
     downsample: int = 8
-    """Pixels a side of the cell that one code stands for; a power of two of at least 4."""
+    """Side, in pixels, of the cell that one code stands for; a power of two of at least 4."""
     codebook_size: int = 128
     codebook_dim: int = 16
     """Width of the quantised vectors. With "fsq" it must be the number of levels."""
     channels: int = 128
-    """Channels at the code grid; finer stages have half of it at each doubling, at least 32."""
+    """Channels at the code grid. Each finer stage has half as many, at least 32."""
     num_res_blocks: int = 4
-    """Wide (7x7) residual blocks of the decoder at the code grid. The encoder has one narrow (3x3) one, so that a code
-    tells of its own cell and the decoder does the reading together."""
+    """Wide (7x7) residual blocks of the decoder at the code grid. The encoder has one narrow (3x3) block, so that a
+    code describes its own cell and the decoder combines them."""
     quantizer: str = "ema"
     """"ema": a codebook of moving averages. "fsq": a fixed lattice (finite scalar quantisation)."""
     fsq_levels: tuple[int, ...] = ()
     """Levels of each dimension with "fsq"; their product must be codebook_size."""
     decay: float = 0.99
-    """Of the moving averages of "ema"."""
+    """Decay of the moving averages of "ema"."""
     dead_threshold: float = 0.02
-    """A code used less than this share of its fair share (batch tokens / codebook_size) is revived."""
+    """A code used less than this fraction of its fair share (batch tokens / codebook_size) is revived."""
     commitment_weight: float = 0.25
     normalisation: str = "relative_inverse"
-    """"relative_inverse": inverse depth, min-max per map (what AURORA uses). "relative": depth, min-max per map.
+    """ "relative_inverse": inverse depth, min-max per map (what AURORA uses). "relative": depth, min-max per map.
     "metric": depth between min_depth and max_depth, the same for every map. All yield nearness: 1 = nearest."""
     min_depth: float | None = None
-    """Only with "metric", in the unit of the depth that will come in."""
+    """Only with "metric", in the unit of the input depth."""
     max_depth: float | None = None
     fill_holes: bool = True
-    """Whether the encoder sees holes filled in from around them (`vqvae.holes`), or as zeros that a mask tells of. What
-    is not measured counts for no loss either way."""
+    """If true, the encoder sees holes filled in from their surroundings (`vqvae.holes`); if false, it sees zeros and a
+    mask. No loss is taken in holes either way."""
     nested: bool = False
-    """Train so that the first n codes of a map, in the order of `cell_order`, decode too, for every n."""
+    """Train so that the first n codes of a map, in the order of `cell_order`, can be decoded, for every n."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fsq_levels", tuple(int(n) for n in self.fsq_levels))
@@ -98,23 +98,25 @@ class VQVAEConfig:
 
     @property
     def grid_size(self) -> int:
-        """Codes a side."""
+        """Codes per side."""
         return self.image_size // self.downsample
 
     @property
     def num_codes(self) -> int:
-        """Codes a map."""
+        """Codes per map."""
         return self.grid_size**2
 
     @property
     def cell_order(self) -> tuple[int, ...]:
-        """Row-major numbers of the cells in the order in which a map's codes are written as a sequence (B, h*w): row by
-        row, or where the codes are nested, coarse to fine (`vqvae.nesting.coarse_to_fine`)."""
+        """Row-major numbers of the cells, in the order in which a map's codes form a sequence (B, h*w).
+
+        The order is row by row, or coarse to fine for nested codes (`vqvae.nesting.coarse_to_fine`).
+        """
         return coarse_to_fine(self.grid_size) if self.nested else tuple(range(self.num_codes))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
-        """The config of a dict; raises ValueError naming unknown keys and the known ones."""
+        """Build a config from a dict; raises ValueError naming unknown keys and the known ones."""
         return checked_config(cls, values)
 
 
@@ -122,7 +124,7 @@ Config = TypeVar("Config")
 
 
 def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """A config of values as JSON holds them; raises ValueError for keys that are unknown and values of another type."""
+    """Build a config from JSON values; raises ValueError for unknown keys and for values of another type."""
     known = fields(config_class)  # type: ignore[arg-type]
     names = [field.name for field in known]
     unknown = sorted(set(values) - set(names))
@@ -137,7 +139,7 @@ def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:
-    """Raises ValueError where a value read from JSON is not of a field's kind."""
+    """Raise ValueError if a value read from JSON does not have the field's type."""
     if value is None and kind.endswith("| None"):
         return
     wanted: tuple[type, ...] = (int, float)

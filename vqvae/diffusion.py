@@ -1,8 +1,8 @@
-"""A diffusion decoder: it draws what a tokenizer's codes leave open, where the plain decoder blurs it.
+"""A diffusion decoder for depth codes, sharper than the plain decoder.
 
-What is diffused is the *residual* between a map and the plain decoder's, at a finer resolution, conditioned on both the
-plain map and the codes' vectors. One step gives about the mean of what may be there, as the plain decoder does; more
-steps settle for one of the sharp maps that the codes allow. Needs diffusers.
+It diffuses the *residual* between a map and the plain decoder's map, at a finer resolution, conditioned on the plain
+map and on the codes' vectors. One step gives about the mean of the possible maps, as the plain decoder does; more steps
+settle on one of the sharp maps that fit the codes. Needs diffusers.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from vqvae.model import VQVAE
 from vqvae.normalisation import nearness_to_depth, normalise_depth
 
 GROUPS = 16
-"""Of the group norms: each width must be a multiple of it."""
+"""Group size of the group norms: each width must be a multiple of it."""
 
 
 @dataclass(frozen=True)
 class DiffusionDecoderConfig:
-    """The config of a `DiffusionDecoder`; saved as `config.json` beside its weights."""
+    """Configuration of a `DiffusionDecoder`; saved as `config.json` beside its weights."""
 
     tokenizer: str
     """Fingerprint of the tokenizer whose codes it reads"""
     image_size: int = 160
-    """Pixels a side of the maps that it draws"""
+    """Side of the maps that it draws, in pixels"""
     patch_size: int = 4
-    """Pixels a side that are folded into channels: the U-Net runs at image_size / patch_size"""
+    """Side of the pixel blocks folded into channels: the U-Net runs at image_size / patch_size"""
     channels: tuple[int, ...] = (48, 96, 128)
-    """Widths of the U-Net's levels, each half as fine as the one before"""
+    """Widths of the U-Net's levels; each level has half the resolution of the one before"""
     layers_per_block: int = 1
     residual_scale: float = 0.1
-    """Standard deviation, in nearness, of what the plain decoder gets wrong"""
+    """Standard deviation of the plain decoder's error, in nearness"""
     train_timesteps: int = 1000
     shrink: float = 0.008
-    """Nearness that is taken off the size of every residual: in flat places nothing but noise is smaller (soft
-    thresholding, Donoho 1995)"""
+    """Nearness subtracted from the size of every residual, which removes noise in flat regions (soft thresholding,
+    Donoho 1995)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(width) for width in self.channels))
@@ -65,7 +65,7 @@ class DiffusionDecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DiffusionDecoderConfig:
-        """The config of a dict; raises ValueError naming unknown keys and the known ones."""
+        """Build a config from a dict; raises ValueError naming unknown keys and the known ones."""
         return checked_config(cls, values)
 
 
@@ -78,11 +78,11 @@ def _diffusers() -> Any:
 
 
 class DiffusionDecoder(nn.Module):
-    """Codes of one tokenizer to maps, by a few steps of DDIM (Song et al. 2021) with a seeded start.
+    """Decode one tokenizer's codes to maps by a few steps of DDIM (Song et al. 2021) from seeded noise.
 
-    It predicts the clean residual, under a cosine schedule that ends in noise alone (Lin et al. 2024), so that few
-    steps, and even one, make sense. Predicting velocities left noise in flat places: nearly all of a residual is zero.
-    Its state holds the U-Net; the tokenizer is saved apart.
+    It predicts the clean residual, under a cosine schedule that ends in pure noise (Lin et al. 2024), so that few
+    steps, and even one, make sense. Predicting velocities left noise in flat regions, where nearly all of a
+    residual is zero. Its state holds the U-Net only; the tokenizer is saved separately.
     """
 
     def __init__(self, tokenizer: VQVAE, config: DiffusionDecoderConfig | None = None):
@@ -122,13 +122,13 @@ class DiffusionDecoder(nn.Module):
         return self._tokenizer[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> DiffusionDecoder:
-        """Moves the tokenizer along (`to`, `cuda`, ..)."""
+        """Move the tokenizer too (`to`, `cuda`, ..)."""
         super()._apply(fn, recurse)
         self.tokenizer._apply(fn)
         return self
 
     def _conditions(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Of codes: the plain decoder's nearness (B, S, S), and the U-Net's conditions (B, p*p + D, S/p, S/p)."""
+        """The plain decoder's nearness (B, S, S) of codes, and the U-Net's conditions (B, p*p + D, S/p, S/p)."""
         size = self.config.image_size
         plain = self.tokenizer.decode(codes, size=(size, size))  # (B, S, S)
         grid = self.tokenizer.config.grid_size
@@ -137,8 +137,11 @@ class DiffusionDecoder(nn.Module):
         return plain, torch.cat([folded, F.interpolate(vectors, size=folded.shape[2:])], 1)
 
     def residual(self, depth: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What there is to learn of maps (B, H, W): codes (B, h, w), the truth minus the plain decoder's nearness
-        (B, S, S), 0 in holes, and the mask (B, S, S). Raises ValueError for bad input, as `VQVAE.encode` does."""
+        """Training targets of maps (B, H, W).
+
+        Returns codes (B, h, w), the truth minus the plain decoder's nearness (B, S, S), 0 in holes, and the
+        mask (B, S, S). Raises ValueError for bad input, as `VQVAE.encode` does.
+        """
         truth = normalise_depth(depth, mask, replace(self.tokenizer.config, image_size=self.config.image_size))
         codes = self.tokenizer.encode(depth, mask)
         plain = self.tokenizer.decode(codes, size=(self.config.image_size,) * 2)
@@ -146,8 +149,12 @@ class DiffusionDecoder(nn.Module):
         return codes, torch.where(valid, truth.nearness - plain, 0), valid
 
     def forward(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss () of maps (B, H, W): mean squared error of the predicted residual, in units of its scale, over
-        valid pixels at random times. Late ones, of much noise, are drawn more often: few steps are mostly of these."""
+        """The loss () of maps (B, H, W).
+
+        It is the mean squared error of the predicted residual, in units of its scale, over valid pixels at
+        random times. Late times, with much noise, are drawn more often, because few steps consist mostly of
+        these.
+        """
         # In float32: rounded to bfloat16, the plain map would be off by a level of 255, and that would be learnt.
         with torch.no_grad(), torch.autocast(depth.device.type, enabled=False):
             codes, residual, valid = self.residual(depth, mask)
@@ -170,15 +177,16 @@ class DiffusionDecoder(nn.Module):
         num_steps: int = 2,
         seed: int = 0,
     ) -> Tensor:
-        """Maps (B, S, S), or (B, *size), of codes (B, h, w) or a whole sequence of them (B, h*w).
+        """Decode codes (B, h, w), or a whole sequence of them (B, h*w), to maps (B, S, S) or (B, *size).
 
         Args:
-            depth_range: see `VQVAE.decode`, as for `size`.
-            num_steps: of DDIM, each a pass through the U-Net.
-            seed: of the noise that it starts from, the same for each map: a map does not depend on its batch.
+            depth_range: as for `VQVAE.decode`.
+            size: as for `VQVAE.decode`.
+            num_steps: number of DDIM steps, each a pass through the U-Net.
+            seed: seed of the initial noise, which is the same for each map, so that a map does not depend on its batch.
 
         Raises:
-            ValueError: as `VQVAE.decode`, for a nested sequence cut short, or less than one step.
+            ValueError: as `VQVAE.decode`, for a truncated nested sequence, or less than one step.
         """
         if not 1 <= num_steps <= self.config.train_timesteps:
             raise ValueError(f"num_steps must lie in 1..{self.config.train_timesteps}, got {num_steps}")
@@ -209,15 +217,15 @@ class DiffusionDecoder(nn.Module):
         return self.config.patch_size**2, side, side
 
     def save_pretrained(self, save_directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes config.json and model.safetensors, each whole or not at all; the tokenizer is not in them."""
+        """Write config.json and model.safetensors, each whole or not at all. The tokenizer is not written."""
         write_checkpoint(Path(save_directory), self.config, self.state_dict(), dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, tokenizer: VQVAE) -> DiffusionDecoder:
-        """The decoder of a folder, in float32 and evaluation mode, for the tokenizer it was trained with.
+        """Load a decoder from a folder, in float32 and evaluation mode, for the tokenizer it was trained with.
 
         Raises:
-            CheckpointError: for a missing, cut or mismatched file, or codes of another tokenizer.
+            CheckpointError: for a missing, truncated or mismatched file, or codes of another tokenizer.
         """
         folder = Path(folder)
         config = read_config(folder / CONFIG_NAME, DiffusionDecoderConfig)

@@ -1,20 +1,20 @@
-"""A tokenizer's encoder and decoder as programs of their own, for machines without this package.
+"""Export a tokenizer's encoder and decoder as programs for machines without this package.
 
     from vqvae.export import export_tokenizer
 
     export_tokenizer(model, "exported")                # encoder.onnx, decoder.onnx; needs onnx and onnxscript
     export_tokenizer(model, "exported", form="torch")  # encoder.pt2, decoder.pt2: torch.export, for torch.export.load
 
-encoder: depth (B, S, S) float32, at the tokenizer's image_size, in any unit, larger is farther; NaN, infinite and
-non-positive pixels are holes. Gives codes (B, h, w) int64 and depth_range (B, 2) float32, near and far in the unit of
-the input; (inf, -inf) says that a map had no valid pixel and its codes mean nothing. Maps of other sizes are to be
-resized so that holes do not bleed (`vqvae.normalisation.resize_masked`): as inverse depth where the normalisation is
+The encoder takes depth (B, S, S) float32, at the tokenizer's image_size, in any unit, larger is farther; NaN, infinite
+and non-positive pixels are holes. It gives codes (B, h, w) int64 and depth_range (B, 2) float32, near and far in the
+unit of the input; (inf, -inf) means that a map had no valid pixel and its codes mean nothing. Resize maps of other
+sizes so that holes do not bleed (`vqvae.normalisation.resize_masked`): as inverse depth if the normalisation is
 "relative_inverse", else as depth.
 
-decoder: codes (B, h, w) int64, 0..K-1, to nearness (B, S, S) float32 in [0, 1], 1 = nearest; -1 stands for a code that
-is not there (nested tokenizers only). Depth from nearness is arithmetic (`vqvae.normalisation.nearness_to_depth`).
+The decoder takes codes (B, h, w) int64, 0..K-1, and gives nearness (B, S, S) float32 in [0, 1], 1 = nearest; -1 stands
+for a missing code (nested tokenizers only). `vqvae.normalisation.nearness_to_depth` turns nearness into depth.
 
-Batches may have any size B. Nothing checks the input: a program has no errors.
+Batches may have any size B. The programs do not check their input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vqvae.model import VQVAE
 from vqvae.normalisation import Normalised, depth_ranges, depth_to_nearness, usable_pixels
 
 FORMS = {"onnx": ".onnx", "torch": ".pt2"}
-"""what can be written, and the ending of its files"""
+"""File ending per form"""
 _ANY_BATCH = ({0: Dim("batch")},)
 
 
@@ -69,7 +69,7 @@ class DecoderProgram(nn.Module):
 
 
 def _programs(model: VQVAE) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Both programs on the CPU in float32, each with an input of two maps."""
+    """Both programs on the CPU in float32, each with an example input of two maps."""
     size, grid = model.config.image_size, model.config.grid_size
     encoder, decoder = (copy.deepcopy(model).cpu().float().eval() for _ in range(2))
     del encoder.decoder, decoder.encoder  # a program carries its own weights only
@@ -80,7 +80,7 @@ def _programs(model: VQVAE) -> dict[str, tuple[nn.Module, Tensor]]:
 
 @torch.no_grad()
 def export_tokenizer(model: VQVAE, folder: str | Path, form: str = "onnx") -> list[Path]:
-    """Writes encoder and decoder to `folder`, each file whole or not at all, and returns the files.
+    """Write encoder and decoder to `folder`, each file whole or not at all, and return the files.
 
     Raises:
         ValueError: for an unknown form.

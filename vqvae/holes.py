@@ -1,4 +1,4 @@
-"""Holes filled in smoothly from what lies around them: push and pull over a pyramid (Gortler et al. 1996)."""
+"""Fill holes smoothly from their surroundings: push and pull over a pyramid (Gortler et al. 1996)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vqvae.normalisation import valid_pixels
 
 
 def fill(values: Tensor, mask: Tensor) -> Tensor:
-    """Values (B, H, W) with those outside `mask` (B, H, W) made up; the others stay as they are, to the bit.
+    """Fill in values (B, H, W) outside `mask` (B, H, W); the others stay the same bit for bit.
 
-    Each level of the pyramid is the mean of the measured pixels beneath it, and a hole takes what the next coarser
-    level has there. A map without a measured pixel becomes 0.
+    Each level of the pyramid is the mean of the measured pixels beneath it, and a hole takes the value of the next
+    coarser level. A map without a measured pixel becomes 0.
     """
     height, width = values.shape[1:]
     if height == width == 1:
@@ -29,7 +29,7 @@ def fill(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def fill_holes(depth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Depth (B, H, W) with its holes filled in, through inverse depth: a plane in space is a plane there.
+    """Fill in holes of depth (B, H, W) through inverse depth, in which a plane in space is a plane.
 
     Raises:
         ValueError: for depth that is not (B, H, W), a mask of another shape, or a map without a valid pixel.

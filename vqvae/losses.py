@@ -1,4 +1,4 @@
-"""What a tokenizer's training minimises."""
+"""Losses of a tokenizer's training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Losses:
     l1: Tensor
     """Mean absolute error of nearness over valid pixels"""
     l2: Tensor
-    """Mean squared error, likewise"""
+    """Mean squared error of nearness over valid pixels"""
     gradient: Tensor
-    """Mean absolute error of nearness's differences between neighbours that are both valid: sharp edges"""
+    """Mean absolute error of the differences of nearness between valid neighbours, which rewards sharp edges"""
     commitment: Tensor
     """Mean squared distance of the encoder's vectors from their codes' (zero with FSQ)"""
     total: Tensor
@@ -33,8 +33,9 @@ def reconstruction_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L1, L2 and gradient terms of nearness (B, S, S) over the pixels in `mask` (B, S, S) bool.
 
-    With `over_ranks` the sums are divided by the mean number of valid pixels of all ranks, not by this rank's own: the
-    mean of the ranks' losses (and gradients) is then that of one process with all their maps, holes or not.
+    With `over_ranks` the sums are divided by the mean number of valid pixels over all ranks, not by this rank's own
+    number. The mean of the ranks' losses (and gradients) then equals that of one process with all their maps, with
+    or without holes.
     """
     weight = mask.float()
     error = (reconstruction.float() - nearness) * weight  # zero in holes

@@ -1,6 +1,6 @@
-"""Figures of merit of depth maps. Maps are (B, H, W); `mask` is (B, H, W) bool, True where a pixel counts.
+"""Metrics of depth maps. Maps are (B, H, W); `mask` is (B, H, W) bool, True where a pixel counts.
 
-Every figure is one of each map, to be averaged over maps: a map full of holes counts as much as a full one.
+Each metric has one value per map, to be averaged over maps: a map full of holes counts as much as a full one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DepthErrors:
-    """Errors of each of B maps, (B,) each. Predictions and targets are depth in one unit, both positive."""
+    """Errors per map, (B,) each. Predictions and targets are depth in the same unit, both positive."""
 
     delta1: Tensor
     """Share of pixels with max(p/t, t/p) < 1.25"""
@@ -26,7 +26,7 @@ class DepthErrors:
     rmse: Tensor
     """Root of the mean squared error, in the unit of depth"""
     silog: Tensor
-    """100 * standard deviation of log p - log t: what is left after the best common scale (KITTI's SILog)"""
+    """100 * standard deviation of log p - log t: the error left after the best common scale (KITTI's SILog)"""
 
     def means(self) -> dict[str, float]:
         """Means over the maps, by name."""
@@ -47,7 +47,13 @@ def _check_shapes(predicted: Tensor, target: Tensor, mask: Tensor | None) -> Ten
 
 
 def _mean_over_pixels(values: Tensor, mask: Tensor) -> Tensor:
-    """(B,) means of (B, H, W) over the pixels in `mask`."""
+    """Mean absolute error (B,) of the differences between neighbouring pixels, of nearness or depth (B, H, W).
+
+    It measures the cost of blur, above all at edges.
+
+    Raises:
+        ValueError: for shapes that differ.
+    """
     return torch.where(mask, values, 0).sum((1, 2)) / mask.sum((1, 2))
 
 
@@ -94,10 +100,10 @@ def values_at(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def order_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
-    """(B,) bool: whether the map puts *all* P points in the target's order.
+    """True for each map that puts *all* P points in the target's order, (B,) bool.
 
-    `predicted` and `target` are (B, H, W) nearness, or both depth; `points` (B, P, 2). Ties in the prediction are wrong
-    wherever the target has none.
+    `predicted` and `target` are (B, H, W) nearness, or both depth; `points` is (B, P, 2). Ties in the prediction
+    are wrong where the target has none.
     """
     p, t = values_at(predicted, points), values_at(target, points)  # (B, P)
     true_order = (t[:, :, None] - t[:, None, :]).sign()  # (B, P, P)
@@ -105,23 +111,23 @@ def order_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
 
 
 def nearest_is_right(predicted: Tensor, target: Tensor, points: Tensor) -> Tensor:
-    """(B,) bool: whether the point with the largest predicted *nearness* is the target's nearest (BLINK's question)."""
+    """True for each map whose point of largest predicted *nearness* is the target's nearest, (B,) bool."""
     return values_at(predicted, points).argmax(1) == values_at(target, points).argmax(1)
 
 
 BOUNDARY_THRESHOLDS = (1.05, 1.10, 1.15, 1.20, 1.25)
 _STEPS = ((0, 1), (1, 0))
-"""Rows and columns to a pixel's neighbours across and down"""
+"""Offsets, in rows and columns, to the neighbours of a pixel"""
 
 
 def boundary_f1(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B,) F1 of depth edges: how well the edges of depth (B, H, W) lie where the target's do.
+    """F1 of depth edges, (B,): how well the edges of depth (B, H, W) match those of the target.
 
-    A pair of neighbouring pixels is an edge where one is more than t times as far as the other; a predicted edge is
-    right where the target has one between the same pixels with the same side in front. The mean over thresholds t of
-    1.05 to 1.25, larger ones weighing more (Bochkovskii et al. 2024, "Depth Pro", section 3.3; without their thinning
-    of edges, so that a blurred edge counts as missed, not as many). Thresholds at which a target has no edge are left
-    out; a map that has none at all has 1 if nothing is predicted either, else 0.
+    A pair of neighbouring pixels is an edge if one is more than t times as far as the other. A predicted edge is
+    right if the target has an edge between the same pixels with the same side in front. The result is the mean over
+    thresholds t of 1.05 to 1.25, in which larger ones weigh more (Bochkovskii et al. 2024, "Depth Pro", section
+    3.3; without their thinning of edges, so that a blurred edge counts as missed, not as many). Thresholds at which
+    a target has no edge are left out. A map without any edge scores 1 if none is predicted, else 0.
 
     Raises:
         ValueError: for shapes that differ.
@@ -139,7 +145,7 @@ def boundary_f1(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -
 
 
 def _count_edges(p: Tensor, t: Tensor, mask: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges of predictions p that are right, all of them, and those of targets t, (B,) each; see `boundary_f1`."""
+    """Numbers of right edges of predictions p, of all their edges, and of the edges of targets t, (B,) each."""
     right, found, there = (torch.zeros(len(p), dtype=torch.double, device=p.device) for _ in range(3))
     for step in _STEPS:
         (p0, p1), (t0, t1), (m0, m1) = (_neighbours(maps, step) for maps in (p, t, mask))
@@ -152,15 +158,16 @@ def _count_edges(p: Tensor, t: Tensor, mask: Tensor, threshold: float) -> tuple[
 
 
 def _neighbours(maps: Tensor, step: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Maps (B, H, W) without their last and without their first row (step (1, 0)) or column (step (0, 1))."""
+    """Maps (B, H, W) without their last, and without their first, row (step (1, 0)) or column (step (0, 1))."""
     down, across = step
     height, width = maps.shape[1:]
     return maps[:, : height - down, : width - across], maps[:, down:, across:]
 
 
 def slope_error(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B,) mean absolute error of the differences between neighbouring pixels, of nearness (B, H, W) as of depth: what
-    blur costs, at edges above all.
+    """Mean absolute error (B,) of the differences between neighbouring pixels, of nearness or depth (B, H, W).
+
+    It measures the cost of blur, above all at edges.
 
     Raises:
         ValueError: for shapes that differ.

@@ -1,4 +1,4 @@
-"""The VQVAE of depth maps."""
+"""The VQVAE for depth maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vqvae.quantizer import QUANTIZER_CLASSES, perplexity
 
 @dataclass(frozen=True)
 class VQVAEOutput:
-    """What `VQVAE.forward` returns."""
+    """Output of `VQVAE.forward`."""
 
     reconstruction: Tensor
     """(B, S, S) nearness, unclamped"""
@@ -33,7 +33,7 @@ class VQVAEOutput:
     """(B, h, w) long"""
     losses: Losses
     perplexity: Tensor
-    """() of the batch's codes, 1 to codebook_size"""
+    """Perplexity () of the batch's codes, 1 to codebook_size"""
 
 
 class VQVAE(
@@ -43,19 +43,19 @@ class VQVAE(
     license="apache-2.0",
     tags=["depth", "vqvae", "tokenizer"],
 ):
-    """Depth maps to a small grid of codes and back.
+    """Encode depth maps to a small grid of codes, and decode them.
 
-    Depth is in any unit, larger is farther; what the network sees and gives back is *nearness* in [0, 1], 1 = nearest
-    (`VQVAEConfig.normalisation` says how). Codes are integers 0..K-1; after `sort_codebook` they rise from far to near.
+    Depth is in any unit, larger is farther. The network works on *nearness* in [0, 1], 1 = nearest (see
+    `VQVAEConfig.normalisation`). Codes are integers 0..K-1; after `sort_codebook` they rise from far to near.
 
     Departures from AURORA's tokenizer: holes are filled in and no loss is taken there; the codebook revives dead
-    codes and is equal on all ranks; the encoder's view is narrow and the decoder's wide.
+    codes and is equal on all ranks; the encoder has a narrow field of view and the decoder a wide one.
     """
 
     cell_order: Tensor
     cell_rank: Tensor
     absent: nn.Parameter
-    """(D,): stands in the place of codes that are not there. Nested models only"""
+    """(D,): the vector in place of missing codes. Nested models only"""
 
     def __init__(self, config: VQVAEConfig | None = None):
         super().__init__()
@@ -75,7 +75,7 @@ class VQVAE(
         return self.quantizer.codebook
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the weights' SHA-256: codes belong to the tokenizer of the same ones."""
+        """Twelve hexadecimal digits of the weights' SHA-256, which identify the tokenizer that codes belong to."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -83,7 +83,7 @@ class VQVAE(
         return digest.hexdigest()[:12]
 
     def normalise(self, depth: Tensor, mask: Tensor | None = None) -> Normalised:
-        """Depth (B, H, W) and its validity (B, H, W) to what the encoder sees. Raises ValueError for bad input."""
+        """Prepare depth (B, H, W) and its validity (B, H, W) for the encoder. Raises ValueError for bad input."""
         return normalise_depth(depth, mask, self.config)
 
     def _vectors(self, normalised: Normalised) -> Tensor:
@@ -96,12 +96,12 @@ class VQVAE(
         return z.permute(0, 2, 3, 1)  # (B, h, w, D)
 
     def _decode_vectors(self, quantized: Tensor) -> Tensor:
-        """(B, h, w, D) to nearness (B, S, S), unclamped."""
+        """Decode vectors (B, h, w, D) to nearness (B, S, S), unclamped."""
         return self.decoder(quantized.permute(0, 3, 1, 2)).float()
 
     @torch.no_grad()
     def encode(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Codes (B, h, w) of depth maps (B, H, W) of any size.
+        """Encode depth maps (B, H, W) of any size to codes (B, h, w).
 
         Args:
             depth: any unit, larger is farther; NaN, infinite and non-positive pixels are holes.
@@ -114,21 +114,25 @@ class VQVAE(
         return self.quantizer.encode(z.flatten(0, 2)).view(z.shape[:3])
 
     def to_sequence(self, codes: Tensor) -> Tensor:
-        """Codes (B, h, w) as the sequence (B, h*w) that is written as tokens: row by row, or coarse to fine where the
-        codes are nested (`VQVAEConfig.cell_order`). `decode` takes either form."""
+        """Codes (B, h, w) as a sequence (B, h*w), in the order in which they are written as tokens.
+
+        The order is row by row, or coarse to fine for nested codes (`VQVAEConfig.cell_order`). `decode` takes
+        either form.
+        """
         return self._check_codes(codes).flatten(1)[:, self.cell_order]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Maps (B, S, S), or (B, *size), of codes (B, h, w) or of a sequence of codes (B, h*w) (see `to_sequence`).
+        """Decode codes (B, h, w), or a sequence of them (B, h*w), to maps (B, S, S) or (B, *size).
 
-        A nested tokenizer (`VQVAEConfig.nested`) also decodes the first n codes of a sequence, (B, n).
+        See `to_sequence` for the order of a sequence. A nested tokenizer (`VQVAEConfig.nested`) also decodes
+        the first n codes of a sequence, (B, n).
 
         Args:
             codes: integers 0..K-1.
             depth_range: (B, 2), near and far of each map, as `normalise(depth).depth_range`. With it the maps are depth
                 in its unit, without it nearness in [0, 1].
-            size: height and width of the maps; the config's image_size where it is None.
+            size: height and width of the maps; by default the config's image_size.
 
         Raises:
             ValueError: for codes that are not integers, of another grid or out of range, or a depth_range not (B, 2).
@@ -140,20 +144,20 @@ class VQVAE(
     def decode_soft(
         self, probabilities: Tensor, depth_range: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """Like `decode`, of probabilities (B, h*w, K) over the codes of a sequence, or (B, n, K) of a nested tokenizer:
-        the codebook's mean under them is decoded.
+        """Decode probabilities over codes: (B, h*w, K), or (B, n, K) for a nested tokenizer.
 
-        Differentiable, so that a loss on the map can reach whatever made the probabilities.
+        The mean of the codebook under the probabilities is decoded. This is differentiable, so that a loss on
+        the map reaches whatever made the probabilities.
         """
         self._check_probabilities(probabilities)
         quantized = probabilities.to(self.codebook.dtype) @ self.codebook  # (B, n, D)
         return self._finish(self._place(quantized), depth_range, size)
 
     def confidence(self, probabilities: Tensor) -> Tensor:
-        """Confidence (B, h, w) in [0, 1] of the cells of a map that is decoded from probabilities (B, n, K).
+        """Confidence (B, h, w) in [0, 1] of the cells of a map decoded from probabilities (B, n, K).
 
-        One minus the entropy of a cell's probabilities over log K, the largest there is: 1 where one code has all, 0
-        where all are alike, and 0 for the cells beyond the n first of a nested tokenizer.
+        It is one minus the entropy of a cell's probabilities over log K, the largest possible: 1 if one code
+        has all the probability, 0 if all are equal, and 0 for cells beyond the first n of a nested tokenizer.
         """
         self._check_probabilities(probabilities)
         entropy = torch.special.entr(probabilities.float()).sum(-1)  # (B, n)
@@ -163,11 +167,12 @@ class VQVAE(
 
     @torch.no_grad()
     def encode_confidence(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Confidence (B, h, w) in [0, 1] of the codes that `encode` gives depth (B, H, W), by their margin.
+        """Confidence (B, h, w) in [0, 1] of the codes that `encode` gives for depth (B, H, W), by their margin.
 
-        1 - d1 / d2, where d1 and d2 are the distances of a cell's vector from its code and from the runner-up (the
-        ratio test of Lowe 2004): 0 where the two tie and the least noise would change the code, 1 where the vector is
-        the code's own. Times the share of the cell's pixels that were measured: what fills a hole counts for nothing.
+        It is 1 - d1 / d2, where d1 and d2 are the distances of a cell's vector from its code and from the
+        runner-up (the ratio test of Lowe 2004): 0 if the two tie and the least noise would change the code, 1
+        if the vector equals the code's own. It is multiplied by the share of the cell's pixels that were
+        measured, so that a filled hole counts for nothing.
         """
         normalised = self.normalise(depth, mask)
         z = self._vectors(normalised)  # (B, h, w, D)
@@ -180,7 +185,7 @@ class VQVAE(
         return margin * F.avg_pool2d(normalised.mask.float(), self.config.downsample)[:, 0]
 
     def _place(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, n, D) of a sequence in their cells (B, h, w, D), `absent` in those beyond n."""
+        """Place vectors (B, n, D) of a sequence in their cells (B, h, w, D), with `absent` in the cells beyond n."""
         count, grid = vectors.shape[1], self.config.grid_size
         if count < self.config.num_codes:
             rest = self.absent.to(vectors.dtype).expand(len(vectors), 1, -1)
@@ -188,7 +193,7 @@ class VQVAE(
         return vectors[:, self.cell_rank.clamp(max=count)].view(-1, grid, grid, vectors.shape[-1])
 
     def _check_length(self, count: int) -> bool:
-        """Whether a sequence of that many codes can be decoded."""
+        """True if a sequence of that many codes can be decoded."""
         return count == self.config.num_codes or (self.config.nested and 0 < count < self.config.num_codes)
 
     def _lengths(self) -> str:
@@ -227,13 +232,13 @@ class VQVAE(
         return nearness if depth_range is None else nearness_to_depth(nearness, depth_range, self.config)
 
     def forward(self, depth: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> VQVAEOutput:
-        """Encodes, quantises and decodes depth (B, H, W); in training mode the codebook moves with the batch.
+        """Encode, quantise and decode depth (B, H, W); in training mode the codebook moves with the batch.
 
         Args:
             depth: as for `encode`.
             mask: as for `encode`. The losses are taken over these pixels.
-            visible: (B, H, W), pixels that the encoder may see; None for all of `mask`. With fewer the model learns to
-                fill holes in (AiT trains so).
+            visible: (B, H, W), pixels that the encoder may see; by default all of `mask`. With fewer the model learns
+                to fill in holes (as AiT is trained).
 
         Raises:
             ValueError: as `encode`.
@@ -264,12 +269,13 @@ class VQVAE(
 
     @torch.no_grad()
     def sort_codebook(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Renames the codes so that they rise from far to near: code 0 stands for the farthest cells, K-1 the nearest.
+        """Renumber the codes so that they rise from far to near: 0 for the farthest cells, K-1 for the nearest.
 
-        A code's place is the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth`
-        (B, H, W); a code the sample lacks is placed by the map it alone makes. Reconstructions stay what they were.
+        A code is placed by the mean decoded nearness of the cells (B, h, w) it stands for in the sample `depth`
+        (B, H, W); a code that is not in the sample is placed by the map made of that code only. Reconstructions
+        do not change.
 
-        Returns the order (K,): what was code `order[k]` is now code k.
+        Returns the order (K,): the former code `order[k]` is now code k.
         """
         size, grid, cell = self.config.codebook_size, self.config.grid_size, self.config.downsample
         uniform = torch.arange(size, device=self.codebook.device)[:, None, None].expand(size, grid, grid)
@@ -295,14 +301,14 @@ class VQVAE(
         repo_id: str | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Writes config.json and model.safetensors, each whole or not at all, and returns the hub's address if pushed.
+        """Write config.json and model.safetensors, each whole or not at all; return the hub's address if pushed.
 
         Args:
-            save_directory: the folder, made where it is missing.
+            save_directory: the folder, created if it is missing.
             dtype: e.g. torch.float16 to halve the file. Codes may then differ for vectors that lie between two codes,
-                so load the saved tokenizer back before any data is encoded with it.
-            push_to_hub: whether to push to the hub as well.
-            repo_id: owner/name on the hub; the folder's name where it is None.
+                so load the saved tokenizer back before you encode data with it.
+            push_to_hub: True to push to the hub as well.
+            repo_id: owner/name on the hub; by default the folder's name.
             push_to_hub_kwargs: settings of `PyTorchModelHubMixin.push_to_hub`.
         """
         # The mixin's own would first delete an existing config.json, and so could leave a folder without one.
@@ -321,10 +327,11 @@ class VQVAE(
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> VQVAE:
-        """The tokenizer of a local folder or a repository of the hub, in float32 and evaluation mode.
+        """Load a tokenizer from a local folder or a repository of the hub, in float32 and evaluation mode.
 
         Raises:
-            CheckpointError: for a missing, cut or mismatched file, missing or unexpected tensors, unknown config keys.
+            CheckpointError: for a missing, truncated or mismatched file, missing or unexpected tensors, or unknown
+                config keys.
         """
         folder = Path(pretrained_model_name_or_path)
         paths = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]

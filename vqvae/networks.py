@@ -1,4 +1,4 @@
-"""The convolutions around the codebook: an encoder that looks at little, a decoder that looks far."""
+"""Networks around the codebook: an encoder with a narrow field of view, and a decoder with a wide one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vqvae.config import VQVAEConfig
 
 
 class WideBlock(nn.Module):
-    """A depthwise convolution and a two-layer MLP around a skip (ConvNeXt, Liu et al. 2022, without its layer scale).
+    """Residual block of a depthwise convolution and a two-layer MLP (ConvNeXt, Liu et al. 2022, without layer scale).
 
-    At a 10x10 grid a 7x7 kernel sees half of the map at a fraction of a dense convolution's cost.
+    At a 10x10 grid a 7x7 kernel sees half of the map at a fraction of the cost of a dense convolution.
     """
 
     def __init__(self, channels: int, kernel_size: int):
@@ -29,7 +29,7 @@ class WideBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two dense 3x3 convolutions around a skip; the second starts small, so that stacks start near the identity."""
+    """Residual block of two dense 3x3 convolutions; the second starts small, so that stacks start near the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -49,9 +49,10 @@ def stage_channels(config: VQVAEConfig) -> list[int]:
 
 
 class Encoder(nn.Module):
-    """(B, 2, S, S), values in [-1, 1] and validity, to (B, codebook_dim, h, w).
+    """Encoder: (B, 2, S, S), values in [-1, 1] and validity, to (B, codebook_dim, h, w).
 
-    With nested codes it sees farther and knows each cell's place: the first codes stand for more than their own cell.
+    With nested codes it has a wider view and knows each cell's place, because the first codes stand for more than
+    their own cell.
     """
 
     def __init__(self, config: VQVAEConfig):
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, codebook_dim, h, w) to nearness (B, S, S), unclamped."""
+    """Decoder: (B, codebook_dim, h, w) to nearness (B, S, S), unclamped."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()

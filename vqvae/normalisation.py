@@ -1,4 +1,4 @@
-"""From depth in any unit to nearness in [0, 1] and back, with holes kept apart from what was measured."""
+"""Conversion of depth in any unit to nearness in [0, 1] and back, with holes kept apart from measurements."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vqvae.config import VQVAEConfig
 
 @dataclass(frozen=True)
 class Normalised:
-    """B maps ready to be encoded."""
+    """A batch of B maps that can be encoded."""
 
     values: Tensor
     """(B, 1, S, S) in [-1, 1]: 2 * nearness - 1, where nearness 1 is the nearest; 0 in holes"""
     mask: Tensor
-    """(B, 1, S, S) bool: pixels that hold at least one measured pixel of the input"""
+    """(B, 1, S, S) bool: pixels that cover at least one measured pixel of the input"""
     depth_range: Tensor
-    """(B, 2): depth of nearness 1 and of nearness 0, in the unit of the input; `decode` takes it to give depth back"""
+    """(B, 2): depth at nearness 1 and at nearness 0, in the unit of the input; pass it to `decode` to get depth"""
 
     @property
     def nearness(self) -> Tensor:
@@ -29,12 +29,12 @@ class Normalised:
 
 
 def usable_pixels(depth: Tensor) -> Tensor:
-    """Where depth, of any shape, is a measurement: finite, and so far above 0 that its inverse is finite too."""
+    """True where depth, of any shape, is a measurement: finite, with a finite inverse."""
     return depth.isfinite() & (depth >= torch.finfo(torch.float32).tiny)
 
 
 def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
-    """Pixels (B, H, W) that hold a measurement: finite, positive, and inside `mask` where one is given.
+    """Pixels (B, H, W) that hold a measurement: finite, positive, and inside `mask` if it is given.
 
     Raises:
         ValueError: for depth that is not (B, H, W), a mask of another shape, or a map with no valid pixel.
@@ -62,9 +62,9 @@ def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def resize_masked(values: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Resizes maps (B, H, W) so that holes do not bleed: each new pixel is the mean of the *valid* pixels beneath it.
+    """Resize maps (B, H, W) so that holes do not bleed: each new pixel is the mean of the *valid* pixels beneath it.
 
-    Returns the values (B, *size), 0 in holes, and their mask (B, *size): True where any valid pixel lay beneath.
+    Returns the values (B, *size), 0 in holes, and their mask (B, *size): True if any valid pixel lay beneath.
     """
     weight = mask.to(values.dtype)  # (B, H, W)
     weighted = torch.where(mask, values, 0)  # not a product: 0 * nan is nan
@@ -81,7 +81,7 @@ def _inverts(config: VQVAEConfig) -> bool:
 
 
 def depth_ranges(depth: Tensor, valid: Tensor, config: VQVAEConfig) -> Tensor:
-    """Depth (B, 2) that becomes nearness 1 and nearness 0, of maps (B, H, W)."""
+    """Depth (B, 2) that becomes nearness 1 and nearness 0, for maps (B, H, W)."""
     if config.normalisation == "metric":
         assert config.min_depth is not None and config.max_depth is not None
         return depth.new_tensor([config.min_depth, config.max_depth]).expand(depth.shape[0], 2)
@@ -91,7 +91,7 @@ def depth_ranges(depth: Tensor, valid: Tensor, config: VQVAEConfig) -> Tensor:
 
 
 def depth_to_nearness(depth: Tensor, depth_range: Tensor, config: VQVAEConfig) -> Tensor:
-    """Nearness (B, H, W) in [0, 1] of valid depth; 0.5 all over a map whose range is a single value."""
+    """Nearness (B, H, W) in [0, 1] of valid depth; 0.5 everywhere in a map whose range is a single value."""
     near, far = depth_range[:, 0, None, None], depth_range[:, 1, None, None]
     if _inverts(config):
         depth, near, far = 1 / depth, 1 / near, 1 / far
@@ -116,7 +116,7 @@ def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig
 
 
 def normalise_depth(depth: Tensor, mask: Tensor | None, config: VQVAEConfig) -> Normalised:
-    """Normalises depth maps (B, H, W), in any unit, larger is farther; NaN, infinite and non-positive pixels are holes.
+    """Normalise depth maps (B, H, W) in any unit, larger is farther; NaN, infinite and non-positive pixels are holes.
 
     Raises:
         ValueError: see `valid_pixels`.

@@ -1,6 +1,6 @@
-"""The two ways from vectors to codes: an EMA codebook, and finite scalar quantisation.
+"""Quantizers, which turn vectors into codes: an EMA codebook, and finite scalar quantisation.
 
-Vectors are (N, D), codes (N,) long. Both classes have `codebook` (K, D), `encode`, `forward` and `permute`.
+Vectors are (N, D), codes are (N,) long. Both classes have `codebook` (K, D), `encode`, `forward` and `permute`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from vqvae.config import VQVAEConfig
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Exponential of the entropy of code counts (K,): K when all are used alike, 1 when one does all."""
+    """Exponential of the entropy of code counts (K,): K if all codes are used equally, 1 if only one is used."""
     share = counts.float() / counts.sum().clamp_min(1)
     return (-(share * share.clamp_min(1e-12).log()).sum()).exp()
 
 
 def codebook_usage(counts: Tensor) -> float:
-    """Share of the codes (K,) that occur at all."""
+    """Share of the codes (K,) that are used at all."""
     return float((counts > 0).float().mean())
 
 
@@ -38,7 +38,7 @@ def _same_on_all_ranks(x: Tensor) -> Tensor:
 
 
 def _place_among_ranks(count: int, device: torch.device) -> tuple[int, int]:
-    """(rows on the ranks before this one, rows on all) where this rank has `count`."""
+    """(rows on the ranks before this one, rows on all ranks), if this rank has `count` rows."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, count
     counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
@@ -48,29 +48,32 @@ def _place_among_ranks(count: int, device: torch.device) -> tuple[int, int]:
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """Mean of a tensor without a gradient over the processes of a distributed run; itself where there is one."""
+    """Mean of a tensor without a gradient over all processes of a distributed run; the tensor itself without one."""
     if dist.is_available() and dist.is_initialized():
         return _sum_over_ranks(x.clone()) / dist.get_world_size()
     return x
 
 
 def _distances(vectors: Tensor, rows: Tensor) -> Tensor:
-    """(N, K) from (N, D) to (K, D), by one method for every N: left to itself, `cdist` takes another one for up to 25
-    vectors and rows, and codes would depend on the batch's size."""
+    """Distances (N, K) from vectors (N, D) to rows (K, D), by the same method for every N.
+
+    By default `cdist` uses another method for up to 25 vectors and rows, and codes would depend on the batch size.
+    """
     if len(rows) > 25:
         return torch.cdist(vectors, rows, compute_mode="use_mm_for_euclid_dist")
     return (vectors[:, None] - rows).norm(dim=-1)  # ONNX knows no cdist without matrix products
 
 
 class EMAQuantizer(nn.Module):
-    """A codebook of moving averages of the vectors it stands for (van den Oord et al. 2017, appendix A.1).
+    """Codebook of moving averages of the vectors that each code stands for (van den Oord et al. 2017, appendix A.1).
 
-    Departures: it starts from the first batch; the statistics are summed over ranks before they are used, so that the
-    codebooks of all ranks stay equal; codes that fall out of use are revived from the batch. All its state is in
-    persistent buffers, so that training resumes where it stopped.
+    Departures: it starts from the first batch; statistics are summed over ranks before they are used, so that all
+    ranks have equal codebooks; codes that fall out of use are revived from the batch. All state is in persistent
+    buffers, so that training resumes where it stopped.
 
-    With `deferred` the codebook stays as it is until `settle` moves it by all batches since the last time, as one batch
-    of them all would: for gradient accumulation. Nothing is left pending between optimiser steps, so nothing is saved.
+    With `deferred`, for gradient accumulation, the codebook stays as it is until `settle` moves it by all batches
+    since the last time, as one batch of them all would. Nothing is left pending between optimizer steps, so nothing
+    pending is saved.
     """
 
     codebook: Tensor
@@ -91,15 +94,15 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def distances(self, vectors: Tensor) -> Tensor:
-        """(N, K): how far vectors (N, D) are from each code's row."""
+        """Distances (N, K) of vectors (N, D) from each code's row."""
         return _distances(vectors.float(), self.codebook)
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Codes (N,) of the nearest codebook rows of (N, D)."""
+        """Codes (N,) of the nearest codebook rows of vectors (N, D)."""
         return self.distances(vectors).argmin(-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) to quantised (N, D) with a straight-through gradient, codes (N,), and the commitment loss ()."""
+        """Quantised (N, D) with a straight-through gradient, codes (N,) and commitment loss () of vectors (N, D)."""
         vectors = vectors.float()
         if self.training and not bool(self.started):
             self._start(vectors.detach())
@@ -114,7 +117,7 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def _start(self, vectors: Tensor, num_rounds: int = 5) -> None:
-        """Rows drawn from the batch of all ranks, then a few rounds of k-means over it."""
+        """Initialise the rows from the batch of all ranks, then run a few rounds of k-means over it."""
         size = self.codebook.shape[0]
         self.codebook.copy_(_draw(vectors, size))
         for _ in range(num_rounds):
@@ -136,7 +139,7 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Moves the codebook by the batches that are pending. On several ranks all of them must call it."""
+        """Move the codebook by the pending batches. On several ranks all of them must call it."""
         if not self._pending:
             return
         vectors, codes = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
@@ -155,17 +158,17 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def permute(self, order: Tensor) -> None:
-        """Renames codes: the row `order[k]` becomes code k."""
+        """Renumber the codes: the row `order[k]` becomes code k."""
         for buffer in (self.codebook, self.cluster_size, self.vector_sum):
             buffer.copy_(buffer[order])
 
 
 def _draw(vectors: Tensor, count: int) -> Tensor:
-    """`count` rows (count, D) of the vectors (N, D) of all ranks, the same on each of them; without repeats where there
-    are enough, and repeats told apart by a little noise.
+    """Draw `count` rows (count, D) from the vectors (N, D) of all ranks, the same on each rank.
 
-    Which rows is up to rank 0's random numbers and the order of the ranks alone, so that two ranks draw what one with
-    the batches of both would.
+    There are no repeats if there are enough vectors; otherwise a little noise tells repeats apart. The choice
+    depends only on rank 0's random numbers and on the order of the ranks, so that two ranks draw what one with the
+    batches of both would.
     """
     first, total = _place_among_ranks(len(vectors), vectors.device)
     if total >= count:
@@ -181,7 +184,7 @@ def _draw(vectors: Tensor, count: int) -> Tensor:
 class FSQ(nn.Module):
     """Finite scalar quantisation (Mentzer et al. 2023): each dimension is bounded and rounded to a few levels.
 
-    Nothing is learnt and nothing can die; codes are the mixed-radix number of the levels, renamed by `order`.
+    Nothing is learned and no code can die. Codes are the mixed-radix number of the levels, renumbered by `order`.
     """
 
     order: Tensor
@@ -201,38 +204,38 @@ class FSQ(nn.Module):
         self.register_buffer("rank", torch.arange(config.codebook_size))  # (K,): code of each lattice number
 
     def _steps(self, vectors: Tensor) -> Tensor:
-        """(N, D) squashed to [0, levels - 1], not yet rounded: right for odd and even numbers of levels alike."""
+        """Vectors (N, D) squashed to [0, levels - 1], not yet rounded; works for odd and even numbers of levels."""
         return (torch.tanh(vectors.float()) + 1) / 2 * (self.levels - 1)
 
     def settle(self) -> None:
-        """Nothing moves."""
+        """Do nothing; the lattice is fixed."""
 
     def distances(self, vectors: Tensor) -> Tensor:
-        """(N, K): how far vectors (N, D) are from each code's lattice point, in steps of the lattice."""
+        """Distances (N, K) of vectors (N, D) from each code's lattice point, in steps of the lattice."""
         return _distances(self._steps(vectors), self._lattice())
 
     def _lattice(self) -> Tensor:
-        """(K, D): each code's steps, 0 .. levels - 1"""
+        """Steps of each code's lattice point (K, D), 0 .. levels - 1."""
         return (self.order[:, None] // self.radix % self.levels).float()
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Codes (N,) of (N, D)."""
+        """Codes (N,) of vectors (N, D)."""
         return self.rank[(self._steps(vectors).round().long() * self.radix).sum(-1)]
 
     @property
     def codebook(self) -> Tensor:
-        """(K, D) in [-1, 1]"""
+        """Lattice points (K, D) in [-1, 1]."""
         return 2 * self._lattice() / (self.levels - 1) - 1
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) to quantised (N, D) with a straight-through gradient, codes (N,), and a commitment loss of zero ()."""
+        """Quantised (N, D) with a straight-through gradient, codes (N,) and a zero commitment loss () of (N, D)."""
         steps = self._steps(vectors)
         rounded = steps + (steps.round() - steps).detach()
         return 2 * rounded / (self.levels - 1) - 1, self.encode(vectors), steps.new_zeros(())
 
     @torch.no_grad()
     def permute(self, order: Tensor) -> None:
-        """Renames codes: what was code `order[k]` becomes code k."""
+        """Renumber the codes: the former code `order[k]` becomes code k."""
         self.order.copy_(self.order[order])
         self.rank[self.order] = torch.arange(len(order), device=order.device)
 

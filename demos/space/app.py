@@ -1,4 +1,4 @@
-"""What a Gradio Space runs, from the top of a checkout: the demos on every address of the Space's machine."""
+"""Run the demos in a Gradio Space, from the top of a checkout, on every address of the Space's machine."""
 
 from demos.__main__ import main
 

@@ -1,6 +1,6 @@
-"""Photos without labels, out of scikit-image: `python examples/label_images/photos.py FOLDER`.
+"""Write photos without labels, from scikit-image: `python examples/label_images/photos.py FOLDER`.
 
-FOLDER/photos holds some pictures, FOLDER/left and FOLDER/right a rectified pair.
+FOLDER/photos will hold three pictures, and FOLDER/left and FOLDER/right a rectified stereo pair.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Makes the images and questions of this folder anew: `python examples/own_questions/render.py`.
+"""Render the images and questions of this folder again: `python examples/own_questions/render.py`.
 
-Twelve rendered scenes with counting questions and a few that are answered in a word, in the layout that
-`perception.datasets.own` describes. Yours come from a camera and from whoever annotates them.
+Twelve rendered scenes with counting questions and a few questions with one-word answers, in the layout that
+`perception.datasets.own` describes. Your own images come from a camera, and the answers from your annotators.
 """
 
 from __future__ import annotations

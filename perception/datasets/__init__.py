@@ -1,1 +1,1 @@
-"""Real data in its published layout."""
+"""Real data in its published layouts, as records to train on."""

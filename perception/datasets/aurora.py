@@ -1,11 +1,10 @@
-"""AURORA's own training files (arXiv 2412.03548): a JSON list of LLaVA-style conversations.
+"""Read AURORA's published training files (arXiv 2412.03548): a JSON list of LLaVA-style conversations.
 
     {"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nHow many cats are there?"},
      {"from": "gpt", "value": "... (<PIXEL_3>,<PIXEL_20>,<PIXEL_110>,<PIXEL_300>) ... 1."}]}
 
-Depth maps are <DEPTH_START>, a hundred <DEPTH_n>, <DEPTH_END>; boxes four <PIXEL_n> in brackets, on the image squashed
-to 336 x 336. Its codes are those of its own depth tokenizer: a model trained on them draws maps that ours does not
-decode.
+A depth map is <DEPTH_START>, 100 tokens <DEPTH_n>, <DEPTH_END>. A box is four <PIXEL_n> in brackets, in pixels of the
+image resized to 336 x 336. The codes belong to AURORA's depth tokenizer; this package's tokenizers do not decode them.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ _PIXEL = re.compile(r"<PIXEL_\d+>")
 
 
 def read_aurora(path: Path, images: Path, vocabulary: PerceptionVocabulary = AURORA_VOCABULARY) -> RecordSet:
-    """A record of every question and answer of a file; boxes keep the file's order.
+    """One record per question and answer of a file. Boxes keep the file's order.
 
-    Conversations of several turns become several records: a question is put without those before it.
+    A conversation of several turns becomes several records, and each question is asked without the turns before it.
 
     Args:
         images: folder that the entries' `image` is relative to.
-        vocabulary: the sizes and names to expect; of the file's own tokens by default.
+        vocabulary: the token names and sizes to expect; by default AURORA's.
 
     Raises:
-        ValueError: naming file and entry, for what is no conversation, an unknown token name, a span that is cut short,
-            or an image that is missing.
+        ValueError: naming file and entry, if an entry is not a conversation, a token name is unknown, a span is cut
+            short, or an image is missing.
     """
     records = []
     for number, entry in enumerate(_entries(path)):
@@ -55,7 +54,7 @@ def read_aurora(path: Path, images: Path, vocabulary: PerceptionVocabulary = AUR
 
 
 def _entries(path: Path) -> list[Any]:
-    """Of a JSON list, or of JSON lines."""
+    """The entries of a JSON list, or of JSON lines."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give one of AURORA's JSON files")
     text = path.read_text(encoding="utf-8")
@@ -64,20 +63,20 @@ def _entries(path: Path) -> list[Any]:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         entries = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); fetch it anew") from error
+        raise ValueError(f"{path} is not complete JSON ({error}); fetch it again") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of conversations, got {type(entries).__name__}")
     return entries
 
 
 def _read_entry(entry: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
-    """Image and (question, answer) pairs."""
-    remedy = "mend the entry or take it out"
+    """The image of an entry and its (question, answer) pairs."""
+    remedy = "correct or remove the entry"
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise ValueError(f"{where} names no image; {remedy}")
     said = entry.get("conversations")
     if not isinstance(said, list) or len(said) < 2 or len(said) % 2:
-        raise ValueError(f"{where}: conversations must be turns of human and gpt, two by two; {remedy}")
+        raise ValueError(f"{where}: conversations must alternate between human and gpt, human first; {remedy}")
     words = []
     for turn, expected in zip(said, ("human", "gpt") * (len(said) // 2), strict=True):
         speaker = _SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, dict) else None
@@ -103,10 +102,10 @@ def _example(question: str, answer: str, vocabulary: PerceptionVocabulary, where
 
 
 def read_target(text: str, vocabulary: PerceptionVocabulary) -> tuple[str | Span, ...]:
-    """Text in AURORA's names as plain text and spans; boxes that follow each other are one span.
+    """Split text with AURORA's token names into plain text and spans; consecutive boxes become one span.
 
     Raises:
-        SpanError: for unknown names, and spans or boxes that are cut short or turned inside out.
+        SpanError: if a name is unknown, or a span or box is cut short, or a box has x2 < x1 or y2 < y1.
     """
     known = set(vocabulary.tokens)
     unknown = [name for name in _LIKE_A_TOKEN.findall(text) if name not in known]
@@ -122,22 +121,22 @@ def read_target(text: str, vocabulary: PerceptionVocabulary) -> tuple[str | Span
     except SpanError as error:
         raise SpanError(
             f"{str(error).split('; decode')[0]}; a depth map is START, {vocabulary.depth_length} codes, END, a box "
-            "(<PIXEL_x1>,<PIXEL_y1>,<PIXEL_x2>,<PIXEL_y2>): mend the entry or take it out"
+            "(<PIXEL_x1>,<PIXEL_y1>,<PIXEL_x2>,<PIXEL_y2>): correct or remove the entry"
         ) from error
     for part in parts:
         if isinstance(part, Span) and part.modality == "boxes":
             try:
                 BoxTokenizer(vocabulary.num_locations).decode(part.codes)
             except ValueError as error:
-                raise SpanError(f"a box is turned inside out ({error})") from error
+                raise SpanError(f"a box is inverted ({error})") from error
     parts = [part for part in parts if isinstance(part, Span) or part.strip()]
     if parts and isinstance(parts[0], str):
-        parts[0] = " " + parts[0].lstrip()  # as words follow "ASSISTANT:"
+        parts[0] = " " + parts[0].lstrip()  # the space that follows "ASSISTANT:"
     return tuple(parts)
 
 
 def task_of(question: str, target: tuple[str | Span, ...]) -> str:
-    """Atomic where nothing is said behind the last span, a chain where something is, direct without spans."""
+    """The task of a target: direct without spans, a chain if text follows the last span, else atomic."""
     modalities = [part.modality for part in target if isinstance(part, Span)]
     if not modalities:
         return chains.direct_task(question)

@@ -1,8 +1,8 @@
 """Counting questions from COCO and LVIS annotations.
 
-COCO (arXiv 1405.0312) boxes all objects of its 80 classes, but where it marks a crowd: such a class is left out of that
-image. LVIS (arXiv 1908.03195) annotates a class of an image wholly unless `not_exhaustive_category_ids` names it, and
-`neg_category_ids` names classes that were looked for and are not there; all other classes are simply unknown.
+COCO (arXiv 1405.0312) has boxes for all objects of its 80 classes, except crowds; an image gets no question about a
+class with a crowd. In LVIS (arXiv 1908.03195), `not_exhaustive_category_ids` names the classes of an image that are not
+fully annotated and `neg_category_ids` those that are absent; nothing is known about all other classes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 @dataclass(frozen=True)
 class CountRules:
-    """What is asked of an image with boxes."""
+    """Which counting questions are asked about an image with boxes."""
 
     layout: str = "coco"
-    """coco or lvis: how it is known which classes are annotated wholly, and which are absent"""
+    """coco or lvis: decides which classes count as fully annotated and which as absent"""
     max_count: int = 15
-    """classes with more objects are not asked for"""
+    """largest count that is asked for"""
     zero_share: float = 0.0625
-    """share of the images that are also asked for a class that is not there; one count of the 16 from 0 to 15"""
+    """share of the images that are also asked about an absent class; the default, 1/16, is one of the counts 0 to 15"""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,16 +51,17 @@ class CountRules:
 
 
 def read_counts(annotations: Path, images: Path, num_locations: int, rules: CountRules = CountRules()) -> RecordSet:
-    """Counting records of an annotation file: boxes to draw, a chain and a direct answer a question.
+    """Counting records of an annotation file: per question, boxes to draw, a chain and a direct answer.
 
-    Each image is asked for its most frequent class, of those that are annotated wholly and not too many to count.
+    The question of an image is about its most frequent class among those that are fully annotated and have at most
+    `max_count` objects.
 
     Args:
-        images: folder that holds them under the names the annotations give.
-        num_locations: bins that boxes are written in.
+        images: folder of the images that the annotations name.
+        num_locations: number of bins for the coordinates of boxes.
 
     Raises:
-        ValueError: naming file and entry, for one that is no such file, a duplicate id, or an image that is missing.
+        ValueError: naming file and entry, if the file has another layout, an id is duplicated, or an image is missing.
     """
     index = _index(annotations, rules.layout)
     names, skipped, records = _class_names(annotations, index.cats), [], []
@@ -74,7 +75,7 @@ def read_counts(annotations: Path, images: Path, num_locations: int, rules: Coun
         rng = np.random.default_rng((rules.seed, image_id))
         asked = _classes_asked(entry, boxes, index, rules, rng)
         if not asked:
-            skipped.append(f"{where}: no class that is annotated wholly and has 1 to {rules.max_count} objects")
+            skipped.append(f"{where}: no fully annotated class has 1 to {rules.max_count} objects")
         for category in asked:
             span = Span("boxes", tuple(tokenizer.encode(np.array(boxes.get(category, [])).reshape(-1, 4))))
             records += count_records(ImageFile(path), names[category], span, where)
@@ -82,7 +83,7 @@ def read_counts(annotations: Path, images: Path, num_locations: int, rules: Coun
 
 
 def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
-    """Boxes to draw, a chain and a direct answer about `things`, a plural."""
+    """Records that count `things` (a plural): boxes to draw, a chain, and a direct answer."""
     question = f"How many {things} are there?"
     chain = chains.chain_count(question, boxes)
     direct = chains.direct(chains.DIRECT_COUNT, question, chain.answer)
@@ -92,7 +93,7 @@ def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> lis
 def _classes_asked(
     entry: Mapping[str, Any], boxes: Mapping[int, list], index: Any, rules: CountRules, rng: np.random.Generator
 ) -> list[int]:
-    """The most frequent class that can be counted, and now and then one that is not there."""
+    """The most frequent class that can be counted and, for a share of the images, an absent class."""
     annotated = index.imgToAnns[entry["id"]]
     if rules.layout == "lvis":
         unsure = set(entry["not_exhaustive_category_ids"])
@@ -108,7 +109,7 @@ def _classes_asked(
 
 
 def _boxes_by_class(index: Any, entry: Mapping[str, Any], where: str) -> tuple[dict[int, list[list[float]]], list[str]]:
-    """Boxes xyxy in [0, 1] of each class of an image, cut off at its edges; and by name those of no size."""
+    """Boxes xyxy in [0, 1] per class, clipped to the image, and messages about boxes without area."""
     boxes: dict[int, list[list[float]]] = {}
     bad = []
     for annotation in index.imgToAnns[entry["id"]]:
@@ -124,7 +125,7 @@ def _boxes_by_class(index: Any, entry: Mapping[str, Any], where: str) -> tuple[d
 
 
 def _normalised(xywh: list[float], width: int, height: int) -> list[float] | None:
-    """xyxy in [0, 1], or None where nothing is left of it inside the image."""
+    """The box as xyxy in [0, 1], clipped to the image, or None if it has no area there."""
     x, y, w, h = xywh
     corners = np.array([x / width, y / height, (x + w) / width, (y + h) / height])
     if not np.isfinite(corners).all():
@@ -141,17 +142,17 @@ def _box_xywh(index: Any, annotation: Mapping[str, Any], where: str) -> list[flo
         box = mask.toBbox(index.annToRLE(annotation)).tolist()
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         raise ValueError(
-            f"{where}, annotation {annotation['id']}: bbox must be four numbers x, y, width, height, got {box!r}; mend "
-            "the entry or take it out"
+            f"{where}, annotation {annotation['id']}: bbox must be four numbers x, y, width, height, got {box!r}; "
+            "correct or remove the entry"
         )
     return [float(side) for side in box]
 
 
 def _image_path(entry: Mapping[str, Any], images: Path, where: str) -> Path:
-    """`file_name`, or as LVIS has it the end of `coco_url`, with or without the split's folder."""
+    """The path of an image: `file_name`, or the end of LVIS's `coco_url`, with or without the split's folder."""
     name = entry.get("file_name") or "/".join(str(entry.get("coco_url", "")).rsplit("/", 2)[-2:])
     if not name:
-        raise ValueError(f"{where} names no image (file_name or coco_url); mend the entry or take it out")
+        raise ValueError(f"{where} names no image (file_name or coco_url); correct or remove the entry")
     plain = images / Path(name).name
     if not (images / name).is_file() and plain.is_file():
         return plain
@@ -160,7 +161,7 @@ def _image_path(entry: Mapping[str, Any], images: Path, where: str) -> Path:
 
 
 def _class_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
-    """Plurals by category id; a qualifier, "bow (weapon)", stays where there are others of the name."""
+    """Plural class names by category id. A qualifier, as in "bow (weapon)", is kept only if two names differ by it."""
     full = {}
     for number, category in categories.items():
         if not isinstance(category.get("name"), str) or not category["name"].strip():
@@ -173,7 +174,7 @@ def _class_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dic
 
 
 def _index(path: Path, layout: str) -> Any:
-    """pycocotools' index of a file that has been checked."""
+    """Check a file and index it with pycocotools."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -182,7 +183,7 @@ def _index(path: Path, layout: str) -> Any:
         ) from error
     index = COCO()
     index.dataset = _read(path, layout)
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # createIndex prints
         index.createIndex()
     return index
 
@@ -193,7 +194,7 @@ def _read(path: Path, layout: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); fetch it anew") from error
+        raise ValueError(f"{path} is not complete JSON ({error}); fetch it again") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in lists):
         raise ValueError(f"{path} must hold the lists {', '.join(lists)}, as COCO and LVIS publish them")
@@ -211,25 +212,25 @@ def _read(path: Path, layout: str) -> dict[str, Any]:
         for key, name in (("image_id", "images"), ("category_id", "categories")):
             if entry[key] not in known[name]:
                 raise ValueError(
-                    f"{path}, annotation {entry['id']}: {key} {entry[key]} is not among {name}; mend the entry or take "
-                    "it out"
+                    f"{path}, annotation {entry['id']}: {key} {entry[key]} is not among {name}; correct or "
+                    "remove the entry"
                 )
     return data
 
 
 def _check_entries(path: Path, name: str, entries: list[Any], keys: tuple[str, ...]) -> None:
-    """Every entry has its keys and an id of its own, and images have a size."""
+    """Raise ValueError unless every entry has its keys and a unique id, and every image a size."""
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         where = f"{path}, {name}[{position}]"
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if missing:
-            hint = " (is this file COCO's, and not LVIS's?)" if set(missing) & set(_LVIS_LISTS) else ""
-            raise ValueError(f"{where} lacks {', '.join(missing)}{hint}; mend the entry or take it out")
+            hint = " (is this COCO's layout, not LVIS's?)" if set(missing) & set(_LVIS_LISTS) else ""
+            raise ValueError(f"{where} lacks {', '.join(missing)}{hint}; correct or remove the entry")
         if type(entry["id"]) is not int or entry["id"] < 0:
             raise ValueError(f"{where}: id must be an integer from 0, got {entry['id']!r}")
         if entry["id"] in seen:
-            raise ValueError(f"{where}: id {entry['id']} is there twice; give each of the {name} its own")
+            raise ValueError(f"{where}: id {entry['id']} is there twice; give each of the {name} a unique id")
         seen.add(entry["id"])
         for side in ("width", "height"):
             if name == "images" and not (isinstance(entry[side], int | float) and entry[side] > 0):

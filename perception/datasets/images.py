@@ -1,4 +1,4 @@
-"""Images that examples are about: a file of their own, or one of many inside an HDF5 or MATLAB 7.3 file (NYUv2)."""
+"""Image files, and images inside HDF5 or MATLAB 7.3 files (as NYUv2 is published)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.model.images import image_size, load_image
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_ENDINGS = (".mat", ".h5", ".hdf5")
 _KEYS = ("images", "image", "rgb")
-"""Names an array of images goes by: NYUv2's labelled file, and single frames of depth completion sets"""
+"""Usual names of an array of images: in NYUv2's labelled file, and in single frames of depth completion sets"""
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class ImageFile:
 
     path: Path
     index: int | None = None
-    """which image of an array file that holds several; None for the only one"""
+    """number of the image in a file that holds several; None for the only one"""
 
     def __str__(self) -> str:
         return str(self.path) if self.index is None else f"{self.path}:{self.index}"
 
     def load(self) -> Image.Image:
-        """The image in RGB. Raises ValueError naming the file that is missing, corrupt or no image."""
+        """Load the image in RGB. Raises ValueError naming the file if it is missing, damaged or not an image."""
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return Image.fromarray(_from_array_file(self.path, self.index))
         return load_image(self.path)
 
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels, without decoding an image file. Raises ValueError as `load`."""
+        """(height, width) in pixels, read from the header. Raises ValueError as `load`."""
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return array_shape(self.path)[1:]
         check_exists(self.path)
@@ -43,14 +43,14 @@ class ImageFile:
 
 
 def check_exists(path: Path, wanted_by: str = "") -> None:
-    """Raises ValueError where a file is missing, naming who asks for it."""
+    """Raise ValueError if a file is missing, naming the entry that needs it."""
     if not path.is_file():
         by = f"{wanted_by}: image " if wanted_by else ""
-        raise ValueError(f"{by}{path} does not exist; put it there, name the folder it lies in, or take its entry out")
+        raise ValueError(f"{by}{path} does not exist; put it there, give the right folder, or remove the entry")
 
 
 def array_shape(path: Path) -> tuple[int, int, int]:
-    """(number, height, width) of the images in an HDF5 or MATLAB file. Raises ValueError where it holds none."""
+    """(number, height, width) of the images in an HDF5 or MATLAB file. Raises ValueError if there are none."""
     with _opened(path) as file:
         shape = _dataset(path, file).shape
     shape = shape if len(shape) == 4 else (1, *shape)
@@ -59,7 +59,7 @@ def array_shape(path: Path) -> tuple[int, int, int]:
 
 
 def _height_and_width(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of one image as it lies in the file: (3, W, H) from MATLAB, which writes columns first; else (3, H, W) or
+    """(height, width) of an image as stored: (3, W, H) by MATLAB, which stores columns first; else (3, H, W) or
     (H, W, 3)."""
     if shape[0] == 3:
         return (shape[2], shape[1]) if path.suffix.lower() == ".mat" else (shape[1], shape[2])
@@ -74,7 +74,7 @@ def _from_array_file(path: Path, index: int | None) -> np.ndarray:
         try:
             values = np.asarray(data[index or 0] if data.ndim == 4 else data[()])
         except OSError as error:
-            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it anew") from error
+            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
     if values.shape[0] == 3:
         values = values.transpose(2, 1, 0) if path.suffix.lower() == ".mat" else values.transpose(1, 2, 0)  # (H, W, 3)
     return np.ascontiguousarray(values)

@@ -1,4 +1,4 @@
-"""Images and questions of one's own: a table (CSV) or JSON lines, a question a row.
+"""Read your own images and questions from a table (CSV) or JSON lines, with one question per row.
 
     image,question,answer,boxes,things
     desk.jpg,How many cups are there?,2,"[[10, 20, 60, 90], [80, 15, 130, 88]]",cups
@@ -9,13 +9,13 @@
 
 - image: a file, relative to the table's folder.
 - question, answer: plain text; names of perception tokens in them stay text.
-- boxes (may be left out): what the question counts, x1 y1 x2 y2 in pixels of the image from its upper left corner. With
-  boxes a question of "how many" is also taught as a chain: boxes first, then their number.
-- things (may be left out): the plural of what the boxes hold, which then are a task of their own: "Draw the boxes of
-  the cups."
-- id (may be left out): named in errors; each row its own.
+- boxes (optional): the boxes of the counted objects, as x1 y1 x2 y2 in pixels from the upper left corner. With boxes, a
+  "how many" question is also taught as a chain: the boxes first, then their number.
+- things (optional): the plural of the boxed objects. With it, drawing the boxes is also a task: "Draw the boxes of the
+  cups."
+- id (optional): unique per row.
 
-A folder of these trains with
+Train on them with
 
     python -m train.finetune --base MODEL --data.own questions.csv --out OUT
 """
@@ -38,26 +38,26 @@ from perception.vocabulary.names import Span
 
 _NEEDED = ("image", "question", "answer")
 _KNOWN = (*_NEEDED, "boxes", "things", "id")
-_REMEDY = "mend the row or take it out"
+_REMEDY = "correct or remove the row"
 
 
 def read_questions(path: Path, num_locations: int) -> RecordSet:
-    """Records of a table: of each row a direct answer; with boxes a chain, and with their name the boxes alone.
+    """Records of a table: per row a direct answer, with boxes also a chain, and with things also the boxes alone.
 
     Args:
-        path: .csv, .jsonl or .json lines.
-        num_locations: bins that boxes are written in.
+        path: CSV file (.csv), or JSON lines (.jsonl or .json).
+        num_locations: number of bins for the coordinates of boxes.
 
     Raises:
-        ValueError: naming file and row, for a column that is missing or unknown, an empty question or answer, an image
-            that is missing, a box outside of it or of no size, boxes that are not as many as the answer says, or an id
-            that is there twice.
+        ValueError: naming file and row, if a column is missing or unknown, a question or answer is empty, an image is
+            missing, a box is empty or reaches outside the image, the answer differs from the number of boxes, or an id
+            occurs twice.
     """
     tokenizer, records, seen = BoxTokenizer(num_locations), [], set[str]()
     for where, row in _rows(path):
         name = _text(row, "id")
         if name and name in seen:
-            raise ValueError(f"{where}: id {name} is there twice; give each row its own")
+            raise ValueError(f"{where}: id {name} is there twice; give each row a unique id")
         seen.add(name)
         missing = [column for column in _NEEDED if not _text(row, column)]
         if missing:
@@ -72,7 +72,7 @@ def read_questions(path: Path, num_locations: int) -> RecordSet:
 
 def _examples(row: dict[str, Any], image: ImageFile, tokenizer: BoxTokenizer, where: str) -> list[chains.Example]:
     question, answer, things = (_text(row, column) for column in ("question", "answer", "things"))
-    answer = answer.removesuffix(".")  # a target ends in one
+    answer = answer.removesuffix(".")  # targets end in a full stop already
     examples = [chains.direct(chains.direct_task(question), question, answer)]
     boxes = _boxes(row, image, where)
     if boxes is None:
@@ -88,7 +88,7 @@ def _examples(row: dict[str, Any], image: ImageFile, tokenizer: BoxTokenizer, wh
 
 
 def _boxes(row: dict[str, Any], image: ImageFile, where: str) -> np.ndarray | None:
-    """(N, 4) xyxy in [0, 1], or None where the row has none."""
+    """Boxes (N, 4) xyxy in [0, 1], or None if the row has no boxes."""
     given = row.get("boxes")
     if given is None or (isinstance(given, str) and not given.strip()):
         return None
@@ -104,8 +104,8 @@ def _boxes(row: dict[str, Any], image: ImageFile, where: str) -> np.ndarray | No
         x1, y1, x2, y2 = box
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
             raise ValueError(
-                f"{where}: box {box.tolist()} is of no size or not inside the image of {width} x {height} pixels; "
-                f"give x1 < x2 and y1 < y2 in its pixels, or {_REMEDY}"
+                f"{where}: box {box.tolist()} is empty or not inside the image of {width} x {height} pixels; give "
+                f"x1 < x2 and y1 < y2 in pixels, or {_REMEDY}"
             )
     return boxes / np.array([width, height, width, height])
 
@@ -116,7 +116,7 @@ def _text(row: dict[str, Any], column: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, row) of each."""
+    """Yield (file and line, row)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a CSV or JSON lines file with {', '.join(_NEEDED)}")
     if path.suffix.lower() not in (".csv", ".jsonl", ".json"):
@@ -136,7 +136,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in reader:
                 yield f"{path.name}, line {reader.line_num}", row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {reader.line_num} is no CSV in UTF-8 ({error}); save it anew") from error
+            raise ValueError(f"{path}, line {reader.line_num} is not CSV in UTF-8 ({error}); save it again") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -147,7 +147,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is no whole JSON ({error}); write an object a line") from error
+            raise ValueError(f"{where} is not complete JSON ({error}); write one object per line") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} must be a JSON object, got {type(row).__name__}; write an object a line")
+            raise ValueError(f"{where} must be a JSON object, got {type(row).__name__}; write one object per line")
         yield where, row

@@ -1,7 +1,7 @@
 """Plurals of class names: "teddy bear" -> "teddy bears", "person" -> "people", "scissors" -> "scissors".
 
-`inflect` knows the irregular nouns. It takes every name for a singular, so what data sets write in the plural already
-(skis, goggles) is told apart here first.
+`inflect` knows irregular nouns but takes every name for a singular. Names that data sets already write in the plural
+(skis, goggles) are therefore recognised here first.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ import re
 from functools import cache
 from typing import Any
 
-# Names in the plural, or of things that are not counted, which inflect would give another s.
+# Plurals and uncountable nouns, to which inflect would add an s.
 _IN_THE_PLURAL = """binoculars blinders broccoli checkers drawers darts dice earphones eyeglasses glasses goggles
 headphones jeans leggings overalls pants silverware skis shoelaces spectacles sunglasses tights tongs underwear clothes
 shorts billiards boxers bread rice corn garlic celery hummus lettuce"""
 _KEPT = frozenset(_IN_THE_PLURAL.split())
-# After these letters a final s is the singular's own: bus, glass, iris. inflect's guess at their singular is wrong.
+# Singulars that end in s: bus, glass, iris. inflect guesses wrong singulars for them.
 _SINGULAR_ENDS = ("ss", "us", "is", "as", "os")
 _IRREGULAR = {"lens": "lenses", "thermos": "thermoses", "lego": "legos", "bison": "bison"}
 _QUALIFIER = re.compile(r"\s*\(([^)]*)\)\s*$")
 
 
 def readable(name: str) -> str:
-    """A class name as words: "teddy_bear" -> "teddy bear"."""
+    """Turn a class name into words: "teddy_bear" -> "teddy bear"."""
     return " ".join(name.replace("_", " ").split())
 
 
 def without_qualifier(name: str) -> str:
-    """ "bow (weapon)" -> "bow"."""
+    """Remove a qualifier: "bow (weapon)" -> "bow"."""
     return _QUALIFIER.sub("", name)
 
 
 def plural(name: str) -> str:
-    """The plural of a readable class name; a qualifier in brackets stays behind it.
+    """The plural of a readable class name; a qualifier in brackets stays at the end.
 
     Raises:
-        ValueError: for an empty name, or where inflect is not installed.
+        ValueError: if the name is empty or inflect is not installed.
     """
     words = without_qualifier(name).split(" ")
     if not words[-1]:
-        raise ValueError(f"a class is called {name!r}; give it a name that can be asked for")
+        raise ValueError(f"a class is called {name!r}; give it a name")
     *before, last = words
     found = _QUALIFIER.search(name)
     return " ".join([*before, _plural_word(last)]) + (f" ({found[1]})" if found else "")
@@ -56,7 +56,7 @@ def _plural_word(word: str) -> str:
     if lower.endswith("s") and not lower.endswith(_SINGULAR_ENDS) and len(lower) > 3 and engine.singular_noun(lower):
         single = engine.singular_noun(lower)
         if engine.plural_noun(single) == lower or single == lower:
-            return word  # a plural already
+            return word  # already a plural
     return str(engine.plural_noun(word))
 
 

@@ -1,4 +1,4 @@
-"""Records: one task on one image, from whatever data. What every reader makes, and what training and files hold."""
+"""Records, the common form of all training data: one task on one image. Every reader makes records."""
 
 from __future__ import annotations
 
@@ -10,42 +10,39 @@ from typing import Any
 from perception.chains import Example
 from perception.datasets.images import ImageFile
 from perception.vocabulary.names import Span
+from vqvae.files import write_whole
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image, and what is asked and answered about it. Its spans hold bins and codes of one vocabulary's sizes."""
+    """An image with a question and its target. The codes in its spans fit the sizes of one vocabulary."""
 
     image: ImageFile
     example: Example
     source: str
-    """where it comes from, "file.json, entry 3", for errors"""
+    """file and entry that it comes from, for error messages"""
     marks: tuple[tuple[float, float], ...] = ()
     """points (x, y) in [0, 1] at which A, B, ... are drawn on the image"""
     tokenizer: str = ""
-    """fingerprint of the depth tokenizer whose codes the example holds; "" for none, or one that is not known"""
+    """fingerprint of the depth tokenizer that made the codes; empty if there are none or it is unknown"""
 
 
 @dataclass(frozen=True)
 class RecordSet:
-    """The records of a data set, and by name what was left out, each with its reason."""
+    """The records of a data set, and a message for each entry that was left out."""
 
     records: tuple[Record, ...]
     skipped: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
-        """JSON lines, one a record, whole or not at all; what was left out goes into a text file beside it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            for record in self.records:
-                file.write(json.dumps(_to_json(record), ensure_ascii=False) + "\n")
-        skipped_file(path).write_text("".join(line + "\n" for line in self.skipped), encoding="utf-8")
-        partial.replace(path)
+        """Write JSON lines with one record each, and what was left out to a text file beside them."""
+        lines = (json.dumps(_to_json(record), ensure_ascii=False) + "\n" for record in self.records)
+        write_whole(skipped_file(path), "".join(line + "\n" for line in self.skipped))
+        write_whole(path, "".join(lines))
 
     @classmethod
     def read(cls, path: Path) -> RecordSet:
-        """Raises ValueError naming file and line where it is missing, cut short or holds something else."""
+        """Read what `write` wrote. Raises ValueError naming file and line if it is missing or damaged."""
         if not path.is_file():
             raise ValueError(f"{path} does not exist; make it with RecordSet.write")
         records = []
@@ -54,13 +51,14 @@ class RecordSet:
             try:
                 records.append(_from_json(json.loads(line)))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number} is no record ({error!r}); make the file anew") from error
+                raise ValueError(f"{path}, line {number} is not a record ({error!r}); write the file again") from error
         left_out = skipped_file(path)
         skipped = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
         return cls(tuple(records), tuple(skipped))
 
 
 def skipped_file(path: Path) -> Path:
+    """The text file beside `path` that names what was left out."""
     return path.with_suffix(".skipped.txt")
 
 

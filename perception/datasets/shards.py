@@ -1,7 +1,7 @@
-"""Folders that are written shard by shard: a run that is killed goes on where it was, with nothing lost or doubled.
+"""Jobs that write a folder shard by shard and can be resumed after they were killed.
 
-A shard is finished once its record is there, which is written last; everything is written by rename, so that what a
-full disk or a kill leaves behind is made anew. A plan beside the shards says what they are made of.
+A shard is done once its record exists; the record is written last. Whatever a killed job left of an unfinished shard is
+written again. A `Plan` beside the shards holds the settings that the job was begun with.
 """
 
 from __future__ import annotations
@@ -9,55 +9,96 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vqvae.files import PARTIAL, write_whole
+
 PLAN, SKIPPED = "plan.json", "skipped.jsonl"
+_MOST_SHOWN = 80
+"""Characters of a changed setting that an error shows"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a job, kept in a JSON file beside what it writes.
+
+    A job with the same settings goes on where the one before it stopped. A job with other settings is refused, so that
+    no output mixes two.
+    """
+
+    file: Path
+    settings: Mapping[str, Any]
+    """JSON values that decide what is written"""
+
+    def begin(self) -> None:
+        """Write the settings, or check them against those in the file.
+
+        Raises:
+            ValueError: if the file holds other settings, naming the ones that differ, or is damaged.
+        """
+        new = json.loads(json.dumps(self.settings))
+        if not self.file.exists():
+            write_whole(self.file, json.dumps(new, indent=1) + "\n")
+            return
+        try:
+            old = dict(json.loads(self.file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.file} is not a JSON object ({error}); delete it and the files beside it") from None
+        check_settings(self.file, old, new)
+
+
+def check_settings(where: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the settings that differ between what `where` was begun with and what is asked now."""
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if changed:
+        listed = ", ".join(f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}" for name in changed)
+        raise ValueError(
+            f"{where} was begun with other settings: {listed}; use those again, write to another place, or delete what "
+            "was begun there"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} .. ({len(text)} characters)"
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Holds a folder, made where it is missing. Raises ValueError where another run has it."""
-    out.mkdir(parents=True, exist_ok=True)
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make a folder and hold its lock, so that one process at a time writes in it.
+
+    Args:
+        wait: whether to wait for another process that holds the lock.
+
+    Raises:
+        ValueError: if another process holds the lock and `wait` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+            for left in folder.glob(f".*{PARTIAL}"):
+                if left.is_file():
+                    left.unlink()  # of a process that was killed while it wrote
             yield
     except Timeout:
-        raise ValueError(f"another run writes {out}; wait for it, or give another folder") from None
+        raise ValueError(f"another process writes {folder}; wait for it, or give another folder") from None
 
 
-def keep_plan(out: Path, plan: Mapping[str, Any]) -> None:
-    """Notes what the folder is made of. Raises ValueError where it is made of something else."""
-    file, new = out / PLAN, json.loads(json.dumps(plan))
-    if file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        if changed := sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
-            was = ", ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in changed)
-            raise ValueError(f"{out} was begun otherwise: {was}; give another folder, or delete this one")
-    else:
-        write_whole(file, json.dumps(new, indent=1) + "\n")
+def record_file(folder: Path, number: int) -> Path:
+    """The file whose existence says that shard `number` is done."""
+    return folder / f"shard-{number:05d}.record.json"
 
 
-def record_file(out: Path, number: int) -> Path:
-    """What says that shard `number` is finished."""
-    return out / f"shard-{number:05d}.record.json"
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of all shards that are done, in order."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("shard-*.record.json"))]
 
 
-def records(out: Path) -> list[dict[str, Any]]:
-    """Of all finished shards, in their order."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("shard-*.record.json"))]
-
-
-def write_skipped(out: Path) -> None:
-    """What the finished shards had to skip ("skipped" in their records), in the order of the data."""
-    lines = [line for record in records(out) for line in record["skipped"]]
-    write_whole(out / SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+def write_skipped(folder: Path) -> None:
+    """Collect what the shards skipped (the list "skipped" of each record) into one JSON lines file."""
+    lines = [line for record in records(folder) for line in record["skipped"]]
+    write_whole(folder / SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

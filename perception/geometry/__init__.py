@@ -1,1 +1,1 @@
-"""Plane-geometry figures and problems with exact regions."""
+"""Plane-geometry problems with figures, step-by-step solutions, and the exact regions that the steps look at."""

@@ -22,7 +22,7 @@ from perception.geometry.sketch import (
 
 
 def third_angle(rng: np.random.Generator) -> Sketch | None:
-    """Two angles of a triangle are given; the third is what they leave of 180."""
+    """Two angles of a triangle are given; the three add up to 180."""
     a, b = fives(rng, 30, 100), fives(rng, 30, 100)
     if not 30 <= 180 - a - b <= 110:
         return None
@@ -44,7 +44,7 @@ def third_angle(rng: np.random.Generator) -> Sketch | None:
 
 
 def isosceles_apex(rng: np.random.Generator) -> Sketch | None:
-    """Ticks make two sides equal, so both angles at the base are; the apex is what they leave of 180."""
+    """Two sides are marked as equal, so the base angles are equal; the three angles add up to 180."""
     base = int(rng.integers(30, 81))
     figure, names = Figure(), letters_for(rng, 3)
     corners = triangle(rng, (base, base, 180 - 2 * base))
@@ -65,12 +65,12 @@ def isosceles_apex(rng: np.random.Generator) -> Sketch | None:
 
 
 def exterior_angle(rng: np.random.Generator) -> Sketch | None:
-    """A side is drawn on; the angle outside is the sum of the two far ones."""
+    """A side is extended; the exterior angle is the sum of the two opposite angles."""
     a, b = fives(rng, 30, 80), fives(rng, 30, 80)
     if not 60 <= a + b <= 140:
         return None
     figure, names = Figure(), letters_for(rng, 2)
-    # A lies at the origin, C at (1, 0), and B where the angles say, by the law of sines.
+    # A lies at the origin and C at (1, 0); the law of sines gives B.
     side = float(np.sin(np.deg2rad(a + b)) / np.sin(np.deg2rad(b)))
     places = np.array([at(0, 0), at(1, 0), direction(a) * side, at(1.4, 0)])
     p, q, r, end = placed(rng, places, slanted(rng), room=0.78)
@@ -91,8 +91,11 @@ def exterior_angle(rng: np.random.Generator) -> Sketch | None:
 
 
 def _parallels(rng: np.random.Generator, tilt: float) -> tuple[Figure, Point, Point, Point, Point, Point]:
-    """Two marked parallels and a line that crosses them at `tilt` degrees: the figure, the crossings, the direction of
-    the parallels, and both ends of the crossing line."""
+    """Draw two marked parallels and a line that crosses them at `tilt` degrees.
+
+    Returns:
+        the figure, the two crossings, the direction of the parallels, and both ends of the crossing line.
+    """
     figure, turn = Figure(), rng.uniform(-25, 25)
     along, cross = direction(turn), direction(turn + tilt)
     gap = rng.uniform(0.17, 0.2) / float(np.sin(np.deg2rad(tilt)))
@@ -107,7 +110,7 @@ def _parallels(rng: np.random.Generator, tilt: float) -> tuple[Figure, Point, Po
 
 
 def alternate_angles(rng: np.random.Generator) -> Sketch | None:
-    """Between parallels, on different sides of the crossing line: equal."""
+    """Alternate angles at parallels are equal."""
     a = int(rng.integers(45, 136))
     figure, upper, lower, along, _, _ = _parallels(rng, a)
     given = figure.angle(upper, upper + along, lower, str(a))
@@ -124,7 +127,7 @@ def alternate_angles(rng: np.random.Generator) -> Sketch | None:
 
 
 def allied_angles(rng: np.random.Generator) -> Sketch | None:
-    """Between parallels, on the same side of the crossing line: 180 together."""
+    """Allied angles, between parallels on the same side of the crossing line, add up to 180."""
     a = int(rng.integers(45, 136))
     figure, upper, lower, along, _, _ = _parallels(rng, a)
     given = figure.angle(upper, upper + along, lower, str(a))
@@ -141,7 +144,7 @@ def allied_angles(rng: np.random.Generator) -> Sketch | None:
 
 
 def straight_line(rng: np.random.Generator) -> Sketch | None:
-    """Angles on one side of a line: 180 together."""
+    """Angles on one side of a line add up to 180."""
     a, b = fives(rng, 35, 95), fives(rng, 35, 95)
     if not 35 <= 180 - a - b <= 110:
         return None
@@ -164,7 +167,7 @@ def straight_line(rng: np.random.Generator) -> Sketch | None:
 
 
 def around_a_point(rng: np.random.Generator) -> Sketch | None:
-    """Angles around a point: 360 together."""
+    """Angles around a point add up to 360."""
     a, b = fives(rng, 70, 150), fives(rng, 70, 150)
     if not 70 <= 360 - a - b <= 175:
         return None
@@ -184,7 +187,7 @@ def around_a_point(rng: np.random.Generator) -> Sketch | None:
 
 
 def right_triangle_angle(rng: np.random.Generator) -> Sketch | None:
-    """A square marks the right angle; the other two angles are 90 together."""
+    """A square marks the right angle; the other two angles add up to 90."""
     a = int(rng.integers(25, 66))
     figure, names = Figure(), letters_for(rng, 3)
     p, q, r = corners = triangle(rng, (90, a, 90 - a))
@@ -201,7 +204,7 @@ def right_triangle_angle(rng: np.random.Generator) -> Sketch | None:
 
 
 def inscribed_angle(rng: np.random.Generator) -> Sketch | None:
-    """An angle at the circle is half of the one at the centre over the same chord."""
+    """An inscribed angle is half of the central angle over the same chord."""
     central = 2 * int(rng.integers(30, 71))
     figure, names = Figure(), letters_for(rng, 3)
     centre, radius = at(0.5, 0.5) + rng.uniform(-0.02, 0.02, 2), 0.38
@@ -221,7 +224,7 @@ def inscribed_angle(rng: np.random.Generator) -> Sketch | None:
 
 
 def semicircle(rng: np.random.Generator) -> Sketch | None:
-    """Thales: the angle over a diameter is right, so the other two are 90 together."""
+    """The angle over a diameter is right (Thales), so the other two add up to 90."""
     a = int(rng.integers(25, 66))
     figure, names = Figure(), letters_for(rng, 3)
     centre, radius = at(0.5, 0.5) + rng.uniform(-0.02, 0.02, 2), 0.38
@@ -244,16 +247,16 @@ def semicircle(rng: np.random.Generator) -> Sketch | None:
 
 
 def fourth_angle(rng: np.random.Generator) -> Sketch | None:
-    """Three angles of a quadrilateral are given; the fourth is what they leave of 360."""
+    """Three angles of a quadrilateral are given; the four add up to 360."""
     a, b, c = (fives(rng, 65, 120) for _ in range(3))
     rest = 360 - a - b - c
     if not 65 <= rest <= 120:
         return None
-    # From the first side on: the second corner has b, the first a; the sides meet where the angles say.
+    # The first side is given, with angle a at its start and b at its end.
     low, high = np.deg2rad(a), np.deg2rad(b)
     up = rng.uniform(0.6, 1.0)
     r = at(1, 0) + up * at(-np.cos(high), np.sin(high))
-    # The last corner lies on the first one's ray, and at r the angle is c.
+    # The last corner lies on the ray from the first one, where the angle at r is c.
     ray, back = at(np.cos(low), np.sin(low)), np.pi - high + (np.pi - np.deg2rad(c))
     other = at(np.cos(back), np.sin(back))
     system = np.stack([ray, -other], 1)
@@ -279,7 +282,7 @@ def fourth_angle(rng: np.random.Generator) -> Sketch | None:
 
 
 def parallelogram(rng: np.random.Generator) -> Sketch | None:
-    """Chevrons mark both pairs of sides as parallel: neighbouring angles are 180 together."""
+    """Adjacent angles of a parallelogram add up to 180."""
     a = int(rng.integers(50, 131))
     figure, names = Figure(), letters_for(rng, 4)
     side = rng.uniform(0.55, 0.8) * at(np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a)))
@@ -298,11 +301,11 @@ def parallelogram(rng: np.random.Generator) -> Sketch | None:
 
 
 def cyclic_quadrilateral(rng: np.random.Generator) -> Sketch | None:
-    """Opposite angles of a quadrilateral in a circle are 180 together."""
+    """Opposite angles of a quadrilateral in a circle add up to 180."""
     figure, names = Figure(), letters_for(rng, 4)
     a = int(rng.integers(65, 116))
     centre, radius, turn = at(0.5, 0.5), 0.38, rng.uniform(0, 360)
-    # The chord across from corner A spans 2a seen from the far corner's side.
+    # The arc opposite to corner A, which the inscribed angle a looks at, spans 2a.
     first, third = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)
     places = [(360 - 2 * a) * first, 0.0, -2 * a * third, -2 * a]
     corners = [centre + radius * direction(turn + place) for place in places]

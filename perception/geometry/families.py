@@ -1,7 +1,7 @@
-"""The kinds of plane-geometry problems: what is drawn, what is given in the figure, how it is solved.
+"""The families of plane-geometry problems.
 
-A family draws a `Sketch` from a generator of random numbers, or None where the draw leads to nothing that can be drawn.
-What has to be known stands in the figure alone; the question only asks for x, or for an area.
+A family is a function that makes a random `Sketch`, or returns None if the random numbers give no valid figure. All
+given values are written in the figure; the question only asks for x, an area or a perimeter.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ FAMILIES: dict[str, Family] = {
     )
 }
 HELD_OUT = ("parallelogram", "cyclic_quadrilateral")
-"""Families that no training sees"""
+"""Families that are not trained on"""

@@ -1,7 +1,7 @@
-"""`Figure`: a textbook's line drawing with letters, numbers and marks, and where everything written in it stands.
+"""Line drawings as in a geometry textbook, with letters and numbers whose places are known exactly.
 
-Places are (x, y) in [0, 1] from the top left; lengths are shares of the side. Nothing is drawn until `render`, and
-`fits` says beforehand whether anything written would touch something else.
+Places are (x, y) in [0, 1] from the top left; lengths are shares of the side. `Figure.render` draws the figure;
+`Figure.fits` tells beforehand whether everything written is legible.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ Box = tuple[float, float, float, float]
 TEXT = 0.092
 """Height of the font"""
 LINE = 0.009
+"""Width of the lines"""
 _SUPERSAMPLING = 3
 _MEASURED_AT = 200
 _GAP = 0.008
-"""between anything written and anything else"""
+"""Smallest distance between a text and anything else"""
 _ARC, _SQUARE, _TICK, _CHEVRON = 0.07, 0.05, 0.026, 0.028
 
 
@@ -36,14 +37,14 @@ def _font(pixels: int) -> Any:
 
 @lru_cache(maxsize=4096)
 def _extent(text: str) -> tuple[float, float]:
-    """Half of the width and height of a text."""
+    """Half the width and half the height of a text."""
     left, top, right, bottom = _font(_MEASURED_AT).getbbox(text, anchor="mm")
     scale = TEXT / _MEASURED_AT / 2
     return (right - left) * scale, (bottom - top) * scale
 
 
 def unit(vector: Point) -> Point:
-    """The vector at length 1."""
+    """The vector scaled to length 1."""
     return np.asarray(vector / max(1e-9, float(np.hypot(*vector))))
 
 
@@ -52,27 +53,28 @@ def at(x: float, y: float) -> Point:
 
 
 def direction(degrees: float) -> Point:
-    """A vector of length 1; angles run clockwise from the right, as y points down."""
+    """A vector of length 1. Angles run clockwise from the right, because y points down."""
     radians = np.deg2rad(degrees)
     return at(float(np.cos(radians)), float(np.sin(radians)))
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something written in a figure."""
+    """A text in a figure, or the word for a small drawing."""
 
     text: str
     place_xy: tuple[float, float]
-    """Its centre"""
+    """centre"""
 
     @property
     def box(self) -> Box:
+        """The box of the text."""
         (x, y), (width, height) = self.place_xy, _extent(self.text)
         return x - width, y - height, x + width, y + height
 
 
 def around(*parts: Mark | Point, margin: float = 0.02) -> Box:
-    """The box around marks and points, inside the picture."""
+    """The box around marks and points, clipped to the picture."""
     boxes = [part.box if isinstance(part, Mark) else (*part, *part) for part in parts]
     low, high = np.min([box[:2] for box in boxes], 0), np.max([box[2:] for box in boxes], 0)
     x1, y1 = np.clip(low - margin, 0, 1).tolist()
@@ -81,12 +83,12 @@ def around(*parts: Mark | Point, margin: float = 0.02) -> Box:
 
 
 class Figure:
-    """Lines, circles and what is written at them."""
+    """Lines, circles and texts of a drawing."""
 
     def __init__(self) -> None:
         self.marks: list[Mark] = []
         self.signs: list[Mark] = []
-        """Small drawings that mean something, by the word for it: right, equal, parallel, centre"""
+        """small drawings with a meaning, by the word for it: right, equal, parallel, centre"""
         self._lines: list[tuple[Point, Point, bool]] = []
         self._arcs: list[tuple[Point, float, float, float]] = []
         self._dots: list[Point] = []
@@ -105,7 +107,7 @@ class Figure:
         self._arcs.append((centre, radius, 0.0, 360.0))
 
     def dot(self, place: Point) -> None:
-        """The centre of a circle."""
+        """Mark the centre of a circle with a dot."""
         self._dots.append(place)
         self._sign("centre", place)
 
@@ -113,7 +115,7 @@ class Figure:
         self.signs.append(Mark(word, (float(place[0]), float(place[1]))))
 
     def ticks(self, start: Point, end: Point, count: int = 1) -> None:
-        """Strokes across a side: sides with as many are equal."""
+        """Put short strokes across a side; sides with the same number of strokes are equal."""
         along = unit(end - start)
         across = at(-along[1], along[0])
         self._sign("equal", (start + end) / 2)
@@ -122,7 +124,7 @@ class Figure:
             self._small.append([middle - across * _TICK, middle + across * _TICK])
 
     def chevron(self, start: Point, end: Point, share: float = 0.5) -> None:
-        """An arrow head on a line: lines with one are parallel."""
+        """Put an arrow head on a line; lines with one are parallel."""
         along = unit(end - start)
         across = at(-along[1], along[0])
         tip = start + (end - start) * share
@@ -136,20 +138,20 @@ class Figure:
         self._small.append([corner + one, corner + one + two, corner + two])
         self._sign("right", corner + (one + two) / 2)
 
-    # What is written
+    # Texts
 
     def write(self, text: str, place: Point) -> Mark:
         self.marks.append(Mark(text, (float(place[0]), float(place[1]))))
         return self.marks[-1]
 
     def angle(self, corner: Point, first: Point, second: Point, text: str) -> Mark:
-        """An arc between the directions to two points, the shorter way round, and what it measures."""
+        """Draw an arc between the directions to two points, the shorter way round, and write its measure."""
         one, two = (float(np.rad2deg(np.arctan2(*(p - corner)[::-1]))) for p in (first, second))
         span = (two - one) % 360
         if span > 180:
             one, span = two, 360 - span
         self._arcs.append((corner, _ARC, one, one + span))
-        # Far enough out for the text to stand between the two sides, and behind the arc.
+        # Far enough out for the text to fit between the two sides and outside the arc.
         bisector, extent = direction(one + span / 2), np.array(_extent(text))
         away = _ARC + 0.01 + float(np.abs(bisector) @ extent)
         for side in (first, second):
@@ -159,11 +161,11 @@ class Figure:
         return self.write(text, corner + bisector * away)
 
     def name(self, corner: Point, inside: Point, text: str) -> Mark:
-        """The letter of a corner, away from what lies inside."""
+        """Write the letter of a corner, on the side away from `inside`."""
         return self.write(text, corner + unit(corner - inside) * 0.062)
 
     def length(self, start: Point, end: Point, inside: Point, text: str) -> Mark:
-        """The length of a side, beside it and away from what lies inside."""
+        """Write the length of a side beside it, away from `inside`."""
         along = unit(end - start)
         across = at(-along[1], along[0])
         middle = (start + end) / 2
@@ -172,10 +174,10 @@ class Figure:
         width, height = _extent(text)
         return self.write(text, middle + across * (0.022 + abs(across[0]) * width + abs(across[1]) * height))
 
-    # Whether it is legible
+    # Drawing
 
     def fits(self) -> bool:
-        """Whether all lies in the picture, and nothing written touches a line or anything else written."""
+        """True if everything lies in the picture, and no text touches a line or another text."""
         boxes = np.array([mark.box for mark in self.marks]).reshape(-1, 4)
         if (boxes[:, :2] < 0.012).any() or (boxes[:, 2:] > 0.988).any():
             return False
@@ -199,7 +201,7 @@ class Figure:
         return not any(_crossed(box, starts, ends) for box in boxes)
 
     def render(self, size: int) -> NDArray[np.uint8]:
-        """(size, size, 3), black on white."""
+        """Draw the figure, black on white, as (size, size, 3)."""
         side = size * _SUPERSAMPLING
         image = Image.new("L", (side, side), 255)
         canvas = ImageDraw.Draw(image)
@@ -230,7 +232,7 @@ def _dashes(start: Point, end: Point) -> list[tuple[Point, Point]]:
 
 
 def _crossed(box: Any, starts: Point, ends: Point) -> bool:
-    """Whether any segment (n, 2) to (n, 2) enters a box, by clipping each to it (Liang and Barsky 1984)."""
+    """True if any segment from (n, 2) to (n, 2) enters a box, by clipping to it (Liang and Barsky 1984)."""
     low, high = np.asarray(box[:2]) - _GAP / 2, np.asarray(box[2:]) + _GAP / 2
     steps = ends - starts
     with np.errstate(divide="ignore", invalid="ignore"):

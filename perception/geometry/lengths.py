@@ -21,7 +21,7 @@ TRIPLES = ((3, 4, 5), (6, 8, 10), (9, 12, 15), (12, 16, 20), (5, 12, 13), (8, 15
 
 
 def hypotenuse(rng: np.random.Generator) -> Sketch | None:
-    """Two sides of a right triangle are given; the third follows from Pythagoras."""
+    """Two sides of a right triangle are given; the third follows from Pythagoras' theorem."""
     a, b, c = TRIPLES[int(rng.integers(len(TRIPLES)))]
     if rng.random() < 0.5:
         a, b = b, a
@@ -32,7 +32,7 @@ def hypotenuse(rng: np.random.Generator) -> Sketch | None:
     figure.right_angle(p, q, r)
     letters = named(figure, corners, names)
     middle = np.mean(corners, axis=0)
-    leg = rng.random() < 0.4  # which side is asked for
+    leg = rng.random() < 0.4  # whether a leg is asked for, else the hypotenuse
     texts = [str(a), "x" if leg else str(b), str(c) if leg else "x"]
     sides = [(p, q), (p, r), (q, r)]
     marks = [figure.length(*side, middle, text) for side, text in zip(sides, texts, strict=True)]
@@ -65,7 +65,7 @@ def _rectangle(rng: np.random.Generator) -> tuple[Figure, int, int, Mark, Mark, 
 
 
 def rectangle_area(rng: np.random.Generator) -> Sketch | None:
-    """Width times height."""
+    """The area is width times height."""
     figure, a, b, one, two, middle = _rectangle(rng)
     steps = (
         Step(f"one side is {a}.", (around(one),)),
@@ -76,7 +76,7 @@ def rectangle_area(rng: np.random.Generator) -> Sketch | None:
 
 
 def rectangle_perimeter(rng: np.random.Generator) -> Sketch | None:
-    """Twice width and height."""
+    """The perimeter is twice the sum of width and height."""
     figure, a, b, one, two, middle = _rectangle(rng)
     steps = (
         Step(f"one side is {a}.", (around(one),)),
@@ -87,7 +87,7 @@ def rectangle_perimeter(rng: np.random.Generator) -> Sketch | None:
 
 
 def triangle_area(rng: np.random.Generator) -> Sketch | None:
-    """Half of base times height, the height a dashed line."""
+    """The area is half of base times height; the height is a dashed line."""
     base, height = 2 * int(rng.integers(2, 9)), int(rng.integers(3, 13))
     figure = Figure()
     foot = rng.uniform(0.35, 0.65)
@@ -108,7 +108,7 @@ def triangle_area(rng: np.random.Generator) -> Sketch | None:
 
 
 def midsegment(rng: np.random.Generator) -> Sketch | None:
-    """A line between the middles of two sides is half as long as the third."""
+    """A line between the midpoints of two sides is half as long as the third side."""
     base = 2 * int(rng.integers(2, 50))
     figure = Figure()
     p, q, r = placed(rng, np.array([[0, 0], [1, 0], [rng.uniform(0.25, 0.75), rng.uniform(0.75, 0.95)]]), slanted(rng))

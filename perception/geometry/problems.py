@@ -1,8 +1,7 @@
-"""Plane-geometry problems with exact regions: figures drawn here, solved step by step.
+"""Plane-geometry problems with figures, step-by-step solutions, and the exact regions that the steps look at.
 
-16 families to train on and two that are held out. Which parameters belong to training and which to testing is decided
-by their hash, so that no tested problem was ever trained on, however its figure is turned. All is a function of the
-seed.
+16 families are for training and two are held out. A hash of a problem's parameters assigns it to training or testing,
+so that no test problem is trained on, however its figure is turned. Everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from perception.geometry.sketch import Sketch, Step
 
 SPLITS = ("train", "test", "held-out")
 TEST_SHARE = 0.2
-"""of the parameters of each family"""
+"""Share of the parameters of each family that belongs to testing"""
 _DRAWS = 400
 
 
 @dataclass(frozen=True)
 class GeometryProblem:
-    """A figure, a question and its solution."""
+    """A figure with a question and its solution."""
 
     image: NDArray[np.uint8]
     """(S, S, 3)"""
@@ -35,41 +34,41 @@ class GeometryProblem:
     answer: int
     family: str
     marks: tuple[Mark, ...]
-    """All that is written in the figure"""
+    """all texts in the figure"""
     signs: tuple[Mark, ...] = ()
-    """Small drawings that mean something, by the word for it: right, equal, parallel, centre"""
+    """small drawings with a meaning, by the word for it: right, equal, parallel, centre"""
 
     @property
     def solution(self) -> str:
-        """The steps in words."""
+        """The solution as text."""
         lines = [f"Step {number}: {step.text}" for number, step in enumerate(self.steps, start=1)]
         return "\n".join([*lines, f"Answer: {self.answer}"])
 
 
 def is_tested(family: str, parameters: Sequence[int | str]) -> bool:
-    """Whether a problem's parameters belong to testing."""
+    """True if a problem's parameters belong to testing."""
     digest = hashlib.sha256(f"{family} {tuple(parameters)}".encode()).digest()
     return digest[0] < 256 * TEST_SHARE
 
 
 def families_of(split: str) -> tuple[str, ...]:
-    """The families of a split. Raises ValueError for an unknown one."""
+    """The families of a split. Raises ValueError if the split is unknown."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return HELD_OUT if split == "held-out" else tuple(name for name in FAMILIES if name not in HELD_OUT)
 
 
 def problem(seed: int, split: str = "train", image_size: int = 128, family: str | None = None) -> GeometryProblem:
-    """One problem.
+    """Make one problem.
 
     Args:
-        seed: the same seed gives the same problem, of whatever size.
+        seed: the same seed gives the same problem at every size.
         split: "train", "test" (other parameters of the same families), or "held-out" (other families).
-        image_size: pixels a side; letters are legible from about 100 on.
-        family: one of `FAMILIES` of that split; None for any.
+        image_size: pixels per side; letters are legible from about 100.
+        family: one of the split's families; None for a random one.
 
     Raises:
-        ValueError: for an unknown split, a family of another one, or fewer than 16 pixels.
+        ValueError: if the split is unknown, the family belongs to another split, or `image_size` is below 16.
     """
     chosen = families_of(split)
     if family is not None and family not in chosen:
@@ -93,11 +92,11 @@ def _sketch(name: str, split: str, rng: np.random.Generator) -> Sketch:
             continue
         if found.figure.fits():
             return found
-    raise RuntimeError(f"{name} gave no legible figure in {_DRAWS} draws; this is a fault of the family")
+    raise RuntimeError(f"{name} gave no legible figure in {_DRAWS} draws; this is a bug in the family")
 
 
 def problems(split: str, count: int, seed: int = 0, image_size: int = 128) -> Iterator[GeometryProblem]:
-    """`count` problems of a split, families in turn. Other seeds give others."""
+    """Make `count` problems of a split, with its families in turn."""
     chosen = families_of(split)
     for number in range(count):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
@@ -105,14 +104,16 @@ def problems(split: str, count: int, seed: int = 0, image_size: int = 128) -> It
 
 
 def _covered(low: float, high: float, count: int) -> NDArray[np.float64]:
-    """How much of each of `count` equal parts of [0, 1] lies between low and high, (count,)."""
+    """Share (count,) of each of `count` equal parts of [0, 1] that lies between low and high."""
     parts = np.arange(count)
     return np.clip(np.minimum(high * count, parts + 1) - np.maximum(low * count, parts), 0, 1)
 
 
 def covered_cells(boxes: Sequence[Box], grid: tuple[int, int], least: float = 0.15) -> tuple[int, ...]:
-    """Cells of a grid (rows, columns), numbered row by row, that boxes cover by `least` of their area; of a box too
-    small for that, the cell that holds its centre."""
+    """Cells of a grid (rows, columns), numbered row by row, that boxes cover by at least `least` of the cell's area.
+
+    A box that covers no cell that much gives the cell of its centre.
+    """
     rows, columns = grid
     cells: set[int] = set()
     for x1, y1, x2, y2 in boxes:

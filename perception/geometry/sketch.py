@@ -1,4 +1,4 @@
-"""What families of geometry problems are made of: sketches, steps, and corners that are drawn at random."""
+"""The parts that families of geometry problems share: sketches, steps, and random placement of corners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIND_X = "Find x."
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a solution, and the parts of the figure that it speaks of."""
+    """One step of a solution, and the parts of the figure that it refers to."""
 
     text: str
     regions: tuple[Box, ...]
@@ -30,10 +30,11 @@ class Sketch:
     steps: tuple[Step, ...]
     answer: int
     parameters: tuple[int | str, ...]
-    """What makes the problem another one, whatever its figure looks like"""
+    """values that define the problem, however its figure is drawn"""
 
 
 Family = Callable[[np.random.Generator], Sketch | None]
+"""Makes a random problem, or None if the random numbers give no valid figure."""
 
 
 def letters_for(rng: np.random.Generator, count: int) -> list[str]:
@@ -46,15 +47,15 @@ def fives(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def triangle(rng: np.random.Generator, angles: Sequence[float], turn: float | None = None) -> list[Point]:
-    """Corners of a triangle with these angles in degrees, turned anyhow and as large as the picture allows."""
+    """Corners of a triangle with these angles in degrees, turned at random unless `turn` is given, and placed."""
     a, b, c = np.deg2rad(angles)
-    # By the law of sines, the side opposite to each angle.
+    # The law of sines gives the side opposite to each angle.
     corners = np.array([[0.0, 0.0], [np.sin(c), 0.0], [np.sin(b) * np.cos(a), np.sin(b) * np.sin(a)]])
     return placed(rng, corners, turn)
 
 
 def placed(rng: np.random.Generator, corners: Point, turn: float | None = None, room: float = 0.68) -> list[Point]:
-    """Corners (n, 2) turned, mirrored at random, scaled into the middle `room` of the picture and moved a little."""
+    """Turn corners (n, 2), mirror them at random, scale them to the middle `room` of the picture, move them a little."""
     radians = np.deg2rad(rng.uniform(0, 360) if turn is None else turn)
     matrix = np.array([[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]])
     flipped = corners * (at(1, -1) if rng.random() < 0.5 else at(1, 1))
@@ -66,19 +67,20 @@ def placed(rng: np.random.Generator, corners: Point, turn: float | None = None, 
 
 
 def slanted(rng: np.random.Generator) -> float:
-    """A turn in degrees that keeps a shape nearly level."""
+    """A random turn in degrees that keeps a shape nearly level."""
     return float(rng.uniform(-14, 14)) + 180 * float(rng.integers(2))
 
 
 def named(figure: Figure, corners: Sequence[Point], names: Sequence[str]) -> list[Mark]:
+    """Write the names of corners into a figure."""
     middle = np.mean(corners, axis=0)
     return [figure.name(corner, middle, name) for corner, name in zip(corners, names, strict=True)]
 
 
 def left_first(*givens: tuple[Mark, str, int]) -> list[tuple[Mark, str, int]]:
-    """What is given (where it is written, whose it is, how much) from left to right in the figure.
+    """Sort given values (mark, name, value) from left to right in the figure.
 
-    Of several givens a solution could begin with any. Were that left to chance, nobody could learn where to look first.
+    A solution could begin with any of them; a fixed order lets a model learn where to look first.
     """
     return sorted(givens, key=lambda given: given[0].place_xy)
 

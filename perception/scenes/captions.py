@@ -1,7 +1,7 @@
-"""What the tiny base model reads: captions and plain questions about scenes, with places as plain numbers.
+"""Training texts of the tiny base model: captions and simple questions about scenes, with places as plain numbers.
 
-Nothing here counts and nothing compares depth: those are what fine-tuning teaches, with perception tokens or without.
-Places are hundredths of the image's side, so "34" names the same strip of the image as the location token 34 of 100.
+They neither count nor compare depth, because fine-tuning teaches that, with or without perception tokens. Places are
+hundredths of the image's side, so "34" covers the same strip of the image as location token 34 of 100.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from perception.tokenizers.boxes import ROWS
 
 @dataclass(frozen=True)
 class Conversation:
-    """An image and turns of (question, answer) about it."""
+    """An image and its questions and answers."""
 
     image: Tensor
     turns: tuple[tuple[str, str], ...]
+    """(question, answer) pairs"""
     points_xy: np.ndarray | None = None
-    """(count, 2) of the markers drawn on the image, or None"""
+    """(count, 2) centres of the markers drawn on the image, or None"""
 
 
 _Asker = Callable[[Scene, np.random.Generator], tuple[str, str]]
 
 
 def place(value: float) -> int:
-    """Hundredths of the image's side."""
+    """Convert a share of the image's side to hundredths."""
     return min(99, max(0, int(value * 100)))
 
 
@@ -45,7 +46,7 @@ def place_text(values: Iterable[float]) -> str:
 
 
 def _list_boxes(items: list[SceneObject], named: bool) -> str:
-    """Boxes in the order of `BoxTokenizer`: by the row of their centre, of ten, then from left to right."""
+    """Boxes as text, in the order of `BoxTokenizer`: by the row of their centre (of ten), then from left to right."""
     if not items:
         return "nothing."
     items = sorted(items, key=lambda o: (int(o.center_xy[1] * ROWS), o.center_xy[0]))
@@ -54,7 +55,7 @@ def _list_boxes(items: list[SceneObject], named: bool) -> str:
 
 
 def caption(scene: Scene) -> tuple[str, str]:
-    """Every object with its box, row-major."""
+    """A question and answer that list every object with its box, in row-major order."""
     return "Describe the image.", _list_boxes(scene.objects, named=True)
 
 
@@ -99,7 +100,7 @@ def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> 
 
 
 def markers_only(scene: Scene, rng: np.random.Generator, count: int) -> Conversation | None:
-    """Where each of `count` markers is, in random order; None where the scene has no room for markers."""
+    """Questions about the places of `count` markers, in random order; None if the scene has no room for them."""
     points = choose_markers(scene, max(2, count), rng)
     if points is None:
         return None
@@ -109,7 +110,7 @@ def markers_only(scene: Scene, rng: np.random.Generator, count: int) -> Conversa
 
 
 def lookups(scene: Scene, rng: np.random.Generator, count: int = 7) -> Conversation:
-    """`count` questions with short answers, each about one place or one marker."""
+    """A conversation of up to `count` questions with short answers, each about one place or one marker."""
     points = choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng)
     image = scene.image if points is None else draw_markers(scene.image, points)
     askers: list[_Asker] = [_ask_what]
@@ -120,9 +121,9 @@ def lookups(scene: Scene, rng: np.random.Generator, count: int = 7) -> Conversat
 
 
 def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Conversation:
-    """Turns about one image until they hold `budget` words: a caption in half of them, plain questions otherwise.
+    """A conversation of about `budget` words: simple questions and, in half of the conversations, a caption.
 
-    Half of the images bear lettered markers. Conversations of like length waste little on padding.
+    Half of the images have lettered markers. Conversations are of similar length so that batches need little padding.
     """
     points = choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)

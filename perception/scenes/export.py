@@ -1,4 +1,4 @@
-"""Scenes as a parquet dataset (`python -m perception.scenes.export`): PNG images, float16 depth, objects as structs."""
+"""Exports scenes as parquet files (`python -m perception.scenes.export`): PNG images, float16 depth, object structs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import track
 
 from perception.scenes.render import render_scenes
 from perception.scenes.styles import STYLES
+from vqvae.files import write_whole
 
 _RENDER = 32
 
@@ -25,7 +26,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def scene_rows(seeds: Sequence[int], style: str, image_size: int) -> Iterator[dict[str, Any]]:
-    """One row a scene: seed, style, image {bytes}, depth in metres (H * W,), object_ids (H * W,), objects."""
+    """Yield one row per scene: seed, style, image {bytes}, depth in metres (H * W,), object_ids (H * W,), objects."""
     for start in range(0, len(seeds), _RENDER):
         batch = render_scenes(list(seeds[start : start + _RENDER]), style, image_size)
         for index, seed in enumerate(batch.seeds):
@@ -47,38 +48,35 @@ def scene_rows(seeds: Sequence[int], style: str, image_size: int) -> Iterator[di
 def export_parquet(
     folder: str | Path, seeds: Sequence[int], style: str = "standard", image_size: int = 96, rows_per_file: int = 2048
 ) -> list[Path]:
-    """Writes `seeds` as parquet files that `datasets.load_dataset("parquet", ...)` reads; returns their paths.
+    """Render `seeds` to parquet files that `datasets.load_dataset("parquet", ...)` reads; return their paths.
 
-    A file is written whole under another name and then renamed; files that stand already are kept, so a killed export
-    goes on where it stopped.
+    Existing files are kept, so an export that was killed goes on where it stopped.
 
     Raises:
-        ImportError: where pyarrow is missing (it comes with the `train` extra).
+        ImportError: if pyarrow is not installed (it comes with the `train` extra).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for start in track(range(0, len(seeds), rows_per_file), description=f"exporting {style} scenes", transient=True):
         part = list(seeds[start : start + rows_per_file])
         path = folder / f"{style}-{image_size}-{part[0]:09d}-{part[-1]:09d}.parquet"
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(list(scene_rows(part, style, image_size))), temporary)
-            temporary.replace(path)
+            table = pa.Table.from_pylist(list(scene_rows(part, style, image_size)))
+            write_whole(path, lambda file, table=table: pq.write_table(table, file))
         paths.append(path)
     return paths
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the parquet files go")
+    parser.add_argument("folder", type=Path, help="folder of the parquet files")
     parser.add_argument("--style", choices=list(STYLES), default="standard")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000, help="number of scenes")
-    parser.add_argument("--image-size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("--image-size", type=int, default=96, help="pixels per side of the images")
     args = parser.parse_args(argv)
     paths = export_parquet(
         args.folder, range(args.first_seed, args.first_seed + args.count), args.style, args.image_size

@@ -1,4 +1,4 @@
-"""Sequences of frames: one scene, one camera, and an object that is moved, added or removed from frame to frame."""
+"""Sequences of frames of one scene and camera, with one object moved, added or removed between frames."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ CHANGES = ("move", "add", "remove", "none")
 _STEP = (0.25, 0.8)
 """Metres that an object moves between two frames"""
 _ROOM = 0.12
+"""Metres between two objects at least"""
 
 
 def render_frames(
     seed: int, count: int, style: str = "standard", image_size: int = 80, changes: Sequence[str] = CHANGES
 ) -> tuple[SceneBatch, list[str]]:
-    """Frames of one scene as a batch, and what happened before each: "first", then "move", "add", "remove" or "none".
+    """Render frames of one scene as a batch, and name the change before each frame.
+
+    The first change is "first"; the others are "move", "add", "remove" or "none".
 
     Args:
-        seed: of the scene and of what happens to it.
-        count: of frames.
-        changes: what may happen. Where it cannot (nothing is there, no room) the frame stays as it was: "none".
+        seed: seed of the scene and of the changes.
+        count: number of frames.
+        changes: the changes to choose from. If a change is impossible (no object, no room), the frame repeats: "none".
 
     Raises:
-        ValueError: for no frames or an unknown change.
+        ValueError: if `count` is below 1 or a change is unknown.
     """
     if count < 1 or not changes or set(changes) - set(CHANGES):
         raise ValueError(f"count must be at least 1 and changes out of {CHANGES}, got {count} and {tuple(changes)}")
@@ -47,7 +50,7 @@ def render_frames(
 
 
 def _changed(scene: SceneParameters, change: str, rng: np.random.Generator) -> SceneParameters | None:
-    """The scene (B = 1) after one change; None where nothing happens."""
+    """The scene (B = 1) after one change; None if nothing changes."""
     present = scene.present[0]
     slots = (~present if change == "add" else present).nonzero()[:, 0].tolist()
     if change == "none" or not slots:
@@ -66,7 +69,7 @@ def _changed(scene: SceneParameters, change: str, rng: np.random.Generator) -> S
 
 
 def _free_place(scene: SceneParameters, slot: int, change: str, rng: np.random.Generator) -> tuple[float, float] | None:
-    """A place (x, z) for an object that touches no other; a step away for one that moves. None where none is found."""
+    """A place (x, z) where the object touches no other, one step away if it moves; None if none is found."""
     style, half = get_style(scene.style), float(scene.field_of_view[0]) / 2
     others = scene.present[0].clone()
     others[slot] = False
@@ -89,7 +92,7 @@ def _free_place(scene: SceneParameters, slot: int, change: str, rng: np.random.G
 
 
 def _stack(frames: Sequence[SceneParameters]) -> SceneParameters:
-    """Scenes of one style, one behind the other."""
+    """Concatenate scenes of one style."""
     names = [field.name for field in fields(SceneParameters) if field.name != "style"]
     joined: dict[str, Any] = {name: torch.cat([getattr(frame, name) for frame in frames]) for name in names}
     return replace(frames[0], **joined)

@@ -1,6 +1,7 @@
-"""Lettered markers on images, as BLINK's relative-depth questions draw them, and where to put them.
+"""Lettered markers for depth questions (as in BLINK): where to place them, and how to draw them.
 
-Points are (x, y) in [0, 1] of the image. Relative depth is *nearness*: inverse depth, min-max per image, 1 = nearest.
+Points are (x, y) in [0, 1] of the image. Relative depth is *nearness*: inverse depth, min-max scaled per image, so that
+1 is nearest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from perception.scenes.scene import Scene
 MIN_GAP = 20 / 255
 """Smallest difference in nearness between any two markers of a question."""
 MIN_SPACING = 0.17
-"""Smallest distance between two markers, as a share of the image's side: discs never touch."""
+"""Smallest distance between two markers, as a share of the image's side, so that discs never touch."""
 _MARGIN = 0.08
-_DRAWS = 25  # of an easy or a hard set before the other is tried
+_DRAWS = 25  # tries for an easy or a hard set before the other kind is tried
 _DISC_RADIUS = 0.066
 
 _GLYPHS = {  # 5 x 5
@@ -31,38 +32,38 @@ _GLYPHS = {  # 5 x 5
 
 
 def nearness(depth: Tensor) -> Tensor:
-    """Relative inverse depth of maps (B, H, W): 1 at the nearest valid pixel of each map, 0 at the farthest."""
+    """Nearness of depth maps (B, H, W): 1 at the nearest pixel of each map, 0 at the farthest."""
     inverse = 1 / depth
     low, high = inverse.amin((1, 2), keepdim=True), inverse.amax((1, 2), keepdim=True)
     return (inverse - low) / (high - low).clamp_min(1e-9)
 
 
 def smooth_mask(near: Tensor, window: int) -> Tensor:
-    """Pixels (B, H, W) around which a window of `window` pixels holds no jump in nearness above half of `MIN_GAP`."""
+    """Mask (B, H, W) of pixels whose window of `window` pixels has a range of nearness below half of `MIN_GAP`."""
     padded = F.pad(near[:, None], (window // 2,) * 4, mode="replicate")
     high, low = _largest(padded, window)[:, 0], -_largest(-padded, window)[:, 0]
     return high - low < MIN_GAP / 2
 
 
 def _largest(maps: Tensor, window: int) -> Tensor:
-    """Maxima of windows, down and then across: the same as in one go, in a fraction of the time on large maps."""
+    """Maxima of windows, first down and then across, which is much faster on large maps than both at once."""
     return F.max_pool2d(F.max_pool2d(maps, (window, 1), 1), (1, window), 1)
 
 
 def _draw_points(
     rng: np.random.Generator, near: np.ndarray, allowed: np.ndarray, objects: np.ndarray, count: int, hard: bool
 ) -> list[tuple[int, int]] | None:
-    """One set of `count` pixels (y, x) that keeps the rules, the nearest first; None where a draw leads nowhere.
+    """Draw `count` pixels (y, x) that keep the rules, the nearest first; None if the draw leads nowhere.
 
-    The nearest is the lowest in the image unless the set is hard: then the second, at least, is lower.
+    In an easy set, the nearest is the lowest in the image. In a hard set, at least the second is lower.
     """
     rows, columns = np.indices(near.shape)
     free, chosen = allowed.copy(), list[tuple[int, int]]()
     for number in range(count):
         room = free
-        if hard and number == 0:  # somewhere below there must be something farther
-            farthest = np.where(allowed, near, np.inf).min(1)  # of each row
-            below = np.append(np.minimum.accumulate(farthest[::-1])[-2::-1], np.inf)  # of all rows below it
+        if hard and number == 0:  # a farther pixel must exist somewhere below
+            farthest = np.where(allowed, near, np.inf).min(1)  # per row
+            below = np.append(np.minimum.accumulate(farthest[::-1])[-2::-1], np.inf)  # over the rows below
             room = free & (near - below[:, None] >= MIN_GAP)
         elif hard and number == 1:
             room = free & (rows > chosen[0][0])
@@ -81,14 +82,14 @@ def _draw_points(
 
 
 def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Places for `count` markers on a scene: (count, 2) points (x, y), or None where the scene has no room.
+    """Choose points (count, 2) for markers on a scene, in random order; None if the scene has no room for them.
 
-    Markers stand at least `MIN_SPACING` and `MIN_GAP` apart, off depth edges, mostly on objects. In half of the sets,
-    as far as scenes allow, the nearest marker is not the lowest in the image, so that height alone does not answer
-    (HardBLINK's point). Letters are balanced: the order is random.
+    Markers are at least `MIN_SPACING` and `MIN_GAP` apart, away from depth edges, and mostly on objects. In half of the
+    sets, if the scene allows it, the nearest marker is not the lowest in the image, so that height does not give the
+    answer away (as in HardBLINK).
     """
     if not 2 <= count <= len(POINT_LETTERS):
-        raise ValueError(f"count of markers must be 2 to {len(POINT_LETTERS)}, got {count}")
+        raise ValueError(f"the number of markers must be 2 to {len(POINT_LETTERS)}, got {count}")
     near_map = nearness(scene.depth[None])
     size = near_map.shape[-1]
     allowed = smooth_mask(near_map, max(3, size * 5 // 80 | 1))[0].numpy()
@@ -106,7 +107,7 @@ def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.nda
 
 
 def marker_nearness(depth: Tensor, points: np.ndarray) -> np.ndarray:
-    """Nearness (count,) of one depth map (H, W) at `points` (count, 2) in [0, 1]."""
+    """Nearness (count,) of a depth map (H, W) at `points` (count, 2) in [0, 1]."""
     near = nearness(depth[None])[0].numpy()
     height, width = near.shape
     columns = np.clip((points[:, 0] * width).astype(int), 0, width - 1)
@@ -115,12 +116,12 @@ def marker_nearness(depth: Tensor, points: np.ndarray) -> np.ndarray:
 
 
 def disc_radius(height: int, width: int) -> float:
-    """Pixels from the centre of a marker to its rim, on an image of this size."""
+    """Radius of a marker in pixels, on an image of this size."""
     return max(4.0, _DISC_RADIUS * min(height, width))
 
 
 def draw_markers(image: Tensor, points: np.ndarray) -> Tensor:
-    """A copy of `image` (H, W, 3) uint8 with a lettered disc centred on each of `points` (count, 2) in [0, 1]."""
+    """Return a copy of `image` (H, W, 3) uint8 with a lettered disc centred on each of `points` (count, 2)."""
     out = image.clone()
     height, width = out.shape[:2]
     radius = disc_radius(height, width)

@@ -1,4 +1,4 @@
-"""Questions about scenes, with their answers and the perception that answers them."""
+"""Counting and depth questions about scenes, with their answers and the boxes or points behind them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from perception.scenes.styles import COLORS, SHAPES
 
 @dataclass(frozen=True)
 class CountQuestion:
-    """`boxes_xyxy` (n, 4) in [0, 1], row-major, of exactly the objects that are counted; n is the answer."""
+    """How many objects of a kind are there?"""
 
     text: str
     things: str
-    """What is counted, in the plural: "red cubes"."""
+    """what is counted, in the plural ("red cubes")"""
     boxes_xyxy: np.ndarray
+    """(answer, 4) in [0, 1], row-major: the boxes of the counted objects"""
     answer: int
 
 
 @dataclass(frozen=True)
 class DepthQuestion:
-    """Which of 2 to 5 lettered points is closest to the camera. `image` has the markers drawn on it."""
+    """Which of 2 to 5 lettered points is closest to the camera?"""
 
     text: str
     image: Tensor
-    """(H, W, 3) uint8"""
+    """(H, W, 3) uint8, with the markers drawn on it"""
     points_xy: np.ndarray
     """(count, 2) in [0, 1], in the order of the letters"""
     nearness: np.ndarray
@@ -44,7 +45,7 @@ def kind_of(item: SceneObject) -> tuple[str, str]:
 
 
 def select(scene: Scene, color: str | None, shape: str | None) -> list[SceneObject]:
-    """The objects of a colour and a shape; None admits any."""
+    """The objects of a colour and a shape; None means any."""
     return [o for o in scene.objects if (color is None or o.color == color) and (shape is None or o.shape == shape)]
 
 
@@ -54,12 +55,12 @@ def things_text(color: str | None, shape: str | None) -> str:
 
 
 def boxes_of(items: list[SceneObject]) -> np.ndarray:
-    """(n, 4) boxes in [0, 1]; (0, 4) for none."""
+    """Boxes (n, 4) of objects, in [0, 1]."""
     return np.array([o.box_xyxy for o in items], dtype=np.float32).reshape(-1, 4)
 
 
 def draw_selection(scene: Scene, rng: np.random.Generator, share_of_all: float = 0.3) -> tuple[str | None, str | None]:
-    """A colour and shape to ask for: everything, a colour, a shape, or both; one time in eight one that is absent."""
+    """Draw a colour and shape to ask about; None means any. One draw in eight may name a kind that is absent."""
     if rng.random() < share_of_all:
         return None, None
     form = rng.integers(3)
@@ -71,19 +72,19 @@ def draw_selection(scene: Scene, rng: np.random.Generator, share_of_all: float =
 
 
 def count_question(scene: Scene, rng: np.random.Generator) -> CountQuestion:
-    """Asks how many objects of a kind there are, zero included."""
+    """Ask how many objects of a kind there are, zero included."""
     color, shape = draw_selection(scene, rng)
     items, things = select(scene, color, shape), things_text(color, shape)
     return CountQuestion(f"How many {things} are there?", things, boxes_of(items), len(items))
 
 
 def letters_text(count: int) -> str:
-    """ "A or B", "A, B or C", ..."""
+    """The first letters as text: "A or B", "A, B or C", ..."""
     return ", ".join(POINT_LETTERS[: count - 1]) + " or " + POINT_LETTERS[count - 1]
 
 
 def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = None) -> DepthQuestion | None:
-    """Asks which of `count` (random where None) marked points is closest; None where the scene has no room for them."""
+    """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the scene has no room."""
     count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
     points = choose_markers(scene, count, rng)
     if points is None:

@@ -1,7 +1,7 @@
-"""A vectorised ray caster: images, exact depth and object ids of a batch of scenes.
+"""A vectorised ray caster that renders images, exact depth and object ids of a batch of scenes.
 
-Rays have a camera-axis component of one, so the ray parameter of a hit *is* its depth along the camera's axis (the
-quantity a depth sensor reports), in metres. Every primitive stands upright on the floor y = 0.
+The component of each ray along the camera's axis is 1, so the ray parameter of a hit *is* its depth along that axis in
+metres, which is what a depth sensor reports. All objects stand upright on the floor y = 0.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from perception.scenes.styles import COLORS, SHAPES, TEXTURES, get_style
 
 INFINITY = 1e9
 MIN_VISIBLE_SHARE = 0.35
-"""Objects of which less than this share of their own outline is visible are taken out of the scene, so that counts are
-never a matter of taste."""
+"""Smallest visible share of an object's outline. Objects with less are removed, so that counts are unambiguous."""
 MIN_VISIBLE_AREA = 20 / 80**2
-"""... and those that cover less than this share of the image."""
+"""Smallest share of the image that a visible object covers; smaller ones are removed too"""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One visible object of a scene. `box_xyxy` is the tight box of its visible pixels, in [0, 1] of the image."""
+    """A visible object of a scene."""
 
     color: str
     shape: str
     box_xyxy: tuple[float, float, float, float]
+    """tight box of its visible pixels, in [0, 1] of the image"""
     depth: float
-    """Median depth of its visible pixels, metres."""
+    """median depth of its visible pixels, metres"""
     visible_share: float
+    """share of its outline that is visible"""
 
     @property
     def center_xy(self) -> tuple[float, float]:
@@ -56,7 +57,7 @@ class SceneBatch:
 
 
 class _Rays:
-    """Ray components, each broadcastable to (N, P)."""
+    """Components of ray origins and directions, each broadcastable to (N, P)."""
 
     def __init__(self, origin: Sequence[Tensor], direction: Sequence[Tensor]):
         self.ox, self.oy, self.oz = origin
@@ -119,9 +120,10 @@ HITS = {"sphere": _hit_sphere, "cube": _hit_cube, "cylinder": _hit_cylinder, "co
 
 
 def _cast(scenes: SceneParameters, origin: Tensor, direction: Tensor, present: Tensor) -> Tensor:
-    """Ray parameter (B, M, P) at which each ray meets each object, `INFINITY` where it does not.
+    """Ray parameter (B, M, P) at which each ray hits each object; `INFINITY` where it misses.
 
-    `origin` and `direction`: (3, B, P) or (3, B, 1).
+    Args:
+        origin, direction: (3, B, P) or (3, B, 1).
     """
     batch, pixels = origin.shape[1], max(origin.shape[2], direction.shape[2])
     t = torch.full((batch, MAX_OBJECTS, pixels), INFINITY)
@@ -142,7 +144,7 @@ def _cast(scenes: SceneParameters, origin: Tensor, direction: Tensor, present: T
 
 
 def _camera_rays(scenes: SceneParameters, size: int) -> tuple[Tensor, Tensor]:
-    """Origins (3, B, 1) and directions (3, B, P) of the pixels, row-major."""
+    """Ray origins (3, B, 1), and ray directions (3, B, P) of the pixels in row-major order."""
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     half = (scenes.field_of_view / 2).tan()[:, None]
     right = axis.repeat(size)[None] * half  # (B, P)
@@ -157,7 +159,7 @@ def _camera_rays(scenes: SceneParameters, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Unit vectors (3, ...). `Tensor.norm` over the first axis is ten times slower on a CPU."""
+    """Normalise vectors (3, ...). `Tensor.norm` over the first axis is ten times slower on a CPU."""
     return vectors * (vectors * vectors).sum(0, keepdim=True).rsqrt()
 
 
@@ -174,7 +176,7 @@ def _pattern(kind: Tensor, u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
 
 
 def _object_normals(scenes: SceneParameters, slot: Tensor, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit normals (3, B, P) and surface coordinates u, v (B, P) at `point` (3, B, P) of the objects `slot` (B, P)."""
+    """Unit normals (3, B, P) and surface coordinates u, v (B, P) at points (3, B, P) of the objects `slot` (B, P)."""
 
     def of(values: Tensor) -> Tensor:
         return values.gather(1, slot)
@@ -205,7 +207,7 @@ def _object_normals(scenes: SceneParameters, slot: Tensor, point: Tensor) -> tup
 
 
 def _decal_shade(scenes: SceneParameters, u: Tensor, v: Tensor, wall: Tensor, rgb: Tensor) -> Tensor:
-    """Paints the flat clutter over the background's colour `rgb` (3, B, P)."""
+    """Paint flat clutter over the background colours `rgb` (3, B, P)."""
     discs = get_style(scenes.style).clutter == "discs"
     for decal in scenes.decals.unbind(1):
         on_wall, cu, cv, su, sv, shade, yaw, strength = (c[:, None] for c in decal.unbind(1))
@@ -220,7 +222,7 @@ def _decal_shade(scenes: SceneParameters, u: Tensor, v: Tensor, wall: Tensor, rg
 def _shade(
     scenes: SceneParameters, origin: Tensor, direction: Tensor, hit: Tensor, slot: Tensor, t_back: Tensor
 ) -> Tensor:
-    """Colours (B, P, 3) in [0, 1]: Lambert light with shadows, a little gloss, procedural textures."""
+    """Colours (B, P, 3) in [0, 1]: Lambert shading with shadows, some gloss, and procedural textures."""
     is_object = hit < t_back  # (B, P)
     t = torch.minimum(hit, t_back)
     point = origin + t * direction  # (3, B, P)
@@ -255,7 +257,7 @@ def _shade(
 
 
 def _drop_hidden(hits: Tensor, t_back: Tensor, present: Tensor) -> Tensor:
-    """The mask (B, M) of objects that are visible enough. Taking one out only ever uncovers others."""
+    """Mask (B, M) of objects that are visible enough. Removing one can only uncover others."""
     nearest, slot = hits.min(1)
     seen = nearest < t_back
     area = hits.shape[-1]
@@ -267,7 +269,7 @@ def _drop_hidden(hits: Tensor, t_back: Tensor, present: Tensor) -> Tensor:
 def _describe(
     scenes: SceneParameters, slots: Tensor, depth: Tensor, own: Tensor
 ) -> tuple[Tensor, list[list[SceneObject]]]:
-    """Object ids (B, H, W) renumbered row-major by box, and the objects in that order."""
+    """Object ids (B, H, W), renumbered in row-major order of the boxes, and the objects in that order."""
     size = slots.shape[-1]
     ids, objects = torch.zeros_like(slots, dtype=torch.int16), []
     for b in range(len(slots)):
@@ -298,22 +300,22 @@ def _describe(
 
 @torch.no_grad()
 def render_scenes(seeds: Sequence[int], style: str = "standard", image_size: int = 80) -> SceneBatch:
-    """Renders one scene a seed.
+    """Render one scene per seed.
 
     Args:
-        seeds: non-negative integers; a scene depends on its own seed and the style alone.
+        seeds: non-negative integers; a scene depends only on its seed and the style.
         style: "standard" or "shifted".
-        image_size: side of the square images in pixels.
+        image_size: pixels per side of the square images.
 
     Raises:
-        ValueError: for an unknown style, a negative seed or an image size under 16.
+        ValueError: if the style is unknown, a seed is negative, or `image_size` is below 16.
     """
     return render_parameters(sample_scenes(seeds, style), seeds, image_size)
 
 
 @torch.no_grad()
 def render_parameters(scenes: SceneParameters, seeds: Sequence[int], image_size: int = 80) -> SceneBatch:
-    """Renders scenes whose parameters are given; `seeds` name them. Raises ValueError for an image size under 16."""
+    """Render scenes with these parameters; `seeds` name them. Raises ValueError if `image_size` is below 16."""
     if image_size < 16:
         raise ValueError(f"image_size must be at least 16, got {image_size}")
     origin, direction = _camera_rays(scenes, image_size)

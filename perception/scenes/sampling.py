@@ -1,7 +1,7 @@
-"""Draws the parameters of scenes: which objects stand where, how the camera looks at them, how they are lit.
+"""Draw the parameters of scenes: objects and their places, camera, and light.
 
-A scene is a pure function of its seed and its style: every random number of a scene comes from one counter-based stream
-keyed by both, so a scene is the same alone, in any batch, and on any number of workers.
+A scene is a pure function of its seed and its style. All its random numbers come from one counter-based stream with
+these two as key, so the scene is the same alone, in any batch, and with any number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from perception.scenes.styles import COLORS, SHAPES, TEXTURES, Style, get_style
 
 MAX_OBJECTS = 15
 NUM_DECALS = 3
-CANDIDATES = 24  # places tried for each object before it is given up
+CANDIDATES = 24  # places tried per object before it is dropped
 _PER_OBJECT = 12 + 2 * CANDIDATES
 _PER_DECAL = 8
 _NUM_GLOBALS = 40
@@ -26,7 +26,7 @@ _NUM_GLOBALS = 40
 
 @dataclass(frozen=True)
 class SceneParameters:
-    """Parameters of B scenes with up to M = 15 objects each. Camera frame: x right, y up, z ahead along the floor."""
+    """Parameters of B scenes with up to M = 15 objects. Axes: x to the right, y up, z ahead along the floor."""
 
     style: str
     present: Tensor
@@ -38,7 +38,7 @@ class SceneParameters:
     rgb: Tensor
     """(B, M, 3)"""
     position: Tensor
-    """(B, M, 2), x and z of the foot, metres"""
+    """(B, M, 2), x and z of the centre on the floor, metres"""
     radius: Tensor
     """(B, M), metres"""
     height: Tensor
@@ -76,7 +76,7 @@ class SceneParameters:
     floor_contrast: Tensor
     """(B,)"""
     decals: Tensor
-    """(B, D, 8): flat clutter; on the wall (1) or floor (0), centre u v, half sizes u v, grey shade, yaw, strength"""
+    """(B, D, 8), flat clutter: on the wall (1) or floor (0), centre u v, half sizes u v, grey shade, yaw, strength"""
 
 
 def _between(u: np.ndarray, low_high: tuple[float, float]) -> np.ndarray:
@@ -88,7 +88,7 @@ def _choose(u: np.ndarray, count: int) -> np.ndarray:
 
 
 def _uniforms(seeds: Sequence[int], style: str) -> np.ndarray:
-    """(B, N) uniform numbers, one Philox stream a scene."""
+    """Uniform random numbers (B, N), from one Philox stream per scene."""
     size = _NUM_GLOBALS + MAX_OBJECTS * _PER_OBJECT + NUM_DECALS * _PER_DECAL
     key = zlib.crc32(style.encode())
     rows = [
@@ -98,9 +98,10 @@ def _uniforms(seeds: Sequence[int], style: str) -> np.ndarray:
 
 
 def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, style: Style, half_fov: np.ndarray) -> tuple:
-    """Puts objects on the floor one slot after another, the first of 24 places that touches no earlier object.
+    """Put objects on the floor one after another, at the first candidate place that touches no earlier object.
 
-    Returns positions (B, M, 2) and the mask (B, M) of objects that found a place.
+    Returns:
+        positions (B, M, 2), and the mask (B, M) of objects that found a place.
     """
     batch = u.shape[0]
     position = np.zeros((batch, MAX_OBJECTS, 2))
@@ -108,7 +109,7 @@ def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, style: Style, 
     rows = np.arange(batch)
     for slot in range(MAX_OBJECTS):
         z = _between(u[:, slot, :CANDIDATES], style.distance)  # (B, C)
-        side = (z * np.tan(half_fov)[:, None] * 0.92 - 0.3).clip(0.5)  # half the width in view at that distance
+        side = (z * np.tan(half_fov)[:, None] * 0.92 - 0.3).clip(0.5)  # half of the visible width at that distance
         x = (2 * u[:, slot, CANDIDATES:] - 1) * side  # (B, C)
         gap_x = x[:, :, None] - position[:, None, :, 0]  # (B, C, M)
         gap_z = z[:, :, None] - position[:, None, :, 1]
@@ -121,7 +122,7 @@ def _place(u: np.ndarray, wanted: np.ndarray, radius: np.ndarray, style: Style, 
 
 
 def _themed_kinds(u: np.ndarray, globals_: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shapes and colours (B, M). A scene has a leading colour and shape, so that "red cubes" has counts above one."""
+    """Shapes and colours (B, M). One colour and one shape prevail in a scene, so that "red cubes" often exceed one."""
     lead_shape, lead_color = _choose(globals_[:, 0], len(SHAPES)), _choose(globals_[:, 1], len(COLORS))
     share_shape, share_color = 0.15 + 0.7 * globals_[:, 2], 0.05 + 0.7 * globals_[:, 3]
     shape = np.where(u[:, :, 0] < share_shape[:, None], lead_shape[:, None], _choose(u[:, :, 1], len(SHAPES)))
@@ -156,9 +157,10 @@ def _decals(u: np.ndarray, style: Style) -> np.ndarray:
 
 
 def sample_scenes(seeds: Sequence[int], style: str = "standard") -> SceneParameters:
-    """Draws one scene a seed, with 0 to 15 objects (fewer than drawn where the floor is full).
+    """Draw one scene per seed, with 0 to 15 objects. Objects that find no place on the floor are dropped.
 
-    Raises ValueError for an unknown style or a negative seed.
+    Raises:
+        ValueError: if the style is unknown or a seed is negative.
     """
     ranges = get_style(style)
     if any(int(seed) < 0 for seed in seeds):

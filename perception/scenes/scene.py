@@ -1,4 +1,4 @@
-"""One scene, wherever it comes from: the unit that questions, captions and markers are made from."""
+"""A single scene, from a batch or a store: questions, captions and markers are made from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scene:
         )
 
     def flipped(self) -> Scene:
-        """The mirror image, objects renumbered to stay in row-major order of their boxes."""
+        """The mirror image, with objects renumbered in row-major order of their boxes."""
         mirrored = []
         for number, item in enumerate(self.objects, start=1):
             x1, y1, x2, y2 = item.box_xyxy

@@ -1,4 +1,4 @@
-"""The two styles of scenes: *standard*, for training, and *shifted*, kept for tests of generalisation."""
+"""The two styles of scenes: *standard* for training, and *shifted* for tests of generalisation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 
 @dataclass(frozen=True)
 class Style:
-    """Ranges from which a scene is drawn. Lengths in metres, angles in degrees, colours as RGB in [0, 1]."""
+    """Ranges from which scenes are drawn: lengths in metres, angles in degrees, colours as RGB in [0, 1]."""
 
     palette: tuple[tuple[float, float, float], ...]
-    """One RGB triple a colour name, in the order of `COLORS`."""
+    """one RGB triple per colour name, in the order of `COLORS`"""
     color_jitter: float
     radius: tuple[float, float]
-    """Half the width of an object."""
+    """half of an object's width"""
     height_ratio: tuple[float, float]
-    """Height over width of cylinders and cones (spheres and cubes are as high as wide)."""
+    """height divided by width of cylinders and cones; spheres and cubes are as high as wide"""
     camera_height: tuple[float, float]
     field_of_view: tuple[float, float]
     camera_yaw: float
-    """Largest turn of the camera to either side."""
+    """largest turn of the camera to either side"""
     distance: tuple[float, float]
-    """Nearest and farthest an object's centre stands from the camera, along the floor."""
+    """smallest and largest distance of an object's centre from the camera, along the floor"""
     wall_distance: tuple[float, float]
     light_azimuth: tuple[float, float]
-    """Where the light comes from; 0 is behind the camera, 90 its right."""
+    """direction of the light: 0 is behind the camera, 90 to its right"""
     light_elevation: tuple[float, float]
     light_color: tuple[float, float, float]
     ambient: tuple[float, float]
@@ -36,7 +36,7 @@ class Style:
     floor_textures: tuple[str, ...]
     object_textures: tuple[str, ...]
     clutter: str
-    """Shape of the flat clutter on floor and wall: "rectangles" or "discs"."""
+    """shape of the flat clutter on floor and wall: rectangles or discs"""
     texture_contrast: tuple[float, float]
     specular: float
 
@@ -111,7 +111,7 @@ STYLES = {"standard": STANDARD, "shifted": SHIFTED}
 
 
 def get_style(name: str) -> Style:
-    """The style called `name`; raises ValueError with the known names for any other."""
+    """The style called `name`. Raises ValueError with the known names if there is none."""
     if name not in STYLES:
         raise ValueError(f"unknown style {name!r}; known styles: {', '.join(STYLES)}")
     return STYLES[name]

@@ -91,8 +91,8 @@ def test_what_falls_short_is_named(changed: dict[str, float], short: set[str]) -
 
 
 def test_lines_of_bars() -> None:
-    assert Bar("gain", 12.34, 10.0).line() == "gain: 12.3 points, bar 10.0, ok"
-    assert Bar("gain", 7.5, 10.0).line() == "gain: 7.5 points, bar 10.0, SHORT by 2.5"
+    assert Bar("gain", 12.34, 10.0).line() == "gain: 12.3 points, target 10.0, met"
+    assert Bar("gain", 7.5, 10.0).line() == "gain: 7.5 points, target 10.0, MISSED by 2.5"
 
 
 def test_interventions_that_were_not_measured_have_no_bar() -> None:
@@ -133,12 +133,12 @@ def test_a_baseline_without_weights_needs_outcomes(tmp_path: Path, items: list[I
 
 def test_the_page_says_what_the_numbers_say() -> None:
     page = comparison_page(result())
-    assert "Every bar is met." in page and "The bar of 10 points is met; the two intervals do not overlap" in page
-    assert "It reasons over what it draws" in page and "python -m train.aurora --arm direct" in page
-    assert "+5.0 points come with having learned perception, +10.0 with drawing" in page
+    assert "Every target is met." in page and "The target of 10 points is met; the two intervals do not overlap" in page
+    assert "The model uses what it draws" in page and "python -m train.aurora --arm direct" in page
+    assert "accuracy by +5.0 points, and drawing before answering by +10.0" in page
     assert page.count("## The ") == 4 and "| standard | 90.0 | 80.0 |" in page
     short = comparison_page(result(comparison(direct=0.72, random=0.79)))
-    assert "is missed by 2.0" in short and "**short**" in short and "is not shown" in short and "do not overlap" in page
+    assert "is missed by 2.0" in short and "**missed**" in short and "do not show" in short and "do not overlap" in page
 
 
 def test_the_page_is_made_anew_from_the_result_file(tmp_path: Path) -> None:

@@ -88,4 +88,4 @@ def test_bars_compare_the_same_problems() -> None:
     assert rows[1]["gain over text-only SFT"]["mean"] == pytest.approx(0.25)
     record = {**vars(SHORTEST), "seeds": [0], "rows": {"test": rows}, "bars": [gain.to_json(), f1.to_json()]}
     text = page(record)
-    assert "| interleaved SFT | 75.0 [" in text and "25.0 points, bar 3, met" in text
+    assert "| interleaved SFT | 75.0 [" in text and "25.0 points, target 3, met" in text

@@ -13,15 +13,15 @@ from vqvae import VQVAE, CheckpointError, VQVAEConfig
 
 def test_the_shipped_tokenizer_passes_its_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenizer_quality.main(["--check", "--scenes", "60"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "bar" in line]
-    assert len(lines) == 11 and not any("falls short" in line for line in lines)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "target" in line]
+    assert len(lines) == 11 and not any("missed" in line for line in lines)
 
 
 def test_an_untrained_tokenizer_fails_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     VQVAE(VQVAEConfig(channels=32, num_res_blocks=0)).save_pretrained(tmp_path)
     assert tokenizer_quality.main(["--check", "--scenes", "20", "--tokenizer", str(tmp_path)]) == 1
-    assert "falls short" in capsys.readouterr().out
+    assert "missed" in capsys.readouterr().out
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from toy_figures import TINY, make_toy_folder, toy_problem, toy_problems
 
+from perception.geometry.figure import Mark
 from train import figure_tower, geometry_base
 from train.data.arithmetic import LARGEST, sum_of, sum_rows
 from train.data.geometry import GeometryData
-from train.data.interleaved import Mark
 from train.figure_tower import CHARACTERS, FigureTowerConfig, GeometrySize, cell_of, characters_at, shifted
 from train.geometry_base import NEAREST, READ_ALL, GeometryBaseConfig, ReadingBatches, reading_task
 from train.interleave import read_interleaved

@@ -21,10 +21,10 @@ from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigol
 from perception.datasets.depth.questions import relative_depth
 from perception.datasets.depth.teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
 from perception.datasets.images import ImageFile
-from perception.datasets.labelling.box_teachers import OpenVocabulary, Ssd, kept
+from perception.datasets.labelling.box_teachers import Detections, OpenVocabulary, Ssd, kept
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
-from perception.datasets.labelling.teachers import Detections, TeachersConfig
+from perception.datasets.labelling.teachers import TeachersConfig
 from perception.datasets.shards import records
 from perception.model.shipped import shipped
 from train.finetune import main as finetune
@@ -324,7 +324,7 @@ def test_other_settings_images_or_runs_are_refused(
     assert labeller(config).vqvae is not None
     with pytest.raises(ValueError, match="unknown engine 'spark'; known: local, ray"):
         PrepareConfig("a", "b", engine="spark")
-    with pytest.raises(ValueError, match="was begun otherwise"):
+    with pytest.raises(ValueError, match="was begun with other settings"):
         prepare(config)
 
 
@@ -371,7 +371,7 @@ def test_folders_that_cannot_be_read_say_why(tmp_path: Path, vqvae: VQVAE) -> No
     file = out / "shard-00001.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"shard-00001.parquet is no whole file of labelled images"):
+    with pytest.raises(ValueError, match=r"shard-00001.parquet is not a complete file of labelled images"):
         read_prepared(out, 100, vqvae)
     file.write_bytes((out / "shard-00000.parquet").read_bytes())
     with pytest.raises(ValueError, match=r"shard-00001.parquet: 000.png is there twice"):

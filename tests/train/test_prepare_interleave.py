@@ -130,12 +130,12 @@ def test_steps_are_told_from_opening_and_answer() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[1]", "must be an object"),
         (json.dumps(row(0, answer="")), "answer missing"),
         (json.dumps(row(0, solution="It is 140.")), "Step 1"),
         (json.dumps(row(0, solution="Step 1: a\nStep 2:")), "step 2 of the solution is empty"),
-        (json.dumps(row(0, question="<interleave>1</interleave>?")), "keeps for itself"),
+        (json.dumps(row(0, question="<interleave>1</interleave>?")), "which the layout reserves"),
         (json.dumps(row(0, marks=[{"text": "A"}])), "marks must be"),
         (json.dumps(row(0, marks=[{"text": "A", "box_xyxy": [0, 0, 5, 5]}])), r"in \[0, 1\]"),
     ],

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported once for all processes below)
 
 from train.data.depth_augmentation import training_batch
-from train.loop.command_line import build_config
+from train.loop.command_line import parse_config
 from train.loop.fit import LoopConfig, fit
 from train.tokenizer import TokenizerConfig, tokenizer_loss, train
 from train.views.tokenizer import codebook_picture, evaluate_tokenizer
@@ -100,9 +100,11 @@ def _ended() -> object:
     return FitResult(0, 0.0, 0.0, 0.0, None, is_main=False)
 
 
-def test_settings_of_other_data_come_from_the_command_line() -> None:
-    values = {"data": "maps", "data_format": {"meaning": "inverse", "scale": 3.5}, "loop": {"patience": None}}
-    config = build_config(TokenizerConfig, values, {"data_format.key": "disparity", "augment": "false"})
+def test_settings_of_other_data_come_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "maps.yaml"
+    file.write_text("data: maps\ndata_format: {meaning: inverse, scale: 3.5}\nloop: {patience: null}\n")
+    flags = ["--data_format.key", "disparity", "--augment", "false"]
+    config = parse_config(TokenizerConfig, ["--config", str(file), *flags])
     assert (config.data_format.meaning, config.data_format.scale, config.data_format.key) == (
         "inverse",
         3.5,

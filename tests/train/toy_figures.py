@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from perception.geometry.figure import Mark
 from perception.geometry.problems import covered_cells
 from perception.vocabulary.names import PerceptionVocabulary
-from train.data.interleaved import ChainProblem, ChainStep, Mark
+from train.data.interleaved import ChainProblem, ChainStep
 from train.figure_tower import GeometrySize
 from train.geometry_base import build_geometry_model, geometry_processor, geometry_tokenizer
 from train.interleave import InterleavedFolder, InterleaveSettings, read_interleaved

@@ -1,7 +1,7 @@
-"""Sums to practise on, written as solutions of the embedded geometry problems write them.
+"""Rows of sums, written as in the solutions of the geometry problems, that teach the tiny model arithmetic.
 
-A language model that learned from some thousand solutions alone knows the sums that stood in them and guesses others;
-one that was pretrained on text would not. Rows of sums, without any figure, teach the tiny one that much.
+A tiny language model that sees only some thousand solutions memorises their sums and guesses all others, unlike a model
+that was pretrained on text. It therefore also trains on rows of sums without figures.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROW_LENGTH = 64
-"""Tokens of a row of sums"""
+"""Tokens per row of sums"""
 LARGEST = 676
-"""of a result; 26 x 26"""
+"""Largest result: 26 x 26"""
 _WHOLES = (90, 180, 360)
 
 
 def sum_of(rng: np.random.Generator) -> tuple[str, str]:
-    """A sum without its result, and the result: (" 45 + 60 =", " 105"), or of a difference, product, half or square."""
+    """Draw a sum (or difference, product, half, square) and its result, such as (" 45 + 60 =", " 105")."""
     kind = int(rng.integers(6))
-    if kind == 0:  # of angles
+    if kind == 0:  # angles
         a, b = (5 * int(n) for n in rng.integers(4, 60, 2))
         return f" {a} + {b} =", f" {a + b}"
     if kind == 1:
@@ -50,7 +50,7 @@ def sum_of(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def sum_rows(rng: np.random.Generator, tokenizer: Any, count: int, length: int = ROW_LENGTH) -> tuple[Tensor, Tensor]:
-    """Rows of sums, one behind another: ids (count, length) and labels, -100 but at results."""
+    """Rows of concatenated sums: ids (count, length), and labels, which are -100 except at the results."""
     ids = torch.full((count, length), tokenizer.bos_token_id)
     labels = torch.full((count, length), -100)
     for row in range(count):
@@ -70,7 +70,7 @@ def sums_loss(model: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str
     """Cross-entropy of the results in `sum_rows`, and scalars.
 
     Args:
-        model: an image-text-to-text model of transformers; its text model reads alone.
+        model: an image-text-to-text model of transformers, of which only the text model is used.
         ids, labels: (S, T).
     """
     results = labels[:, 1:] != -100

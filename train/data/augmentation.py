@@ -1,4 +1,4 @@
-"""Photometric augmentation of image batches. Colour names stay true: hues are hardly touched."""
+"""Photometric augmentation of image batches. Hues hardly change, so that colour names stay true."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random gain, tint, contrast, gamma, blur and noise, one draw an image.
+    """Apply random gain, tint, contrast, gamma, blur and noise, drawn once per image.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -35,10 +35,10 @@ def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
+    """Convert uint8 (B, H, W, 3) to float (B, 3, H, W) in [0, 1]."""
     return images.permute(0, 3, 1, 2).float() / 255
 
 
 def normalise_pixels(images: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], as the tiny model's image processor does (mean and std 0.5)."""
+    """Scale [0, 1] to [-1, 1], as the tiny model's image processor does (mean and std 0.5)."""
     return images * 2 - 1

@@ -1,7 +1,8 @@
-"""Depth maps to train a tokenizer on: rendered scenes bent, cropped and holed, and random piecewise-smooth surfaces.
+"""Augmentation of depth maps for training a tokenizer.
 
-The scenes alone would teach a tokenizer of one room. What is added has the statistics of any depth map, edges between
-smooth surfaces and holes, so that measured maps (a stereo rig's, a depth camera's) pass through the same codes.
+Scenes alone would train a tokenizer for one kind of room. Bending, cropping and holes, and random piecewise-smooth
+surfaces, add what all depth maps share (edges between smooth surfaces, missing pixels), so that the tokenizer also fits
+measured maps from stereo rigs and depth cameras.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PATCHES_A_SIDE = 15
-"""Patches that `visible_patches` hides or shows: AiT's are 16 of 240 pixels a side (arXiv 2301.02229)."""
+PATCHES_PER_SIDE = 15
+"""Patches per side of a map in `visible_patches`. AiT (arXiv 2301.02229) has patches of 16 pixels in 240 x 240 maps."""
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -19,7 +20,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def _smooth_field(count: int, cells: int, size: int, generator: torch.Generator) -> Tensor:
-    """Smooth noise (N, size, size) of about `cells` bumps a side, standard normal at its knots."""
+    """Smooth noise (N, size, size) with about `cells` bumps per side, standard normal at its knots."""
     knots = torch.randn((count, 1, cells + 2, cells + 2), generator=generator)
     return F.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)[:, 0]
 
@@ -31,7 +32,7 @@ def _pixel_grid(size: int) -> tuple[Tensor, Tensor]:
 
 
 def random_surfaces(count: int, size: int, generator: torch.Generator, max_shapes: int = 12) -> Tensor:
-    """Inverse depth (N, S, S), positive: a tilted, slightly bent ground with tilted boxes and discs laid over it."""
+    """Random positive inverse depth (N, S, S): a tilted, slightly bent ground covered by tilted boxes and discs."""
     x, y = _pixel_grid(size)
 
     def plane(spread: float) -> Tensor:
@@ -58,9 +59,9 @@ def random_surfaces(count: int, size: int, generator: torch.Generator, max_shape
 
 
 def bend_and_crop(inverse: Tensor, generator: torch.Generator) -> Tensor:
-    """Inverse depth (N, S, S) with each map cropped to 45-100 % of its side, sheared in depth and bent by a power.
+    """Crop each map of inverse depth (N, S, S) to 45-100 % of its side, bend it by a power, and tilt it in depth.
 
-    Holes (NaN) stay holes; a map whose crop would hold nothing else is not cropped.
+    Holes (NaN) stay holes. A map is not cropped if its crop would consist of holes only.
     """
     count, size = inverse.shape[0], inverse.shape[-1]
     side = _uniform((count,), 0.45, 1, generator)
@@ -82,7 +83,7 @@ def bend_and_crop(inverse: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Masks (N, S, S) bool, False in holes: blobs, single pixels, or a dark border, at most about half of a map."""
+    """Masks (N, S, S) bool, False in holes: blobs, single pixels and a border; at most about half of a map."""
     blobs = _smooth_field(count, 6, size, generator) < _uniform((count, 1, 1), 0.2, 2.5, generator)
     specks = torch.rand((count, size, size), generator=generator) > _uniform((count, 1, 1), 0, 0.15, generator)
     x, _ = _pixel_grid(size)
@@ -95,19 +96,30 @@ def random_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
 def visible_patches(
     count: int, size: int, masked_maps: float, masked_share: float, generator: torch.Generator
 ) -> Tensor:
-    """Masks (N, S, S) bool, False where the encoder may not look: of about a share `masked_maps` of the maps, a share
-    `masked_share` of the patches; the rest is visible all over."""
-    rank = torch.rand((count, PATCHES_A_SIDE**2), generator=generator).argsort(1).argsort(1)  # (N, P)
-    hidden = (rank < round(masked_share * PATCHES_A_SIDE**2)).view(count, 1, PATCHES_A_SIDE, PATCHES_A_SIDE)
+    """Masks (N, S, S) bool, False in patches that are hidden from the encoder.
+
+    Args:
+        masked_maps: share of the maps that have hidden patches.
+        masked_share: share of the patches that are hidden in those maps.
+    """
+    rank = torch.rand((count, PATCHES_PER_SIDE**2), generator=generator).argsort(1).argsort(1)  # (N, P)
+    hidden = (rank < round(masked_share * PATCHES_PER_SIDE**2)).view(count, 1, PATCHES_PER_SIDE, PATCHES_PER_SIDE)
     hidden = hidden & (torch.rand((count, 1, 1, 1), generator=generator) < masked_maps)
     return F.interpolate(hidden.float(), size=(size, size))[:, 0] < 0.5
 
 
 def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
-    """Depth and mask (N, S, S) made from depth (N, S, S), NaN in holes: half plain, a quarter bent, a quarter replaced.
+    """Augment a batch of depth maps (N, S, S), NaN in holes.
 
-    Left and right are swapped at random everywhere, up and down in the made-up quarter; holes are cut into half of all
-    that is not plain. Without `augment` all is plain. A pure function of its inputs and the generator's state.
+    Half of the maps stay plain, a quarter is bent and cropped, and a quarter is replaced by random surfaces. All maps
+    are mirrored at random, random surfaces are also turned upside down, and half of the maps that are not plain get
+    holes. The result depends only on the inputs and the generator's state.
+
+    Args:
+        augment: whether to augment; otherwise all maps are only mirrored at random.
+
+    Returns:
+        depth and mask, (N, S, S) each.
     """
     count, size = scenes.shape[0], scenes.shape[-1]
     plain, bent = (count // 2, count // 4) if augment else (count, 0)

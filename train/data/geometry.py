@@ -1,4 +1,4 @@
-"""The embedded geometry problems as rows of interleaved training, drawn once and kept on disk."""
+"""The geometry problems of `perception.geometry` as rows of interleaved training, drawn once and kept on disk."""
 
 from __future__ import annotations
 
@@ -7,61 +7,103 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
+import numpy as np
+import torch
 
+from perception.datasets.store import Part, Store
+from perception.geometry.figure import Mark
 from perception.geometry.problems import GeometryProblem, covered_cells, problems
-from train.data.interleaved import ChainProblem, ChainStep, Mark
-from train.data.problem_store import ProblemStore, save_problems
+from train.data.interleaved import ChainProblem, ChainStep
 
 
 @dataclass(frozen=True)
 class GeometryData:
-    """Which problems are read."""
+    """Which geometry problems are read."""
 
     split: str = "train"
     """train, test, or held-out for the families that training never sees"""
     count: int = 24_000
     seed: int = 0
     image_size: int = 128
-    """Pixels a side"""
+    """pixels per side"""
     grid_size: int = 8
-    """Visual tokens a side of the model that reads them"""
+    """visual tokens per side, of the model that reads the problems"""
     store: str = "runs/geometry/problems"
-    """Folder that keeps what is drawn"""
+    """folder that keeps the drawn problems"""
 
     @property
     def grid(self) -> tuple[int, int]:
         return self.grid_size, self.grid_size
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the problems."""
+        return {name: value for name, value in asdict(self).items() if name != "store"}
+
+    @property
     def folder(self) -> Path:
-        """Where these very problems are kept."""
-        settings = {name: value for name, value in asdict(self).items() if name != "store"}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        """Where problems of these settings are kept."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
         return Path(self.store) / f"{self.split}-{self.count}-{digest}"
 
 
+class ProblemStore(Sequence[ChainProblem]):
+    """Problems on disk, whose images stay there until they are asked for."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    @classmethod
+    def build(
+        cls, folder: str | Path, settings: dict[str, Any], draw: Callable[[], Iterable[ChainProblem]]
+    ) -> ProblemStore:
+        """Open the store of these settings; draw the problems first if they are not there.
+
+        Args:
+            draw: gives problems whose images are (H, W, 3) uint8 arrays or tensors of one size.
+        """
+        settings = {"kind": "problems", **settings}
+        return cls(Store.build(folder, settings, 1, lambda _: _part(draw()), "drawing problems"))
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        row = json.loads(self._store.lines[index])
+        row["steps"] = tuple(ChainStep(step["text"], tuple(step["tokens"])) for step in row["steps"])
+        for name in ("marks", "signs"):
+            row[name] = tuple(Mark(mark["text"], tuple(mark["place_xy"])) for mark in row[name])
+        return ChainProblem(image=torch.from_numpy(np.array(self._store.arrays["images"][index])), **row)
+
+
+def _part(drawn: Iterable[ChainProblem]) -> Part:
+    images, rows = list[np.ndarray](), list[dict[str, Any]]()
+    for problem in drawn:
+        images.append(np.asarray(problem.image, dtype=np.uint8))
+        row = {name: value for name, value in vars(problem).items() if name != "image"}
+        rows.append(row | {name: [asdict(item) for item in row[name]] for name in ("steps", "marks", "signs")})
+    return Part({"images": np.stack(images)}, rows)
+
+
 def chain_problem(problem: GeometryProblem, grid: tuple[int, int]) -> ChainProblem:
-    """A drawn problem on the visual tokens of a model: the cells that its steps' regions cover."""
+    """A drawn problem on the visual tokens of a model: its steps look at the cells that their regions cover."""
     steps = tuple(ChainStep(step.text, covered_cells(step.regions, grid)) for step in problem.steps)
-    marks, signs = (tuple(Mark(one.text, one.place_xy) for one in found) for found in (problem.marks, problem.signs))
-    return ChainProblem(problem.image, problem.question, str(problem.answer), steps, problem.family, marks, signs)
+    answer, marks, signs = str(problem.answer), problem.marks, problem.signs
+    return ChainProblem(problem.image, problem.question, answer, steps, problem.family, marks, signs)
 
 
 def draw_problems(data: GeometryData) -> Iterable[ChainProblem]:
-    """The problems of `data`, drawn anew."""
+    """Draw the problems of `data`."""
     drawn = problems(data.split, data.count, seed=data.seed, image_size=data.image_size)
     return (chain_problem(problem, data.grid) for problem in drawn)
 
 
 def read_problems(
     data: GeometryData, draw: Callable[[GeometryData], Iterable[ChainProblem]] = draw_problems
-) -> Sequence[ChainProblem]:
-    """The problems of `data`, from its store; drawn by the first who asks, of several processes too."""
-    folder = data.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        if not folder.exists():
-            return save_problems(draw(data), folder)
-    return ProblemStore(folder)
+) -> ProblemStore:
+    """The problems of `data` from its store. The first process that asks draws them, the others wait."""
+    return ProblemStore.build(data.folder, data.settings, lambda: draw(data))

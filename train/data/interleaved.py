@@ -1,4 +1,4 @@
-"""Problems with step-by-step solutions as rows of interleaved training: prompts, answers with looks, batches."""
+"""Problems with step-by-step solutions as rows of interleaved training: prompts, answers with looks, and batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perception.chains import ChatPrompt
+from perception.geometry.figure import Mark
 from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
 from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, images_of
@@ -18,48 +19,39 @@ from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sum_rows
 
 HEADING = "Step {}:"
-"""What `InterleaveSettings.heading` finds by default"""
+"""Heading of a step, as `InterleaveSettings.heading` finds it by default"""
 
 
 @dataclass(frozen=True)
 class ChainStep:
-    """A step of a solution and the visual tokens that it looks at."""
+    """A step of a solution, and the visual tokens that it looks at."""
 
     text: str
     tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Something written in a figure."""
-
-    text: str
-    place_xy: tuple[float, float]
-    """Its centre, in [0, 1]"""
-
-
-@dataclass(frozen=True)
 class ChainProblem:
-    """What a row is made of. Without steps, `answer` is the whole of what the model shall say."""
+    """A problem with its solution. Without steps, the solution is the answer alone."""
 
     image: Any
-    """(H, W, 3) uint8, or what the processor takes"""
+    """(H, W, 3) uint8, or any image that the processor takes"""
     question: str
     answer: str
     steps: tuple[ChainStep, ...] = ()
     kind: str = ""
-    """The family it belongs to"""
+    """family of the problem"""
     marks: tuple[Mark, ...] = ()
-    """What is written in the image, where that is known"""
+    """texts in the image, if they are known"""
     signs: tuple[Mark, ...] = ()
-    """Small drawings that mean something, by the word for it"""
+    """small drawings with a meaning, by the word for it"""
     truths: Mapping[str, Any] = field(default_factory=dict)
-    """What rewards compare a chain with beside `answer`: boxes_xyxy, depth_order, count"""
+    """truths that rewards compare a chain with besides `answer`: boxes_xyxy, depth_order, count"""
     opening: str = ""
-    """What a solution says before its first step"""
+    """text of the solution before its first step"""
 
 
-# What looks bring in
+# Regions that looks bring in
 
 
 def _hull(tokens: Sequence[int], grid: tuple[int, int]) -> tuple[int, ...]:
@@ -72,7 +64,7 @@ def _hull(tokens: Sequence[int], grid: tuple[int, int]) -> tuple[int, ...]:
 
 
 Regions = Callable[[Sequence[int], tuple[int, int], np.random.Generator], tuple[int, ...]]
-"""(tokens of a step, grid (rows, columns), random) -> the tokens that are brought in instead."""
+"""(tokens of a step, grid (rows, columns), random generator) -> tokens that are brought in instead."""
 REGIONS: dict[str, Regions] = {
     "own": lambda tokens, grid, rng: tuple(tokens),
     "boxes": lambda tokens, grid, rng: _hull(tokens, grid),
@@ -81,11 +73,11 @@ REGIONS: dict[str, Regions] = {
         sorted(rng.choice(grid[0] * grid[1], size=len(tokens), replace=False).tolist())
     ),
 }
-"""The selection itself, and the controls: its bounding box, the whole image again, as many tokens at random."""
+"""The tokens of the step, and three controls: their bounding box, the whole image, as many random tokens."""
 
 
 def with_regions(problem: ChainProblem, regions: str, grid: tuple[int, int], seed: int) -> ChainProblem:
-    """The problem with other tokens at its steps, the same for the same seed. Raises ValueError for an unknown name."""
+    """Replace the tokens of each step by one of `REGIONS`. Raises ValueError if the name is unknown."""
     if regions not in REGIONS:
         raise ValueError(f"unknown regions {regions!r}; known: {', '.join(REGIONS)}")
     rng = np.random.default_rng(seed)
@@ -98,14 +90,14 @@ def with_regions(problem: ChainProblem, regions: str, grid: tuple[int, int], see
 
 @dataclass(frozen=True)
 class ChainEncoder:
-    """Turns problems into a model's prompts and teacher-forced batches."""
+    """Turns problems into prompts and teacher-forced batches of a model."""
 
     processor: Any
     vocabulary: PerceptionVocabulary
     layout: VisualLayout
     settings: InterleaveSettings
     next_token: bool = True
-    """Whether the first token behind a look is supervised"""
+    """whether the first token after a look is supervised"""
 
     @property
     def prompt(self) -> ChatPrompt:
@@ -113,12 +105,12 @@ class ChainEncoder:
 
     @property
     def rule(self) -> LabelRule:
-        """Looks are supervised where the model writes them itself."""
+        """The rule of supervision: looks are supervised if the model writes them itself."""
         generated = self.settings.trigger == GENERATED
         return LabelRule(interleave=generated, next_token=generated or self.next_token)
 
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
-        """Prompts as the processor would give them, padded on the left; a question is plain text, whatever it holds."""
+        """Prompts as the processor makes them, padded on the left. Questions are plain text, whatever they contain."""
         tokenizer, prompt = self.processor.tokenizer, self.prompt
         images = [problem.image for problem in problems]
         head = self.processor(
@@ -138,7 +130,7 @@ class ChainEncoder:
         return {"input_ids": ids, "attention_mask": mask, **images_of(head)}
 
     def answer(self, problem: ChainProblem) -> list[int | Look]:
-        """Ids and looks of a solution, with the end of sequence: "Step 1:", look, text, ..., "Answer: 42"."""
+        """Ids and looks of a solution ("Step 1:", look, text, .., "Answer: 42"), and the end of sequence."""
         tokenizer = self.processor.tokenizer
 
         def encode(text: str) -> list[int]:
@@ -157,13 +149,14 @@ class ChainEncoder:
         return [*parts, tokenizer.eos_token_id]
 
     def counts(self, problem: ChainProblem) -> tuple[int, int]:
-        """Supervised tokens and looks of a row."""
+        """Number of supervised tokens and of looks of a row."""
         parts = self.answer(problem)
         looks = sum(isinstance(part, Look) for part in parts)
-        per_look = int(self.rule.interleave) - int(not self.rule.next_token)  # every look has a token behind it
+        per_look = int(self.rule.interleave) - int(not self.rule.next_token)  # a token follows every look
         return len(parts) - looks + looks * per_look, looks
 
     def batch(self, problems: Sequence[ChainProblem]) -> InterleavedBatch:
+        """A teacher-forced batch of problems with their solutions."""
         pad_id = self.processor.tokenizer.pad_token_id
         answers = [self.answer(problem) for problem in problems]
         return build_batch(self.layout, self.inputs(problems), answers, pad_id, self.rule)
@@ -171,19 +164,19 @@ class ChainEncoder:
 
 @dataclass(frozen=True)
 class ChainBatches:
-    """Batch `step`: a pure function of step, shard and seed; the rows of a step do not depend on its shards."""
+    """Batches as a pure function of step, shard and seed. The rows of a step do not depend on the number of shards."""
 
     encoder: ChainEncoder
     problems: Sequence[ChainProblem]
     batch_size: int
-    """Rows of a step, over all shards"""
+    """rows per step, over all shards"""
     seed: int
     augment: Callable[[ChainProblem, np.random.Generator], ChainProblem] | None = None
     sums: int = 0
-    """Rows of sums beside the problems of a step"""
+    """rows of sums per step, beside the problems"""
 
     def rows(self, step: int) -> list[int]:
-        """Numbers of the problems of a step: every epoch has each once, in an order of its own."""
+        """Indices of the problems of a step. Each epoch has every problem once, in its own order."""
         first, count = step * self.batch_size, len(self.problems)
         return [
             int(np.random.default_rng((self.seed, place // count)).permutation(count)[place % count])
@@ -191,13 +184,14 @@ class ChainBatches:
         ]
 
     def chosen(self, step: int) -> list[ChainProblem]:
+        """The problems of a step, augmented."""
         problems = [self.problems[row] for row in self.rows(step)]
         if self.augment is None:
             return problems
         return [self.augment(p, np.random.default_rng((self.seed, step, n))) for n, p in enumerate(problems)]
 
     def shares(self, step: int, shard: int, num_shards: int) -> list[ChainProblem]:
-        """A shard's problems. Raises ValueError where a step's cannot be shared out equally."""
+        """The problems of one shard. Raises ValueError if the rows of a step cannot be divided equally."""
         if self.batch_size % num_shards:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of the shards of a step ({num_shards}: devices "

@@ -1,9 +1,8 @@
-"""Looks that bring in what the model itself selects while it trains, as they will when it answers.
+"""Training looks that bring in the model's own selections instead of the true regions.
 
-A model that only ever saw the true regions takes whatever a look brings in for one of them. What it selects itself is
-not quite that, and its answers suffer. So some steps show it its own selections, made by a forward without gradient;
-what they should have selected stays the target of the selection (DAgger, Ross et al., arXiv 1011.0686, in one pass over
-a chain).
+A model that only sees true regions in training relies on them, but at inference looks bring in its own selections,
+which differ. Some training steps therefore use the model's own selections, made by a forward pass without gradient. The
+true regions stay the targets of the selection. This is DAgger (Ross et al., arXiv 1011.0686) in one pass over a chain.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from train.data.interleaved import REGIONS
 
 @dataclass(frozen=True)
 class OwnLooks:
-    """Replaces the regions of some steps' batches by the model's own selections."""
+    """Replaces the regions in the batches of some training steps by the model's own selections."""
 
     share: float
-    """Of the steps from `begin` on"""
+    """share of the steps from `begin` on"""
     begin: int
-    """The first step that may be: before it, the model knows too little"""
+    """first step that may use own selections; before it, the model knows too little"""
     seed: int
     pad_id: int
     regions: str = "own"
-    """What is made of a selection, one of REGIONS"""
+    """how a selection is changed, one of `REGIONS`"""
     grid: tuple[int, int] = (0, 0)
-    """Visual tokens of an image, (rows, columns); for boxes"""
+    """(rows, columns) of an image's visual tokens; needed for all `regions` but own"""
 
     def due(self, step: int) -> bool:
-        """The same on every device."""
+        """True if a step uses own selections; the same on every device."""
         return step >= self.begin and np.random.default_rng((self.seed, step, 1)).random() < self.share
 
     @torch.no_grad()

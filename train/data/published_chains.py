@@ -1,4 +1,4 @@
-"""Solutions in MINT-CoT's published layout as rows of interleaved training, on the grid of their reader."""
+"""Solutions in MINT-CoT's published layout as rows of interleaved training, on the reading model's grid."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 
 @dataclass(frozen=True)
 class PublishedData:
-    """Which files are read."""
+    """Which files of interleaved solutions are read."""
 
     files: list[str] = field(default_factory=list)
-    """JSON files in MINT-CoT's layout, the authors' or those of `train.prepare_interleave`"""
+    """JSON files in MINT-CoT's layout, by its authors or by `train.prepare_interleave`"""
     images: str = ""
-    """folder that their image paths are relative to; empty: each file's own"""
+    """folder that image paths are relative to; empty for the folder of each file"""
     held_out: int = 100
-    """of the last rows: in no training; reinforcement stops by them"""
+    """number of rows at the end that are not trained on; reinforcement uses them to stop early"""
 
 
 class PublishedProblems(Sequence[ChainProblem]):
-    """Problems whose images are opened when they are asked for. Cells become the visual tokens that they overlap."""
+    """Problems whose images are loaded on access. Cells become the visual tokens that they overlap."""
 
     def __init__(self, problems: Sequence[tuple[InterleavedProblem, ChainProblem]], encoder: ChainEncoder, model: Any):
-        """`problems`: as read, and without their images and tokens as rows. `model`: of transformers."""
+        """Take pairs of a problem as it was read and its row without image and tokens, and a model of transformers."""
         self._problems = problems
         self._encoder = encoder
         self._model = model
@@ -59,18 +59,21 @@ class PublishedProblems(Sequence[ChainProblem]):
         return ChainProblem(image, row.question, row.answer, steps, row.kind, opening=row.opening)
 
     def _find_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the visual tokens of an image of (height, width) pixels."""
+        """(rows, columns) of the visual tokens of an image of (height, width) pixels."""
         probe = ChainProblem(np.zeros((*size, 3), np.uint8), "?", "")
         inputs: dict[str, Tensor] = self._encoder.inputs([probe])
         return visual_grid(self._model, inputs, int((inputs["input_ids"] == self._encoder.layout.image_id).sum()))
 
 
-def read_published(data: PublishedData, encoder: ChainEncoder, model: Any) -> tuple[PublishedProblems, list[str]]:
-    """The problems of all files, and a line for each row that cannot be used. Every image is decoded once, so that no
-    training stops at one.
+def read_published_problems(
+    data: PublishedData, encoder: ChainEncoder, model: Any
+) -> tuple[PublishedProblems, list[str]]:
+    """Read the problems of all files, and a message for each row that cannot be used.
+
+    Every image is decoded once, so that training cannot stop at a damaged one.
 
     Raises:
-        ValueError: naming a file that is missing or holds no row that can be used; where no row is left to train on.
+        ValueError: naming a file that is missing or has no usable row, or if `held_out` leaves no row to train on.
     """
     found: list[tuple[InterleavedProblem, ChainProblem]] = []
     skipped: list[str] = []
@@ -86,20 +89,20 @@ def read_published(data: PublishedData, encoder: ChainEncoder, model: Any) -> tu
     if len(found) <= data.held_out:
         first = f"; the first left out: {skipped[0]}" if skipped else ""
         raise ValueError(
-            f"{', '.join(data.files)}: {len(found)} rows can be used and held_out ({data.held_out}) takes them all"
+            f"{', '.join(data.files)}: {len(found)} rows can be used, and held_out ({data.held_out}) takes them all"
             f"{first}; give more rows, or a lower held_out"
         )
     return PublishedProblems(found, encoder, model), skipped
 
 
 def _row(problem: InterleavedProblem) -> ChainProblem:
-    """The row without its image and tokens; what announces the answer in the last step is left to the encoder."""
+    """The row without image and tokens. The announcement of the answer is cut off; the encoder writes its own."""
     if not problem.steps:
         raise ValueError("its solution has no step that looks")
     texts = [step.text for step in problem.steps]
     answer = final_answer(texts[-1])
     if not answer:
-        raise ValueError(f"its last step says no answer: {texts[-1][-80:]!r}; end it with 'Answer: ..'")
+        raise ValueError(f"its last step gives no answer: {texts[-1][-80:]!r}; end it with 'Answer: ..'")
     announced = list(MARKED.finditer(texts[-1]))
     if announced and announced[-1]["boxed"] is None:
         texts[-1] = texts[-1][: announced[-1].start()].rstrip(" #*\n").removesuffix("The").rstrip()

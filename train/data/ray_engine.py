@@ -1,4 +1,4 @@
-"""The engine of `train.prepare` beyond one machine: shards as tasks of Ray Data."""
+"""Engine of `train.prepare` that runs the shards as tasks of Ray Data, on one machine or many."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from perception.datasets.labelling.jobs import Part
+from perception.datasets.labelling.jobs import Shard
 
 
 class _Worker:
-    """Makes shards in a process of its own, which loads the teachers once."""
+    """Writes shards in a process of its own, which loads the teachers once."""
 
-    def __init__(self, make: Callable[[Part], dict[str, Any]]):
+    def __init__(self, make: Callable[[Shard], dict[str, Any]]):
         self.make = make
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            record: dict[str, Any] = self.make(Part(int(row["number"]), tuple(json.loads(row["names"]))))
-        except ValueError as error:  # Ray would wrap it, and print the whole of its own stack
+            record: dict[str, Any] = self.make(Shard(int(row["number"]), tuple(json.loads(row["names"]))))
+        except ValueError as error:  # Ray would wrap the error and print its own stack
             record = {"error": str(error)}
         return {"record": json.dumps(record)}
 
 
 def ray_engine(
-    parts: Sequence[Part], make: Callable[[Part], dict[str, Any]], workers: int = 2
+    shards: Sequence[Shard], make: Callable[[Shard], dict[str, Any]], workers: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Runs the shards on the cluster of RAY_ADDRESS, or on a Ray of this machine that ends with it.
+    """Run the shards on the cluster at RAY_ADDRESS, or on a local Ray that is shut down at the end.
 
     Raises:
-        ValueError: where Ray is not installed, or as `make` does.
+        ValueError: if Ray is not installed, or as `make` does.
     """
-    if not parts:
+    if not shards:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -45,12 +45,12 @@ def ray_engine(
     started = not ray.is_initialized()
     if started:
         local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
-        paths = os.pathsep.join(path for path in sys.path if path)  # workers import what this process does
+        paths = os.pathsep.join(path for path in sys.path if path)  # workers import the same code as this process
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False, **local)
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+        ray.data.DataContext.get_current().enable_progress_bars = False  # `prepare_folder` shows one
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        rows = [{"number": part.number, "names": json.dumps(part.names)} for part in parts]
+        rows = [{"number": shard.number, "names": json.dumps(shard.names)} for shard in shards]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         worker: Any = _Worker
         made = data.map(worker, fn_constructor_args=(make,), concurrency=(1, min(workers, len(rows))))

@@ -9,8 +9,7 @@ from filelock import FileLock
 
 from perception.datasets.aurora import read_aurora
 from perception.datasets.coco import CountRules, read_counts
-from perception.datasets.depth.questions import DepthRules
-from perception.datasets.depth.records import read_depth_pairs
+from perception.datasets.depth.questions import DepthRules, read_depth_pairs
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.own import read_questions
 from perception.datasets.records import Record, RecordSet

@@ -1,57 +1,66 @@
-"""A moving average of a model's weights, by diffusers' EMAModel."""
+"""A moving average of a model's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Averages:
-    """Moving averages of the parameters of `model`; its buffers, which a VQ codebook averages itself, are left alone.
+    """Exponential moving averages of the parameters of `model`.
 
-    The decay rises with the steps, (1 + n) / (10 + n), up to `decay`, so that the first weights are soon forgotten.
+    Buffers are left alone: a VQ codebook averages its own. The first update copies the parameters; the decay of update
+    n then rises as n / (9 + n) up to `decay`, so that the first weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        try:
-            from diffusers.training_utils import EMAModel  # here: it takes seconds to import
-        except ImportError as error:
-            raise ImportError("ema_decay needs diffusers: pip install diffusers, or leave ema_decay at none") from error
+        self.decay, self.num_updates = decay, 0
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
-        self._ema = EMAModel(self.parameters, decay=decay)
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
     def update(self) -> None:
-        """Takes the parameters as they stand after a step into the averages."""
-        self._ema.step(self.parameters)
+        """Include the parameters, as they are after a step, in the averages."""
+        self.num_updates += 1
+        decay = min(self.decay, self.num_updates / (9 + self.num_updates)) if self.num_updates > 1 else 0.0
+        average = get_ema_multi_avg_fn(decay)
+        average(self.averages, [parameter.detach() for parameter in self.parameters], self.num_updates)
 
     def copy_to_model(self) -> None:
-        """Overwrites the parameters with their averages."""
-        self._ema.copy_to(self.parameters)
+        """Overwrite the parameters with their averages."""
+        _copy(self.averages, self.parameters)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages for its parameters inside, and its own ones again after."""
-        self._ema.store(self.parameters)
+        """Give the model the averages inside the block, and its own parameters back after it."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
         self.copy_to_model()
         try:
             yield
         finally:
-            self._ema.restore(self.parameters)
+            _copy(own, self.parameters)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by the names of their parameters, for a checkpoint."""
-        return {name: x.contiguous() for name, x in zip(self.names, self._ema.shadow_params, strict=True)}
+        return {name: x.contiguous() for name, x in zip(self.names, self.averages, strict=True)}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Takes up the averages of a checkpoint made after `step` steps.
+        """Load the averages of a checkpoint that was made after `step` steps.
 
         Raises:
-            KeyError: for a parameter whose average is not among them.
-            RuntimeError: for one of another shape.
+            KeyError: if the average of a parameter is missing.
+            RuntimeError: if an average has another shape than its parameter.
         """
-        for name, average in zip(self.names, self._ema.shadow_params, strict=True):
-            average.copy_(tensors[name])  # keeps the memory layout of its parameter
-        self._ema.optimization_step = step
+        _copy([tensors[name] for name in self.names], self.averages)
+        self.num_updates = step
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    """Copy values; the targets keep their memory layout, without which resumed steps are not bit-equal."""
+    for one, other in zip(source, target, strict=True):
+        other.copy_(one)

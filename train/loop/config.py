@@ -49,7 +49,7 @@ class LoopConfig:
     find_unused_parameters: bool = False
     """several devices only: allow steps that leave trained parameters without a gradient"""
     ema_decay: float | None = None
-    """decay of a moving average of the weights (diffusers' EMAModel), with which the model ends; none: no average"""
+    """decay of a moving average of the weights ; the model ends with the averages; none: no average"""
     evaluate_every: int | None = None
     """steps between looks at held-out data, in recipes that have some; none: never"""
     patience: int | None = None

@@ -1,1 +1,1 @@
-"""Pictures of what a recipe learns or labels."""
+"""Pictures of what a recipe has learned or labelled."""

@@ -1,4 +1,4 @@
-"""A sheet of labelled images for the eye: boxes with their classes, and the map that the codes decode to."""
+"""A picture for checking labels by eye: images with their boxes and the depth maps that their codes decode to."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HEIGHT, _GAP, _WORDS = 240, 12, 40
 
 
 def labelled_sheet(rows: Sequence[LabelledImage], root: Path, vqvae: VQVAE | None) -> Image.Image:
-    """A line an image: the image with its boxes, and its map where it has one.
+    """Draw one line per image: the image with its boxes, and its depth map if it has one.
 
     Args:
         root: folder that the rows' names are relative to.
-        vqvae: made the codes.
+        vqvae: the tokenizer that made the codes.
     """
     lines = [_panels(row, root, vqvae) for row in rows]
     width = max(sum(panel.width + _GAP for panel in line) for line in lines) + _GAP
@@ -38,7 +38,7 @@ def labelled_sheet(rows: Sequence[LabelledImage], root: Path, vqvae: VQVAE | Non
 
 
 def _words(row: LabelledImage) -> str:
-    """The image's name, and its boxes by their numbers."""
+    """The caption of a line: the image's name, and the class and score of each numbered box."""
     if row.detections is None:
         return row.name
     found = zip(row.detections.labels, row.detections.scores, strict=True)

@@ -1,4 +1,4 @@
-"""How a depth tokenizer does on held-out maps: figures, and pictures of what it keeps and of the codes it uses."""
+"""Evaluation of a depth tokenizer on held-out maps: figures, and pictures of reconstructions and of codebook use."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vqvae.quantizer import codebook_usage, perplexity
 _BATCH = 64
 _SHOWN = 8
 _PICTURE = 80
-"""pixels a side of a map in the picture"""
+"""pixels per side of a map in the picture"""
 _BARS = (64, 512)
 """height and width in pixels of the picture of the codebook"""
 
 
 def reconstruction_picture(model: VQVAE, depth: Tensor) -> NDArray[np.uint8]:
-    """The first maps of depth (N, H, W) above what their codes decode to, coloured, holes grey: (2 * S, n * S, 3)."""
+    """Draw the first maps of depth (N, H, W) above their reconstructions, holes grey, as (2 * S, n * S, 3)."""
     shown = depth[:_SHOWN]
     normalised = model.normalise(shown)
     truth = torch.where(normalised.mask[:, 0], normalised.nearness, torch.nan).cpu()  # (n, S, S)
@@ -36,9 +36,9 @@ def reconstruction_picture(model: VQVAE, depth: Tensor) -> NDArray[np.uint8]:
 
 
 def codebook_picture(counts: Tensor) -> NDArray[np.uint8]:
-    """A bar a code, as high as its count (K,), from the most used to the least: (H, W, 3), dark on white.
+    """Draw the counts (K,) of codes as bars, from the most to the least used, as (H, W, 3).
 
-    The line is where all would stand if they were used alike; a white end at the right are codes that never came.
+    The line is the height of all bars if codes were used equally often. White at the right end means unused codes.
     """
     height, width = _BARS
     share = counts.float().sort(descending=True).values / counts.sum().clamp_min(1) * len(counts)  # 1: a fair share
@@ -53,7 +53,7 @@ def codebook_picture(counts: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def evaluate_tokenizer(model: VQVAE, depth: Tensor) -> Evaluation:
-    """The loss terms and the use of the codebook on depth (N, H, W), NaN in holes, of a model in evaluation mode."""
+    """Loss terms and codebook use of a model in evaluation mode on depth (N, H, W), NaN in holes."""
     device = model.codebook.device
     counts = torch.zeros(model.config.codebook_size, dtype=torch.long, device=device)
     sums: dict[str, float] = {}

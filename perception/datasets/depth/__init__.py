@@ -1,1 +1,1 @@
-"""Depth maps: files, tables, pairs with images, codes, questions about them."""
+"""Depth maps: reading them from files and tables, pairing them with images, tokenising them, asking about them."""

@@ -1,4 +1,4 @@
-"""Depth codes in files: parquet, NumPy with a JSON beside it, or text with a span a line."""
+"""Files of depth codes: parquet, NumPy with a JSON file beside it, or text with one span per line."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 
 from perception.tokenizers.locations import text_to_codes
 from perception.vocabulary.names import PerceptionVocabulary, Span
+from vqvae.files import write_whole
 
 
 @dataclass(frozen=True)
 class DepthCodes:
-    """The codes of N maps, and what it takes to decode them to what they were."""
+    """The codes of N depth maps, and what is needed to decode them at their own size and in their own unit."""
 
     names: tuple[str, ...]
     codes: NDArray[np.int64]
-    """(N, h * w), in the order of the tokenizer's sequences: row by row, or coarse to fine where it is nested"""
+    """(N, h * w) in the order of the tokenizer's sequences: row by row, or coarse to fine if it is nested"""
     ranges: NDArray[np.float64]
-    """(N, 2): near and far of each map, in its unit"""
+    """(N, 2), near and far of each map, in its unit"""
     sizes: NDArray[np.int64]
-    """(N, 2): height and width of each map"""
+    """(N, 2), height and width of each map"""
     tokenizer: str
     """fingerprint of the tokenizer that made the codes"""
     codebook_size: int
@@ -46,33 +47,33 @@ class DepthCodes:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What all maps share."""
+        """JSON values that all maps share."""
         return {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
 
     def write(self, path: Path) -> None:
-        """Writes the file whole or not at all. Raises ValueError for an unknown ending."""
+        """Write the file whole or not at all. Raises ValueError for an unknown ending."""
         writer = _of(path, _WRITERS)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        writer(self, partial, path)
-        partial.replace(path)
+        if path.suffix == ".npy":
+            rest = {"names": self.names, "ranges": self.ranges.tolist(), "sizes": self.sizes.tolist()}
+            write_whole(_sidecar(path), json.dumps(self.header | rest) + "\n")
+        write_whole(path, lambda partial: writer(self, partial))
 
     @classmethod
     def read(cls, path: Path) -> DepthCodes:
-        """Raises ValueError naming the file, for one that is missing, cut short or no file of codes."""
+        """Read a file of codes. Raises ValueError naming a file that is missing, damaged or holds something else."""
         reader = _of(path, _READERS)
         try:
             return reader(path)
         except FileNotFoundError as error:
-            raise ValueError(f"{error.filename or path} does not exist; write it by `perception tokenize`") from error
+            raise ValueError(f"{error.filename or path} does not exist; write it with `perception tokenize`") from error
         except (OSError, KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(
-                f"{path} is no whole file of depth codes ({error}); write it anew by `perception tokenize`"
+                f"{path} is not a complete file of depth codes ({error}); write it again with `perception tokenize`"
             ) from error
 
     @classmethod
     def joined(cls, parts: list[DepthCodes]) -> DepthCodes:
-        """Parts of one tokenizer, one after the other."""
+        """Concatenate parts that one tokenizer made."""
         return cls(
             tuple(name for part in parts for name in part.names),
             np.concatenate([part.codes for part in parts]),
@@ -85,7 +86,7 @@ class DepthCodes:
 
 
 def check_ending(path: Path) -> None:
-    """Raises ValueError where no file of codes is called so."""
+    """Raise ValueError unless the name of a file of codes may end as `path` does."""
     _of(path, _WRITERS)
 
 
@@ -99,10 +100,8 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _write_numpy(codes: DepthCodes, partial: Path, path: Path) -> None:
-    rest = {"names": codes.names, "ranges": codes.ranges.tolist(), "sizes": codes.sizes.tolist()}
-    _sidecar(path).write_text(json.dumps(codes.header | rest) + "\n")
-    with partial.open("wb") as file:
+def _write_numpy(codes: DepthCodes, path: Path) -> None:
+    with path.open("wb") as file:
         np.save(file, codes.codes.astype(np.int32))
 
 
@@ -111,7 +110,7 @@ def _read_numpy(path: Path) -> DepthCodes:
     return _build(rest, rest["names"], np.load(path, allow_pickle=False), rest["ranges"], rest["sizes"])
 
 
-def _write_parquet(codes: DepthCodes, partial: Path, path: Path) -> None:
+def _write_parquet(codes: DepthCodes, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -119,7 +118,7 @@ def _write_parquet(codes: DepthCodes, partial: Path, path: Path) -> None:
     columns |= {"near": codes.ranges[:, 0].tolist(), "far": codes.ranges[:, 1].tolist()}
     columns |= {"height": codes.sizes[:, 0].tolist(), "width": codes.sizes[:, 1].tolist()}
     table = pa.table(columns).replace_schema_metadata({"perception": json.dumps(codes.header)})
-    parquet.write_table(table, partial)
+    parquet.write_table(table, path)
 
 
 def _read_parquet(path: Path) -> DepthCodes:
@@ -132,9 +131,9 @@ def _read_parquet(path: Path) -> DepthCodes:
     return _build(header, rows["name"], rows["codes"], ranges, sizes)
 
 
-def _write_text(codes: DepthCodes, partial: Path, path: Path) -> None:
+def _write_text(codes: DepthCodes, path: Path) -> None:
     vocabulary = PerceptionVocabulary(depth_codes=codes.codebook_size, depth_grid=codes.grid)
-    with partial.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(f"# {json.dumps(codes.header)}\n")
         rows = zip(codes.names, codes.codes.tolist(), codes.ranges.tolist(), codes.sizes.tolist(), strict=True)
         for name, row, (near, far), (height, width) in rows:
@@ -165,7 +164,7 @@ def _build(header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: A
     )
 
 
-_WRITERS: dict[str, Callable[[DepthCodes, Path, Path], None]] = {
+_WRITERS: dict[str, Callable[[DepthCodes, Path], None]] = {
     ".npy": _write_numpy,
     ".parquet": _write_parquet,
     ".txt": _write_text,

@@ -1,6 +1,7 @@
-"""Depth maps from files, as the field publishes them.
+"""Read depth maps from the file formats in which data sets publish them.
 
-`.npy`, `.npz`, 16-bit PNG and TIFF, PFM (Middlebury), EXR (renderers), HDF5 and MATLAB 7.3 (NYUv2's labelled file).
+These are `.npy`, `.npz`, 16-bit PNG and TIFF, PFM (Middlebury), EXR (renderers), HDF5, and MATLAB 7.3 (NYUv2's labelled
+file).
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from torch import Tensor
 MEANINGS = ("depth", "inverse")
 MILLIMETRES = 0.001
 _KEYS = ("depth", "depths", "Z", "Y", "R")
-"""Names a depth array goes by, where a file holds several and none is asked for"""
+"""Usual names of a depth array, tried in order if a file holds several arrays and no key is given"""
 
 
 @dataclass(frozen=True)
 class DepthFormat:
-    """How the numbers of a file are meant."""
+    """How the numbers in a depth file are to be understood."""
 
     meaning: str = "depth"
     """depth (larger is farther), or inverse (disparity and inverse depth: larger is nearer)"""
     scale: float | None = None
-    """metres a unit; None: a thousandth in 16-bit images, one elsewhere. Of inverse values, the only ones that 8-bit
-    images hold: depth = scale / value"""
+    """metres per unit; None for 0.001 in 16-bit images and 1 elsewhere. For inverse values (the only ones that 8-bit
+    images can hold) depth = scale / value"""
     key: str | None = None
-    """which array of a file that holds several"""
+    """name of the array to read, if a file holds several"""
 
     def __post_init__(self) -> None:
         if self.meaning not in MEANINGS:
@@ -43,11 +44,7 @@ class DepthFormat:
 
 
 def depth_files(path: Path) -> list[Path]:
-    """The file itself, or all depth files beneath a folder, sorted by name.
-
-    Raises:
-        ValueError: where there is none.
-    """
+    """The file itself, or all depth files beneath a folder, sorted by name. Raises ValueError if there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -59,12 +56,13 @@ def depth_files(path: Path) -> list[Path]:
 
 
 def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple[str, Tensor]]:
-    """(suffix, depth (H, W) float32) of every map of a file; larger is farther, NaN and values up to 0 are holes.
+    """Yield (suffix, depth (H, W) float32) for every map of a file.
 
-    The suffix tells maps of one file apart: ":0", ":1" .. where it holds (N, H, W), "" where it holds (H, W).
+    Larger depth is farther; NaN and values up to 0 are holes. The suffix tells the maps of one file apart: ":0", ":1",
+    .. for an array (N, H, W), "" for (H, W).
 
     Raises:
-        ValueError: naming the file, for one that is cut short, of an unknown kind, or holds no depth.
+        ValueError: naming the file, if it is damaged, has an unknown ending, or holds no depth.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -74,11 +72,11 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
     except ImportError as error:
         raise ValueError(f"{path} needs the package {error.name}: pip install {error.name}") from error
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, SyntaxError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as depth ({error}); fetch or write it anew") from error
+        raise ValueError(f"{path} cannot be read as depth ({error}); fetch or write it again") from error
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape}; depth is numbers of shape (H, W), or (N, H, W) for "
-            "several maps"
+            f"{path} holds {array.dtype} of shape {array.shape}; depth must be numbers of shape "
+            "(H, W), or (N, H, W) for several maps"
         )
     if reader is _image:
         check_bits(array, meant, f"{path} is a picture")
@@ -87,7 +85,7 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
 
 
 def to_depth(values: NDArray[Any], unit: float, meant: DepthFormat) -> Tensor:
-    """Depth (H, W) float32 of stored numbers (H, W), whose unit is `unit` metres where the format does not say."""
+    """Convert stored numbers (H, W) to depth (H, W) float32; `unit`, in metres, applies if the format has no scale."""
     scale = unit if meant.scale is None else meant.scale
     depth = torch.from_numpy(np.asarray(values, dtype=np.float32).copy())  # (H, W)
     if meant.meaning == "inverse":
@@ -109,27 +107,27 @@ def _image(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
 
 
 def check_bits(values: NDArray[Any], meant: DepthFormat, what: str) -> None:
-    """Raises ValueError for values of 8 bits that are meant to be depth. `what` begins the message."""
+    """Raise ValueError for 8-bit values that are meant to be depth. `what` begins the message."""
     if values.dtype == np.uint8 and meant.meaning == "depth":
         raise ValueError(
-            f"{what} of mode L; 8 bits hold relative nearness (brighter is nearer), which meaning 'inverse' reads, but "
-            "no depth: save that as 16-bit grey"
+            f"{what} of mode L; its 8 bits can hold relative nearness (brighter is nearer), which meaning 'inverse' "
+            "reads, but not depth: save depth as 16-bit grey"
         )
 
 
 def picture_depth(source: Path | BinaryIO) -> tuple[NDArray[Any], float]:
-    """Values (H, W) of a grey picture and metres a unit. Raises ValueError for one with colours."""
+    """Values (H, W) of a grey picture, and metres per unit. Raises ValueError for a picture with colours."""
     with Image.open(source) as image:
         if image.mode not in ("I;16", "I;16B", "I", "F", "L"):
             raise ValueError(
-                f"a picture of mode {image.mode} has 8 bits a channel and no depth in it; save depth as 16-bit grey"
+                f"a picture of mode {image.mode} has 8 bits per channel and holds no depth; save depth as 16-bit grey"
             )
         array = np.asarray(image)
     return array, MILLIMETRES if array.dtype.kind in "iu" and array.dtype != np.uint8 else 1.0
 
 
 def _pfm(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
-    """One grey map, rows from the bottom up; a negative scale in the header means little-endian."""
+    """Read one grey map, stored from the bottom row up; a negative scale in the header means little-endian."""
     with path.open("rb") as file:
         if (kind := file.readline().strip()) != b"Pf":
             raise ValueError(f"not a grey PFM: it begins with {kind[:8]!r}")
@@ -137,7 +135,7 @@ def _pfm(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
         order = "<f4" if float(file.readline()) < 0 else ">f4"
         data = file.read()
     if len(data) != 4 * width * height:
-        raise ValueError(f"{width} x {height} values announced, {len(data) // 4} there")
+        raise ValueError(f"the header announces {width} x {height} values, the file holds {len(data) // 4}")
     return np.frombuffer(data, order).reshape(height, width)[::-1].astype(np.float32), 1.0
 
 
@@ -155,16 +153,16 @@ def _hdf5(path: Path, key: str | None) -> tuple[NDArray[Any], float]:
     with h5py.File(path, "r") as file:
         name = _choose([n for n, item in file.items() if isinstance(item, h5py.Dataset)], key)
         array = file[name][()]
-    # MATLAB writes columns first: what it calls (H, W, N) lies in the file as (N, W, H).
+    # MATLAB stores columns first: its (H, W, N) is (N, W, H) in the file.
     return (np.swapaxes(array, -1, -2) if path.suffix.lower() == ".mat" and array.ndim > 1 else array), 1.0
 
 
 def _choose(names: list[str], key: str | None) -> str:
-    """The array asked for, the only one, or the first that is called as depth is."""
+    """The array named `key`, else the only array, else the first with a usual name for depth."""
     wanted = [key] if key is not None else names if len(names) == 1 else [name for name in _KEYS if name in names]
     if not wanted or wanted[0] not in names:
         asked = f"no array called {key!r}" if key is not None else "several arrays and none called depth"
-        raise ValueError(f"{asked}; it holds {', '.join(names) or 'none'}, choose one by its key")
+        raise ValueError(f"{asked}; it holds {', '.join(names) or 'none'}: choose one by its key")
     return wanted[0]
 
 

@@ -1,8 +1,7 @@
-"""Folders of depth maps to files of codes and back: in shards, resumable."""
+"""Encode folders of depth maps to files of codes, and decode them. Encoding can be resumed."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -17,13 +16,14 @@ from torch import Tensor
 
 from perception.datasets.depth.code_files import DepthCodes, check_ending
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
+from perception.datasets.shards import PLAN, Plan
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
 from vqvae.normalisation import nearness_to_depth
 
-FILES_A_PART = 64
+FILES_PER_PART = 64
 FORMATS = ("npy", "png", "color")
-"""of decoded maps: float32 in the unit of the input, 16-bit millimetres, a coloured picture"""
+"""of decoded maps: float32 in the unit of the input, PNG with 16-bit millimetres, or a coloured picture"""
 _LARGEST_PNG = 65.535  # metres
 
 
@@ -35,15 +35,16 @@ def tokenize(
     batch_size: int = 32,
     shard: tuple[int, int] = (0, 1),
 ) -> DepthCodes:
-    """Encodes a depth file, or all beneath a folder, and writes their codes to `out` (.parquet, .npy or .txt).
+    """Encode a depth file, or all depth files beneath a folder, and write the codes to `out` (.parquet, .npy, .txt).
 
-    What is done is kept in `out`.parts until all is: a job that is killed or stopped by a bad file goes on from there.
+    Finished parts are kept in the folder `out`.parts until the end, so that a job that was killed, or stopped at a bad
+    file, goes on from there.
 
     Args:
-        shard: (i, n): only files i, i + n, i + 2 n .. of the sorted list, for n jobs side by side.
+        shard: (i, n) encodes only files i, i + n, i + 2 n, .. of the sorted list, so that n jobs can run side by side.
 
     Raises:
-        ValueError: naming the file, for one that cannot be read or holds no valid pixel.
+        ValueError: naming the file, if it cannot be read or holds no valid pixel.
     """
     check_ending(out)
     if not 0 <= shard[0] < shard[1]:
@@ -54,29 +55,19 @@ def tokenize(
     files = depth_files(source)[shard[0] :: shard[1]]
     if not files:
         raise ValueError(f"shard {shard[0]}/{shard[1]} of {source} is empty; make fewer shards")
-    plan = {"files": [str(f.relative_to(root)) for f in files], "tokenizer": model.fingerprint(), **asdict(meant)}
-    parts = _parts_folder(out, plan)
-    starts = range(0, len(files), FILES_A_PART)
+    settings = {"files": [str(f.relative_to(root)) for f in files], "tokenizer": model.fingerprint(), **asdict(meant)}
+    parts = out.with_name(out.name + ".parts")
+    Plan(parts / PLAN, settings).begin()
+    starts = range(0, len(files), FILES_PER_PART)
     for start in track(starts, description="encoding", transient=True, disable=len(starts) < 2):
-        part = parts / f"part-{start // FILES_A_PART:05d}.npy"
+        part = parts / f"part-{start // FILES_PER_PART:05d}.npy"
         if not part.exists():
-            maps = _maps(root, files[start : start + FILES_A_PART], meant)
+            maps = _maps(root, files[start : start + FILES_PER_PART], meant)
             encode_maps(maps, model, batch_size).write(part)
     codes = DepthCodes.joined([DepthCodes.read(part) for part in sorted(parts.glob("part-*.npy"))])
     codes.write(out)
     shutil.rmtree(parts)
     return codes
-
-
-def _parts_folder(out: Path, plan: dict) -> Path:
-    """The folder of what is done of this job; of another job is an error."""
-    parts = out.with_name(out.name + ".parts")
-    parts.mkdir(parents=True, exist_ok=True)
-    file = parts / "plan.json"
-    if file.exists() and json.loads(file.read_text()) != plan:
-        raise ValueError(f"{parts} is what another job has done so far (other files or settings); delete it, or --out")
-    file.write_text(json.dumps(plan))
-    return parts
 
 
 def _maps(root: Path, files: Sequence[Path], meant: DepthFormat) -> Iterator[tuple[str, Tensor]]:
@@ -86,10 +77,10 @@ def _maps(root: Path, files: Sequence[Path], meant: DepthFormat) -> Iterator[tup
 
 
 def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: int) -> DepthCodes:
-    """Codes of named depth maps (H, W), maps of one size that follow each other in one batch.
+    """Encode named depth maps (H, W); consecutive maps of one size share a batch.
 
     Raises:
-        ValueError: naming the map that holds no valid pixel.
+        ValueError: naming a map that holds no valid pixel.
     """
     names: list[str] = []
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -104,7 +95,7 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
     device = next(model.parameters()).device
     for name, depth in maps:
         if not bool((depth.isfinite() & (depth > 0)).any()):
-            raise ValueError(f"{name} holds no valid depth (finite and above 0); take the file out, or mend it")
+            raise ValueError(f"{name} holds no valid depth (finite and above 0); remove the file, or correct it")
         if waiting and (waiting[0].shape != depth.shape or len(waiting) == batch_size):
             encode()
         names.append(name)
@@ -126,13 +117,13 @@ def detokenize(
     batch_size: int = 32,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Path]:
-    """Decodes every map to a file of its name in `folder`, at its own size and in its own unit; returns the files.
+    """Decode every map to a file in `folder`, at its own size and in its own unit; returns the files.
 
     Args:
-        decode: sequences of codes (b, h*w) to nearness (b, S, S), in place of the tokenizer's own decoder.
+        decode: decodes sequences of codes (b, h*w) to nearness (b, S, S); None for the tokenizer's decoder.
 
     Raises:
-        ValueError: for codes of another tokenizer, an unknown form, or depth that 16-bit millimetres cannot hold.
+        ValueError: if another tokenizer made the codes, the form is unknown, or the depth exceeds 16-bit millimetres.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")

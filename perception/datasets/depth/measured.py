@@ -1,12 +1,13 @@
-"""Measured depth that needs no dataset's download: stereo maps out of packages, where they are installed.
+"""Measured depth maps that come with installable packages, so that no data set has to be downloaded.
 
-| name | package | how it was measured |
+| name | package | measured by |
 |---|---|---|
 | motorcycle | `pip install scikit-image` | structured light (Scharstein et al., GCPR 2014) |
 | aloe | Debian's `opencv-doc`, or OpenCV's own `samples/data` | structured light (Scharstein and Pal, CVPR 2007) |
 | 12 indoor | `pip install --no-deps stereodemo` and `opencv-python-headless` | stereo matching, by `match_stereo` |
 
-The indoor maps are of stereo *matching*: what a depth camera gives, with its holes and blunders, not ground truth.
+The indoor maps come from stereo *matching*: like those of a depth camera, they have holes and errors and are not ground
+truth.
 """
 
 from __future__ import annotations
@@ -36,38 +37,38 @@ class Stereo:
     baseline: float
     """metres"""
     offset: float = 0.0
-    """pixels between the principal points: the disparity of a point infinitely far is minus this"""
+    """pixels between the principal points; a point infinitely far away has disparity -offset"""
 
     def depth(self, disparity: Tensor) -> Tensor:
-        """Depth (H, W) in metres of disparity (H, W) in pixels; NaN where it is not finite or no point can be."""
+        """Convert disparity (H, W) in pixels to depth (H, W) in metres; NaN where the disparity is invalid."""
         shifted = disparity.float() + self.offset
         valid = disparity.isfinite() & (shifted > 0)
         return torch.where(valid, self.focal_length * self.baseline / shifted, torch.nan)
 
 
-# As scikit-image documents it for its copy, a quarter of the benchmark's resolution.
+# As documented by scikit-image for its copy, which has a quarter of the benchmark's resolution.
 MOTORCYCLE = Stereo(994.978, 0.193001, 31.086)
-# Middlebury 2006, full size: one rig for all of its scenes, the offset is this scene's own.
+# Middlebury 2006, full size: all scenes share a rig, the offset is this scene's.
 ALOE = Stereo(3740, 0.160, 270)
 _UNKNOWN_ALOE = 0
-"""The grey value of pixels without a measurement"""
+"""Grey value of pixels without a measurement"""
 _LEAST_DISPARITY = 3.0
-"""Pixels. Below, an error of half a pixel is a sixth of the depth"""
+"""Pixels; at this disparity, an error of half a pixel is a sixth of the depth"""
 
 
 @dataclass(frozen=True)
 class MeasuredMap:
-    """A depth map that somebody measured."""
+    """A measured depth map."""
 
     name: str
     depth: Tensor
     """(H, W) metres, NaN in holes"""
     ground_truth: bool
-    """by structured light; else by stereo matching"""
+    """True for structured light, False for stereo matching"""
 
 
 def motorcycle_depth() -> Tensor | None:
-    """Depth (500, 741) in metres, NaN where the scanner saw nothing; None where scikit-image is absent."""
+    """Depth (500, 741) in metres, NaN where the scanner saw nothing; None if scikit-image is not installed."""
     try:
         from skimage.data import stereo_motorcycle
     except ImportError:
@@ -77,7 +78,7 @@ def motorcycle_depth() -> Tensor | None:
 
 
 def aloe_depth() -> Tensor | None:
-    """Depth (1110, 1282) in metres, NaN where unknown; None where OpenCV's sample data are absent."""
+    """Depth (1110, 1282) in metres, NaN where unknown; None if OpenCV's sample data are not installed."""
     folders = [Path(os.environ[SAMPLES_VARIABLE])] if SAMPLES_VARIABLE in os.environ else []
     for folder in [*folders, _DEBIAN_SAMPLES]:
         file = folder / "aloeGT.png"
@@ -88,11 +89,13 @@ def aloe_depth() -> Tensor | None:
 
 
 def match_stereo(left: np.ndarray, right: np.ndarray, max_disparity: int = 128) -> np.ndarray:
-    """Disparity (H, W) in pixels of a rectified pair of images (H, W) or (H, W, 3) uint8, NaN where left and right
-    disagree: OpenCV's semi-global block matching (Hirschmueller 2008), both ways.
+    """Disparity (H, W) in pixels of a rectified pair of images (H, W) or (H, W, 3) uint8.
+
+    OpenCV's semi-global block matching (Hirschmueller 2008) runs from left to right and from right to left; pixels
+    where the two disagree are NaN.
 
     Raises:
-        ImportError: where OpenCV is absent.
+        ImportError: if OpenCV is not installed.
     """
     try:
         import cv2
@@ -113,13 +116,13 @@ def match_stereo(left: np.ndarray, right: np.ndarray, max_disparity: int = 128) 
     )
 
     def disparity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        # The matcher gives up on the first max_disparity columns; a border makes them columns like the rest.
+        # The matcher skips the first max_disparity columns, so a border of that width is added.
         pads = ((0, 0), (max_disparity, 0)) + ((0, 0),) * (one.ndim - 2)
         found = matcher.compute(np.pad(one, pads, mode="edge"), np.pad(other, pads, mode="edge"))
         return found[:, max_disparity:].astype(np.float32) / 16  # (H, W), negative where nothing fits
 
     forth = disparity(left, right)
-    back = disparity(right[:, ::-1], left[:, ::-1])[:, ::-1]  # of the right image's pixels
+    back = disparity(right[:, ::-1], left[:, ::-1])[:, ::-1]  # for the pixels of the right image
     columns = np.arange(left.shape[1])[None] - np.round(forth).astype(int)
     seen = np.take_along_axis(back, columns.clip(0, left.shape[1] - 1), 1)
     agrees = (forth > 0) & (columns >= 0) & (np.abs(seen - forth) <= 1)
@@ -127,7 +130,7 @@ def match_stereo(left: np.ndarray, right: np.ndarray, max_disparity: int = 128) 
 
 
 def indoor_maps() -> list[MeasuredMap]:
-    """The 12 pairs of a small stereo camera that stereodemo ships, matched; none where it or OpenCV is absent."""
+    """Matched depth of the 12 stereo pairs in stereodemo; empty if stereodemo or OpenCV is not installed."""
     package = importlib.util.find_spec("stereodemo")
     if package is None or package.origin is None or importlib.util.find_spec("cv2") is None:
         return []
@@ -143,7 +146,7 @@ def indoor_maps() -> list[MeasuredMap]:
         disparity = match_stereo(left, right)
         disparity[disparity < _LEAST_DISPARITY] = np.nan
         height, width = disparity.shape
-        x0, y0, x1, y1 = calibration["left_image_rect_normalized"]  # what both cameras see
+        x0, y0, x1, y1 = calibration["left_image_rect_normalized"]  # the part that both cameras see
         rows, columns = slice(round(y0 * height), round(y1 * height)), slice(round(x0 * width), round(x1 * width))
         depth = stereo.depth(torch.from_numpy(disparity[rows, columns].copy()))
         maps.append(MeasuredMap(name, depth, ground_truth=False))

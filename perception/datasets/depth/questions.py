@@ -1,13 +1,14 @@
-"""Which of 2 to 5 marked points is closest? Asked of any image with a depth map.
+"""Depth questions about images with depth maps: which of 2 to 5 marked points is closest?
 
-AURORA's questions keep markers at least 20 pixels and 20/255 of relative depth apart; its answers are not equally often
-A, B, C, ..., ours are, exactly. Relative depth is nearness: inverse depth, min-max over the pixels that were measured.
+As in AURORA, markers are at least 20 pixels and 20/255 of relative depth apart. Unlike in AURORA, each letter is the
+right answer equally often. Relative depth is nearness: inverse depth, min-max scaled over the measured pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from perception import chains
 from perception.answers import POINT_LETTERS
 from perception.datasets.depth.code_files import DepthCodes
-from perception.datasets.depth.pairs import DepthPair
+from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.jobs import tokenize
+from perception.datasets.depth.pairs import DepthPair, find_pairs, read_pairs
 from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
@@ -26,18 +29,18 @@ from perception.vocabulary.names import Span
 from vqvae import VQVAE
 
 MIN_PIXELS = 20
-"""Smallest distance between two markers, on images of `FULL_SIZE` pixels a side and more; in proportion below"""
+"""Smallest distance between two markers on images of at least `FULL_SIZE` pixels per side; less on smaller images"""
 FULL_SIZE = 336
 _COUNTS = (2, 3, 4, 5)
-_EDGE_WINDOW = 5 / 80  # of the shorter side: a marker's surroundings, which must hold neither hole nor depth edge
+_EDGE_WINDOW = 5 / 80  # of the shorter side: window around a marker that must hold no hole and no depth edge
 _MARGIN = 0.08  # of the shorter side
-_DRAWS = 8  # sets of points that are tried for a question
-_HOLE = 10.0  # in the place of holes: a jump that smooth_mask cannot miss
+_DRAWS = 8  # sets of points that are tried per question
+_HOLE = 10.0  # nearness put into holes, so that smooth_mask sees an edge there
 
 
 @dataclass(frozen=True)
 class DepthRules:
-    """What is asked of an image with depth."""
+    """How many depth questions are asked per image."""
 
     questions_an_image: int = 4
     seed: int = 0
@@ -48,7 +51,7 @@ class DepthRules:
 
 
 def relative_depth(depth: Tensor) -> Tensor:
-    """Nearness (H, W) in [0, 1] of depth (H, W), 1 = nearest; NaN in holes, and all over a flat or empty map."""
+    """Nearness (H, W) in [0, 1] of depth (H, W), 1 = nearest; NaN in holes, and everywhere in a flat or empty map."""
     valid = depth.isfinite() & (depth > 0)
     inverse = torch.where(valid, 1 / depth.double(), torch.nan)
     known = inverse[valid]
@@ -58,15 +61,15 @@ def relative_depth(depth: Tensor) -> Tensor:
 
 
 def min_spacing(height: int, width: int) -> float:
-    """Pixels of the image between any two markers: the rule above, and as many as keep their discs apart."""
+    """Smallest distance in pixels between two markers: `MIN_PIXELS` scaled to the image, at least a disc plus 1."""
     rule = MIN_PIXELS * min(1.0, min(height, width) / FULL_SIZE)
     return max(rule, 2 * disc_radius(height, width) + 1)
 
 
 class LetterDeck:
-    """Which letter is the right one: shuffled hands of all letters one after the other, a deck for every key.
+    """Draws the right letter of each question so that all letters are right equally often.
 
-    So of n questions each letter is right as often as any other, but for the last, unfinished hand.
+    Per key, every letter is drawn once, in random order, before any letter is drawn again.
     """
 
     def __init__(self, rng: np.random.Generator):
@@ -74,7 +77,7 @@ class LetterDeck:
         self._hands: dict[object, list[int]] = {}
 
     def draw(self, key: object, count: int) -> int:
-        """Index 0 .. count - 1 of the right letter."""
+        """Draw the index, 0 .. count - 1, of the right letter."""
         hand = self._hands.setdefault((key, count), [])
         if not hand:
             hand += self._rng.permutation(count).tolist()
@@ -82,10 +85,10 @@ class LetterDeck:
 
 
 class PointChooser:
-    """Places for markers on one image, by its depth."""
+    """Chooses points for markers on one image by its depth."""
 
     def __init__(self, depth: Tensor, image_size: tuple[int, int]):
-        """`depth` (H, W) of any resolution; `image_size` (height, width) of the image in pixels."""
+        """Take depth (H, W) of any resolution, and the (height, width) of the image in pixels."""
         near = relative_depth(depth)
         h, w = near.shape
         valid = near.isfinite()
@@ -101,7 +104,7 @@ class PointChooser:
         self.spacing = min_spacing(*image_size)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
-        """`count` points (count, 2), the nearest first, or None where this draw finds no room for them."""
+        """Draw points (count, 2), the nearest first; None if the draw finds no room for them."""
         left, chosen = np.arange(len(self.near)), []
         for _ in range(count):
             if not len(left):
@@ -115,8 +118,39 @@ class PointChooser:
 
 
 def is_hard(points: np.ndarray) -> bool:
-    """Whether the nearest of points (count, 2), the first, is not the lowest in the image: height does not answer."""
+    """Whether the first and nearest of points (count, 2) is not the lowest in the image, so height gives no answer."""
     return bool(points[0, 1] < points[1:, 1].max())
+
+
+def read_depth_pairs(
+    depth: Path,
+    images: Path | None,
+    codes_file: Path,
+    vqvae: VQVAE,
+    num_locations: int,
+    meant: DepthFormat = DepthFormat(),  # noqa: B008
+    rules: DepthRules = DepthRules(),
+) -> RecordSet:
+    """Depth records of all image and depth pairs that `find_pairs` finds (see `ask_depth`).
+
+    The codes are read from `codes_file` if it exists, else they are made and written there; that job can be resumed.
+
+    Raises:
+        ValueError: naming a file that cannot be read, has no image or no valid depth, or differs from its image in
+            proportions; if `codes_file` belongs to another tokenizer or lacks a map.
+    """
+    pairs = find_pairs(depth, images)
+    root = depth if depth.is_dir() else depth.parent
+    codes = DepthCodes.read(codes_file) if codes_file.exists() else tokenize(depth, codes_file, vqvae, meant)
+    if codes.tokenizer != vqvae.fingerprint():
+        raise ValueError(
+            f"{codes_file} was made by tokenizer {codes.tokenizer}, this one is {vqvae.fingerprint()}; delete the file"
+        )
+    names = {pair: pair.name_in(root) for pair in pairs}
+    missing = sorted(set(names.values()) - set(codes.names))
+    if missing:
+        raise ValueError(f"{codes_file} lacks the codes of {missing[0]}; delete the file, so that it is made again")
+    return ask_depth(read_pairs(pairs, meant), codes, names, vqvae, num_locations, rules)
 
 
 def ask_depth(
@@ -127,15 +161,16 @@ def ask_depth(
     num_locations: int,
     rules: DepthRules = DepthRules(),
 ) -> RecordSet:
-    """Records of image and depth pairs: maps and marked points to draw, chains and direct answers.
+    """Depth records of image and depth pairs: maps to draw, points to mark, chains, and direct answers.
 
-    The chain reads the map that its codes decode to. Where the codes have lost which point is nearest there is no
-    chain, as it would contradict itself. All is a function of the pairs, their order and the seed.
+    The readings of a chain are taken from the map that its codes decode to. If the codes have lost which point is
+    nearest, the question gets no chain, because the chain would contradict its answer. The records depend only on the
+    pairs, their order and the seed.
 
     Args:
-        pairs: with depth (H, W), as `read_pairs` gives them.
-        codes: of all maps.
-        names: of each pair's map among the codes.
+        pairs: pairs with their depth (H, W), as `read_pairs` yields them.
+        codes: codes of all maps.
+        names: name of each pair's map in `codes`.
         vqvae: the tokenizer that made the codes.
     """
     asker = _Asker(codes, vqvae, num_locations, np.random.default_rng((rules.seed, 0)))
@@ -147,13 +182,13 @@ def ask_depth(
         records += made
         if len(made) == 1:
             skipped.append(
-                f"{pair.depth.name}, map {pair.index or 0}: no room for two points; its map is drawn, no more"
+                f"{pair.depth.name}, map {pair.index or 0}: no room for two points, so nothing but its map is drawn"
             )
     return RecordSet(tuple(records), tuple(skipped))
 
 
 class _Asker:
-    """What all pairs share: codes, decks of letters and of numbers of points."""
+    """Makes the records of one pair after another, and balances letters and numbers of points over all of them."""
 
     def __init__(self, codes: DepthCodes, vqvae: VQVAE, num_locations: int, rng: np.random.Generator):
         self.codes, self.vqvae, self.fingerprint = codes, vqvae, vqvae.fingerprint()
@@ -195,10 +230,10 @@ class _Asker:
     def _choose(
         self, chooser: PointChooser, decoded: Tensor, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Points, the nearest first, and what the decoded map says there; as many as there is room for.
+        """Choose points, the nearest first, and their readings on the decoded map; None if there is no room.
 
-        Of a few draws the first whose map keeps the nearest point and which is hard in half of the questions; else the
-        best there was.
+        Of several draws, it takes the first whose readings keep the nearest point and which is hard (in half of the
+        questions) or not; else the draw that comes closest. If there is no room for a number of points, it tries fewer.
         """
         most, want_hard = _COUNTS[self.counts.draw("counts", len(_COUNTS))], rng.random() < 0.5
         for count in range(most, 1, -1):
@@ -219,7 +254,7 @@ class _Asker:
 
     @staticmethod
     def _order(count: int, right: int, rng: np.random.Generator) -> list[int]:
-        """A permutation of the points, the nearest (0) at place `right`."""
+        """A random order of the points with the nearest (0) at position `right`."""
         order = (1 + rng.permutation(count - 1)).tolist()
         order.insert(right, 0)
         return order

@@ -1,9 +1,13 @@
-"""Depth maps from parquet tables, one map a row.
+"""Read depth maps from parquet tables with one map per row.
 
-Columns: `depth` (or the one that `DepthFormat.key` names), and for numbers `height` and `width`; `name` is optional,
-others are ignored. A row's depth is a list of height * width numbers, row by row (as `perception.scenes.export` writes
-it), a list of rows, or an encoded picture with depth in it, 16-bit or float (bytes, or a struct with `bytes`, as
-Hugging Face's `datasets` stores images).
+The column `depth` (or the one named by `DepthFormat.key`) holds one of
+
+- a flat list of height * width numbers, row by row, with the columns `height` and `width` (as
+  `perception.scenes.export` writes it);
+- a list of rows;
+- an encoded 16-bit or float picture, as bytes or as a struct with `bytes` (as Hugging Face's `datasets` stores images).
+
+The column `name` is optional; other columns are ignored.
 """
 
 from __future__ import annotations
@@ -22,19 +26,20 @@ _ROWS = 64
 
 
 def table_files(path: Path) -> list[Path]:
-    """The parquet file itself, or all beneath a folder, sorted by name; an empty list where there is none."""
+    """The parquet file itself, or all parquet files beneath a folder, sorted by name; empty if there are none."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
     return sorted(p for p in path.rglob("*.parquet") if p.is_file())
 
 
 def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | ValueError]]:
-    """(name, depth (H, W) float32) of every row, or (name, what is wrong with it) of one that cannot be read.
+    """Yield (name, depth (H, W) float32) for every row, or (name, ValueError) for a row that cannot be read.
 
-    A row without a `name` goes by its number, ":0", ":1" .. Larger is farther, NaN and values up to 0 are holes.
+    A row without a `name` is named by its number: ":0", ":1", .. Larger depth is farther; NaN and values up to 0 are
+    holes.
 
     Raises:
-        ValueError: naming the file, for one that is no parquet file or lacks the column.
+        ValueError: naming the file, if it is not a parquet file or lacks the column.
     """
     try:
         from pyarrow import ArrowException, parquet
@@ -55,7 +60,9 @@ def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tens
                 yield str(values.get("name") or f":{index}"), _map_or_error(cell, values, meant)
                 index += 1
     except (ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a table of depth maps ({error}); fetch or write it anew") from error
+        raise ValueError(
+            f"{path} cannot be read as a table of depth maps ({error}); download or write it again"
+        ) from error
 
 
 def _map_or_error(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor | ValueError:
@@ -66,7 +73,7 @@ def _map_or_error(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tens
 
 
 def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
-    """A cell of the depth column as a map (H, W)."""
+    """Convert a cell of the depth column to a map (H, W)."""
     value = cell.as_py()
     if isinstance(value, dict):
         value = value.get("bytes")

@@ -1,11 +1,10 @@
-"""Teachers of depth: models of transformers and diffusers, stereo pairs, and maps that are there already."""
+"""Depth teachers: models of transformers and diffusers, stereo pairs, and existing depth maps."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,43 +15,39 @@ from perception.datasets.depth.files import read_depth
 from perception.datasets.depth.measured import Stereo, match_stereo
 from perception.datasets.depth.pairs import find_pairs
 from perception.datasets.images import ImageFile
+from perception.datasets.pretrained import load_pretrained
 
 DEPTH_ANYTHING = "depth-anything/Depth-Anything-V2-Small-hf"
 MARIGOLD = "prs-eth/marigold-depth-v1-1"
 _FARTHEST = 0.01
-"""Nearness of the farthest point where only the order and proportions of nearness are known; min-max takes it out"""
+"""Offset of relative nearness, so that its inverse is finite; min-max normalisation removes it"""
 _RELATIVE_PAIR = Stereo(1.0, 1.0)
+
+DepthTeacher = Callable[[Sequence[Path], Sequence[Image.Image]], list[Tensor]]
+"""(files, their images in RGB) -> depth (H, W) per image: larger is farther, in any unit; holes are NaN or at most 0.
+Raises ValueError naming a file that it cannot label."""
 
 
 def from_nearness(nearness: Tensor) -> Tensor:
-    """Depth (H, W) whose inverse is `nearness` (H, W) up to an affine change, which is all that a tokenizer of
-    "relative_inverse" normalisation keeps: it has the codes of the nearness itself."""
+    """Depth (H, W) whose inverse is `nearness` (H, W) up to an affine change.
+
+    A tokenizer with "relative_inverse" normalisation keeps no more than that, so the codes are those of the nearness.
+    """
     low, high = nearness.min(), nearness.max()
     return 1 / ((nearness - low) / (high - low).clamp_min(1e-12) + _FARTHEST)
 
 
-def load(name: str, read: Callable[[str], Any]) -> Any:
-    """What `read` makes of a model's folder or hub name. Raises ValueError naming it where it cannot be read."""
-    try:
-        return read(name)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(
-            f"{name} cannot be loaded ({first}); give the folder of a saved model, or a hub name and a connection"
-        ) from error
-
-
 class DepthEstimator:
-    """Any depth estimator of transformers: Depth Anything, DPT, ZoeDepth, Depth Pro.
+    """A depth estimator of transformers: Depth Anything, DPT, ZoeDepth, Depth Pro.
 
-    What a relative one predicts is nearness; a config of `depth_estimation_type` "metric" says metres.
+    Models predict relative nearness, or depth in metres if their config has `depth_estimation_type` "metric".
     """
 
     def __init__(self, model: str, device: str = "cpu"):
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        self.processor = load(model, AutoImageProcessor.from_pretrained)
-        self.model = load(model, AutoModelForDepthEstimation.from_pretrained).to(device).eval()
+        self.processor = load_pretrained(model, AutoImageProcessor.from_pretrained)
+        self.model = load_pretrained(model, AutoModelForDepthEstimation.from_pretrained).to(device).eval()
         self.device = device
         self.is_metric = getattr(self.model.config, "depth_estimation_type", "relative") == "metric"
 
@@ -62,7 +57,10 @@ class DepthEstimator:
         by_size: dict[tuple[int, int], list[int]] = {}
         for number, image in enumerate(images):
             by_size.setdefault(image.size, []).append(number)
-        for (width, height), numbers in by_size.items():  # processors that keep proportions cannot stack others
+        for (
+            width,
+            height,
+        ), numbers in by_size.items():  # processors that keep proportions cannot stack sizes
             inputs = self.processor(images=[images[n] for n in numbers], return_tensors="pt").to(self.device)
             sizes = [(height, width)] * len(numbers)
             results = self.processor.post_process_depth_estimation(self.model(**inputs), target_sizes=sizes)
@@ -73,9 +71,9 @@ class DepthEstimator:
 
 
 class Marigold:
-    """Marigold of diffusers. Its depth is known up to an affine change, near 0, far 1; nearness is taken as 1 less it.
+    """Marigold of diffusers, which predicts depth up to an affine change: nearness = 1 - depth.
 
-    Every image is denoised from noise of its own, by its name, so that a label does not hang on its neighbours.
+    The noise of each image is seeded by its file name, so that a label does not depend on the rest of the batch.
     """
 
     def __init__(self, model: str, steps: int = 4, device: str = "cpu"):
@@ -83,7 +81,7 @@ class Marigold:
             from diffusers import MarigoldDepthPipeline
         except ImportError as error:
             raise ValueError("marigold needs diffusers: pip install 'perception-tokens[train]'") from error
-        self.pipeline = load(model, MarigoldDepthPipeline.from_pretrained).to(device)
+        self.pipeline = load_pretrained(model, MarigoldDepthPipeline.from_pretrained).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps, self.device = steps, device
 
@@ -99,11 +97,11 @@ class Marigold:
 
 
 class StereoPairs:
-    """Rectified pairs: the images are the left ones, the right ones lie under the same names in another folder."""
+    """Depth from rectified stereo pairs: left images, and right images under the same names in another folder."""
 
     def __init__(self, images: Path, right: Path):
         if not right.is_dir():
-            raise ValueError(f"{right} is not a folder; give the one of the right images")
+            raise ValueError(f"{right} is not a folder; give the folder of the right images")
         try:
             import cv2  # noqa: F401
         except ImportError as error:
@@ -117,14 +115,14 @@ class StereoPairs:
         other = self.right / file.relative_to(self.images)
         partner = ImageFile(other).load()
         if partner.size != image.size:
-            raise ValueError(f"{other} is of {partner.size} pixels and {file} of {image.size}; rectify them as a pair")
-        most = max(16, 16 * round(image.width / 5 / 16))  # of the matcher, in multiples of 16: a fifth of the width
+            raise ValueError(f"{other} has {partner.size} pixels and {file} has {image.size}; rectify them as a pair")
+        most = max(16, 16 * round(image.width / 5 / 16))  # a fifth of the width; the matcher wants a multiple of 16
         disparity = match_stereo(np.asarray(image), np.asarray(partner), most)
         return _RELATIVE_PAIR.depth(torch.from_numpy(np.ascontiguousarray(disparity)))
 
 
 class DepthFolder:
-    """Maps that are there already, found as `find_pairs` does."""
+    """Existing depth maps, matched to the images by `find_pairs`."""
 
     def __init__(self, images: Path, depth: Path):
         self.folder = depth
@@ -135,8 +133,8 @@ class DepthFolder:
 
     def _depth(self, file: Path) -> Tensor:
         if file not in self.maps:
-            raise ValueError(f"{file} has no depth map beneath {self.folder}; put one there under its name")
+            raise ValueError(f"{file} has no depth map beneath {self.folder}; put one there under the same name")
         maps = list(read_depth(self.maps[file]))
         if len(maps) != 1:
-            raise ValueError(f"{self.maps[file]} holds {len(maps)} maps for the one image {file}; write one a file")
+            raise ValueError(f"{self.maps[file]} holds {len(maps)} maps for one image, {file}; write one map per file")
         return maps[0][1]

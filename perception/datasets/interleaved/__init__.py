@@ -1,1 +1,1 @@
-"""Interleaved solutions: MINT-CoT's published layout, and making it from images with solutions."""
+"""Interleaved solutions: MINT-CoT's published layout, and a pipeline that makes them from solved questions."""

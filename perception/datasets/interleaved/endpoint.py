@@ -1,4 +1,4 @@
-"""Asks a language model behind an OpenAI-style HTTP endpoint."""
+"""A client for language models behind an OpenAI-style HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from dataclasses import dataclass
 from typing import Any
 
 _MOST_BYTES = 1 << 20
-"""of an answer"""
+"""Bytes of a response that are read at most"""
 
 Ask = Callable[[str, bool], str]
-"""(prompt, whether the same was asked before and the reply was of no use) -> reply. Raises KeywordError."""
+"""(prompt, whether an earlier reply to it was unusable) -> reply. Raises KeywordError."""
 
 
 class KeywordError(ValueError):
-    """No keywords for a row: the language model cannot be reached, or answers something else."""
+    """A row gets no keywords: the language model cannot be reached, or its reply is unusable."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message)
         self.final = final
-        """Whether asking once more is of no use"""
+        """True if asking again cannot help"""
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Where a language model is asked."""
+    """Address of a language model, and how often it is tried."""
 
     url: str = ""
-    """base of an OpenAI-style endpoint, http://localhost:8000/v1"""
+    """base URL of an OpenAI-style endpoint, such as http://localhost:8000/v1"""
     model: str = ""
-    """name of the model there"""
+    """name of the model at the endpoint"""
     key_variable: str = "OPENAI_API_KEY"
-    """environment variable that holds the key; none is sent where it is not set"""
+    """environment variable that holds the key; if it is not set, no key is sent"""
     timeout: float = 60.0
-    """seconds that the endpoint may be silent"""
+    """seconds to wait for a response"""
     retries: int = 3
-    """after a first failure"""
+    """number of tries after the first one fails"""
     backoff: float = 1.0
-    """seconds before the first retry; twice as many before each next one"""
+    """seconds before the first retry; doubled before each further one"""
 
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
@@ -54,21 +54,21 @@ class EndpointSettings:
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """A key is not carried on to another address."""
+    """Follows no redirects, so that the key is not sent to another address."""
 
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
         return None
 
 
 def endpoint(settings: EndpointSettings, max_tokens: int) -> Ask:
-    """Asks an endpoint; what may be a passing failure is tried again.
+    """Return a function that asks an endpoint and retries failures that may be temporary.
 
     Raises:
-        ValueError: where address or model are not given.
+        ValueError: if the address or the model is not given.
     """
     if not settings.url.startswith(("http://", "https://")) or not settings.model:
         raise ValueError(
-            "keywords by endpoint need an address that begins with http and a model's name: --language.endpoint.url "
+            "keywords from an endpoint need a URL that begins with http and a model's name: --language.endpoint.url "
             f"URL --language.endpoint.model NAME; got {settings.url!r} and {settings.model!r}"
         )
     opener = urllib.request.build_opener(_Stay)
@@ -97,17 +97,17 @@ def endpoint(settings: EndpointSettings, max_tokens: int) -> Ask:
                     break
             except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
                 said = str(error) or type(error).__name__
-        raise KeywordError(f"{address} does not answer ({said}, asked {attempt + 1} times)", final=True)
+        raise KeywordError(f"{address} does not answer ({said}, tried {attempt + 1} times)", final=True)
 
     return ask
 
 
 def _content(body: bytes, address: str) -> str:
-    """What the model says in the body of an answer. Raises KeywordError where that is not in it."""
+    """The text of a chat completion. Raises KeywordError if the body holds none."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise KeywordError(f"{address} answers no chat completion, got {body[:120]!r}") from None
+        raise KeywordError(f"{address} returned no chat completion, got {body[:120]!r}") from None
     if not isinstance(content, str):
-        raise KeywordError(f"{address} answers a message without text, got {content!r:.120}")
+        raise KeywordError(f"{address} returned a message without text, got {content!r:.120}")
     return content

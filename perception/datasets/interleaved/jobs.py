@@ -1,15 +1,13 @@
-"""Interleaved solutions of a whole file, in shards of the published layout: what is killed goes on where it was.
+"""Make the interleaved solutions of a whole file, shard by shard. A job that was killed can be resumed.
 
-A shard is finished once its record is there, written last and by rename; anything else is made anew under the same
-name, so nothing is lost and nothing comes twice. A row that fails is named in skipped.jsonl. A language model that
-fails for several rows in a row stops the run, and none of these rows counts as skipped: the next run takes them up.
+Shards are files of the published layout. Rows that fail are listed in skipped.jsonl. If the language model fails for
+several consecutive rows, the run stops without counting them as skipped, and the next run tries them again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,48 +19,49 @@ from rich.progress import Progress
 from perception.datasets.interleaved.endpoint import KeywordError
 from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
-from perception.datasets.shards import keep_plan, locked, record_file, write_skipped, write_whole
+from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
+from vqvae.files import write_whole
 
 IMAGES = "images"
 FAILURES_IN_A_ROW = 5
-"""of the language model, after which a run stops"""
+"""Consecutive failures of the language model after which a run stops"""
 
 
 class KeywordsStopped(RuntimeError):
-    """The language model failed for several rows in a row."""
+    """The language model failed for several consecutive rows."""
 
 
 @dataclass(frozen=True)
 class MakingReport:
-    """What a folder holds."""
+    """What a folder of interleaved solutions holds."""
 
     rows: int
     skipped: int
     steps: int
     empty_steps: int
-    """Those without a region"""
+    """Steps without a region"""
     cells: int
-    """Of all steps together"""
+    """Sum over all steps"""
 
     @property
-    def cells_a_step(self) -> float:
+    def cells_per_step(self) -> float:
         return self.cells / max(1, self.steps)
 
     def __str__(self) -> str:
         return (
             f"{self.rows} rows, {self.skipped} skipped; {self.steps} steps, {self.empty_steps} of them without a "
-            f"region; {self.cells_a_step:.2f} cells a step"
+            f"region; {self.cells_per_step:.2f} cells per step"
         )
 
 
 @dataclass(frozen=True)
 class _Skip:
-    """A row that came to nothing."""
+    """A row that failed."""
 
     name: str
     reason: str
     language: bool
-    """Whether the language model was to blame"""
+    """True if the language model caused the failure"""
 
 
 @dataclass(frozen=True)
@@ -82,20 +81,20 @@ def make_shards(
     workers: int = 1,
     copy_images: bool = True,
 ) -> MakingReport:
-    """Makes, or goes on with, a folder of interleaved solutions.
+    """Make a folder of interleaved solutions, skipping the shards that an earlier run has finished.
 
     Args:
-        data: JSON lines, as `parse_row` reads them.
-        make: what turns one row into its problem; raises ValueError for a row that it cannot.
-        plan: the settings that decide what is written, as JSON; a folder made with others is refused.
-        images: folder that image paths are relative to; None for the file's own.
-        workers: rows at a time, for language models that answer several.
-        copy_images: whether images are put beside the shards, so that the folder can be moved.
+        data: file of JSON lines, as `parse_row` reads them.
+        make: turns one row into a problem; raises ValueError for a row that it cannot use.
+        plan: JSON settings that decide what is written; an `out` that was begun with others is refused.
+        images: folder that image paths are relative to; None for the folder of `data`.
+        workers: rows that are made at the same time, for language models that answer several requests at once.
+        copy_images: whether images are copied beside the shards, so that the folder can be moved.
 
     Raises:
-        ValueError: for data that are missing or empty, sizes below 1, a folder of other data or settings, or one that
-            another run writes.
-        KeywordsStopped: when the language model has failed for `FAILURES_IN_A_ROW` rows in a row.
+        ValueError: if `data` is missing or empty, a size is below 1, `out` was begun with other data or settings, or
+            another process writes it.
+        KeywordsStopped: when the language model has failed for `FAILURES_IN_A_ROW` consecutive rows.
     """
     data, out = Path(data), Path(out)
     if shard_size < 1 or workers < 1:
@@ -103,12 +102,13 @@ def make_shards(
     root = Path(images) if images is not None else data.parent
     lines = _numbered_lines(data)
     with locked(out):
-        keep_plan(out, {**plan, "shard_size": shard_size, "copy_images": copy_images, "data": _digest(data)})
+        plan = {**plan, "shard_size": shard_size, "copy_images": copy_images, "data": _digest(data)}
+        Plan(out / PLAN, plan).begin()
         parts = [lines[start : start + shard_size] for start in range(0, len(lines), shard_size)]
         with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
             task = progress.add_task("making", total=len(lines))
             held: list[_Shard] = []
-            failures: list[_Skip] = []  # of the language model, since it last answered
+            failures: list[_Skip] = []  # of the language model, since its last usable reply
             for number, part in enumerate(parts):
                 if record_file(out, number).exists():
                     progress.advance(task, len(part))
@@ -127,7 +127,7 @@ def make_shards(
                 if not failures:
                     _write_all(held, out, copy_images)
             _write_all(held, out, copy_images)
-        return _report(out, len(parts))
+        return _report(out)
 
 
 def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
@@ -135,15 +135,15 @@ def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
         kept = len(list(out.glob("shard-*.record.json")))
         raise KeywordsStopped(
             f"no keywords for {len(failures)} rows in a row, {failures[0].name} to {failures[-1].name}: "
-            f"{failures[-1].reason}. {kept} finished shards are kept in {out}; see to the language model and give the "
-            "same command again, it goes on from there"
+            f"{failures[-1].reason}. {kept} finished shards are kept in {out}; check the language model and run the "
+            "same command again, which goes on from there"
         )
 
 
 def _in_order(
     pool: ThreadPoolExecutor, make: Make, part: Sequence[tuple[int, str]], file: str, root: Path, workers: int
 ) -> Iterator[InterleavedProblem | _Skip]:
-    """What becomes of each row; only so many are begun as can run at a time."""
+    """Make rows and yield the results in order; at most `workers` rows are begun at a time."""
 
     def one(numbered: tuple[int, str]) -> InterleavedProblem | _Skip:
         name = f"{file}:{numbered[0]}"
@@ -157,11 +157,7 @@ def _in_order(
 
 
 def read_shards(folder: str | Path) -> InterleavedRows:
-    """The problems of a folder that `make_shards` wrote, of its finished shards.
-
-    Raises:
-        ValueError: where it holds none.
-    """
+    """The problems in the finished shards of a folder that `make_shards` wrote. Raises ValueError if there are none."""
     folder = Path(folder)
     problems, skipped = list[InterleavedProblem](), list[str]()
     for record in sorted(folder.glob("shard-*.record.json")):
@@ -185,7 +181,7 @@ def _numbered_lines(data: Path) -> list[tuple[int, str]]:
         raise ValueError(f"{data} cannot be read ({error.strerror or error}); give a file of JSON lines") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
-        raise ValueError(f"{data} is empty; it shall hold a JSON object a line: image, question, solution, answer")
+        raise ValueError(f"{data} is empty; it must hold one JSON object per line: image, question, solution, answer")
     return lines
 
 
@@ -204,7 +200,7 @@ def _write_all(held: list[_Shard], out: Path, copy_images: bool) -> None:
 
 
 def _write_shard(shard: _Shard, out: Path, copy_images: bool) -> None:
-    """Images first, then rows, then the record, which says that both are whole; each by rename."""
+    """Write the images, then the rows, then the record that marks the shard as done."""
     place = _beside if copy_images else _absolute
     problems = [replace(problem, image=place(problem.image, out)) for problem in shard.problems]
     if problems:
@@ -226,18 +222,16 @@ def _absolute(image: Path, out: Path) -> Path:
 
 
 def _beside(image: Path, out: Path) -> Path:
-    """A copy under `out`, named by its content, so that equal names do not meet and a second run changes nothing."""
-    target = out / IMAGES / f"{hashlib.sha256(image.read_bytes()).hexdigest()[:20]}{image.suffix.lower()}"
+    """Copy an image below `out`, named by its content: equal names do not clash, and a second run changes nothing."""
+    content = image.read_bytes()
+    target = out / IMAGES / f"{hashlib.sha256(content).hexdigest()[:20]}{image.suffix.lower()}"
     if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(image, partial)
-        partial.replace(target)
+        write_whole(target, content)
     return target
 
 
-def _report(out: Path, num_shards: int) -> MakingReport:
+def _report(out: Path) -> MakingReport:
     """The sum over all shards."""
-    records = [json.loads(record_file(out, number).read_text(encoding="utf-8")) for number in range(num_shards)]
+    reports = [record["report"] for record in records(out)]
     names = ("rows", "skipped", "steps", "empty_steps", "cells")
-    return MakingReport(**{name: sum(record["report"][name] for record in records) for name in names})
+    return MakingReport(**{name: sum(report[name] for report in reports) for name in names})

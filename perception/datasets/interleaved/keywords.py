@@ -1,7 +1,7 @@
-"""Keywords of the steps of a solution: what each speaks of that is written in the image.
+"""Names the keywords of each step of a solution: the words in the image that the step refers to.
 
-By rules that fit the embedded geometry problems, by a language model behind an HTTP endpoint, or by one of
-transformers.
+Keywords come from rules that fit the built-in geometry problems, from a language model behind an HTTP endpoint, or from
+a local language model of transformers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from perception.datasets.interleaved.endpoint import Ask, EndpointSettings, KeywordError, endpoint
 
 Keywords = tuple[tuple[str, ...], ...]
-"""Of each step"""
+"""The keywords of each step"""
 MakeKeywords = Callable[[str, Sequence[str], Sequence[str]], Keywords]
 """(question, steps, texts written in the image) -> the keywords of each step. Raises KeywordError."""
 
 MOST_KEYWORDS = 8
-"""of a step"""
+"""Keywords per step that are kept at most"""
 _LONGEST = 40
 _LONGEST_REPLY = 50_000
 _FIGURE_WORDS = ("base", "height", "width", "length", "radius", "diameter", "centre", "center", "side", "area", "chord")
@@ -34,22 +34,22 @@ _RESULTS = re.compile(r"=\s*(-?\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class KeywordSettings:
-    """What the language models are."""
+    """The language model that names keywords."""
 
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     model: str = ""
-    """folder of a text model of transformers, for keywords by `model`"""
+    """folder of a text model of transformers, for keywords: model"""
     device: str = "cpu"
-    """that the model of transformers runs on"""
+    """device of the model of transformers"""
     max_new_tokens: int = 512
-    """of a reply"""
+    """tokens of a reply at most"""
 
 
 def rule_keywords(question: str, steps: Sequence[str], texts: Sequence[str]) -> Keywords:
-    """Names in capitals, numbers, unknowns, and words such as base or height.
+    """Keywords by rules: names in capitals, numbers, unknowns, and words such as base or height.
 
-    A step about an unknown looks at the unknown: the numbers that it calculates with were looked at before. So were
-    results: a number behind "=" here or earlier is calculated, not written in the figure.
+    A number that follows "=" in this or an earlier step is calculated, not written in the figure, so it is no keyword.
+    In a step with an unknown, numbers are no keywords either, because earlier steps looked at them.
     """
     calculated: set[str] = set()
     found = []
@@ -75,7 +75,7 @@ Reply with one JSON object and nothing else: {"steps": [["A", "40"], ["AB"], []]
 
 
 def instructions(question: str, steps: Sequence[str], texts: Sequence[str]) -> str:
-    """What a language model is asked."""
+    """The prompt for a language model."""
     lines = [_INSTRUCTION, "", f"Question: {question}"]
     if texts:
         lines.append(f"Written in the figure: {json.dumps(list(texts), ensure_ascii=False)}")
@@ -84,10 +84,10 @@ def instructions(question: str, steps: Sequence[str], texts: Sequence[str]) -> s
 
 
 def parse_reply(reply: str, num_steps: int) -> Keywords:
-    """The keywords of a reply: its last JSON value that fits, with or without words and fences around it.
+    """Read keywords from a reply: its last JSON value that fits, whatever text stands around it.
 
     Raises:
-        KeywordError: where none has a list of texts for each step.
+        KeywordError: if no JSON value has a list of texts for each step.
     """
     for value in reversed(_json_values(reply[-_LONGEST_REPLY:])):
         lists = value.get("steps", value) if isinstance(value, dict) else value
@@ -99,7 +99,7 @@ def parse_reply(reply: str, num_steps: int) -> Keywords:
 
 
 def _json_values(text: str) -> list[Any]:
-    """The outermost objects and lists of a text, in order."""
+    """The outermost JSON objects and lists in a text, in order."""
     decoder, values, at = json.JSONDecoder(), [], 0
     while found := re.compile(r"[{\[]").search(text, at):
         try:
@@ -120,7 +120,7 @@ def _tidied(items: Sequence[Any]) -> tuple[str, ...]:
 
 
 def asked_keywords(ask: Ask) -> MakeKeywords:
-    """Keywords by asking a language model: once more where the reply is no such list, then not again."""
+    """Keywords by asking a language model, which is asked a second time if its first reply is unusable."""
 
     def make(question: str, steps: Sequence[str], texts: Sequence[str]) -> Keywords:
         prompt = instructions(question, steps, texts)
@@ -135,21 +135,21 @@ def asked_keywords(ask: Ask) -> MakeKeywords:
 
 
 def local_model(settings: KeywordSettings) -> Ask:
-    """Asks a text model of transformers, one question at a time; greedily first, sampled where it is asked again.
+    """Return a function that asks a text model of transformers: greedily first, by sampling the second time.
 
     Raises:
-        ValueError: where the folder is no such model, or its tokenizer has no chat template.
+        ValueError: if the folder holds no such model, or its tokenizer has no chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not settings.model:
-        raise ValueError("keywords by model need the folder of a text model: --language.model FOLDER")
+        raise ValueError("keywords from a model need the folder of a text model: --language.model FOLDER")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto").to(settings.device).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{settings.model} gives no text model of transformers ({error})") from error
+        raise ValueError(f"{settings.model} cannot be loaded as a text model of transformers ({error})") from error
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {settings.model} has no chat template; give an instruction-tuned model")
     lock = threading.Lock()
@@ -171,4 +171,4 @@ KEYWORD_MAKERS: dict[str, Callable[[KeywordSettings], MakeKeywords]] = {
     "endpoint": lambda settings: asked_keywords(endpoint(settings.endpoint, settings.max_new_tokens)),
     "model": lambda settings: asked_keywords(local_model(settings)),
 }
-"""What makes keywords: rules for the embedded problems, an OpenAI-style endpoint, a model of transformers."""
+"""Sources of keywords: rules for the built-in problems, an OpenAI-style endpoint, or a model of transformers."""

@@ -1,8 +1,10 @@
-"""Makes interleaved solutions out of images with questions and solutions in words: grid, words of the image, keywords
-of each step, cells (the pipeline of MINT-CoT, arXiv 2506.05331, whose own was never released).
+"""Make interleaved solutions from images with questions and solutions in words.
 
-A row is a JSON line: `image` (path), `question`, `solution` ("Step 1: ..." lines), `answer`, and optionally `marks`,
-what is written in the image: [{"text": "A", "box_xyxy": [x1, y1, x2, y2]}, ..] in [0, 1].
+It follows the data pipeline of MINT-CoT (arXiv 2506.05331), whose code was never released: read the words in the image,
+name the keywords of each step, and find the grid cells where those keywords are written.
+
+A row is a JSON line with `image` (path), `question`, `solution` ("Step 1: ..." lines), `answer`, and optionally
+`marks`, the words in the image: [{"text": "A", "box_xyxy": [x1, y1, x2, y2]}, ..] in [0, 1].
 """
 
 from __future__ import annotations
@@ -30,17 +32,17 @@ class MakingSettings:
     """How interleaved solutions are made."""
 
     grid: tuple[int, ...] = ()
-    """rows and columns of the model's visual tokens over an image; none: Qwen2-VL's, by the image's size"""
+    """rows and columns of the model's visual tokens; empty for those of Qwen2-VL, which depend on the image's size"""
     ocr: str = "rapidocr"
-    """what reads the words of images: rapidocr, or marks for those that are given with the rows"""
+    """how words in images are read: rapidocr, or marks for the words that are given in the rows"""
     keywords: str = "rules"
-    """what names the keywords of steps: rules, endpoint, model"""
+    """what names the keywords of steps: rules, endpoint or model"""
     language: KeywordSettings = field(default_factory=KeywordSettings)
     region: RegionRule = field(default_factory=RegionRule)
 
     def __post_init__(self) -> None:
         if len(self.grid) not in (0, 2) or any(side < 1 for side in self.grid):
-            raise ValueError(f"grid must be rows and columns, both at least 1, or nothing; got {list(self.grid)}")
+            raise ValueError(f"grid must be empty, or rows and columns of at least 1; got {list(self.grid)}")
         for name, known in (("ocr", OCR_ENGINES), ("keywords", KEYWORD_MAKERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
@@ -48,25 +50,26 @@ class MakingSettings:
 
 @dataclass(frozen=True)
 class SolvedRow:
-    """A question about an image, solved in words."""
+    """A question about an image with a solution in words."""
 
     name: str
-    """File and line, for messages"""
+    """file and line, for messages"""
     image: Path
     question: str
     opening: str
-    """What the solution says before its first step"""
+    """text of the solution before its first step"""
     steps: tuple[str, ...]
     answer: str
     marks: tuple[Word, ...] = ()
+    """words in the image, if they are given"""
 
 
 def parse_row(line: str, name: str, root: Path) -> SolvedRow:
-    """A line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong with it."""
+    """Parse a line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong."""
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"the line is no JSON ({error})") from None
+        raise ValueError(f"the line is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, got {type(row).__name__}")
     missing = [key for key in ("image", "question", "solution", "answer") if row.get(key) in (None, "")]
@@ -75,22 +78,21 @@ def parse_row(line: str, name: str, root: Path) -> SolvedRow:
     texts = {key: str(row[key]).strip() for key in ("question", "solution", "answer")}
     for key, text in texts.items():
         if tags := [tag for tag in _TAGS if tag in text]:
-            raise ValueError(f"{key} holds {' and '.join(tags)}, which the layout keeps for itself; take it out")
+            raise ValueError(f"{key} holds {' and '.join(tags)}, which the layout reserves; remove it")
     opening, steps = split_steps(texts["solution"])
     image = root / str(row["image"])
     return SolvedRow(name, image, texts["question"], opening, steps, texts["answer"], _marks(row.get("marks")))
 
 
 def split_steps(solution: str) -> tuple[str, tuple[str, ...]]:
-    """What a solution says before its first step, and its steps without headings. A last line "Answer: ..." is left
-    off.
+    """Split a solution into the text before its first step and the steps, without headings and a final "Answer: ...".
 
     Raises:
-        ValueError: where it has no steps, or one that says nothing.
+        ValueError: if the solution has no steps, or a step is empty.
     """
     opening, *steps = (part.strip() for part in _STEP.split(_ANSWER.sub("", "\n" + solution)))
     if not steps:
-        raise ValueError('the solution has no lines that begin with "Step 1:", "Step 2:", ..; write its steps so')
+        raise ValueError('the solution has no lines that begin with "Step 1:", "Step 2:", ..; write its steps that way')
     if empty := [number for number, step in enumerate(steps, start=1) if not step]:
         raise ValueError(f"step {empty[0]} of the solution is empty")
     return opening, tuple(steps)
@@ -112,7 +114,7 @@ def _marks(marks: Any) -> tuple[Word, ...]:
 
 @dataclass(frozen=True)
 class InterleaveMaker:
-    """The stages, ready to run."""
+    """Turns solved rows into interleaved problems."""
 
     settings: MakingSettings
     read_words: ReadWords
@@ -120,22 +122,22 @@ class InterleaveMaker:
 
     @classmethod
     def of(cls, settings: MakingSettings) -> InterleaveMaker:
-        """Raises ValueError where an engine is not installed or a language model not given."""
+        """Load what the settings name. Raises ValueError if an engine or a language model is missing."""
         keywords = KEYWORD_MAKERS[settings.keywords](settings.language)
         return cls(settings, OCR_ENGINES[settings.ocr](), keywords)
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns over an image."""
+        """Rows and columns of the grid over an image of these pixels."""
         if self.settings.grid:
             return self.settings.grid[0], self.settings.grid[1]
         return qwen_grid(width, height)
 
     def __call__(self, row: SolvedRow) -> InterleavedProblem:
-        """The row with the cells that its steps look at.
+        """Find the cells that each step of a row looks at.
 
         Raises:
-            KeywordError: where the language model gives no keywords.
-            ValueError: for an image that cannot be read, or one without marks where these are asked for.
+            KeywordError: if the language model gives no keywords.
+            ValueError: if the image cannot be read, or the row lacks the marks that the settings ask for.
         """
         image = ImageFile(row.image).load()
         grid = self.grid(*image.size)

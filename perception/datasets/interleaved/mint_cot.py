@@ -1,9 +1,9 @@
-"""MINT-CoT's published layout: solutions whose steps name the visual tokens that they look at.
+"""Read and write MINT-CoT's published layout: solutions whose steps name the visual tokens that they look at.
 
-A JSON list of rows, each with `images` (one path), `messages` (the solution in words alone) and
-`messages_interleave_ra`, the same with numbers between `<interleave>` and `</interleave>`: cells of a grid over the
-image, row by row, comma-separated. The grid is the one of the model that the data were made for, Qwen2-VL, unless a row
-says otherwise under `grid` ([rows, columns]). `on_grid` carries cells over to another model's by overlap.
+A file is a JSON list of rows. Each row has `images` (one path), `messages` (the solution in words) and
+`messages_interleave_ra`, the same solution with comma-separated cell numbers between `<interleave>` and
+`</interleave>`. Cells are numbered row by row on a grid over the image: the grid of Qwen2-VL, for which the data were
+made, or the row's `grid` ([rows, columns]). `on_grid` converts cells to the grid of another model.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from perception.model.images import image_size
+from vqvae.files import write_whole
 
 OPEN, CLOSE = "<interleave>", "</interleave>"
 _TAG = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
@@ -32,31 +33,31 @@ class InterleavedStep:
 
     text: str
     cells: tuple[int, ...]
-    """Of the problem's grid, row by row, ascending"""
+    """cells of the problem's grid, ascending"""
 
 
 @dataclass(frozen=True)
 class InterleavedProblem:
-    """A row."""
+    """A question about an image with an interleaved solution."""
 
     name: str
-    """File and number of the row, for messages"""
+    """file and number of the row, for messages"""
     image: Path
     question: str
     opening: str
-    """What the solution says before its first step"""
+    """text of the solution before its first step"""
     steps: tuple[InterleavedStep, ...]
     grid: tuple[int, int]
-    """Rows and columns that cells are numbered on"""
+    """rows and columns of the grid that cells are numbered on"""
 
 
 @dataclass(frozen=True)
 class InterleavedRows:
-    """What a file holds."""
+    """The rows of a file."""
 
     problems: tuple[InterleavedProblem, ...]
     skipped: tuple[str, ...]
-    """A line for each row that cannot be used: which, and why"""
+    """one line per row that cannot be used, saying why"""
 
 
 def qwen_grid(
@@ -64,7 +65,7 @@ def qwen_grid(
 ) -> tuple[int, int]:
     """Rows and columns of Qwen2-VL's visual tokens over an image of width x height pixels.
 
-    The image is resized to multiples of `cell`, its area brought between the two limits, its shape kept.
+    Qwen2-VL resizes the image to multiples of `cell`, with an area between the limits and about the same proportions.
     """
     rows, columns = max(1, round(height / cell)), max(1, round(width / cell))
     area = rows * columns * cell * cell
@@ -78,18 +79,23 @@ def qwen_grid(
 
 
 def on_grid(cells: Sequence[int], grid: tuple[int, int], other: tuple[int, int], least: float = 0.5) -> tuple[int, ...]:
-    """Cells of another grid (rows, columns) that `cells` cover by `least` of their area; the one that is covered most
-    where none is, so that no look is lost.
+    """Convert cells to another grid: the cells of `other` that `cells` cover by at least `least` of their area.
+
+    If no cell is covered that much, the one that is covered most is returned, so that no look is lost.
+
+    Args:
+        cells: numbered row by row on `grid`.
+        grid, other: (rows, columns).
 
     Raises:
-        ValueError: for a cell outside of `grid`.
+        ValueError: if a cell lies outside `grid`.
     """
     if not cells:
         return ()
     rows, columns = grid
     outside = [cell for cell in cells if not 0 <= cell < rows * columns]
     if outside:
-        raise ValueError(f"cells {outside[:5]} lie outside of a grid of {rows} x {columns}, 0 to {rows * columns - 1}")
+        raise ValueError(f"cells {outside[:5]} lie outside the grid of {rows} x {columns}, 0 to {rows * columns - 1}")
     mask = np.zeros(grid)
     mask.flat[list(cells)] = 1.0
     covered = _shares(rows, other[0]) @ mask @ _shares(columns, other[1]).T  # other
@@ -98,7 +104,7 @@ def on_grid(cells: Sequence[int], grid: tuple[int, int], other: tuple[int, int],
 
 
 def _shares(parts: int, others: int) -> np.ndarray:
-    """(others, parts): what share of each of `others` equal pieces of a line lies in each of `parts`."""
+    """Shares (others, parts) of each of `others` equal pieces of a line that lie in each of `parts` equal pieces."""
     ends, marks = np.arange(others + 1) / others, np.arange(parts + 1) / parts
     low = np.maximum(ends[:-1, None], marks[None, :-1])
     high = np.minimum(ends[1:, None], marks[None, 1:])
@@ -110,15 +116,15 @@ def read_mint_cot(
     images: str | Path | None = None,
     grid_of: Callable[[int, int], tuple[int, int]] = qwen_grid,
 ) -> InterleavedRows:
-    """The problems of a file in the published layout.
+    """Read the problems of a file in the published layout.
 
     Args:
-        path: JSON list, or JSON lines.
-        images: folder that image paths are relative to; None for the file's own.
-        grid_of: (width, height) in pixels -> rows and columns, for rows that do not say.
+        path: file with a JSON list, or JSON lines.
+        images: folder that image paths are relative to; None for the folder of the file.
+        grid_of: (width, height) in pixels -> (rows, columns), for rows without a grid.
 
     Raises:
-        ValueError: where the file is missing, no JSON, or holds no row that can be used.
+        ValueError: if the file is missing, is not JSON, or holds no usable row.
     """
     path = Path(path)
     root = Path(images) if images is not None else path.parent
@@ -145,7 +151,7 @@ def _rows(path: Path) -> list[Any]:
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is half written or no JSON ({error}); fetch it anew") from None
+        raise ValueError(f"{path} is half written or not JSON ({error}); fetch it again") from None
     return list(rows)
 
 
@@ -159,7 +165,7 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
     if not said.get("user") or not said.get("assistant"):
         raise ValueError("messages_interleave_ra must hold a user's and an assistant's message")
     if len(row["images"]) != 1:
-        raise ValueError(f"one image a row is read, got {len(row['images'])}")
+        raise ValueError(f"a row must have one image, got {len(row['images'])}")
     image = root / str(row["images"][0])
     grid = tuple(int(side) for side in row["grid"]) if row.get("grid") else grid_of(*image_size(image)[::-1])
     if len(grid) != 2 or min(grid) < 1:
@@ -170,10 +176,10 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
 
 
 def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[InterleavedStep, ...]]:
-    """What a solution says before its first tag, and its steps, a tag each; headings ("Step 2:") are left off.
+    """Split a solution into the text before its first tag and its steps, one per tag, without headings ("Step 2:").
 
     Raises:
-        ValueError: for a tag that is left open, numbers that are none, or cells outside of the grid.
+        ValueError: if a tag is left open, a cell is not a number, or a cell lies outside the grid.
     """
     if text.count(OPEN) != text.count(CLOSE) or text.count(OPEN) != len(_TAG.findall(text)):
         raise ValueError(f"an {OPEN} tag is left open, or closed twice")
@@ -184,15 +190,15 @@ def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[Interle
         try:
             cells = sorted({int(part) for part in numbers.split(",") if part.strip()})
         except ValueError:
-            raise ValueError(f"cells must be whole numbers with commas between them, got {numbers[:40]!r}") from None
+            raise ValueError(f"cells must be whole numbers separated by commas, got {numbers[:40]!r}") from None
         if cells and (cells[0] < 0 or cells[-1] >= most):
-            raise ValueError(f"cell {cells[-1] if cells[0] >= 0 else cells[0]} lies outside of a grid of {grid}")
+            raise ValueError(f"cell {cells[-1] if cells[0] >= 0 else cells[0]} lies outside the grid of {grid}")
         steps.append(InterleavedStep(_HEADING.sub("", words.strip()).strip(), tuple(cells)))
     return _HEADING.sub("", pieces[0].strip()).strip(), tuple(steps)
 
 
 def written(problem: InterleavedProblem, looks: bool = True) -> str:
-    """A solution as the published files have it; without its cells where `looks` is false."""
+    """A solution as text of the published layout, with or without its cells."""
     lines = [problem.opening] if problem.opening else []
     for number, step in enumerate(problem.steps, start=1):
         tag = f"{OPEN}{','.join(map(str, step.cells))}{CLOSE} " if looks else ""
@@ -201,8 +207,10 @@ def written(problem: InterleavedProblem, looks: bool = True) -> str:
 
 
 def write_mint_cot(problems: Sequence[InterleavedProblem], path: str | Path) -> None:
-    """Writes problems in the published layout, with their grids, whole or not at all. Images are named relative to the
-    file where they lie below it."""
+    """Write problems and their grids in the published layout, whole or not at all.
+
+    Images below the file's folder are named relative to it.
+    """
     path = Path(path)
     rows = []
     for problem in problems:
@@ -216,9 +224,7 @@ def write_mint_cot(problems: Sequence[InterleavedProblem], path: str | Path) -> 
                 "grid": list(problem.grid),
             }
         )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def _talk(question: str, answer: str) -> list[dict[str, str]]:
@@ -226,6 +232,6 @@ def _talk(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def for_grid(problem: InterleavedProblem, grid: tuple[int, int]) -> InterleavedProblem:
-    """The problem on another model's grid (rows, columns)."""
+    """Convert a problem to another grid (rows, columns)."""
     steps = tuple(replace(step, cells=on_grid(step.cells, problem.grid, grid)) for step in problem.steps)
     return replace(problem, steps=steps, grid=grid)

@@ -1,4 +1,4 @@
-"""What is written in an image and where: words with boxes, from an engine that runs offline or given with the data."""
+"""Words in an image and their boxes, read by an offline OCR engine or given with the data."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from PIL import Image
 from perception.geometry.figure import Box
 
 _LEAST_SIDE = 512
-"""Pixels that the shorter side is brought to before it is read: single letters of small figures are missed otherwise"""
+"""Pixels that the shorter side is enlarged to, because single letters of small figures are missed otherwise"""
 _MOST_SIDE = 2048
-"""Pixels that the longer side is not brought above"""
+"""Pixels that the longer side is enlarged to at most"""
 _PIECE = re.compile(r"[^\s=]+")
 
 
 @dataclass(frozen=True)
 class Word:
-    """Something written in an image."""
+    """A word in an image."""
 
     text: str
     box: Box
     """x1, y1, x2, y2 in [0, 1]"""
     exact: bool = False
-    """Whether the text is known rather than read: a reader cannot tell x from X, nor O from 0, that stand alone"""
+    """True if the text is known. An OCR engine confuses single characters such as x and X, or O and 0"""
 
 
 ReadWords = Callable[[Image.Image, Sequence[Word]], list[Word]]
-"""(image in RGB, what the row says is written in it) -> words"""
+"""(image in RGB, words that the row gives) -> words"""
 
 
 def given_marks(image: Image.Image, marks: Sequence[Word]) -> list[Word]:
-    """The words that came with the row. Raises ValueError where none did."""
+    """The words that the row gives. Raises ValueError if there are none."""
     if not marks:
         raise ValueError('the row has no "marks"; give them, or read the image with --ocr rapidocr')
     return list(marks)
 
 
 class RapidOcr:
-    """The engine of rapidocr, whose weights ship in its package. Reads one image at a time, whoever calls.
+    """Reads words with rapidocr, whose weights come with its package. Threads take turns.
 
     Raises:
-        ValueError: where it is not installed.
+        ValueError: if rapidocr is not installed.
     """
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ class RapidOcr:
         scale = max(1.0, min(_LEAST_SIDE / min(width, height), _MOST_SIDE / max(width, height)))
         size = (round(width * scale), round(height * scale))
         larger = image if scale == 1 else image.resize(size, Image.Resampling.BICUBIC)
-        pixels = np.ascontiguousarray(np.asarray(larger)[..., ::-1])  # (H, W, 3), blue first
+        pixels = np.ascontiguousarray(np.asarray(larger)[..., ::-1])  # (H, W, 3) in BGR
         try:
             with self._lock:
-                found = self._engine(pixels, use_cls=False)  # words of figures stand upright
-        except Exception as error:  # onnxruntime and rapidocr raise classes of their own
-            raise ValueError(f"rapidocr fails on the image ({error}); save it anew or take it out") from error
+                found = self._engine(pixels, use_cls=False)  # words in figures are upright
+        except Exception as error:  # onnxruntime and rapidocr raise their own classes
+            raise ValueError(f"rapidocr fails on the image ({error}); save it again or remove it") from error
         if found.txts is None or found.boxes is None:
             return []
         words = []
@@ -82,7 +82,7 @@ class RapidOcr:
 
 
 def split_line(text: str, box: Box) -> list[Word]:
-    """The words of a line that was read as one, "AB = 5" as AB and 5: each has its characters' share of the box."""
+    """Split a line ("AB = 5") into words (AB and 5); each gets its characters' share of the line's box."""
     x1, y1, x2, y2 = box
     width = (x2 - x1) / max(1, len(text))
     return [
@@ -92,4 +92,4 @@ def split_line(text: str, box: Box) -> list[Word]:
 
 
 OCR_ENGINES: dict[str, Callable[[], ReadWords]] = {"rapidocr": RapidOcr, "marks": lambda: given_marks}
-"""What makes a reader: a neural engine, or the boxes that are given with the row."""
+"""Sources of words: the rapidocr engine, or the words given with each row."""

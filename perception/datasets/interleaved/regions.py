@@ -1,4 +1,4 @@
-"""From keywords of a step to cells of an image's grid, by way of the words that are written in the image."""
+"""Find the grid cells that a step looks at: where the step's keywords are written in the image."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NAME = re.compile(r"[A-Z]{2,6}")
 _NUMBER = re.compile(r"(\d+(?:[.,]\d+)?)(?:°|º|cm|mm|km|m|ft|in)?")
 _AROUND = " \t.,;:!?()[]{}∠△°º˚\"'="
 _ALIKE = ("oO0", "lI1|", "xX", "cC", "kK", "pP", "sS", "uU", "vV", "wW", "zZ")
-"""Characters that a reader confuses where they stand alone"""
+"""Characters that an OCR engine confuses if they stand alone"""
 _VALUE = re.compile(r"[\d.,]+|[a-z]")
 
 
 @dataclass(frozen=True)
 class RegionRule:
-    """How far a region reaches."""
+    """How large the region around a word is."""
 
     margin: float = 0.02
-    """Around a word, as a share of the image's side"""
+    """margin around a word, as a share of the image's side"""
     reach: float = 0.3
-    """How far a value may stand from the letter of its corner, by their centres, for both to be one region; 0 for
-    never"""
+    """largest distance between the centres of a corner's letter and a value for which the region covers both and what
+    lies between; 0 for never"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 0.5 or self.reach < 0:
@@ -42,18 +42,20 @@ class RegionRule:
 
 @dataclass(frozen=True)
 class Match:
-    """What a keyword was found to stand for."""
+    """A keyword and the places where it is written."""
 
     text: str
     places: tuple[tuple[Box, ...], ...]
-    """Each of its occurrences: the boxes of its words, and points of the lines between them"""
+    """one tuple per occurrence: the boxes of its words, and points on the lines between them"""
 
 
 def step_cells(
     keywords: Sequence[str], words: Sequence[Word], grid: tuple[int, int], rule: RegionRule | None = None
 ) -> tuple[int, ...]:
-    """Cells of a grid (rows, columns), row by row, that a step with these keywords looks at; none where no keyword is
-    written in the image."""
+    """Cells of a grid (rows, columns), numbered row by row, that a step with these keywords looks at.
+
+    Empty if no keyword is written in the image.
+    """
     rule = rule or RegionRule()
     matches = [match for keyword in dict.fromkeys(keywords) for match in find_keyword(keyword, words)]
     settled = _nearest_places({match.text: match for match in matches})
@@ -63,8 +65,11 @@ def step_cells(
 
 
 def find_keyword(keyword: str, words: Sequence[Word]) -> list[Match]:
-    """What a keyword stands for, nothing where it is not written: the whole of it, else the names of its letters
-    (AB: both letters and the line between), else its parts ("angle A": A)."""
+    """Find where a keyword is written; empty if it is not.
+
+    It looks for the whole keyword first, then for the letters of a name (AB: both letters and the line between), then
+    for its parts ("angle A": A).
+    """
     text = _normal(keyword)
     if not text:
         return []
@@ -83,7 +88,7 @@ def _normal(text: str) -> str:
 
 
 def _written(text: str, words: Sequence[Word]) -> list[Word]:
-    """The words that say a text: to the letter, else confused by their reader, else nearly."""
+    """The words that match a text: exactly, else up to characters that OCR confuses, else approximately."""
     if exact := [word for word in words if _normal(word.text) == text]:
         return exact
     if len(text) == 1:
@@ -98,7 +103,7 @@ def _written(text: str, words: Sequence[Word]) -> list[Word]:
 
 
 def _compound(name: str, words: Sequence[Word]) -> list[Match]:
-    """The letters of a name, one by one, and the lines from each to the next."""
+    """Find a name by its single letters; its region also covers the lines from each letter to the next."""
     found = [_written(letter, words) for letter in name]
     if not all(found):
         return []
@@ -113,15 +118,17 @@ def _length(words: Sequence[Word]) -> float:
 
 
 def _line(one: Box, two: Box) -> list[Box]:
-    """Boxes without extent, on the line between two words' centres; each is covered by the cell that it lies in."""
+    """Points, as boxes without extent, on the line between the centres of two words."""
     shares = np.linspace(0, 1, _POINTS_ON_A_LINE)[:, None]
     points = np.array(_centre(one)) * (1 - shares) + np.array(_centre(two)) * shares  # (P, 2)
     return [(x, y, x, y) for x, y in points.tolist()]
 
 
 def _nearest_places(matches: dict[str, Match]) -> list[Match]:
-    """Of what is written several times, the place nearest to what the step speaks of besides, where that is written
-    once; all places where nothing decides."""
+    """Settle keywords that are written in several places.
+
+    The place nearest to a keyword that is written once is kept; if there is no such keyword, all places are kept.
+    """
     sure = [_centre(match.places[0][0]) for match in matches.values() if len(match.places) == 1]
     settled = []
     for match in matches.values():
@@ -133,7 +140,7 @@ def _nearest_places(matches: dict[str, Match]) -> list[Match]:
 
 
 def _corners(matches: Sequence[Match], reach: float) -> list[Box]:
-    """Boxes around the letter of a corner and the value written at it: what lies between them is the corner itself."""
+    """Boxes around the letter of a corner and the value at it; the corner lies between them."""
     letters = [m for m in matches if len(m.text) == 1 and m.text.isupper() and len(m.places) == 1]
     values = [m for m in matches if _VALUE.fullmatch(m.text) and len(m.places) == 1]
     found = []

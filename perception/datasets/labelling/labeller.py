@@ -1,16 +1,16 @@
-"""Images labelled by teachers and tokenised: the rows of `python -m train.prepare`, and the parquet files they lie in.
+"""Label images with teachers, tokenise their depth, and keep the rows in parquet files (`python -m train.prepare`).
 
-| column | what it holds |
+| column | content |
 |---|---|
-| name | path of the image beneath the folder that was labelled |
-| image | its file's bytes, or null where they were not asked for |
+| name | path of the image, relative to the labelled folder |
+| image | bytes of the image's file; null unless embedded |
 | width, height | pixels |
-| codes | depth codes, row by row or coarse to fine; null without a teacher of depth |
-| near, far | depth of nearness 1 and 0, in the teacher's unit |
-| map_width, map_height, map | nearness at `MAP_SIZE` pixels, row by row: 0 for a hole, 1 .. 65535 from far to near |
-| boxes | x1, y1, x2, y2 in [0, 1] of each box; null without a detector |
-| labels, scores | class and score of each box |
-"""
+| codes | depth codes, row by row or coarse to fine; null without a depth teacher |
+| near, far | depth at nearness 1 and 0, in the teacher's unit |
+| map_width, map_height, map | nearness at up to `MAP_SIZE` pixels per side, row by row: 0 in holes, else 1 (far) .. 65535 (near) |
+| boxes | x1, y1, x2, y2 in [0, 1] per box; null without a box teacher |
+| labels, scores | class and score per box |
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ from torch import Tensor
 
 from perception.datasets.depth.jobs import encode_maps
 from perception.datasets.depth.questions import relative_depth
+from perception.datasets.depth.teachers import DepthTeacher
 from perception.datasets.images import ImageFile
-from perception.datasets.labelling.teachers import BoxTeacher, DepthTeacher, Detections
+from perception.datasets.labelling.box_teachers import BoxTeacher, Detections
 from vqvae import VQVAE
+from vqvae.files import write_whole
 from vqvae.normalisation import resize_masked
 
 MAP_SIZE = 96
-"""Pixels of the longer side of the maps that are kept for questions about depth"""
+"""Pixels of the longer side of the small maps that depth questions are made from"""
 _LEVELS = 65534
-_FARTHEST = 0.01  # nearness of the farthest point of a kept map; min-max takes it out again
+_FARTHEST = 0.01  # offset of nearness, so that its inverse is finite; min-max normalisation removes it
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image and what teachers say of it."""
+    """An image and its labels."""
 
     name: str
     size: tuple[int, int]
     """(height, width) in pixels"""
     codes: tuple[int, ...] | None = None
     depth_range: tuple[float, float] | None = None
-    """near and far, in the teacher's unit"""
+    """depth at nearness 1 and 0, in the teacher's unit"""
     nearness: NDArray[np.uint16] | None = None
-    """(h, w), see `map`"""
+    """(h, w), as the column `map`"""
     detections: Detections | None = None
     image: bytes | None = None
 
     def depth(self) -> Tensor:
-        """Depth (h, w) of the kept map: its inverse is the nearness up to an affine change, holes are NaN."""
+        """Depth (h, w) whose inverse is the small map's nearness up to an affine change; NaN in holes."""
         assert self.nearness is not None
         levels = torch.from_numpy(self.nearness.astype(np.float32))
         return torch.where(levels > 0, 1 / ((levels - 1) / _LEVELS + _FARTHEST), torch.nan)
@@ -63,7 +65,7 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """An image that came to nothing."""
+    """An image that could not be labelled."""
 
     name: str
     reason: str
@@ -71,19 +73,20 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class Labeller:
-    """Teachers and the tokenizer of their depth."""
+    """Labels images with a depth teacher, a box teacher, or both."""
 
     root: Path
-    """The folder that names are relative to"""
+    """Folder that image names are relative to"""
     depth: DepthTeacher | None
     vqvae: VQVAE | None
+    """Tokenizer of the depth maps; needed with a depth teacher"""
     boxes: BoxTeacher | None
     batch_size: int = 8
     embed: bool = False
-    """Whether rows hold the images' bytes"""
+    """Whether rows hold the bytes of the images"""
 
     def __call__(self, names: Sequence[str]) -> list[LabelledImage | Unlabelled]:
-        """Labels images, in their order; one that fails does not take others with it."""
+        """Label images and return them in order; an image that fails does not affect the others."""
         found: list[LabelledImage | Unlabelled] = []
         for start in range(0, len(names), self.batch_size):
             batch = names[start : start + self.batch_size]
@@ -135,7 +138,7 @@ class Labeller:
 
 
 def small_map(depth: Tensor) -> NDArray[np.uint16]:
-    """Nearness (h, w) of depth (H, W) in `_LEVELS` steps, the longer side of `MAP_SIZE` pixels at most; 0 in holes."""
+    """Nearness (h, w) of depth (H, W) in `_LEVELS` steps, at most `MAP_SIZE` pixels per side; 0 in holes."""
     near = relative_depth(depth)
     scale = min(1.0, MAP_SIZE / max(near.shape))
     size = (max(1, round(near.shape[0] * scale)), max(1, round(near.shape[1] * scale)))
@@ -148,33 +151,30 @@ def small_map(depth: Tensor) -> NDArray[np.uint16]:
 
 
 def write_rows(rows: Sequence[LabelledImage], file: Path, header: Mapping[str, Any]) -> None:
-    """Writes rows to parquet, whole or not at all.
+    """Write rows to a parquet file, whole or not at all.
 
     Args:
-        header: what all rows share, as JSON.
+        header: JSON values that all rows share.
 
     Raises:
-        ValueError: naming the file where it cannot be written, such as on a full disk.
+        ValueError: naming the file, if it cannot be written, for example because the disk is full.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     table = pa.Table.from_pylist([_columns(row) for row in rows], _schema(pa))
     table = table.replace_schema_metadata({"perception": json.dumps(dict(header))})
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        parquet.write_table(table, partial)
-        partial.replace(file)
+        write_whole(file, lambda path: parquet.write_table(table, path))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(
-            f"{file} could not be written ({error.strerror or error}); what was finished before is kept. Make room, "
-            "and give the same command again"
+            f"{file} could not be written ({error.strerror or error}); finished shards are kept. Free disk space and "
+            "run the same command again"
         ) from error
 
 
 def read_rows(file: Path) -> tuple[list[LabelledImage], dict[str, Any]]:
-    """The rows of a file, and what they share. Raises ValueError naming the file where it is cut short or another's."""
+    """The rows of a file and the header that they share. Raises ValueError naming a file that is missing or damaged."""
     from pyarrow import parquet
 
     try:
@@ -185,8 +185,8 @@ def read_rows(file: Path) -> tuple[list[LabelledImage], dict[str, Any]]:
         raise ValueError(f"{file} does not exist; make it with python -m train.prepare") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} is no whole file of labelled images ({error}); delete it and its record, and make it anew with "
-            "python -m train.prepare"
+            f"{file} is not a complete file of labelled images ({error}); delete it and its record, and run "
+            "python -m train.prepare again"
         ) from error
 
 

@@ -87,7 +87,7 @@ def broken(path: Path) -> Path:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_cut_short_is_named(ending: str, tmp_path: Path) -> None:
     file = broken(tmp_path / f"d.{ending}")
-    with pytest.raises(ValueError, match=rf"d\.{ending} cannot be read as depth .*fetch or write it anew"):
+    with pytest.raises(ValueError, match=rf"d\.{ending} cannot be read as depth .*fetch or write it again"):
         list(read_depth(file))
 
 
@@ -140,12 +140,12 @@ def test_codes_survive_their_file_and_decode_to_size_and_unit(
 def test_a_job_stopped_by_a_bad_file_goes_on_where_it_was(
     folder: Path, tmp_path: Path, model: VQVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perception.datasets.depth.jobs.FILES_A_PART", 1)
+    monkeypatch.setattr("perception.datasets.depth.jobs.FILES_PER_PART", 1)
     bad, out = write(folder / "many2.npy", np.full((4, 4), np.nan, np.float32)), tmp_path / "codes.npy"
     with pytest.raises(ValueError, match=r"many2\.npy holds no valid depth"):
         tokenize(folder, out, model)
     assert not out.exists() and len(list(tmp_path.glob("codes.npy.parts/part-*.npy"))) == 3
-    with pytest.raises(ValueError, match="another job has done so far"):
+    with pytest.raises(ValueError, match="was begun with other settings"):
         tokenize(folder, out, model, DepthFormat(scale=2.0))
     write(bad, DEPTH)
     (folder / "a.png").write_bytes(b"")  # done before, so it is not read again
@@ -174,9 +174,9 @@ def test_codes_of_another_tokenizer_and_broken_files_of_codes_are_refused(
         path = tmp_path / f"d.{ending}"
         codes.write(path)
         path.write_bytes(path.read_bytes()[:-40])
-        with pytest.raises(ValueError, match=rf"d\.{ending} is no whole file of depth codes"):
+        with pytest.raises(ValueError, match=rf"d\.{ending} is not a complete file of depth codes"):
             DepthCodes.read(path)
-        with pytest.raises(ValueError, match=r"gone.* does not exist; write it by `perception tokenize`"):
+        with pytest.raises(ValueError, match=r"gone.* does not exist; write it with `perception tokenize`"):
             DepthCodes.read(tmp_path / f"gone.{ending}")
     with pytest.raises(ValueError, match="files of codes end in .npy, .parquet, .txt"):
         codes.write(tmp_path / "c.csv")

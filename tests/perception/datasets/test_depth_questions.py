@@ -22,9 +22,9 @@ from perception.datasets.depth.questions import (
     LetterDeck,
     PointChooser,
     min_spacing,
+    read_depth_pairs,
     relative_depth,
 )
-from perception.datasets.depth.records import read_depth_pairs
 from perception.datasets.records import RecordSet
 from perception.scenes.markers import MIN_GAP, disc_radius, draw_markers
 from vqvae import VQVAE, VQVAEConfig
@@ -151,7 +151,7 @@ def test_a_map_without_room_is_drawn_and_named(tmp_path: Path, model: VQVAE) -> 
     save_pair(tmp_path, "flat", np.full((90, 120), 2, np.float32))
     made = records_of(tmp_path, model)
     assert [record.example.task for record in made.records] == [chains.ATOMIC_DEPTH]
-    assert made.skipped == ("flat.png, map 0: no room for two points; its map is drawn, no more",)
+    assert made.skipped == ("flat.png, map 0: no room for two points, so nothing but its map is drawn",)
 
 
 def test_markers_are_drawn_on_images_of_any_shape() -> None:

@@ -71,11 +71,11 @@ def test_what_is_written_is_read_again(folder: Path) -> None:
 def test_bad_rows_are_named_and_the_rest_is_kept(folder: Path) -> None:
     bad = {
         "left open": assistant("Step 1: <interleave>3 AB is 5."),
-        "outside of a grid": assistant("Step 1: <interleave>3,50</interleave> AB is 5."),
+        "outside the grid": assistant("Step 1: <interleave>3,50</interleave> AB is 5."),
         "whole numbers": assistant("Step 1: <interleave>three</interleave> AB is 5."),
         "does not exist": row(images=["gone.png"]),
         "images missing": row(images=[]),
-        "one image a row": row(images=["figure.png", "figure.png"]),
+        "must have one image": row(images=["figure.png", "figure.png"]),
         "must hold a user's": row(messages_interleave_ra=[{"role": "user", "content": "Find x."}]),
         "must be an object": 7,
         "grid must be": row(grid=[3]),
@@ -111,7 +111,7 @@ def test_cells_are_carried_over_by_overlap() -> None:
         assert on_grid(cells, grid, grid) == cells
         every = tuple(range(grid[0] * grid[1]))
         assert on_grid(every, grid, (5, 7)) == tuple(range(35))
-    with pytest.raises(ValueError, match="outside of a grid"):
+    with pytest.raises(ValueError, match="outside the grid"):
         on_grid((16,), (4, 4), (2, 2))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from PIL import Image
 
 from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.tables import read_depth_table
+from perception.datasets.store import Part
 from perception.scenes.export import export_parquet
 from perception.scenes.render import render_scenes
+from perception.scenes.store import SceneStore
 from train.data.depth import DepthStore
 
 
@@ -54,22 +57,26 @@ def test_maps_of_all_kinds_are_read_and_what_cannot_be_is_named(
 def test_a_build_that_was_killed_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.data import depth as depth_store
 
-    monkeypatch.setattr(depth_store, "FILES_A_PART", 2)
+    monkeypatch.setattr(depth_store, "FILES_PER_PART", 2)
     whole = DepthStore.build(tmp_path / "whole", folder, DepthFormat(), 16)
-    read, done = depth_store._read_part, list[str]()
+    read, done = depth_store._read_part, list[int]()
 
-    def die_at_third(path: Path, *rest: object) -> None:
+    def die_at_third(*arguments: Any) -> Part:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(path.name)
-        read(path, *rest)  # type: ignore[arg-type]
+        done.append(arguments[-1])
+        return read(*arguments)
+
+    def count(*arguments: Any) -> Part:
+        done.append(arguments[-1])
+        return read(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(depth_store, "_read_part", die_at_third)
         with pytest.raises(KeyboardInterrupt):
             DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16)
     with monkeypatch.context() as patch:
-        patch.setattr(depth_store, "_read_part", lambda path, *rest: (done.append(path.name), read(path, *rest)))
+        patch.setattr(depth_store, "_read_part", count)
         resumed = DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16)
     assert len(done) == len(set(done)) == 4, "no part is read twice"
     assert resumed.names == whole.names and np.array_equal(resumed.depth, whole.depth, equal_nan=True)
@@ -91,11 +98,10 @@ def test_a_source_without_usable_maps_is_an_error(folder: Path, tmp_path: Path) 
 
 def test_a_store_of_other_maps_is_refused(folder: Path, tmp_path: Path) -> None:
     DepthStore.build(tmp_path / "store", folder, DepthFormat(), 16)
-    with pytest.raises(ValueError, match="holds maps of other files or settings"):
+    with pytest.raises(ValueError, match=r"was begun with other settings: scale was None and is 2.0"):
         DepthStore.build(tmp_path / "store", folder, DepthFormat(scale=2.0), 16)
-    (tmp_path / "scenes").mkdir()
-    (tmp_path / "scenes" / "scenes.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds rendered scenes"):
+    SceneStore.build(tmp_path / "scenes", range(2), image_size=16, workers=1)
+    with pytest.raises(ValueError, match="kind was 'scenes' and is 'depth maps'"):
         DepthStore.build(tmp_path / "scenes", folder, DepthFormat(), 16)
 
 

@@ -13,7 +13,7 @@ from toy_figures import make_toy_folder, toy_problems
 
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedStep, on_grid, write_mint_cot
 from perception.interleave.chains import Look
-from train.data.published_chains import PublishedData, read_published
+from train.data.published_chains import PublishedData, read_published_problems
 from train.interleave import InterleaveConfig, InterleavedFolder, read_interleaved
 from train.interleave import train as interleave
 from train.loop.fit import LoopConfig
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_rows_become_chains_on_the_model_s_grid(file: Path, folder: InterleavedFolder):
-    found, skipped = read_published(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
+    found, skipped = read_published_problems(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
     assert len(found) == 8 and not skipped
     for row, toy in zip(found, toy_problems(8, 0, 32, WRITTEN), strict=True):
         assert np.array_equal(row.image, toy.image) and (row.question, row.answer) == (toy.question, toy.answer)
@@ -71,13 +71,13 @@ def test_rows_that_cannot_be_used_are_named(file: Path, folder: InterleavedFolde
     rows[3]["messages_interleave_ra"][1]["content"] = "Step 1: <interleave>64</interleave> so 4. Answer: 4"
     file.write_text(json.dumps(rows))
     (tmp_path / "4.png").write_bytes((tmp_path / "5.png").read_bytes()[:120])
-    found, skipped = read_published(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
+    found, skipped = read_published_problems(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
     assert len(found) == 4
     said = {line.split(":")[1]: line for line in skipped}
     assert "no answer" in said["2"] and "no step" in said["3"] and "outside of a grid" in said["4"]
     assert "4.png" in said["5"]
     with pytest.raises(ValueError, match="held_out"):
-        read_published(PublishedData([str(file)], held_out=4), folder.encoder, folder.model.model)
+        read_published_problems(PublishedData([str(file)], held_out=4), folder.encoder, folder.model.model)
 
 
 def test_a_stage_and_its_reinforcement_run_on_them(file: Path, start: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Problems on disk: the same as were drawn, drawn once."""
+"""Geometry problems on disk: the same as were drawn, drawn once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 import torch
 from toy_figures import toy_problems
 
-from train.data.geometry import GeometryData, read_problems
-from train.data.problem_store import ProblemStore, save_problems
+from train.data.geometry import GeometryData, ProblemStore, read_problems
 
 
 def test_what_is_read_is_what_was_drawn(tmp_path: Path) -> None:
     problems = [replace(p, truths={"count": n}) for n, p in enumerate(toy_problems(5))]
-    store = save_problems(problems, tmp_path / "problems")
+    store = ProblemStore.build(tmp_path / "problems", {}, lambda: problems)
     assert len(store) == 5 and len(store[1:3]) == 2
     for problem, read in zip(problems, store, strict=True):
         assert torch.equal(problem.image, read.image)
@@ -48,8 +47,11 @@ def test_geometry_comes_with_looks_and_marks_on_the_model_s_grid(tmp_path: Path)
 
 
 def test_a_store_that_lost_rows_is_refused(tmp_path: Path) -> None:
-    save_problems(toy_problems(3), tmp_path / "problems")
+    def build() -> ProblemStore:
+        return ProblemStore.build(tmp_path / "problems", {}, lambda: toy_problems(3))
+
+    build()
     rows = tmp_path / "problems" / "rows.jsonl"
     rows.write_text("\n".join(rows.read_text().splitlines()[:2]))
-    with pytest.raises(ValueError, match="holds 3 images and 2 problems; delete it and draw anew"):
-        ProblemStore(tmp_path / "problems")
+    with pytest.raises(ValueError, match="holds 3 images and 2 rows; delete the folder and build it again"):
+        build()

@@ -103,7 +103,7 @@ def test_crowds_and_classes_too_many_to_count_are_left_out(tmp_path: Path) -> No
     assert {record.example.answer for record in records if record.example.answer} == {"2"}
     assert "buses" in records[0].example.question
     alone = read(write(tmp_path, boxes(2, 16)))
-    assert not alone.records and "no class that is annotated wholly" in alone.skipped[0]
+    assert not alone.records and "no fully annotated class" in alone.skipped[0]
 
 
 def test_fifteen_is_asked_and_zero_of_what_is_not_there(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_bad_annotations_are_named(tmp_path: Path) -> None:
     broken(r"annotation 1: bbox must be four numbers .* got \[1, 2\]", annotations__bbox=[1, 2])
     broken(r"images\[0\]: width must be above 0, got 0", images__width=0)
     broken(r"image 1: image .*gone\.jpg does not exist; put it there", images__file_name="gone.jpg")
-    broken("lacks neg_category_ids, not_exhaustive.*COCO's, and not LVIS's", CountRules("lvis"))
+    broken("lacks neg_category_ids, not_exhaustive.*COCO's layout, not LVIS's", CountRules("lvis"))
     file = write(tmp_path, [])
     file.write_text(file.read_text()[:40])
-    with pytest.raises(ValueError, match=r"instances\.json is not whole JSON"):
+    with pytest.raises(ValueError, match=r"instances\.json is not complete JSON"):
         read(file)
     file.write_text("[]")
     with pytest.raises(ValueError, match="must hold the lists images, annotations, categories"):
@@ -178,5 +178,5 @@ def test_records_survive_their_file(tmp_path: Path) -> None:
     assert RecordSet.read(tmp_path / "made.jsonl") == made
     text = (tmp_path / "made.jsonl").read_text()
     (tmp_path / "made.jsonl").write_text(text[:-30])
-    with pytest.raises(ValueError, match=r"made\.jsonl, line 6 is no record"):
+    with pytest.raises(ValueError, match=r"made\.jsonl, line 6 is not a record"):
         RecordSet.read(tmp_path / "made.jsonl")

@@ -1,4 +1,4 @@
-"""The examples of docs/when_to_draw.md run, and say what the page says they do."""
+"""The examples of docs/asking.md run, and print what the page says."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_examples_run_one_after_the_other(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "when_to_draw.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "asking.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
     names: dict[str, object] = {"__name__": "__example__"}
     for block in blocks:

@@ -90,8 +90,8 @@ def test_every_turn_is_a_record(tmp_path: Path) -> None:
         (DEPTH.removesuffix("<DEPTH_END>"), "the depth span is cut short after 100 codes; a depth map is START, 100"),
         (DEPTH.replace("<DEPTH_5>", ""), "a depth span must hold exactly 100 codes, got 99"),
         (DEPTH.removeprefix("<DEPTH_START>"), "stray code of depth"),
-        ("(<PIXEL_1>,<PIXEL_2>,<PIXEL_3>", "stray code of location .* mend the entry"),
-        (box(30, 2, 1, 40), "a box is turned inside out"),
+        ("(<PIXEL_1>,<PIXEL_2>,<PIXEL_3>", "stray code of location .* correct or remove the entry"),
+        (box(30, 2, 1, 40), "a box is inverted"),
     ],
 )
 def test_bad_spans_are_named_with_file_and_entry(tmp_path: Path, answer: str, said: str) -> None:
@@ -105,7 +105,7 @@ def test_bad_entries_are_named(tmp_path: Path) -> None:
         read(tmp_path, *pair, image="gone.jpg")
     with pytest.raises(ValueError, match=r"entry 0 \(id 7\) names no image"):
         read(tmp_path, *pair, image=None)
-    with pytest.raises(ValueError, match="turns of human and gpt, two by two"):
+    with pytest.raises(ValueError, match="must alternate between human and gpt"):
         read(tmp_path, "How many?")
     with pytest.raises(ValueError, match="expected a turn of gpt with its text as value, got {'from': 'human'"):
         read(tmp_path, *pair, conversations=[{"from": "human", "value": "x"}] * 2)
@@ -113,7 +113,7 @@ def test_bad_entries_are_named(tmp_path: Path) -> None:
         read(tmp_path, "<image>", "2")
     file = write(tmp_path, *pair)
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(ValueError, match=r"train\.json is not whole JSON"):
+    with pytest.raises(ValueError, match=r"train\.json is not complete JSON"):
         read_aurora(file, tmp_path)
     file.write_text("{}")
     with pytest.raises(ValueError, match="must hold a list of conversations, got dict"):

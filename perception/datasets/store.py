@@ -1,0 +1,190 @@
+"""Arrays on disk with JSON rows and settings, built once and read as memory maps.
+
+A store is a folder with one `.npy` file per array, `rows.jsonl` with one JSON value per row, and `store.json`, which is
+written last: without it the store is unfinished. It is built in parts, so a build that is killed goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from perception.datasets.shards import PLAN, Plan, check_settings, locked
+from vqvae.files import write_whole
+
+_STORE, _ROWS, _PARTS = "store.json", "rows.jsonl", "parts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a store, as one part of its building makes them."""
+
+    arrays: Mapping[str, np.ndarray]
+    """(n, ...) each; every part has the same names, dtypes and shapes but for n"""
+    rows: Sequence[Any]
+    """n JSON values"""
+    notes: Sequence[Any] = ()
+    """JSON values that belong to no row, such as what was left out"""
+
+
+@dataclass(frozen=True)
+class Store:
+    """N rows of named arrays and JSON values. Arrays are memory maps: reading an item copies that item only."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    """what the store was built with"""
+    arrays: Mapping[str, np.ndarray]
+    """(N, ...) each"""
+    lines: Sequence[str]
+    """N JSON texts, parsed when they are needed"""
+    notes: Sequence[Any]
+    """what the parts noted"""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        num_parts: int,
+        make: Callable[[int], Part],
+        title: str,
+        workers: int = 1,
+        check: Callable[[int, Sequence[Any]], None] | None = None,
+    ) -> Store:
+        """Open the store of these settings; build it first if it is not there.
+
+        One process builds; others that call this at the same time wait for it.
+
+        Args:
+            settings: JSON values that decide what the store holds.
+            make: makes part 0 .. num_parts - 1; with several workers it must be picklable.
+            title: names the work on the progress bar.
+            workers: processes that make parts.
+            check: called with the number of rows and the notes of all parts before they are joined; a ValueError
+                that it raises ends the build, and the next one begins anew.
+
+        Raises:
+            ValueError: if the folder holds a store of other settings, or as `check` and `make` do.
+        """
+        folder, settings = Path(folder), json.loads(json.dumps(settings))
+        with locked(folder, wait=True):
+            if not (folder / _STORE).exists():
+                _build(folder, settings, num_parts, make, title, workers, check)
+        store = cls.open(folder)
+        check_settings(folder, store.settings, settings)
+        return store
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Store:
+        """Open a finished store.
+
+        Raises:
+            ValueError: if the store is missing or unfinished, or its arrays and rows do not belong together.
+        """
+        folder = Path(folder)
+        if not (folder / _STORE).exists():
+            raise ValueError(f"{folder} is not a finished store ({_STORE} is missing); build it first")
+        kept = json.loads((folder / _STORE).read_text(encoding="utf-8"))
+        lines = (folder / _ROWS).read_text(encoding="utf-8").splitlines()
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in kept["arrays"]}
+        for name, array in arrays.items():
+            if len(array) != len(lines):
+                raise ValueError(
+                    f"{folder} holds {len(array)} {name} and {len(lines)} rows; delete the folder and build it again"
+                )
+        return cls(folder, kept["settings"], arrays, lines, kept["notes"])
+
+
+def _build(
+    folder: Path,
+    settings: Mapping[str, Any],
+    num_parts: int,
+    make: Callable[[int], Part],
+    title: str,
+    workers: int,
+    check: Callable[[int, Sequence[Any]], None] | None,
+) -> None:
+    """Make the missing parts, then join them."""
+    parts = folder / _PARTS
+    Plan(parts / PLAN, settings).begin()
+    files = [parts / f"{number:06d}.npz" for number in range(num_parts)]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    write = partial(_write_part, parts, make)
+    workers = min(workers, max(1, len(missing)))
+    with Progress(transient=True, disable=num_parts < 2) as progress:
+        task = progress.add_task(title, total=num_parts, completed=num_parts - len(missing))
+        if workers == 1:
+            for number in missing:
+                write(number)
+                progress.advance(task)
+        else:  # "spawn": a forked child of a process that has used torch's threads can hang
+            with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+                for _ in pool.imap_unordered(write, missing):
+                    progress.advance(task)
+    found = [_read_texts(file) for file in files]
+    count, notes = sum(len(rows) for rows, _ in found), [note for _, noted in found for note in noted]
+    if check is not None:
+        try:
+            check(count, notes)
+        except ValueError:
+            shutil.rmtree(parts)
+            raise
+    names = _join(folder, files, count)
+    write_whole(folder / _ROWS, "".join(json.dumps(row) + "\n" for rows, _ in found for row in rows))
+    write_whole(folder / _STORE, json.dumps({"settings": settings, "arrays": names, "notes": notes}) + "\n")
+    shutil.rmtree(parts)
+
+
+def _write_part(parts: Path, make: Callable[[int], Part], number: int) -> None:
+    part = make(number)
+    arrays: dict[str, Any] = dict(part.arrays)
+    for name, values in (("_rows", part.rows), ("_notes", part.notes)):
+        arrays[name] = np.frombuffer(json.dumps(list(values)).encode(), dtype=np.uint8)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    write_whole(parts / f"{number:06d}.npz", write)
+
+
+def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
+    """Rows and notes of a part."""
+    with np.load(file) as part:
+        return json.loads(part["_rows"].tobytes()), json.loads(part["_notes"].tobytes())
+
+
+def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
+    """Write one memory map per array; returns the arrays' names."""
+    maps: dict[str, np.memmap] = {}
+    start = 0
+    for file in files:
+        with np.load(file) as part:
+            length = len(json.loads(part["_rows"].tobytes()))
+            for name in part.files:
+                if name.startswith("_"):
+                    continue
+                array = part[name]
+                if name not in maps:
+                    shape = (count, *array.shape[1:])
+                    maps[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
+                maps[name][start : start + length] = array
+            start += length
+    for array in maps.values():
+        array.flush()
+    return list(maps)
