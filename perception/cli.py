@@ -154,12 +154,12 @@ def _evaluate_published(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
+    from perception.datasets.shards import Plan
     from perception.evaluation.published_scores import (
         MODES,
         accuracies,
         answer_published,
         asker,
-        keep_plan,
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published_set
@@ -176,8 +176,8 @@ def _evaluate_published(
     reasons = mode == "interleaved"
     answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
     stem = out / f"{name}-{mode}"
-    plan = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
-    keep_plan(stem.with_suffix(".plan.json"), plan)
+    settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
+    Plan(stem.with_suffix(".plan.json"), settings).begin()
     ask = asker(answering, mode, max_new_tokens)
     given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")

@@ -82,7 +82,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         images = [image for image in visuals(self.task_dict[task][split][doc_id]) if isinstance(image, Image.Image)]
         if len(images) != 1:
             raise ValueError(
-                f"{task}, document {doc_id}: {NAME} takes one image, got {len(images)}; choose another task"
+                f"{task}, document {doc_id}: got {len(images)} images, {NAME} takes one; choose another task"
             )
         text, kind = prompt_for(context.replace("<image>", "").strip(), "auto" if self.mode == "chain" else "direct")
         return Prompt(images[0], text, kind)

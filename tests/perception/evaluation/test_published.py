@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from perception import cli
 from perception.chains import Answer
-from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, keep_plan, score
+from perception.datasets.shards import Plan
+from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, score
 from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
 from perception.vocabulary.names import Span
 
@@ -278,10 +279,10 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
 
 
 def test_answers_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
+    Plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"}).begin()
+    Plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"}).begin()
     with pytest.raises(ValueError, match="model was 'one' and is 'two'"):
-        keep_plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"})
+        Plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"}).begin()
 
 
 # The command
