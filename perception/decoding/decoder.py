@@ -271,8 +271,8 @@ class SpanDecoder:
         """
         if sweeps is not None and sweeps < (1 if self.draft_network is not None else 2):
             raise ValueError(
-                f"sweeps must be at least 2 (one pass guesses, one refines), got {sweeps}; 1 needs a draft network beside "
-                "the model (`python -m train.drafts`)"
+                f"sweeps must be at least 2 (one pass guesses, one refines), got {sweeps}; 1 needs a draft network "
+                "beside the model (`python -m train.drafts`)"
             )
         from transformers import DynamicCache
 

@@ -35,7 +35,7 @@ class LeanForward:
     @classmethod
     @torch.no_grad()
     def of(cls, model: Any) -> LeanForward | None:
-        """Make one for a model of transformers; None where its class is not known, it was changed, or results differ."""
+        """Make one for a model of transformers; None where it is of another class, was changed, or differs."""
         text = getattr(model.base_model, "language_model", model.base_model)
         if not _is_stock(text):
             return None

@@ -20,9 +20,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; for greedy decoding use do_sample=False"
-            )
+            raise ValueError(f"temperature must be above 0, got {self.temperature}; do_sample=False decodes greedily")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], got {self.top_k} and {self.top_p}")
 
