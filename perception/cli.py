@@ -154,13 +154,13 @@ def _evaluate_published(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
+    from perception.datasets.shards import Plan
     from perception.evaluation.published_scores import (
         INTERLEAVED,
         MODES,
         accuracies,
         answer_published,
         asker,
-        keep_plan,
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published
@@ -178,7 +178,7 @@ def _evaluate_published(
     answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
     stem = out / f"{name}-{mode}"
     plan = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
-    keep_plan(stem.with_suffix(".plan.json"), plan)
+    Plan(stem.with_suffix(".plan.json"), plan).begin()
     ask = asker(answering, mode, max_new_tokens)
     given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")

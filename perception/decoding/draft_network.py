@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from vqvae.files import write_whole
 
 FILE_NAME = "draft_network.safetensors"
 
@@ -118,7 +120,7 @@ class DraftNetwork(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Half precision, beside the model."""
         weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, Path(folder) / FILE_NAME, metadata={"config": json.dumps(asdict(self.config))})
+        write_whole(Path(folder) / FILE_NAME, save(weights, {"config": json.dumps(asdict(self.config))}))
 
     @classmethod
     def load(cls, folder: str | Path) -> DraftNetwork | None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -21,6 +20,7 @@ from perception.evaluation.report import Figure, drawn_answer, write_report
 from perception.interleave.reasoner import Reasoner, draw_reasoning
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import Span
+from vqvae.files import write_whole
 
 CHAIN, DIRECT, INTERLEAVED = "chain", "direct", "interleaved"
 MODES = (CHAIN, DIRECT, INTERLEAVED)
@@ -105,10 +105,7 @@ def answer_published(
         ValueError: where the file holds answers to other questions, or an image cannot be read.
     """
     given = _kept(path, items)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.partial")  # without a line that was cut short
-    whole.write_text("".join(one.to_json() + "\n" for one in given.values()), encoding="utf-8")
-    whole.replace(path)
+    write_whole(path, "".join(one.to_json() + "\n" for one in given.values()))  # without a line that was cut short
     open_items = [item for item in items if item.key not in given]
     # Alike ones stand together: a batch is as slow as its longest answer.
     order = sorted(open_items, key=lambda item: (kind_of_question(item.question) or "", item.group))
@@ -141,20 +138,6 @@ def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, Given]:
             raise ValueError(f"{path} holds answers to other questions ({one.key}); give another --out, or delete it")
         kept[one.key] = one
     return kept
-
-
-def keep_plan(path: Path, plan: dict[str, Any]) -> None:
-    """Notes what a file of answers was made with. Raises ValueError where it was made with something else."""
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            old = {}
-        if changed := sorted(name for name in plan if old.get(name) != plan[name]):
-            was = ", ".join(f"{name} was {old.get(name)!r} and is {plan[name]!r}" for name in changed)
-            raise ValueError(f"{path} was begun otherwise: {was}; give another --out, or delete it and its answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 def accuracies(given: Sequence[Given]) -> dict[str, Interval]:

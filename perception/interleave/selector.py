@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vqvae.checkpoint import CheckpointError, read_weights
+from vqvae.files import write_whole
 
 CONFIG_FILE = "interleave_config.json"
 WEIGHTS_FILE = "interleave.safetensors"
@@ -132,16 +132,9 @@ class VisualTokenSelector(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Writes interleave_config.json and interleave.safetensors, each whole or not at all, beside the model."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        contents = {
-            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
-            CONFIG_FILE: (json.dumps(asdict(self.config), indent=2) + "\n").encode(),
-        }
-        for name, content in contents.items():
-            draft = folder / f".{name}.{os.getpid()}.partial"
-            draft.write_bytes(content)
-            draft.replace(folder / name)
+        write_whole(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        write_whole(folder / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, model: Any = None) -> VisualTokenSelector:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
 from perception.vocabulary.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
+from vqvae.files import write_whole
 
 __all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
 
@@ -366,10 +366,7 @@ class PerceptionVocabulary:
         if not self.is_bound:
             raise ValueError("a vocabulary without ids cannot be saved; save what extend(model, tokenizer) returns")
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(self.settings | {"ids": self.ids}, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(self.settings | {"ids": self.ids}, indent=1) + "\n")
         return path
 
     @classmethod

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from perception import cli
 from perception.chains import Answer
-from perception.evaluation.published_scores import Given, accuracies, answer_published, keep_plan, score
+from perception.evaluation.published_scores import Given, accuracies, answer_published, score
 from perception.evaluation.published_sets import PublishedItem, options_in, read_published
 from perception.vocabulary.names import Span
 
@@ -275,13 +275,6 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("closer", "farther"))
     with pytest.raises(ValueError, match="other questions"):
         answer_published(items, rest, path)
-
-
-def test_answers_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
-    with pytest.raises(ValueError, match="model was 'one' and is 'two'"):
-        keep_plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"})
 
 
 # The command
