@@ -32,6 +32,7 @@ from train.data.curriculum import CurriculumConfig
 from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from train.models.losses import LossSettings
+from vqvae.files import write_whole
 
 RESULT = ROOT / "benchmarks" / "results" / "loss_ablation.json"
 RUNS = ROOT / "runs" / "loss_ablation"
@@ -97,9 +98,7 @@ def answered(config: AuroraConfig, items: Sequence[Item]) -> dict[str, Any]:
         if not (Path(config.out) / "training.json").exists():
             train(config)
         found = asked(config.out, items)
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps(found))
-        partial.replace(kept)
+        write_whole(kept, json.dumps(found))
     answers: dict[str, Any] = json.loads(kept.read_text())
     return answers
 

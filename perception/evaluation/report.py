@@ -18,6 +18,7 @@ from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel
 from perception.tokenizers import TOKENIZERS, DepthTokenizer
 from perception.vocabulary.names import Span
+from vqvae.files import write_whole
 
 _SIDE = 240
 _STYLE = """
@@ -153,7 +154,5 @@ def write_report(path: str | Path, title: str, intro: str, sections: Sequence[st
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body><main><h1>{html.escape(title)}</h1><p>{intro}</p>{''.join(parts)}</main></body></html>"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    write_whole(path, page)
+    return Path(path)

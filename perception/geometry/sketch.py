@@ -55,7 +55,7 @@ def triangle(rng: np.random.Generator, angles: Sequence[float], turn: float | No
 
 
 def placed(rng: np.random.Generator, corners: Point, turn: float | None = None, room: float = 0.68) -> list[Point]:
-    """Turn corners (n, 2), mirror them at random, scale them to the middle `room` of the picture, move them a little."""
+    """Turn corners (n, 2), mirror them at random, scale them to the middle `room` of the picture, and move them."""
     radians = np.deg2rad(rng.uniform(0, 360) if turn is None else turn)
     matrix = np.array([[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]])
     flipped = corners * (at(1, -1) if rng.random() < 0.5 else at(1, 1))

@@ -11,6 +11,7 @@ from rich.progress import track
 
 from perception.scenes.store import SceneStore
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 _BATCH = 256
 
@@ -36,6 +37,9 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
             encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
             both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).numpy())
     codes = np.stack([np.concatenate(part) for part in both])
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, codes)
-    temporary.replace(path)
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.save(stream, codes)
+
+    write_whole(path, write)

@@ -42,12 +42,12 @@ _HOLE = 10.0  # nearness put into holes, so that smooth_mask sees an edge there
 class DepthRules:
     """How many depth questions are asked per image."""
 
-    questions_an_image: int = 4
+    questions_per_image: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.questions_an_image < 1:
-            raise ValueError(f"questions_an_image must be at least 1, got {self.questions_an_image}")
+        if self.questions_per_image < 1:
+            raise ValueError(f"questions_per_image must be at least 1, got {self.questions_per_image}")
 
 
 def relative_depth(depth: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def ask_depth(
     skipped: list[str] = []
     for number, (pair, depth) in enumerate(pairs):
         rng = np.random.default_rng((rules.seed, 1, number))
-        made = asker.ask(pair, depth, names[pair], rules.questions_an_image, rng)
+        made = asker.ask(pair, depth, names[pair], rules.questions_per_image, rng)
         records += made
         if len(made) == 1:
             skipped.append(

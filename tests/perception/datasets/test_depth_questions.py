@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(folder: Path, model: VQVAE) -> RecordSet:
-    return records_of(folder, model, questions_an_image=20)
+    return records_of(folder, model, questions_per_image=20)
 
 
 def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: RecordSet) -> None:
@@ -125,8 +125,8 @@ def test_chains_agree_with_their_own_map(made: RecordSet, model: VQVAE) -> None:
 
 
 def test_questions_depend_on_the_seed_alone(folder: Path, made: RecordSet, model: VQVAE, tmp_path: Path) -> None:
-    assert records_of(folder, model, questions_an_image=20) == made
-    assert records_of(folder, model, questions_an_image=20, seed=1) != made
+    assert records_of(folder, model, questions_per_image=20) == made
+    assert records_of(folder, model, questions_per_image=20, seed=1) != made
     made.write(tmp_path / "made.jsonl")
     assert RecordSet.read(tmp_path / "made.jsonl") == made
 
@@ -203,5 +203,5 @@ def test_bad_pairs_are_named(tmp_path: Path, model: VQVAE) -> None:
         find_pairs(tmp_path / "depth", tmp_path / "images")
     with pytest.raises(ValueError, match="holds depth alone; name the folder of its image"):
         find_pairs(tmp_path / "depth")
-    with pytest.raises(ValueError, match="questions_an_image must be at least 1, got 0"):
-        DepthRules(questions_an_image=0)
+    with pytest.raises(ValueError, match="questions_per_image must be at least 1, got 0"):
+        DepthRules(questions_per_image=0)
