@@ -44,6 +44,7 @@ from train.loop.fit import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from train.models.saving import TRAINING_FILE
 from train.rl.answers import Chooser, Outcome, answer_problems, selection_f1
+from vqvae.files import write_whole
 
 RESULT = ROOT / "benchmarks" / "results" / "interleaved_reasoning.json"
 RUNS = ROOT / "runs" / "interleaved_reasoning"
@@ -214,8 +215,7 @@ def outcomes(recipes: Recipes, name: str, seed: int, problems: Sequence[ChainPro
             "selection_f1": selection_f1(answered) if looks else None,
             "examples": [outcome.text for outcome in answered[:5]],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record) + "\n")
+        write_whole(path, json.dumps(record) + "\n")
     return dict(json.loads(path.read_text()))
 
 

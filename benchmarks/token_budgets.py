@@ -31,6 +31,7 @@ from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from train.tokenizer import TokenizerConfig, train
 from vqvae import VQVAE, VQVAEConfig
+from vqvae.files import write_whole
 
 RESULT = ROOT / "benchmarks" / "results" / "token_budgets.json"
 RUNS = ROOT / "runs" / "token_budgets"
@@ -138,7 +139,7 @@ def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
             kept = folder / variant.name / f"figures-{tokens}-{scenes}-{model.fingerprint()}.json"
             if not kept.exists():
                 sets = sets or depth_sets(scenes)
-                kept.write_text(json.dumps(_figures(variant, model, tokens, sets)))
+                write_whole(kept, json.dumps(_figures(variant, model, tokens, sets)))
             bits = tokens * (variant.codebook_size - 1).bit_length()
             rows.append({**vars(variant), "tokens": tokens, "bits": bits, "results": json.loads(kept.read_text())})
     return rows

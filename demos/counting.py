@@ -122,10 +122,10 @@ def with_dragged(boxes: np.ndarray, dragged: str) -> np.ndarray:
 
 
 def without_box(boxes: np.ndarray, place: tuple[float, float]) -> np.ndarray:
-    """Apply a drag to boxes (n, 4), as the page writes it: {"index": n, "box_xyxy": [..]}, -1 for a new one.
+    """Remove from boxes (n, 4) the smallest one that contains a place (x, y).
 
     Raises:
-        Refused: for anything else, or a box without area.
+        Refused: if no box contains it.
     """
     x, y = place
     inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])

@@ -14,8 +14,9 @@ from PIL import Image
 from demos.guards import Refused, read_image
 from demos.pictures import draw_map, draw_points, enlarged, nearness_so_far
 from demos.thoughts import Thought, last, rethink, think
+from perception.answers import POINT_LETTERS
 from perception.model.perception_model import PerceptionModel
-from perception.scenes.markers import LETTERS, MIN_SPACING, draw_markers
+from perception.scenes.markers import MIN_SPACING, draw_markers
 from perception.scenes.questions import letters_text
 from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
@@ -52,8 +53,8 @@ def add_point(points: Sequence[tuple[float, float]], place: tuple[float, float])
     Raises:
         Refused: for a sixth point, or one that lies on another.
     """
-    if len(points) == len(LETTERS):
-        raise Refused(f"{len(LETTERS)} points are the most that are asked about; clear them to begin anew")
+    if len(points) == len(POINT_LETTERS):
+        raise Refused(f"{len(POINT_LETTERS)} points are the most that are asked about; clear them to begin anew")
     if any(np.hypot(x - place[0], y - place[1]) < MIN_SPACING for x, y in points):
         raise Refused("this is too close to another point; click somewhere else")
     return [*points, place]
@@ -107,7 +108,7 @@ def _view(
 def _order(nearness: np.ndarray, points: Sequence[tuple[float, float]]) -> str:
     places = np.asarray(points, dtype=np.float32).reshape(-1, 2)
     readings = readings_at(torch.from_numpy(np.nan_to_num(nearness).astype(np.float32))[None], places)
-    return ", ".join(f"{LETTERS[n]} ({readings[n]})" for n in np.argsort(-readings, kind="stable"))
+    return ", ".join(f"{POINT_LETTERS[n]} ({readings[n]})" for n in np.argsort(-readings, kind="stable"))
 
 
 def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple[float, float]]) -> Iterator[DepthView]:

@@ -11,8 +11,8 @@ from demos import depth
 from demos.guards import Refused
 from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in, scene_examples
 from demos.pictures import SIDE, enlarged, surface
+from perception.answers import POINT_LETTERS
 from perception.model.perception_model import PerceptionModel
-from perception.scenes.markers import LETTERS
 
 _BRUSHES = {"1 cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}
 
@@ -25,7 +25,7 @@ def depth_tab(model: PerceptionModel) -> None:
             image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image", height=300)
             gr.Examples([[str(path)] for path in scene_examples()], [image], label="Examples", cache_examples=False)
             marked = gr.Image(
-                label=f"Click 2 to {len(LETTERS)} points here",
+                label=f"Click 2 to {len(POINT_LETTERS)} points here",
                 interactive=False,
                 format="png",
                 buttons=["fullscreen", "download"],

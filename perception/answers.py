@@ -1,8 +1,8 @@
-"""What a model's sentence says: an option or a number. Tolerant of how it is said, strict about what.
+"""Read answers: option letters, digits and number words in a model's text.
 
-The published sets are scored by letters and numbers, and models answer "(B)", "B.", "The answer is B", "three", "There
-are 3 cars". Where a sentence holds several, the one behind the last "answer" counts, else an option that opens the
-text, else the last one.
+Published sets are scored by letters and numbers, and models answer "(B)", "B.", "The answer is B", "three", "There are
+3 cars". Where a text holds several letters or numbers, the one after the last "answer" counts, then an option that
+opens the text, then the last one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import re
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGH"
+"""Letters of options"""
+POINT_LETTERS = LETTERS[:5]
+"""Letters of the points that a depth question may mark"""
 _WORDS = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -36,23 +39,45 @@ _BARE = r"(?<![\w'])([{0}])(?![\w'])"
 
 _PLAIN = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
 MARKED = re.compile(r"\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?")
-"""Where a final answer is announced"""
+"""Announces a final answer"""
 _OPTION = re.compile(r"\(?([A-H])\)?\.?")
 _TOLERANCE = 1e-4
-"""Relative: answers that differ by less are the same number."""
+"""Relative difference below which two numbers are the same answer"""
+
+
+def read_count(text: str) -> int | None:
+    """Return the last whole number of a text; None where there is none."""
+    numbers = re.findall(r"\d+", text)
+    return int(numbers[-1]) if numbers else None
+
+
+def read_letter(text: str) -> str | None:
+    """Return the last lone capital letter of a point in a text; None where there is none."""
+    letters = re.findall(rf"\b([{POINT_LETTERS}])\b", text)
+    return letters[-1] if letters else None
+
+
+def read_answer(text: str, kind: str | None) -> int | str | None:
+    """Return the final answer of a text: a number for kind "count", a letter for "depth", else the stripped text."""
+    if kind == "count":
+        return read_count(text)
+    return read_letter(text) if kind == "depth" else text.strip()
+
+
+# Tolerant of the wording, for published sets
 
 
 def committed(text: str) -> str:
-    """What stands behind the last "answer", "option" or "choice"; the whole text where there is none."""
+    """Return the text after the last "answer", "option" or "choice"; the whole text where there is none."""
     found = [match for match in _COMMITTED.finditer(text) if text[match.end() :].strip(" .:")]
     return text[found[-1].end() :] if found else text
 
 
 def read_option(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a text chooses, by its letter or by its words; None where it chooses none.
+    """Return the letter of the option that a text chooses, by letter or by words; None where it chooses none.
 
     Args:
-        options: what stands behind A, B, ..; several alike cannot be told apart by their words.
+        options: the texts of A, B, ..; only their letters are read where two of them are equal.
     """
     letters = LETTERS[: len(options)]
     said = committed(text)
@@ -75,7 +100,7 @@ def _by_letter(text: str, letters: str) -> str | None:
 
 
 def _is_article(text: str, found: re.Match[str]) -> bool:
-    """Whether an A begins a noun phrase: "A red car is closest"."""
+    """True if an A begins a noun phrase: "A red car is closest"."""
     return (
         found[1] == "A"
         and re.match(r"\s+[a-z]", text[found.end() :]) is not None
@@ -92,13 +117,13 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         value = read_number(text)
         return LETTERS[numbers.index(value)] if value in numbers else None
     places = {n: text.lower().rfind(option) for n, option in enumerate(lowered) if option and option in text.lower()}
-    # "blue car" holds "car": the longer option is the one that was said.
+    # "blue car" contains "car": the longer option is the one that was said.
     longest = [n for n in places if not any(lowered[n] in lowered[m] for m in places if m != n)]
     return LETTERS[max(longest, key=lambda n: places[n])] if longest else None
 
 
 def read_number(text: str) -> float | None:
-    """The number that a text states, digits or words below a hundred; None where there is none."""
+    """Return the number that a text states, in digits or in words below a hundred; None where there is none."""
     for part in (committed(text), text):
         found = _NUMBER.findall(part)
         if found:
@@ -111,8 +136,8 @@ def read_number(text: str) -> float | None:
 
 
 def final_answer(completion: str) -> str:
-    """What a completion says its answer is: behind the last "answer" or within the last box, else an option's letter
-    that it ends with ("so B."), else its last number."""
+    """Return the final answer of a solution: the text after the last "answer" or in the last \\boxed{}, else an option
+    letter at the end ("so B."), else the last number; empty where there is none."""
     marked = list(MARKED.finditer(completion))
     if marked:
         boxed = marked[-1]["boxed"]
@@ -125,7 +150,7 @@ def final_answer(completion: str) -> str:
 
 
 def _as_number(text: str) -> float | None:
-    """The number that a text begins with, "3/4" and "12 cm" among them; None where there is none."""
+    """Return the number that a text begins with, as in "3/4" and "12 cm"; None where there is none."""
     found = re.match(rf"\$?\s*({_PLAIN})", text.strip())
     if found is None:
         return None
@@ -136,7 +161,7 @@ def _as_number(text: str) -> float | None:
 
 
 def same_answer(said: str, answer: str) -> bool:
-    """Whether two answers are the same: option letters, numbers, or, where math-verify is installed, expressions."""
+    """True if two answers are the same option letter, number, or, where math-verify is installed, expression."""
     said, answer = (re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip()) for text in (said, str(answer)))
     if not said:
         return False

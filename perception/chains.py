@@ -1,8 +1,8 @@
-"""Chains of perception: how a task becomes a prompt and a target, and how an answer is read back.
+"""Chains of perception: turn tasks into prompts and targets, and read answers back.
 
-Three kinds of task (AURORA, arXiv 2412.03548, section 4): *atomic* tasks ask for perception itself, *chain* tasks
-draw perception first and then answer, *direct* tasks answer at once. A target is a sequence of plain text and `Span`s;
-what a model writes is read back into the same.
+There are three kinds of task (AURORA, arXiv 2412.03548, section 4): *atomic* tasks ask for perception itself, *chain*
+tasks draw perception first and then answer, *direct* tasks answer directly. A target is a sequence of plain text and
+`Span`s, and generated ids are read back into the same form.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
+from perception.answers import POINT_LETTERS, read_answer
 from perception.model.image_inputs import TOKEN_TYPES
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -29,11 +30,10 @@ ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS, ATOMIC_READINGS)
 CHAIN = (CHAIN_COUNT, CHAIN_DEPTH)
 DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
 TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
-"""DIRECT_OTHER, any question of neither kind, comes with data of one's own: no curriculum over scenes draws it."""
+"""All tasks. DIRECT_OTHER, a question that neither counts nor asks for depth, occurs in your own data only."""
 
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
-LETTERS = "ABCDE"
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\bfarth(er|est)\b|\bdepth\b", re.IGNORECASE)
@@ -41,38 +41,46 @@ _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\bfarth(er|est)
 
 @dataclass(frozen=True)
 class Example:
-    """One task on one image. `answer` is the final answer alone: "4", "B", "" for atomic tasks."""
+    """One task on one image."""
 
     task: str
     question: str
     target: tuple[str | Span, ...]
     answer: str
+    """The final answer alone: "4", "B", "" for atomic tasks"""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; known tasks: {', '.join(TASKS)}")
         if not self.question.strip():
-            raise ValueError("the question is empty; ask something")
+            raise ValueError("the question is empty; give every example a question")
 
 
 ATOMIC_DEPTH_QUESTION = "Draw the depth map."
 
 
 def atomic_depth(depth: Span) -> Example:
+    """A task that draws the depth map."""
     return Example(ATOMIC_DEPTH, ATOMIC_DEPTH_QUESTION, (depth,), "")
 
 
 def atomic_boxes(things: str, boxes: Span) -> Example:
-    """`things`: the plural of what is drawn, "red cubes"."""
+    """A task that draws the boxes of some things. `things` is their plural: "red cubes"."""
     return Example(ATOMIC_BOXES, f"Draw the boxes of the {things}.", (boxes,), "")
 
 
 def atomic_points(points: Span) -> Example:
+    """A task that draws the marked points."""
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
 
 
 def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]) -> Example:
-    """A depth map, then places on it (spans of one point) and what the map says there: 0 farthest .. 99 nearest."""
+    """A task that draws the depth map, then reads it at points.
+
+    Args:
+        points: spans of one point each.
+        readings: of the map at each point, from 0 (farthest) to 99 (nearest).
+    """
     read: list[str | Span] = []
     for point, value in zip(points, readings, strict=True):
         read += [point, f" {value}"]
@@ -80,37 +88,41 @@ def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]
 
 
 def direct_task(question: str) -> str:
-    """The task of answering a question at once."""
+    """Return the task of answering a question directly."""
     return {"count": DIRECT_COUNT, "depth": DIRECT_DEPTH}.get(kind_of_question(question) or "", DIRECT_OTHER)
 
 
 def direct(task: str, question: str, answer: str) -> Example:
+    """A task that answers directly."""
     return Example(task, question, (f" {answer}.",), answer)
 
 
 def chain_count(question: str, boxes: Span) -> Example:
-    """Boxes, then their number."""
+    """A task that draws boxes, then states their number."""
     count = str(len(boxes.codes) // 4)
     return Example(CHAIN_COUNT, f"{question} {BOXES_FIRST}", (boxes, f" {count}."), count)
 
 
 def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Sequence[int], answer: str) -> Example:
-    """The depth map, each letter with its point (spans of one point) and what the map says there, the answer.
+    """A task that draws the depth map, then gives each letter with its point and the map's reading, then the answer.
 
-    AURORA's chain names the points' coordinates, draws the map and concludes. Here a point stands where it is looked
-    up, and what the map says there (0 farthest .. 99 nearest, ours) makes the look-up dense in supervision: the same
-    words as in `atomic_readings`.
+    AURORA's chain names the points' coordinates, draws the map and concludes. Ours names each point where its reading
+    follows, in the form of `atomic_readings`, so that every reading of the map is supervised.
+
+    Args:
+        points: spans of one point each.
+        readings: of the map at each point, from 0 (farthest) to 99 (nearest).
     """
     read: list[str | Span] = []
     before = ""
-    for letter, point, value in zip(LETTERS, points, readings, strict=False):
+    for letter, point, value in zip(POINT_LETTERS, points, readings, strict=False):
         read += [f"{before} {letter}", point]
         before = f" {value},"
     return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (depth, *read, f"{before} so {answer}."), answer)
 
 
 def kind_of_question(question: str) -> str | None:
-    """ "count", "depth", or None where the question is neither."""
+    """Return "count", "depth", or None for a question of neither kind."""
     if _COUNT_QUESTION.search(question):
         return "count"
     return "depth" if _DEPTH_QUESTION.search(question) else None
@@ -146,40 +158,20 @@ def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
     return f"{question} {BOXES_FIRST if kind == 'count' else DEPTH_FIRST}", kind
 
 
-def read_count(text: str) -> int | None:
-    """The last whole number of a text."""
-    numbers = re.findall(r"\d+", text)
-    return int(numbers[-1]) if numbers else None
-
-
-def read_letter(text: str) -> str | None:
-    """The last lone capital A to E of a text."""
-    letters = re.findall(r"\b([A-E])\b", text)
-    return letters[-1] if letters else None
-
-
-def read_answer(text: str, kind: str | None) -> int | str | None:
-    """The final answer of a text by the question's kind; the stripped text itself for other kinds."""
-    if kind == "count":
-        return read_count(text)
-    return read_letter(text) if kind == "depth" else text.strip()
-
-
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A chat template cut open where the user's words go, so that they are encoded apart and stay plain text."""
+    """A chat template split where the question goes, so that the question is encoded apart and stays plain text."""
 
     before: str
     after: str
     completed: bool = False
-    """whether the processor puts `after` behind every text by itself"""
+    """True if the processor itself appends `after` to every text"""
 
     @classmethod
     def from_processor(cls, processor: Any) -> ChatPrompt:
-        """Renders the processor's own chat template around one image and one question.
+        """Render the processor's chat template around one image and one question.
 
-        PaliGemma has none: its prompt is an image, the question and a line break, which its processor adds.
-
+        PaliGemma has no template: its prompt is an image, the question and a line break, which its processor adds.
         Raises ValueError where another processor has no chat template.
         """
         if not getattr(processor, "chat_template", None):
@@ -209,7 +201,7 @@ class ChatPrompt:
 
     @staticmethod
     def _begin(tokenizer: Any, ids: list[int]) -> list[int]:
-        """The beginning of sequence where the tokenizer would write it and the template does not (LLaVA-1.5)."""
+        """The beginning of sequence, where the tokenizer writes it and the template does not (LLaVA-1.5)."""
         bos = tokenizer.bos_token_id
         writes_it = bos is not None and tokenizer("a")["input_ids"][0] == bos
         return [bos] if writes_it and bos not in ids else []
@@ -217,7 +209,7 @@ class ChatPrompt:
     def tail_ids(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str
     ) -> list[int]:
-        """Ids of the question, as plain text whatever it holds, and of what the template puts behind it."""
+        """Ids of the question, encoded as plain text, and of the template's text after it."""
         return vocabulary.encode_plain(tokenizer, question) + tokenizer.encode(self.after, add_special_tokens=False)
 
 
@@ -233,23 +225,22 @@ def encode_target(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
-
-    `text` is all plain text, `spans` the perception it drew, in order, `value` the final answer: a number, a letter, or
-    the text itself; None where none could be read. `mode` is how it was asked for, "chain" or "direct", where that was
-    chosen by `PerceptionModel.ask` or `ask_many`.
-    """
+    """A model's answer."""
 
     text: str
+    """All plain text"""
     spans: tuple[Span, ...]
+    """The spans that it drew, in order"""
     value: int | str | None
+    """The final answer: a number, a letter, or the text itself; None where none could be read"""
     mode: str = ""
+    """"chain" or "direct", set by `PerceptionModel.ask` and `ask_many`"""
 
 
 def read_ids(
     tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, ids: Sequence[int], kind: str | None
 ) -> Answer:
-    """Reads generated ids back. The final answer stands in the text after the last span.
+    """Read generated ids back. The final answer is read from the text after the last span.
 
     Raises SpanError where a span is malformed.
     """

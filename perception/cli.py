@@ -1,4 +1,4 @@
-"""The command line: `perception ask`, `evaluate`, `info`, `tokenize`, `detokenize`, `export-tokenizer`."""
+"""The command line `perception`: ask, evaluate, info, tokenize, detokenize, export-tokenizer."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _load(model: str | None) -> PerceptionModel:
     from perception.model.shipped import shipped
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it warns of when weights do not fit is an error of ours, with the remedy
+    logging.set_verbosity_error()  # weights that do not fit, which it warns of, are an error here
     return PerceptionModel.from_pretrained(model if model is not None else shipped("aurora-tiny"))
 
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    question: Annotated[str, typer.Argument(help='Such as "How many red cubes are there?"')],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument(help='For example "How many red cubes are there?"')],
     model: Model = None,
     mode: Annotated[
         str,
@@ -47,7 +47,8 @@ def ask(
         ),
     ] = "auto",
     draw: Annotated[
-        Path | None, typer.Option("--draw", "--picture", help="Save a picture of what it drew or looked at (PNG).")
+        Path | None,
+        typer.Option("--draw", "--picture", help="PNG for what the model drew or selected."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
@@ -93,7 +94,7 @@ def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | 
         print(json.dumps({"answer": reasoning.value, "text": reasoning.text, "steps": steps}))
     else:
         for number, step in enumerate(reasoning.steps, start=1):
-            looked = f"looked at {int(step.cells.sum())} of {step.cells.size} visual tokens"
+            looked = f"selected {int(step.cells.sum())} of {step.cells.size} visual tokens"
             console.print(f"{number}. {step.text}  ({looked})", markup=False, highlight=False)
         said = "no answer could be read" if reasoning.value is None else reasoning.value
         console.print(said, style="bold", markup=False, highlight=False)
@@ -117,16 +118,16 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="chain, direct, or interleaved for maths.")] = "chain",
     num_count: Annotated[int, typer.Option(help="Counting questions.", min=1)] = 200,
     num_depth: Annotated[int, typer.Option(help="Depth questions for each of 2 to 5 points.", min=1)] = 60,
-    data: Annotated[Path | None, typer.Option(help="Folder that a published set was downloaded into.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of a published set's answers and page.")] = Path("evaluation"),
-    limit: Annotated[int | None, typer.Option(help="Only so many questions of a published set.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Published questions answered at once.", min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer to a published question.", min=1)] = 512,
+    data: Annotated[Path | None, typer.Option(help="Folder with a downloaded published set.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for published answers and their page.")] = Path("evaluation"),
+    limit: Annotated[int | None, typer.Option(help="Published questions; default: all.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Published questions per batch.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens per published answer.", min=1)] = 512,
 ) -> None:
     """Score a model on held-out scenes, or on a published set, with 95 % bootstrap intervals.
 
-    A published set is read as its authors publish it (docs/evaluate.md). Every answer is written to --out at once; the
-    same command goes on where it was stopped.
+    Published sets are read in their authors' layout (docs/evaluate.md). Every answer is written to --out as it is made;
+    the same command continues a stopped run.
     """
     if task != "scenes":
         _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens)
@@ -154,16 +155,15 @@ def _evaluate_published(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
+    from perception.datasets.shards import Plan
     from perception.evaluation.published_scores import (
-        INTERLEAVED,
         MODES,
         accuracies,
         answer_published,
         asker,
-        keep_plan,
         write_page,
     )
-    from perception.evaluation.published_sets import SETS, read_published
+    from perception.evaluation.published_sets import SETS, read_published_set
     from perception.interleave.reasoner import Reasoner
     from perception.model.shipped import shipped
 
@@ -172,13 +172,13 @@ def _evaluate_published(
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
     if data is None:
-        raise ValueError(f"{name} needs --data, the folder that it was downloaded into")
-    items = read_published(name, data)[:limit]
-    reasons = mode == INTERLEAVED
+        raise ValueError(f"{name} needs --data, the folder with the downloaded set")
+    items = read_published_set(name, data)[:limit]
+    reasons = mode == "interleaved"
     answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
     stem = out / f"{name}-{mode}"
-    plan = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
-    keep_plan(stem.with_suffix(".plan.json"), plan)
+    settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
+    Plan(stem.with_suffix(".plan.json"), settings).begin()
     ask = asker(answering, mode, max_new_tokens)
     given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
@@ -191,7 +191,7 @@ def _evaluate_published(
 
 @app.command()
 def info(model: Model = None) -> None:
-    """Say what a model is: its class, size, and perception vocabulary."""
+    """Describe a model: its class, size, and perception vocabulary."""
     perception = _load(model)
     vocabulary = perception.vocabulary
     table = Table(show_header=False)
@@ -221,22 +221,22 @@ def _load_tokenizer(name: str | None) -> VQVAE:
 
 @app.command()
 def tokenize(
-    source: Annotated[Path, typer.Argument(help="A depth file (npy, png, pfm, exr, mat ..) or a folder of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (and a .json beside it) or .txt.")],
+    source: Annotated[Path, typer.Argument(help="Depth file (npy, png, pfm, exr, mat, ...) or a folder of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (with a .json beside it) or .txt.")],
     tokenizer: Tokenizer = None,
     meaning: Annotated[
         Literal["depth", "inverse"], typer.Option(help="inverse: disparity or inverse depth, larger is nearer.")
     ] = "depth",
     scale: Annotated[
-        float | None, typer.Option(help="Metres a unit; default: 0.001 for 16-bit images, 1 for others.")
+        float | None, typer.Option(help="Metres per unit; default: 0.001 for 16-bit images, 1 for others.")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Which array of a file that holds several.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Maps encoded at once.", min=1)] = 32,
+    key: Annotated[str | None, typer.Option(help="Name of the array, for files that hold several.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,
     shard: Annotated[
-        str, typer.Option(help="i/n: job i (from 0) of n side by side; shown in the name of OUT.")
+        str, typer.Option(help="i/n: run as job i (from 0) of n; the name of OUT gets both numbers.")
     ] = "0/1",
 ) -> None:
-    """Turn depth maps into codes. A job that was stopped goes on where it was."""
+    """Turn depth maps into codes. The same command continues a stopped job."""
     from perception.datasets.depth.files import DepthFormat
     from perception.datasets.depth.jobs import tokenize as run
 
@@ -249,21 +249,21 @@ def tokenize(
 
 @app.command()
 def detokenize(
-    codes: Annotated[Path, typer.Argument(help="What `perception tokenize` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the maps are written to.")],
+    codes: Annotated[Path, typer.Argument(help="File of codes that `perception tokenize` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the maps.")],
     tokenizer: Tokenizer = None,
     form: Annotated[
         str, typer.Option("--format", help="npy (unit of the input), png (16-bit millimetres) or color (a picture).")
     ] = "npy",
-    batch_size: Annotated[int, typer.Option(help="Maps decoded at once.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,
     diffusion: Annotated[
         str | None,
         typer.Option(help="Folder of a diffusion decoder (sharper, slower), or 'shipped' for depth-scenes-100's own."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Of the diffusion decoder.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="Of the diffusion decoder.")] = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps of the diffusion decoder.", min=1)] = 2,
+    seed: Annotated[int, typer.Option(help="Random seed of the diffusion decoder.")] = 0,
 ) -> None:
-    """Turn codes back into depth maps, each of its own size and range."""
+    """Turn codes back into depth maps with their original size and range."""
     from perception.datasets.depth.code_files import DepthCodes
     from perception.datasets.depth.jobs import detokenize as run
 
@@ -286,7 +286,7 @@ def detokenize(
 
 @app.command()
 def export_tokenizer(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the two programs are written to.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two programs.")],
     tokenizer: Tokenizer = None,
     form: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export's .pt2).")] = "onnx",
 ) -> None:
@@ -308,7 +308,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Runs the command line; an error a user can mend is one line and exit code 1."""
+    """Run the command line. An error that the user can fix is printed on one line, with exit code 1."""
     try:
         app()
     except (ValueError, OSError) as error:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SwinModel
 
+from perception.answers import POINT_LETTERS
 from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place_text
-from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
@@ -183,7 +183,7 @@ class BaseBatches:
         early = step < markers_end + self.stages.lookups
         share = rng.random()
         if early and share < 0.5:
-            talk = markers_only(scene, rng, int(rng.integers(1, len(LETTERS) + 1)))
+            talk = markers_only(scene, rng, int(rng.integers(1, len(POINT_LETTERS) + 1)))
         else:
             talk = lookups(scene, rng) if early or share < 0.25 else conversation(scene, rng)
         return None if talk is None else (talk, name_cells(scene, talk.points_xy, rng))

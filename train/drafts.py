@@ -9,7 +9,6 @@ about forty minutes on two cores with `--processes 2`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -24,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perception.chains import prompt_for
+from perception.datasets.shards import PLAN, Plan
 from perception.decoding.draft_network import DraftNetwork, DraftNetworkConfig, prompt_states
 from perception.evaluation.scenes import DEPTH_COUNTS, scene_items
 from perception.model.perception_model import PerceptionModel, Prompt
 from train.loop.command_line import parse_config
+from vqvae.files import write_whole
 
 PART = 256
 """Answers per file"""
@@ -126,9 +127,7 @@ def write_part(config: DraftsConfig, path: Path) -> Path:
     prompts = [Prompt(i.image, prompt_for(i.question, "chain")[0], i.kind) for i in items]
     batches = [answers_of(model, prompts[n : n + _BATCH], config.length) for n in range(0, PART, _BATCH)]
     whole = {name: torch.cat([batch[name] for batch in batches]).contiguous() for name in batches[0]}
-    partial = path.with_suffix(".partial")
-    save_file(whole, partial)
-    os.replace(partial, path)
+    write_whole(path, lambda file: save_file(whole, file))
     return path
 
 
@@ -145,10 +144,10 @@ def gather(config: DraftsConfig) -> dict[str, Tensor]:
     """`config.answers` answers of the model, read from `run_dir`; missing parts are made first.
 
     Raises:
-        ValueError: naming a part that is not a complete file.
+        ValueError: naming a part that is not a complete file; for a run_dir with the answers of another model.
     """
     parts = config.parts()
-    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    Plan(Path(config.run_dir) / PLAN, {"model": config.model}).begin()
     missing = [path for path in parts if not path.exists()]
     for _ in _shown(_written(config, missing), len(parts), len(parts) - len(missing)):
         pass

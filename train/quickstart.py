@@ -19,7 +19,7 @@ from rich.console import Console
 
 from perception.datasets.depth.measured import motorcycle_depth
 from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
-from perception.evaluation.report import Figure, comparison_html, example_figures, side_by_side, write_report
+from perception.evaluation.report import CaptionedImage, comparison_html, example_figures, side_by_side, write_report
 from perception.evaluation.scenes import depth_tokenizer_of, scene_items
 from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
@@ -97,7 +97,7 @@ def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitR
     return results
 
 
-def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Figure]]:
+def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[CaptionedImage]]:
     """The tokenizer on a measured depth map with holes; empty, and said so, where scikit-image is absent."""
     depth = motorcycle_depth()
     if depth is None:
@@ -121,7 +121,7 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Fi
         "<h2>A measured depth map through the tokenizer</h2><p>Stereo motorcycle: the ground truth (holes are grey), "
     )
     words += f"and what 100 tokens keep of it. {said}</p>"
-    return [words, [Figure(side_by_side(pictures), "<b>ground truth and decoded</b>")]]
+    return [words, [CaptionedImage(side_by_side(pictures), "<b>ground truth and decoded</b>")]]
 
 
 def shipped_figures(console: Console, path: Path = RESULTS) -> None:
@@ -139,10 +139,10 @@ def shipped_figures(console: Console, path: Path = RESULTS) -> None:
 
 def ask_both(
     config: QuickstartConfig, aurora: PerceptionModel, direct: PerceptionModel, console: Console
-) -> tuple[list[Comparison], list[str | list[Figure]]]:
+) -> tuple[list[Comparison], list[str | list[CaptionedImage]]]:
     """Compares the two on held-out scenes of each style: the figures, and the report's sections."""
     comparisons: list[Comparison] = []
-    sections: list[str | list[Figure]] = []
+    sections: list[str | list[CaptionedImage]] = []
     for style in config.styles:
         items = scene_items(style, config.num_count, config.num_depth)
         comparison, chain, at_once = compare(style, items, aurora, direct, with_interventions=style == config.styles[0])

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from rich.progress import track
 
-from perception.chains import LETTERS, prompt_for
+from perception.answers import POINT_LETTERS
+from perception.chains import prompt_for
 from perception.evaluation.scenes import Item, scene_items
 from perception.interleave.triggers import InterleaveSettings
 from perception.model.folder import find_folder
@@ -82,7 +83,7 @@ def problem_of(item: Item) -> ChainProblem:
     if item.kind == "count":
         truths["count"] = int(item.answer)
     else:
-        truths["depth_order"] = "".join(LETTERS[i] for i in np.argsort(-item.nearness, kind="stable"))
+        truths["depth_order"] = "".join(POINT_LETTERS[i] for i in np.argsort(-item.nearness, kind="stable"))
     question = prompt_for(item.question, "chain")[0]
     return ChainProblem(item.image.numpy(), question, str(item.answer), kind=item.kind, truths=truths)
 

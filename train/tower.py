@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
-from perception.scenes.markers import LETTERS, choose_markers, draw_markers
+from perception.answers import POINT_LETTERS
+from perception.scenes.markers import choose_markers, draw_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
@@ -33,7 +34,7 @@ CODE = 2 * len(FREQUENCIES)
 _FIELDS = {
     "covers": NUM_KINDS,
     "centres": NUM_KINDS,
-    "letters": len(LETTERS),
+    "letters": len(POINT_LETTERS),
     "box": 4 * CODE,
     "point": 2 * CODE,
     "place": 2 * CODE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+from vqvae.files import write_whole
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -96,22 +97,12 @@ def write_checkpoint(folder: Path, config: _Config, tensors: dict[str, Tensor], 
 
     With `dtype` (e.g. torch.float16) floating-point weights are rounded to it on disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
 
     def stored(x: Tensor) -> Tensor:
         x = x.detach().cpu().contiguous()
         return x.to(dtype) if dtype is not None and x.is_floating_point() else x
 
-    partial = folder / f".{WEIGHTS_NAME}.{os.getpid()}.partial"
-    try:
-        # Written by us rather than by safetensors, whose files none but their owner may read.
-        partial.write_bytes(save({name: stored(x) for name, x in tensors.items()}, metadata={"format": "pt"}))
-        os.replace(partial, folder / WEIGHTS_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
-    partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
-    try:
-        partial.write_text(json.dumps(asdict(config), indent=2) + "\n")
-        os.replace(partial, folder / CONFIG_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Written by us rather than by safetensors, whose files only their owner may read.
+    weights = save({name: stored(x) for name, x in tensors.items()}, metadata={"format": "pt"})
+    write_whole(folder / WEIGHTS_NAME, weights)
+    write_whole(folder / CONFIG_NAME, json.dumps(asdict(config), indent=2) + "\n")

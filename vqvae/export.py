@@ -20,14 +20,15 @@ Batches may have any size B. The programs do not check their input.
 from __future__ import annotations
 
 import copy
+import functools
 import io
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vqvae.files import write_whole
 from vqvae.model import VQVAE
 from vqvae.normalisation import Normalised, depth_ranges, depth_to_nearness, usable_pixels
 
@@ -93,13 +94,7 @@ def export_tokenizer(model: VQVAE, folder: str | Path, form: str = "onnx") -> li
     written = []
     for name, (program, example) in _programs(model).items():
         path = folder / f"{name}{FORMS[form]}"
-        partial = path.with_name(f".{name}.{os.getpid()}.partial{path.suffix}")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            writer(program.eval(), example, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, functools.partial(writer, program.eval(), example))
         written.append(path)
     return written
 

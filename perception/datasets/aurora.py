@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from perception import chains
+from perception import answers, chains
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
@@ -97,7 +97,7 @@ def _example(question: str, answer: str, vocabulary: PerceptionVocabulary, where
         raise ValueError(f"{where}: {error}") from error
     text = target[-1] if isinstance(target[-1], str) else ""
     task = task_of(question, target)
-    value = "" if task in chains.ATOMIC else chains.read_answer(text, chains.kind_of_question(question))
+    value = "" if task in chains.ATOMIC else answers.read_answer(text, chains.kind_of_question(question))
     return chains.Example(task, question, target, "" if value is None else str(value))
 
 

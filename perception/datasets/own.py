@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from perception import chains
+from perception import answers, chains
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
@@ -79,7 +79,7 @@ def _examples(row: dict[str, Any], image: ImageFile, tokenizer: BoxTokenizer, wh
         return examples
     span = Span("boxes", tuple(tokenizer.encode(boxes)))
     if chains.kind_of_question(question) == "count":
-        if chains.read_count(answer) != len(boxes):
+        if answers.read_count(answer) != len(boxes):
             raise ValueError(f"{where}: the answer is {answer} and there are {len(boxes)} boxes; {_REMEDY}")
         examples.append(chains.chain_count(question, span))
     if things:

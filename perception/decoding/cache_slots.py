@@ -1,4 +1,4 @@
-"""Slots of a key-value cache: taken out again where no row needs them, written into room that is kept for them."""
+"""Slots of a key-value cache: removing those that no row needs, and writing new ones into spare room."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 CACHE_KEYS = ("cache", "past_key_values")
-"""What callers may call the key-value cache; transformers 5.24 renamed it"""
+"""Names of the key-value cache in arguments and outputs; transformers 5.24 renamed it"""
 
 
 @cached
 def cache_key() -> str:
-    """What the installed transformers calls the key-value cache among a forward's arguments and outputs."""
+    """Return the installed transformers' name of the key-value cache in arguments and outputs."""
     from transformers.generation import GenerateDecoderOnlyOutput
 
     return next(name for name in CACHE_KEYS if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
 
 
 def cache_given(given: Mapping[str, Any]) -> Any:
-    """The key-value cache among a forward's arguments, None without one."""
+    """Return the key-value cache among a forward's arguments; None without one."""
     return next((given[name] for name in CACHE_KEYS if given.get(name) is not None), None)
 
 
 def why_not_packable(cache: Any) -> str | None:
-    """Why slots cannot be moved within this filled cache of transformers, in words; None where they can."""
+    """Describe why slots cannot be moved within this filled cache of transformers; None where they can."""
     from transformers.cache_utils import DynamicLayer
 
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:  # others slide, are of one length, or hold more than keys and values
+        if type(layer) is not DynamicLayer:  # others slide, have a fixed length, or hold more than keys and values
             return f"its cache has layers whose slots cannot be moved ({type(layer).__name__})"
         if not isinstance(getattr(layer, "keys", None), Tensor):
             return f"its cache has layers without keys ({type(layer).__name__})"
@@ -39,7 +39,7 @@ def why_not_packable(cache: Any) -> str | None:
 
 
 def packed_order(mask: Tensor) -> Tensor:
-    """Which slot goes where, (B, kept), so that every row's real slots stand at the right, in their order.
+    """Order of slots (B, kept) that puts every row's real slots at the right and keeps their order.
 
     Args:
         mask: (B, slots), 1 where a slot is real.
@@ -49,22 +49,22 @@ def packed_order(mask: Tensor) -> Tensor:
 
 
 class SlotCache:
-    """Keys and values in buffers with room for what follows, so that a step writes its own slots alone.
+    """Keys and values in buffers with spare room, so that a step writes only its own slots.
 
-    A cache of transformers is copied whole by every step.
+    A cache of transformers is copied as a whole at every step.
     """
 
     def __init__(self, cache: Any, room: int = 128):
-        """Takes the keys and values out of a filled `DynamicCache`, layer by layer.
+        """Take the keys and values out of a filled `DynamicCache`, layer by layer.
 
         Args:
-            cache: that `why_not_packable` has nothing against; empty afterwards.
-            room: slots by which the buffers grow at least.
+            cache: one for which `why_not_packable` returns None; empty afterwards.
+            room: smallest number of slots by which the buffers grow.
         """
         self.filled: int = cache.get_seq_length()
         self.room = room
         self.keys: list[Tensor] = []
-        """of a layer: (B, heads, slots, width), of which the first `filled` count"""
+        """Per layer (B, heads, slots, width), of which the first `filled` slots are in use"""
         self.values: list[Tensor] = []
         for layer in cache.layers:
             self.keys.append(_with_room(layer.keys, room))
@@ -72,7 +72,7 @@ class SlotCache:
             layer.keys = layer.values = None
 
     def take(self, count: int) -> int:
-        """Makes room for so many slots more, to be written from the returned one on."""
+        """Make room for `count` more slots, and return the first of them."""
         start, self.filled = self.filled, self.filled + count
         if self.filled > self.keys[0].shape[2]:
             more = max(self.room, count)
@@ -81,11 +81,11 @@ class SlotCache:
         return start
 
     def crop(self, count: int) -> None:
-        """Lets go of the newest -count slots."""
+        """Drop the newest -count slots; `count` is negative, as in transformers."""
         self.filled += count
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keeps these rows alone, in ascending order."""
+        """Drop all rows but these, which are in ascending order."""
         for held in (*self.keys, *self.values):
             for place, row in enumerate(rows):
                 if place != row:
@@ -101,7 +101,7 @@ class SlotCache:
 
 
 def _with_room(held: Tensor, room: int) -> Tensor:
-    """A copy with so many slots more, whose content means nothing."""
+    """A copy with `room` more slots of undefined content."""
     buffer = held.new_empty(*held.shape[:2], held.shape[2] + room, held.shape[3])
     buffer[:, :, : held.shape[2]] = held
     return buffer
@@ -113,7 +113,7 @@ def _ordered(held: Tensor, order: Tensor) -> Tensor:
 
 
 def pack(cache: Any, order: Tensor) -> None:
-    """Moves the slots of every row as `order` (B, kept) says, and drops the rest."""
+    """Move the slots of every row into `order` (B, kept), and drop the rest."""
     if isinstance(cache, SlotCache):
         cache.pack(order)
         return

@@ -1,15 +1,14 @@
-"""Spans at the speed of an answer: several tokens a forward, and not one of them another than plain decoding gives.
+"""Speculative decoding under the grammar: several tokens per forward pass, with the output of plain decoding.
 
-Each forward takes the last confirmed id and a window of guesses behind it (`perception.decoding.drafts`). The guesses
-that the
-model itself would have chosen are confirmed, with one id more that it chose behind them; the rest is thrown away and
-its predictions become the next guesses. Greedy answers are the same ids as one at a time; sampled ones have the same
-distribution: a guess g is taken with the probability that the model gives it, and where it is refused the id is drawn
-from what is left (speculative sampling, Leviathan et al., arXiv 2211.17192, with drafts that are certain of
-themselves).
+Each forward pass reads the last confirmed id and a window of guesses after it (`perception.decoding.drafts`). Guesses
+that the model itself would have chosen are confirmed, and so is the id that it chose after them. The other guesses are
+dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time.
+Sampled answers have the same distribution: a guess is accepted with the probability that the model gives it, and where
+it is rejected the id is drawn from the remaining probability (speculative sampling, Leviathan et al., arXiv 2211.17192,
+with drafts of probability 1).
 
-Rows of a batch are confirmed at different speeds. The cache keeps a slot for every token that was fed; refused ones are
-masked, and cut off where no row needs what lies behind them.
+Rows of a batch are confirmed at different speeds. The cache has a slot for every token that was fed; slots of rejected
+tokens are masked, and dropped where no row needs the slots after them.
 """
 
 from __future__ import annotations
@@ -34,34 +33,35 @@ from perception.grammar.processor import GrammarMasks, mask_scores
 from perception.vocabulary.names import PerceptionVocabulary
 
 _logger = logging.getLogger(__name__)
-_AT_ONCE = 96  # tokens of all rows fed to a forward: more and it takes longer than the forwards it saves
-_BEHIND = 16  # guesses behind a map that is being settled
-_NARROWEST = 4  # tokens of a row fed to a forward in batches however large
+_AT_ONCE = 96  # tokens of all rows per forward pass; with more it takes longer than the passes that it saves
+_BEHIND = 16  # guesses after a map that is accepted unverified
+_NARROWEST = 4  # smallest number of tokens of a row per forward pass, in batches of any size
 _MAX_JUNK = 64  # masked slots of the cache before it is packed
-_SLICE_SHARE = 4  # the output layer is cut where fewer than one row in so many is allowed
+_SLICE_SHARE = 4  # the output layer is sliced where at most one in this many of its rows is allowed
 
 
 @dataclass
 class DecodingTrace:
-    """What a call of `decode` took."""
+    """Counts of a call of `decode`."""
 
     forwards: int = 0
-    """of the model, the prompt's included"""
+    """Forward passes, the prompt's included"""
     fed: int = 0
-    """tokens of all rows behind the prompt, refused ones included"""
+    """Tokens of all rows after the prompt, rejected ones included"""
     confirmed: int = 0
+    """Tokens of the answers"""
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """What ends an answer, and what a forward may do."""
+    """Limits of an answer and of a forward pass."""
 
     most: int
-    """tokens of an answer"""
+    """Largest number of tokens of an answer"""
     stop_ids: tuple[int, ...]
     num_logits: int
     width: int
-    """tokens of a row fed to a forward"""
+    """Number of tokens of a row per forward pass"""
     sweeps: int | None
 
     def ends(self, ids: Sequence[int]) -> bool:
@@ -69,7 +69,7 @@ class _Limits:
 
 
 def why_not(model: Any, cache: Any) -> str | None:
-    """Why several tokens a forward would be unsafe with this model, in words; None where they are not."""
+    """Describe why a model cannot decode several tokens per forward pass; None where it can."""
     if reason := why_not_packable(cache):
         return reason
     if getattr(model.config, "is_encoder_decoder", False):
@@ -84,11 +84,11 @@ class _Row:
         self.draft = RowDraft(vocabulary, draft)
         self.ids: list[int] = []
         self.span: list[int] = []
-        """the newest ids, from the last that is no code: all that the grammar looks at"""
+        """The newest ids, from the last one that is not a code: all that the grammar reads"""
         self.drafted = False
-        """whether the draft is a network's, for this very prompt"""
+        """True if the draft was made for this prompt by a draft network"""
         self.sweeps = 0
-        """forwards over the depth map that is open"""
+        """Number of forward passes over the open depth map"""
         self._roles = vocabulary.id_roles
         self._depth_start, self._depth_length = vocabulary.start_id("depth"), vocabulary.depth_length
         self._depth_end = vocabulary.end_id("depth")
@@ -107,18 +107,20 @@ class _Row:
         self.draft.confirm(new, predicted)
 
     def codes_left(self) -> int:
-        """Codes that the open depth map lacks; 0 outside of one."""
+        """Number of codes that the open depth map lacks; 0 outside a depth map."""
         return self._depth_length + 1 - len(self.span) if self.span[0] == self._depth_start else 0
 
     def settles(self, sweeps: int | None) -> bool:
-        """Whether the next forward is the last over the open depth map, of so many."""
+        """True if the next forward pass is the last one over the open depth map."""
         if sweeps is None or not self.codes_left():
             return False
         return self.sweeps + 1 >= (sweeps if self.drafted else max(sweeps, 2))
 
     def fed(self, width: int, filler: int) -> list[int]:
-        """The last confirmed id and guesses behind it, `filler` where there are none. Guesses keep to the form of an
-        open depth map whatever the draft says: codes up to its length, then its END."""
+        """The last confirmed id and the guesses after it, then `filler` up to `width` ids.
+
+        Inside an open depth map guesses always have its form: codes up to its length, then its END.
+        """
         ids = [self.ids[-1], *self.draft.guesses(width - 1)]
         ids += [filler] * (width - len(ids))
         codes = self.codes_left()
@@ -131,24 +133,24 @@ class _Row:
 
 
 class _Batch:
-    """The cache of unfinished rows, and which of its slots are real."""
+    """The cache that unfinished rows share, and the mask of its real slots."""
 
     def __init__(self, model: Any, cache: Any, mask: Tensor):
         self.model = model
         self.cache = cache
         self.mask = mask.long()  # (b, slots)
         self.real: list[int] = self.mask.sum(1).tolist()
-        """slots of each row that the mask has"""
+        """Number of real slots per row"""
         deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
         self.deltas = None if deltas is None else deltas.expand(len(mask), 1)  # (b, 1)
 
     def inputs(self, fed: Tensor) -> dict[str, Any]:
-        """What a forward over fed ids (b, width) takes."""
+        """Inputs of a forward pass over fed ids (b, width)."""
         width = fed.shape[1]
         ahead = torch.arange(width, device=fed.device)
         positions = torch.tensor(self.real, device=fed.device)[:, None] + ahead  # (b, width)
         if self.deltas is not None:
-            positions = (positions + self.deltas)[None].expand(3, -1, -1)  # time, height, width: all alike in text
+            positions = (positions + self.deltas)[None].expand(3, -1, -1)  # time, height, width: equal in text
         return {
             "input_ids": fed,
             "attention_mask": torch.cat([self.mask, torch.ones_like(fed)], 1),
@@ -158,7 +160,7 @@ class _Batch:
         }
 
     def keep(self, taken: Sequence[int], width: int) -> None:
-        """Of the newest `width` slots, the first `taken` of each row hold."""
+        """Keep the first `taken` of the newest `width` slots, per row."""
         most = max(taken)
         held = torch.arange(most) < torch.tensor(taken)[:, None]  # (b, most)
         if most < width:
@@ -170,7 +172,7 @@ class _Batch:
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
-        """Lets go of all other rows; `rows` in ascending order."""
+        """Drop all rows but these, which are in ascending order."""
         places = torch.tensor(rows, device=self.mask.device)
         if isinstance(self.cache, SlotCache):
             self.cache.keep_rows(rows)
@@ -180,20 +182,26 @@ class _Batch:
         self.deltas = None if self.deltas is None else self.deltas[places]
 
     def _pack(self) -> None:
-        """Moves every row's real slots to the right and drops the columns that no row needs."""
+        """Move every row's real slots to the right and drop the columns that no row needs."""
         order = packed_order(self.mask)  # (b, kept)
         pack(self.cache, order)
         self.mask = self.mask.gather(1, order)
 
 
 class SpanDecoder:
-    """Decodes answers of one model under one grammar."""
+    """Decodes answers of a model under a grammar."""
 
     def __init__(self, model: Any, grammar: SpanGrammar, window: int = 32, draft_network: DraftNetwork | None = None):
-        """`window`: tokens of a row fed to a forward at most, fewer in large batches. `draft_network` drafts answers
-        that begin with a depth map. Raises ValueError for a window below 2 or a network made for another model."""
+        """
+        Args:
+            window: largest number of tokens of a row per forward pass; large batches use fewer.
+            draft_network: drafts answers that begin with a depth map.
+
+        Raises:
+            ValueError: for a window below 2, or a network that was made for another model.
+        """
         if window < 2:
-            raise ValueError(f"window must be at least 2, the last id and a guess; got {window}")
+            raise ValueError(f"window must be at least 2 (the last id and one guess), got {window}")
         self.model = model
         self.grammar = grammar
         self.window = window
@@ -202,18 +210,18 @@ class SpanDecoder:
             draft_network.check(model)
             draft_network.to(model.device)
         self._masks = GrammarMasks(grammar)
-        self._head: Any = None  # the output layer, where it may be cut; False where it may not
-        self._lean: LeanForward | None = None  # the language model's forward, where it may be shortened
+        self._head: Any = None  # the output layer, where it can be sliced; False where it cannot
+        self._lean: LeanForward | None = None  # the direct forward pass, where the model allows it
         self._compiled: dict[str, Any] | None = None  # settings of torch.compile
         self._warned = False
 
     def compile(self, **settings: Any) -> None:
-        """Has forwards over guesses compiled by `torch.compile`; sizes that are met for the first time cost seconds.
+        """Compile forward passes over guesses with `torch.compile`; each new size costs seconds when it first occurs.
 
         Args:
-            settings: of `torch.compile`; dynamic=True unless they say otherwise.
+            settings: of `torch.compile`; dynamic=True by default.
         """
-        self._compiled, self._head = settings, None  # what may be shortened is found anew
+        self._compiled, self._head = settings, None  # the next prompt sets up the lean forward pass again
 
     def decode(
         self,
@@ -225,18 +233,19 @@ class SpanDecoder:
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
     ) -> list[list[int]] | None:
-        """Ids of each row's answer behind its prompt, the stop id included where one was reached.
+        """Decode the answers to a batch of prompts; returns their ids, with the stop id where one was reached.
 
         Args:
-            inputs: of the processor: input_ids (B, T), padded on the left, attention_mask, and the images.
-            drafts: a row each, what its answer may look like; may be empty.
-            max_new_tokens: of a row.
-            sweeps: approximate where it is given: all codes of a depth map are guessed at once, and after so many
-                forwards the guesses stand, confirmed or not. 1 lets the draft network's stand as they are; a map that
-                it did not draft is looked at twice at least.
+            inputs: of the model: input_ids (B, T), padded on the left, attention_mask, and the images.
+            drafts: one per row, a guess of its answer; may be empty.
+            max_new_tokens: per row.
+            sweeps: if given, decoding is approximate: all codes of a depth map are guessed at once, and after this many
+                forward passes the guesses are accepted, verified or not. With 1 the draft network's map is accepted as
+                it is; a map that it did not draft gets at least two passes.
 
         Returns:
-            None where the model's cache does not allow it (a warning says why, once): decode one by one instead.
+            The ids per row; None where the model cannot decode several tokens per forward pass (a warning says why,
+            once), so that they must be decoded one at a time.
 
         Raises:
             ValueError: where sweeps is below 1, or is 1 and there is no draft network.
@@ -256,14 +265,14 @@ class SpanDecoder:
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
     ) -> Iterator[list[list[int]]]:
-        """Like `decode`, all rows' ids after each forward; nothing at all where `decode` would give None.
+        """Yield all rows' ids so far after each forward pass; yields nothing where `decode` returns None.
 
-        Whoever stops asking stops the decoding.
+        Decoding stops when the caller stops iterating.
         """
         if sweeps is not None and sweeps < (1 if self.draft_network is not None else 2):
             raise ValueError(
-                f"sweeps must be at least 2, one that guesses and one that looks again; got {sweeps}. With a draft "
-                "network beside the model (`python -m train.drafts`) 1 will do"
+                f"sweeps must be at least 2 (one pass guesses, one refines), got {sweeps}; 1 needs a draft network "
+                "beside the model (`python -m train.drafts`)"
             )
         from transformers import DynamicCache
 
@@ -275,7 +284,7 @@ class SpanDecoder:
         if reason := why_not(self.model, cache):
             if not self._warned:
                 _logger.warning(
-                    "decoding one token at a time: %s has no other way, %s", type(self.model).__name__, reason
+                    "decoding one token at a time: %s cannot decode several, as %s", type(self.model).__name__, reason
                 )
                 self._warned = True
             return
@@ -289,7 +298,7 @@ class SpanDecoder:
         width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
         limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
         if self._lean is not None:
-            with torch.inference_mode():  # as where it grows: a compiled forward tells such tensors from others
+            with torch.inference_mode():  # as in `_step`, since compiled code tells inference tensors from others
                 cache = SlotCache(cache)
         batch = _Batch(self.model, cache, mask)
         answers = list(rows)
@@ -305,9 +314,9 @@ class SpanDecoder:
 
     @torch.inference_mode()
     def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
-        """One forward for all unfinished rows, and what it confirms."""
+        """Run one forward pass for all unfinished rows, and confirm the ids that it settles."""
         device = batch.mask.device
-        drawn = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are drawn at once
+        drawn = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are guessed at once
         settles = [row.settles(limits.sweeps) for row in rows]
         width = 1 + max(
             len(row.draft.guesses(max(limits.width - 1, count + _BEHIND if now else count)))
@@ -317,7 +326,7 @@ class SpanDecoder:
         guesses = [row.fed(width, limits.stop_ids[0]) for row in rows]
         fed = torch.tensor(guesses, device=device)  # (b, width)
         left = [limits.most - len(row.ids) for row in rows]
-        in_map = all(row.codes_left() >= width for row in rows)  # `fed` has nothing but codes in a map
+        in_map = all(row.codes_left() >= width for row in rows)  # `fed` holds only codes of maps
         if in_map and not sampling.do_sample and self._head is not False:
             codes = self._masks.map_ids(device)  # (K,)
             predicted = codes[self._head_over(self._hidden(batch, fed), codes).argmax(-1)]  # (b, width)
@@ -333,7 +342,7 @@ class SpanDecoder:
         for row, ids, held, count, now in zip(rows, found, guesses, drawn, settles, strict=True):
             row.sweeps = row.sweeps + 1 if count else 0
             if now:
-                ids[:count] = held[1 : count + 1]  # the cache holds what was fed
+                ids[:count] = held[1 : count + 1]  # accepted as fed, since the cache holds what was fed
         counts = [
             _taken(ids, held, most, limits.stop_ids) for ids, held, most in zip(found, guesses, left, strict=True)
         ]
@@ -346,7 +355,7 @@ class SpanDecoder:
             trace.confirmed += count
 
     def _draft(self, rows: list[_Row], first: list[int], drafts: list[list[int]]) -> None:
-        """Gives rows that are about to open a depth map, by their first id, the network's drafts."""
+        """Give the network's drafts to the rows whose first id starts a depth map."""
         start = self.grammar.vocabulary.start_id("depth")
         for row, token, draft in zip(rows, first, drafts, strict=True):
             if token == start:
@@ -354,7 +363,7 @@ class SpanDecoder:
 
     @torch.inference_mode()
     def _prefill(self, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, 1, V) behind the prompt, and what of its hidden states a draft network reads."""
+        """Logits (B, 1, V) after the prompt, and the hidden states that a draft network reads."""
         given: dict[str, Any] = dict(inputs)
         if not _has_rope_deltas(self.model):
             given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
@@ -364,7 +373,7 @@ class SpanDecoder:
             if self._compiled is not None and self._lean is not None:
                 self._lean.compile(**self._compiled)
             elif self._compiled is not None:
-                _logger.warning("nothing is compiled: %s does its own forwards", type(self.model).__name__)
+                _logger.warning("nothing is compiled: %s runs its own forward pass", type(self.model).__name__)
         if self._lean is not None and not self._lean.holds:
             self._lean = None
         given |= {cache_key(): cache, "use_cache": True}
@@ -379,7 +388,7 @@ class SpanDecoder:
         return self._head(hidden[:, -1:]), states
 
     def _find_head(self, inputs: dict[str, Any]) -> Any:
-        """The output layer, where the model's logits are just what it makes of the last hidden states; else False."""
+        """The output layer, where it alone turns the last hidden states into logits; else False."""
         head, inner = self.model.get_output_embeddings(), self.model.base_model
         if not isinstance(head, torch.nn.Linear) or inner is self.model:
             return False
@@ -388,7 +397,7 @@ class SpanDecoder:
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
 
     def _hidden(self, batch: _Batch, fed: Tensor) -> Tensor:
-        """Last hidden states (b, width, D) of each fed id."""
+        """Last hidden states (b, width, D) of fed ids."""
         given = batch.inputs(fed)
         if self._lean is not None:
             return self._lean(fed, given["attention_mask"], given["position_ids"], batch.cache)
@@ -396,12 +405,12 @@ class SpanDecoder:
         return hidden
 
     def _head_over(self, hidden: Tensor, columns: Tensor) -> Tensor:
-        """Scores (b, width, C) of some ids (C,) alone."""
+        """Scores (b, width, C) of some ids (C,) only."""
         bias = None if self._head.bias is None else self._head.bias[columns]
         return F.linear(hidden, self._head.weight[columns], bias).float()
 
     def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
-        """Masked scores (b, width, V) behind each fed id; what is not allowed is -inf."""
+        """Scores (b, width, V) after each fed id, -inf where not allowed."""
         if self._head is False:
             return mask_scores(self.model(**batch.inputs(fed)).logits.float(), allowed)
         hidden = self._hidden(batch, fed)
@@ -414,20 +423,20 @@ class SpanDecoder:
 
 
 def _has_rope_deltas(model: Any) -> bool:
-    """Whether the model counts positions of its own (Qwen-VL): ids behind a prompt then stand rope_deltas further."""
+    """True if the model computes its own positions (Qwen-VL); ids after a prompt are then offset by rope_deltas."""
     return hasattr(getattr(model, "model", None), "rope_deltas")
 
 
 def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
-    """(b, L + width): what of each row the grammar looks at, -1 to its left, then the ids fed (b, width)."""
-    before = [row.span[:-1] for row in rows]  # the newest id is fed
+    """Ids (b, L + width) that the grammar reads: the row's newest ones, padded with -1 on the left, then `fed`."""
+    before = [row.span[:-1] for row in rows]  # the newest id is the first of `fed`
     longest = max(len(ids) for ids in before)
     padded = [[-1] * (longest - len(ids)) + ids for ids in before]
     return torch.cat([torch.tensor(padded, dtype=torch.long, device=fed.device).view(len(rows), longest), fed], 1)
 
 
 def _taken(predicted: Sequence[int], fed: Sequence[int], left: int, stop_ids: Sequence[int]) -> int:
-    """How many of a row's predicted ids hold: to the first that parts from its guess, `left`, or a stop id."""
+    """Number of a row's predicted ids to confirm: up to the first that differs from its guess, `left`, or a stop id."""
     for place, token in enumerate(predicted):
         if token in stop_ids or place + 1 == left or place + 1 == len(fed) or token != fed[place + 1]:
             return place + 1

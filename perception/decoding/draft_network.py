@@ -1,12 +1,10 @@
-"""A small network that guesses a whole answer from what the model made of the prompt.
+"""A small network that drafts a whole answer from the model's hidden states of the prompt.
 
-One forward of some twenty-five million multiplications behind the prompt's gives a draft for every place of the answer
-at once: codes of the depth map from the hidden states of the image tokens around each cell, and the text and points
-behind it by attention over the image tokens one by one, where marks are found. `perception.decoding.decoder` verifies
-the
-draft, so that the network decides how fast an answer comes, and never what it is. Drafts from the hidden states of a
-frozen model are Medusa's idea (arXiv 2401.10774); guessing all places in one go is that of blockwise parallel decoding
-(arXiv 1811.03115).
+One forward pass of about 25 million multiplications drafts all places of the answer at once: codes of the depth map
+from the hidden states of the image tokens around each cell, and the text and points after the map by attention over the
+single image tokens, which is where marked points are found. `perception.decoding.decoder` verifies the draft, so that
+the network changes the speed of an answer and never the answer. Drafts from the hidden states of a frozen model are
+Medusa's idea (arXiv 2401.10774), guessing all places at once that of blockwise parallel decoding (arXiv 1811.03115).
 """
 
 from __future__ import annotations
@@ -19,21 +17,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from vqvae.files import write_whole
 
 FILE_NAME = "draft_network.safetensors"
 
 
 @dataclass(frozen=True)
 class DraftNetworkConfig:
-    """Sizes. `grid` is the depth map's; the image tokens of the prompt may be any square number."""
+    """Sizes of a `DraftNetwork`."""
 
     hidden_size: int
+    """Width of the language model"""
     vocab_size: int
     grid: tuple[int, int]
+    """Height and width of the depth map in codes; the prompt may have any square number of image tokens"""
     length: int = 140
-    """places of an answer that are guessed"""
+    """Number of ids that are drafted"""
     width: int = 64
     num_blocks: int = 3
 
@@ -54,7 +56,7 @@ class _Block(nn.Module):
 
 
 class DraftNetwork(nn.Module):
-    """Scores of the ids of a whole answer, given the prompt's last hidden states."""
+    """Scores of the ids of a whole answer, from the prompt's last hidden states."""
 
     def __init__(self, config: DraftNetworkConfig):
         super().__init__()
@@ -74,7 +76,7 @@ class DraftNetwork(nn.Module):
         self.head = nn.Linear(width, config.vocab_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Scores (B, length, V) of states (B, tokens + 1, D): those of the image tokens, row by row, and the last."""
+        """Scores (B, length, V) for states (B, tokens + 1, D): the image tokens', row by row, and the last."""
         rows, columns = self.config.grid
         states = F.layer_norm(states, states.shape[-1:])
         cells = self._on_grid(self.visual(states[:, :-1])) + self.positions  # (B, cells, W)
@@ -84,14 +86,14 @@ class DraftNetwork(nn.Module):
         queries = self.places + self.question(states[:, -1:])  # (B, length, W)
         found = self.attend(queries, marks, marks, need_weights=False)[0]  # (B, length, W)
         behind = self.config.length - 1 - rows * columns
-        own = F.pad(cells, (0, 0, 1, behind))  # code n of the map stands at place n + 1
+        own = F.pad(cells, (0, 0, 1, behind))  # code n of the map is id n + 1 of the answer
         x = queries + found + own
         x = x + self.narrow(F.gelu(self.widen(self.norm(x))))
         scores: Tensor = self.head(x)
         return scores
 
     def _on_grid(self, seen: Tensor) -> Tensor:
-        """Features (B, cells, W) of those of image tokens (B, tokens, W)."""
+        """Resize features of image tokens (B, tokens, W) to the grid's cells (B, cells, W)."""
         rows, columns = self.config.grid
         side = math.isqrt(seen.shape[1])
         if (side, side) == (rows, columns):
@@ -100,7 +102,7 @@ class DraftNetwork(nn.Module):
         return F.interpolate(x, (rows, columns), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
 
     def check(self, model: Any) -> None:
-        """Raises ValueError where the network was made for another model."""
+        """Raise ValueError where the network was made for another model."""
         text = model.config.get_text_config()
         made, needed = (self.config.hidden_size, self.config.vocab_size), (text.hidden_size, text.vocab_size)
         if made != needed:
@@ -111,21 +113,21 @@ class DraftNetwork(nn.Module):
 
     @torch.no_grad()
     def draft(self, states: Tensor) -> list[list[int]]:
-        """Ids of a draft for each row of states (B, tokens + 1, D)."""
+        """Return the ids of one draft per row of states (B, tokens + 1, D)."""
         drafts: list[list[int]] = self(states.float()).argmax(-1).tolist()
         return drafts
 
     def save(self, folder: str | Path) -> None:
-        """Half precision, beside the model."""
+        """Write the network in half precision into the model's folder."""
         weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, Path(folder) / FILE_NAME, metadata={"config": json.dumps(asdict(self.config))})
+        write_whole(Path(folder) / FILE_NAME, save(weights, metadata={"config": json.dumps(asdict(self.config))}))
 
     @classmethod
     def load(cls, folder: str | Path) -> DraftNetwork | None:
-        """The network that lies in a model's folder; None where there is none.
+        """Load the network of a model's folder; None where there is none.
 
         Raises:
-            ValueError: where the file is not one of ours.
+            ValueError: where the file holds no draft network.
         """
         from safetensors import safe_open
 
@@ -135,21 +137,21 @@ class DraftNetwork(nn.Module):
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if "config" not in metadata:
-            raise ValueError(f"{path} names no sizes of a draft network; train one with `python -m train.drafts`")
+            raise ValueError(f"{path} has no sizes of a draft network; train one with `python -m train.drafts`")
         network = cls(DraftNetworkConfig(**json.loads(metadata["config"])))
         try:
             network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         except RuntimeError as error:
             raise ValueError(
-                f"{path} was made by another version: {error}; run `python -m train.drafts` anew"
+                f"{path} was made by another version: {error}; run `python -m train.drafts` again"
             ) from None
         return network.eval()
 
 
 def prompt_states(hidden: Tensor, ids: Tensor, image_id: int) -> Tensor | None:
-    """States (B, tokens + 1, D) that the network reads, of the prompt's (B, T, D) and its ids (B, T).
+    """Select the states (B, tokens + 1, D) that the network reads, from a prompt's (B, T, D) and its ids (B, T).
 
-    None where rows have not the same square number of image tokens.
+    None where the rows do not have the same, square number of image tokens.
     """
     found = ids == image_id  # (B, T)
     counts = found.sum(1)

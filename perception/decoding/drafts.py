@@ -1,8 +1,8 @@
-"""Drafts: what an answer will probably be, before it is drawn. `perception.decoding.decoder` verifies them in parallel.
+"""Drafts: guesses of an answer's ids, which `perception.decoding.decoder` verifies in parallel.
 
-A wrong draft costs time, never an answer. The first draft of a question is the last answer to a question like it:
-chains of perception have a fixed form, and maps of like scenes are alike. From then on a draft is what the model itself
-predicted at the places not yet reached (Jacobi decoding: Santilli et al., arXiv 2305.10427).
+A wrong draft costs time and changes no answer. The first draft is the last answer to a similar question, as chains of
+perception have a fixed form and depth maps of similar scenes are similar. After that the draft is what the model itself
+predicted for the ids that are not yet confirmed (Jacobi decoding: Santilli et al., arXiv 2305.10427).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from perception.vocabulary.names import PerceptionVocabulary
 
 @dataclass
 class DraftBook:
-    """The newest answer to each question, and to each kind of question, by way of drafts for the next."""
+    """The latest answer to each question and to each kind of question, used as drafts."""
 
     most: int = 256
-    """questions that are remembered; the oldest is forgotten first"""
+    """Number of answers that are kept; the oldest is dropped first"""
     _answers: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def look_up(self, question: str, kind: str | None = None) -> tuple[int, ...]:
-        """Ids of the newest answer to the question, else to any of its kind; empty where there is none."""
+        """Return the ids of the latest answer to a question, else to its kind; empty where there is none."""
         return self._answers.get(question) or self._answers.get(f"kind: {kind}") or ()
 
     def remember(self, question: str, kind: str | None, ids: Sequence[int]) -> None:
+        """Keep an answer as a draft."""
         for key in (question, f"kind: {kind}"):
             self._answers.pop(key, None)
             self._answers[key] = tuple(ids)
@@ -34,10 +35,10 @@ class DraftBook:
 
 
 class RowDraft:
-    """The draft of one row: guesses of the ids that follow what has been confirmed so far.
+    """The draft of one row: guesses of the ids after the confirmed ones.
 
-    Where an answer parts from the draft by a START or END (one box more, another number of points), the rest is lined
-    up anew with the skeleton, by the spans passed and the place within the part.
+    Where the answer differs from the draft in a START or END (one more box, another number of points), the rest of the
+    draft is aligned again with the skeleton, by the number of spans passed and the place within the current part.
     """
 
     def __init__(self, vocabulary: PerceptionVocabulary, skeleton: Sequence[int]):
@@ -53,11 +54,11 @@ class RowDraft:
         return role is not None and role.kind in ("start", "end")
 
     def guesses(self, count: int) -> list[int]:
-        """At most `count` ids."""
+        """Return at most `count` guesses."""
         return self._guesses[:count]
 
     def confirm(self, new: Sequence[int], predicted: Sequence[int]) -> None:
-        """Takes note of confirmed ids, and of what the model predicted behind them, given the guesses."""
+        """Take in confirmed ids, and the model's predictions after them, which were made on top of the guesses."""
         last = new[-1]
         expected = self._guesses[len(new) - 1] if len(new) <= len(self._guesses) else None
         for token in new:
@@ -67,9 +68,9 @@ class RowDraft:
         self._guesses = [*predicted, *self._guesses[ahead:]]
         parted = expected is None or self._is_border(last) or self._is_border(expected)
         if last != expected and parted:
-            self._guesses = self._lined_up()
+            self._guesses = self._aligned()
 
-    def _lined_up(self) -> list[int]:
+    def _aligned(self) -> list[int]:
         if self._passed > len(self._borders):
             return []
         start = self._borders[self._passed - 1] + 1 if self._passed else 0

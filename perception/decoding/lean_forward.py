@@ -1,9 +1,9 @@
-"""The forward of a Llama-shaped language model over a few tokens, without what stands around it.
+"""The forward pass of a Llama-shaped language model over a few tokens, without the wrapper modules.
 
-Over a window of guesses a small model spends much of its time in Python: makers of masks, wrappers, hooks. Where the
-language model is Llama's, Mistral's or Qwen2's own class with nothing changed, its tensors go through the same sums
-here. `LeanForward.of` tries that on the model, and leaves the work to the model itself where anything differs. The
-weights are the model's own, not copies.
+On a window of guesses a small model spends much of its time in Python: making masks, wrappers, hooks. For language
+models of Llama's, Mistral's and Qwen2's classes with nothing changed, this module computes the same result directly.
+`LeanForward.of` verifies that on the model first; any other model runs its own forward pass. The weights are the
+model's own, not copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CLASSES = ("LlamaModel", "MistralModel", "Qwen2Model")
 
 
 class LeanForward:
-    """Last hidden states of tokens behind a cache; made by `of`."""
+    """Computes last hidden states of tokens that follow a cache; made by `of`."""
 
     def __init__(self, text: Any):
         """`text`: the language model, without its output layer."""
@@ -29,13 +29,13 @@ class LeanForward:
         self._layers: Callable[..., Tensor] = self._run_layers
 
     def compile(self, **settings: Any) -> None:
-        """Has the layers compiled by `torch.compile`, dynamic=True unless `settings` say otherwise."""
+        """Compile the layers with `torch.compile`; dynamic=True by default."""
         self._layers = torch.compile(self._run_layers, **{"dynamic": True, **settings})
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: Any) -> LeanForward | None:
-        """For a model of transformers; None where its language model is of another kind, was changed, or differs."""
+        """Make one for a model of transformers; None where it is of another class, was changed, or differs."""
         text = getattr(model.base_model, "language_model", model.base_model)
         if not _is_stock(text):
             return None
@@ -57,17 +57,17 @@ class LeanForward:
 
     @property
     def holds(self) -> bool:
-        """Whether the model is still as it was tried: LoRA and hooks may have come since."""
+        """True if the model is unchanged since `of` verified it, without LoRA or hooks."""
         return _is_stock(self.text)
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: SlotCache) -> Tensor:
-        """Hidden states (B, n, D) behind the last norm; the cache grows by n slots.
+        """Hidden states (B, n, D) after the last norm; the cache grows by n slots.
 
         Args:
             input_ids: (B, n).
-            attention_mask: (B, slots + n), 0 where no token looks.
+            attention_mask: (B, slots + n), 0 for slots that no token attends to.
             position_ids: (B, n).
-            cache: of `slots` slots.
+            cache: with `slots` slots in use.
         """
         text, (batch, count) = self.text, input_ids.shape
         x = F.embedding(input_ids, text.embed_tokens.weight)  # (B, n, D)
@@ -90,7 +90,7 @@ class LeanForward:
         all_values: list[Tensor],
         start: int,
     ) -> Tensor:
-        """States x (B, n, D) through all layers and the last norm; slots from `start` on are written."""
+        """Run states x (B, n, D) through all layers and the last norm; writes the slots from `start`."""
         text, (batch, count), slots = self.text, x.shape[:2], bias.shape[-1]
         for number, layer in enumerate(text.layers):
             attention, mlp = layer.self_attn, layer.mlp
@@ -117,7 +117,7 @@ class LeanForward:
 def _norm(module: Any, x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
-    normed: Tensor = module(x)  # rounds between its two products
+    normed: Tensor = module(x)  # in low precision the module rounds between its two products
     return normed
 
 
@@ -126,7 +126,7 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _is_stock(text: Any) -> bool:
-    """Whether a module is one of the classes known here, all of its parts as they were made."""
+    """True if a module is of a known class and none of its parts were changed."""
     if type(text).__name__ not in _CLASSES or not type(text).__module__.startswith("transformers."):
         return False
     if set(getattr(text.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:

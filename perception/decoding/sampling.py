@@ -1,4 +1,4 @@
-"""How ids are drawn from masked scores, one at a time or behind guesses that may hold (speculative sampling)."""
+"""Choice of ids from masked scores: greedy, sampled, or sampled after guesses (speculative sampling)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ids are drawn; greedy by default. As in transformers: temperature, then top_k, then top_p."""
+    """Settings of the choice; greedy by default. Applied as in transformers: temperature, then top_k, then top_p."""
 
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
-    """0: all"""
+    """0 for all ids"""
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}; do_sample=False is greedy")
+            raise ValueError(f"temperature must be above 0, got {self.temperature}; do_sample=False decodes greedily")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], got {self.top_k} and {self.top_p}")
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(..., V) of masked scores (..., V)."""
+        """Probabilities (..., V) for masked scores (..., V)."""
         scores = scores / self.temperature
         if self.top_k and self.top_k < scores.shape[-1]:
             least = scores.topk(self.top_k).values[..., -1:]
@@ -39,7 +39,7 @@ class Sampling:
 
 
 def choose_ids(scores: Tensor, guesses: Tensor | None, sampling: Sampling) -> Tensor:
-    """Ids (b, width) for masked scores (b, width, V): a guess (b, width - 1) that is taken stays what it is."""
+    """Choose ids (b, width) by masked scores (b, width, V); accepted guesses (b, width - 1) are kept."""
     if not sampling.do_sample:
         return scores.argmax(-1)
     odds = sampling.probabilities(scores)  # (b, width, V)

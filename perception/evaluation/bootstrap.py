@@ -24,10 +24,7 @@ class Interval:
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
-    """Interval of the mean of `values` (N,).
-
-    Raises ValueError for no values.
-    """
+    """Interval of the mean of `values` (N,). Raises ValueError for no values."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("an interval needs at least one value; the evaluation set is empty")
@@ -40,10 +37,7 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> I
 def paired_difference(
     first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:
-    """Interval of the mean of `first - second`, items paired: both answered the same questions.
-
-    Raises ValueError where the lengths differ.
-    """
+    """Interval of the mean of `first - second`, paired by item. Raises ValueError where the lengths differ."""
     if len(first) != len(second):
         raise ValueError(f"paired values must be of one length, got {len(first)} and {len(second)}")
     return bootstrap_interval(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), seed)

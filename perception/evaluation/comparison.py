@@ -1,4 +1,4 @@
-"""AURORA-style against direct answers: the same questions, put to both, with intervals; what the tokens are worth."""
+"""Compare a model that draws first with one that answers directly, on the same questions, with intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.evaluation.replacement import INTERVENTIONS, forced_chains
-from perception.evaluation.scenes import DEPTH_COUNTS, Item, Outcome, evaluate_items, map_order_accuracy
+from perception.evaluation.scenes import DEPTH_COUNTS, Item, ScoredAnswer, evaluate_items, map_order_accuracy
 from perception.model.perception_model import PerceptionModel
 
 GROUPS = {
@@ -19,29 +19,29 @@ GROUPS = {
     **{f"depth, {n} points": (f"depth-{n}",) for n in DEPTH_COUNTS},
     "depth, 3-5 points": tuple(f"depth-{n}" for n in DEPTH_COUNTS if n > 2),
 }
-"""Rows of the tables: a name, and the groups of items it pools."""
+"""Groups of items that each row of the tables pools, by the row's name"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything measured on one style. Intervals are by row name, then by arm."""
+    """Measurements on one style. Intervals are by row name, then by arm."""
 
     style: str
     accuracy: dict[str, dict[str, Interval]]
-    """arms: "direct" (the baseline), "chain" (AURORA-style, drawing first), "aurora, direct" (it, answering at once)"""
+    """Arms: "direct" (the baseline), "chain" (AURORA-style, drawing first), "aurora, direct" (the same, not drawing)"""
     gain: dict[str, Interval]
-    """chain minus direct, paired"""
+    """Chain minus direct, paired by item"""
     interventions: dict[str, dict[str, Interval]]
-    """rows "counting" and "depth, 3-5 points"; own span, then each intervention"""
+    """Rows "counting" and "depth, 3-5 points"; accuracy with the model's own span, then with each intervention"""
     drawn_map_order: dict[str, float]
-    """share of drawn maps that are highest at the right point, by group"""
+    """Share of drawn maps whose nearest marked point is the right one, by group"""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Comparison:
-        """What `to_json` gave. Raises ValueError naming what is missing."""
+        """Read what `to_json` returned. Raises ValueError naming what is missing."""
         try:
             return cls(
                 data["style"],
@@ -51,7 +51,7 @@ class Comparison:
                 dict(data["drawn_map_order"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no stored comparison ({error}); measure it anew") from None
+            raise ValueError(f"this is no stored comparison ({error}); measure it again") from None
 
 
 def _nested_intervals(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Interval]]:
@@ -63,19 +63,19 @@ def _rows(items: Sequence[Item], name: str) -> list[int]:
 
 
 def _evenly(rows: Sequence[int], most: int | None) -> list[int]:
-    """At most `most` of the rows, evenly spaced: rows are sorted by group."""
+    """At most `most` of the rows, evenly spaced, as rows are sorted by group."""
     count = len(rows) if most is None else min(most, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _interval(outcomes: Sequence[Outcome], rows: Sequence[int]) -> Interval:
+def _interval(outcomes: Sequence[ScoredAnswer], rows: Sequence[int]) -> Interval:
     return bootstrap_interval([float(outcomes[i].correct) for i in rows])
 
 
 def compare(
     style: str, items: Sequence[Item], aurora: PerceptionModel, direct: PerceptionModel, with_interventions: bool = True
-) -> tuple[Comparison, list[Outcome], list[Outcome]]:
-    """Measures both models on `items`; returns the figures and the outcomes of the chain and of the baseline."""
+) -> tuple[Comparison, list[ScoredAnswer], list[ScoredAnswer]]:
+    """Measure both models on `items`; returns the comparison and the scored answers of the chain and the baseline."""
     at_once = evaluate_items(direct, items, "direct", title=f"{style}: baseline")
     chosen = INTERVENTIONS if with_interventions else ()
     comparison, chain = compare_with(style, items, aurora, [o.correct for o in at_once], chosen)
@@ -89,23 +89,23 @@ def compare_with(
     direct_correct: Sequence[bool],
     interventions: Sequence[str] = INTERVENTIONS,
     max_replaced: int | None = None,
-) -> tuple[Comparison, list[Outcome]]:
-    """As `compare`, with a baseline of which only is known which items it got right.
+) -> tuple[Comparison, list[ScoredAnswer]]:
+    """Compare as `compare` does, given which items the baseline answered correctly.
 
     Args:
-        direct_correct: whether the baseline answered each item right, in the items' order.
-        max_replaced: items of each row whose spans are replaced, taken evenly; None for all.
+        direct_correct: whether the baseline answered each item correctly, in the items' order.
+        max_replaced: number of items per row whose spans are replaced, evenly spaced; None for all.
 
     Returns:
-        the figures and the outcomes of the chain.
+        The comparison and the scored answers of the chain.
 
     Raises:
-        ValueError: where the baseline's outcomes are not one an item, or an intervention is unknown.
+        ValueError: where `direct_correct` has not one entry per item, or an intervention is unknown.
     """
     if len(direct_correct) != len(items):
-        raise ValueError(f"{len(items)} items need as many outcomes of the baseline, got {len(direct_correct)}")
+        raise ValueError(f"direct_correct must have one entry per item, {len(items)}, got {len(direct_correct)}")
     chain = evaluate_items(aurora, items, "chain", title=f"{style}: chains of perception")
-    without = evaluate_items(aurora, items, "direct", title=f"{style}: aurora, answering at once")
+    without = evaluate_items(aurora, items, "direct", title=f"{style}: the same model, answering directly")
     correct = {
         "direct": [float(value) for value in direct_correct],
         "chain": [float(o.correct) for o in chain],
@@ -136,7 +136,7 @@ def compare_with(
 
 
 def _compact(interval: Interval) -> str:
-    """Mean and half the interval's width: six columns of them fit a terminal of 80."""
+    """Mean and half the interval's width, short enough for six columns in a terminal of 80 characters."""
     return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"
 
 

@@ -1,9 +1,9 @@
-"""Our checkpoints in lmms-eval, which finds them by their entry point: no code of its own has to be changed.
+"""Adapter for lmms-eval, which finds it by its entry point.
 
     pip install lmms-eval
     python -m lmms_eval --model perception_tokens --model_args pretrained=FOLDER,mode=chain --tasks blink --batch_size 8
 
-What a task's filter reads is the text behind what was drawn; spans are left out of it.
+A task's filter reads the text of an answer, without its spans.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NAME = "perception_tokens"
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval's registry asks for."""
+    """The manifest that lmms-eval's registry asks for."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(NAME, simple_class_path=f"{__name__}.PerceptionLmms")
 
 
 class PerceptionLmms(lmms):  # type: ignore[misc]
-    """A perception model as lmms-eval calls it."""
+    """A perception model with lmms-eval's interface."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         """
         Args:
             pretrained: folder or hub name.
-            mode: chain, which draws where a question counts or asks for depth; or direct.
-            max_new_tokens: room for what is drawn; a task's own limit is added to it in chain mode.
+            mode: "chain" draws first where a question counts or asks for depth; "direct" answers directly.
+            max_new_tokens: for the spans of an answer in chain mode, where a task's own limit is added to it.
 
         Raises:
             ValueError: for another mode, an argument that is not known, or a folder that holds no model.
@@ -61,10 +61,10 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         self.mode, self.batch_size, self.max_new_tokens = mode, int(batch_size), int(max_new_tokens)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers, in the requests' order, each cut at the task's stop words.
+        """Answers in the requests' order, each cut at the task's stop words.
 
         Raises:
-            ValueError: for a request without an image, or with other than one.
+            ValueError: for a request that has not exactly one image.
         """
         texts: list[str] = []
         batches = range(0, len(requests), self.batch_size)
@@ -81,7 +81,9 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
     ) -> Prompt:
         images = [image for image in visuals(self.task_dict[task][split][doc_id]) if isinstance(image, Image.Image)]
         if len(images) != 1:
-            raise ValueError(f"{task}, document {doc_id}: {len(images)} images, and {NAME} answers about one")
+            raise ValueError(
+                f"{task}, document {doc_id}: got {len(images)} images, {NAME} takes one; choose another task"
+            )
         text, kind = prompt_for(context.replace("<image>", "").strip(), "auto" if self.mode == "chain" else "direct")
         return Prompt(images[0], text, kind)
 
@@ -90,10 +92,10 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         return own + self.max_new_tokens if self.mode == "chain" else own or self.max_new_tokens
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError(f"{NAME} writes answers; take a task that generates, not one of likelihoods")
+        raise NotImplementedError(f"{NAME} generates answers and gives no likelihoods; choose a task that generates")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError(f"{NAME} answers one question at a time; take a task of one round")
+        raise NotImplementedError(f"{NAME} answers one question at a time; choose a task with one round")
 
 
 def _cut(text: str, settings: Mapping[str, Any]) -> str:

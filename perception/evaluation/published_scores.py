@@ -1,4 +1,4 @@
-"""Answers the questions of a published set, scores them, and keeps every answer: a run that was stopped goes on."""
+"""Answer and score the questions of a published set. Every answer is kept, so that a stopped run can be continued."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -17,18 +16,18 @@ from perception.answers import final_answer, read_number, read_option, same_answ
 from perception.chains import Answer, kind_of_question, prompt_for
 from perception.evaluation.bootstrap import Interval, bootstrap_interval
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
-from perception.evaluation.report import Figure, drawn_answer, write_report
+from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
 from perception.interleave.reasoner import Reasoner, draw_reasoning
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import Span
+from vqvae.files import write_whole
 
-CHAIN, DIRECT, INTERLEAVED = "chain", "direct", "interleaved"
-MODES = (CHAIN, DIRECT, INTERLEAVED)
+MODES = ("chain", "direct", "interleaved")
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a model answered to one question."""
+class PublishedAnswer:
+    """A model's answer to one question of a published set."""
 
     key: str
     group: str
@@ -36,7 +35,7 @@ class Given:
     truth: str
     text: str
     said: str | None
-    """What was read out of the text; None where nothing could be"""
+    """The letter, number or expression that was read from the text; None where none could be read"""
     right: bool
     spans: tuple[Span, ...] = ()
 
@@ -45,14 +44,14 @@ class Given:
         return json.dumps({**vars(self), "spans": spans}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, line: str) -> Given:
+    def from_json(cls, line: str) -> PublishedAnswer:
         values = json.loads(line)
         spans = tuple(Span(span["modality"], tuple(span["codes"])) for span in values.pop("spans"))
         return cls(**values, spans=spans)
 
 
 def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
-    """What a text says, read tolerantly, and whether it is right."""
+    """Read the answer out of a text, and return it and whether it is right."""
     if item.scoring == OPTION:
         letter = read_option(text, item.options)
         return letter, letter == item.truth
@@ -64,16 +63,13 @@ def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
 
 
 Ask = Callable[[Sequence[PublishedItem]], list[Answer]]
-"""Answers a batch."""
+"""Answers a batch of items"""
 
 
 def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> Ask:
-    """What answers in a mode.
+    """Return a function that answers batches in a mode. Raises ValueError for an unknown mode.
 
-    In chain mode a question of neither kind, to which no chain fits, is answered at once.
-
-    Raises:
-        ValueError: for an unknown mode.
+    In chain mode questions that no chain fits are answered directly.
     """
     if isinstance(model, Reasoner):
 
@@ -82,11 +78,11 @@ def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> 
             return [Answer(one.text, (), one.value) for one in solved]
 
         return solve
-    if mode not in (CHAIN, DIRECT):
+    if mode not in ("chain", "direct"):
         raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
     def answer(items: Sequence[PublishedItem]) -> list[Answer]:
-        put = [prompt_for(item.question, "auto" if mode == CHAIN else DIRECT) for item in items]
+        put = [prompt_for(item.question, "auto" if mode == "chain" else "direct") for item in items]
         prompts = [Prompt(item.image.load(), text, kind) for item, (text, kind) in zip(items, put, strict=True)]
         return model.answer(prompts, max_new_tokens)
 
@@ -95,22 +91,19 @@ def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> 
 
 def answer_published(
     items: Sequence[PublishedItem], ask: Ask, path: Path, batch_size: int = 16, title: str = "answering"
-) -> list[Given]:
-    """Asks what has no answer in a file yet, writes each answer there at once, returns all in the items' order.
+) -> list[PublishedAnswer]:
+    """Answer the questions that have no answer in a file yet, and return all answers in the items' order.
 
     Args:
-        path: JSON lines; what stands in it is not asked again, a line that was cut short is.
+        path: JSON lines. Answers are appended as they are made; a line that was cut short is answered again.
 
     Raises:
         ValueError: where the file holds answers to other questions, or an image cannot be read.
     """
     given = _kept(path, items)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.partial")  # without a line that was cut short
-    whole.write_text("".join(one.to_json() + "\n" for one in given.values()), encoding="utf-8")
-    whole.replace(path)
+    write_whole(path, "".join(one.to_json() + "\n" for one in given.values()))  # without a line that was cut short
     open_items = [item for item in items if item.key not in given]
-    # Alike ones stand together: a batch is as slow as its longest answer.
+    # Similar questions go into one batch, as a batch is as slow as its longest answer.
     order = sorted(open_items, key=lambda item: (kind_of_question(item.question) or "", item.group))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -120,7 +113,9 @@ def answer_published(
                 batch = order[start : start + batch_size]
                 for item, answer in zip(batch, ask(batch), strict=True):
                     said, right = score(item, answer.text)
-                    one = Given(item.key, item.group, item.question, item.truth, answer.text, said, right, answer.spans)
+                    one = PublishedAnswer(
+                        item.key, item.group, item.question, item.truth, answer.text, said, right, answer.spans
+                    )
                     given[item.key] = one
                     file.write(one.to_json() + "\n")
                 file.flush()
@@ -128,14 +123,14 @@ def answer_published(
     return [given[item.key] for item in items]
 
 
-def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, Given]:
+def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, PublishedAnswer]:
     by_key = {item.key: item for item in items}
-    kept: dict[str, Given] = {}
+    kept: dict[str, PublishedAnswer] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            one = Given.from_json(line)
+            one = PublishedAnswer.from_json(line)
         except (ValueError, KeyError, TypeError):
-            continue  # the last line of a run that was killed
+            continue  # the last line of a killed run
         item = by_key.get(one.key)
         if item is not None and (item.question, item.truth) != (one.question, one.truth):
             raise ValueError(f"{path} holds answers to other questions ({one.key}); give another --out, or delete it")
@@ -143,22 +138,8 @@ def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, Given]:
     return kept
 
 
-def keep_plan(path: Path, plan: dict[str, Any]) -> None:
-    """Notes what a file of answers was made with. Raises ValueError where it was made with something else."""
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            old = {}
-        if changed := sorted(name for name in plan if old.get(name) != plan[name]):
-            was = ", ".join(f"{name} was {old.get(name)!r} and is {plan[name]!r}" for name in changed)
-            raise ValueError(f"{path} was begun otherwise: {was}; give another --out, or delete it and its answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-
-
-def accuracies(given: Sequence[Given]) -> dict[str, Interval]:
-    """Of each group, and of all where there are several, with 95 % bootstrap intervals."""
+def accuracies(given: Sequence[PublishedAnswer]) -> dict[str, Interval]:
+    """Accuracy per group, and over all groups where there are several, with 95 % bootstrap intervals."""
     groups = dict.fromkeys(one.group for one in given)
     found = {group: bootstrap_interval([float(one.right) for one in given if one.group == group]) for group in groups}
     if len(groups) > 1:
@@ -171,11 +152,11 @@ def write_page(
     title: str,
     model: PerceptionModel | Reasoner,
     items: Sequence[PublishedItem],
-    given: Sequence[Given],
+    given: Sequence[PublishedAnswer],
     each: int = 6,
 ) -> Path:
-    """A page of the first right and the first wrong answers of every group, with what was drawn on the way."""
-    figures: list[Figure] = []
+    """Write a page with the first right and the first wrong answers of every group, and what was drawn for them."""
+    figures: list[CaptionedImage] = []
     shown: dict[tuple[str, bool], int] = {}
     for item, one in zip(items, given, strict=True):
         place = (item.group, one.right)
@@ -190,17 +171,17 @@ def write_page(
     return write_report(path, title, intro, [table, figures])
 
 
-def _figure(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) -> Figure:
+def _figure(model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer) -> CaptionedImage:
     name = "right" if one.right else "wrong"
     caption = (
         f"<b>{html.escape(item.question)}</b><br>truth: {html.escape(one.truth)}<br>"
         f'<span class="{name}">{html.escape(str(one.said))} ({name})</span><br><small>{html.escape(one.text)}</small>'
     )
-    return Figure(_picture(model, item, one), caption)
+    return CaptionedImage(_picture(model, item, one), caption)
 
 
-def _picture(model: PerceptionModel | Reasoner, item: PublishedItem, one: Given) -> Image.Image:
+def _picture(model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer) -> Image.Image:
     image = item.image.load()
     if isinstance(model, Reasoner):
-        return draw_reasoning(model.solve(image, item.question))  # anew: what steps looked at is not kept
+        return draw_reasoning(model.solve(image, item.question))  # solved again: selected tokens are not kept
     return drawn_answer(model, image, Answer(one.text, one.spans, one.said))

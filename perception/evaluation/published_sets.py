@@ -1,5 +1,6 @@
-"""Evaluation sets in the layout in which their authors publish them: BLINK, HardBLINK, CV-Bench, SEED-Bench, MathVista,
-GeoQA, MMStar. A folder with the files as downloaded goes in, questions with their truth come out.
+"""Readers of published evaluation sets: BLINK, HardBLINK, CV-Bench, SEED-Bench, MathVista, GeoQA, MMStar.
+
+Each reads a folder with the files as their authors publish them, and gives questions with their answers.
 """
 
 from __future__ import annotations
@@ -19,55 +20,55 @@ from perception.datasets.images import ImageFile, check_exists
 from perception.model.images import decode_image
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
-"""What the truth is: a letter; a number; anything that math-verify compares"""
+"""How an answer is scored: by its letter, by its number, or by math-verify"""
 MATHS_SOURCES = ("FunctionQA", "Geometry3K", "GeoQA+", "GEOS", "UniGeo")
-"""Of MathVista, its maths subset (MINT-CoT, arXiv 2506.05331)"""
+"""Sources of MathVista's maths subset (MINT-CoT, arXiv 2506.05331)"""
 _OPTION_LINE = re.compile(r"\(?([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?[A-H][).:]\s|\s*$)", re.DOTALL)
 _SEED_COUNTING = "Instances Counting"
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image inside a table."""
+    """An image file inside a table."""
 
     data: bytes
     name: str
-    """Table and row, for messages"""
+    """Table and row, for error messages"""
 
     def __str__(self) -> str:
         return self.name
 
     def load(self) -> Image.Image:
-        """The image in RGB. Raises ValueError naming the table and the row that hold no image."""
+        """Decode the image in RGB. Raises ValueError naming table and row where it cannot be decoded."""
         try:
             return decode_image(BytesIO(self.data))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name} holds no image that can be read ({error}); download it anew") from error
+            raise ValueError(f"{self.name} holds no image that can be read ({error}); download it again") from error
 
 
 @dataclass(frozen=True)
 class PublishedItem:
-    """One question of a published set, with its truth."""
+    """One question of a published set, with its answer."""
 
     key: str
     """Unique within its set"""
     group: str
-    """What it is counted under: "depth-3", "count", .."""
+    """Group that its score is averaged in: "depth-3", "count", ..."""
     image: ImageFile | EncodedImage
     question: str
-    """As it is put to a model, options among it where the set puts them there"""
+    """As it is put to a model, with the options where the set's own prompt has them"""
     truth: str
     scoring: str
     options: tuple[str, ...] = ()
-    """What stands behind A, B, ..; empty for open questions"""
+    """Texts of the options A, B, ...; empty for open questions"""
 
 
-def read_published(name: str, folder: str | Path) -> list[PublishedItem]:
-    """The questions of a set (one of SETS), in the order of its files.
+def read_published_set(name: str, folder: str | Path) -> list[PublishedItem]:
+    """Read the questions of a set (one of SETS), in the order of its files.
 
     Raises:
-        ValueError: for an unknown set, a folder without its files, a row that is not as published, naming file and row,
-            an image that is missing, or two questions with one key.
+        ValueError: for an unknown set, a folder without its files, a row in another layout (naming file and row), a
+            missing image, or two questions with the same key.
     """
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}; known: {', '.join(SETS)}")
@@ -89,8 +90,8 @@ def read_published(name: str, folder: str | Path) -> list[PublishedItem]:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row of a table, which knows where it stands."""
+class _TableRow:
+    """A row of a table, with its place for error messages."""
 
     values: Mapping[str, Any]
     where: str
@@ -98,7 +99,7 @@ class _Row:
     def __getitem__(self, name: str) -> Any:
         value = self.values.get(name)
         if value is None:
-            raise ValueError(f"{self.where} has no {name!r}, only {', '.join(self.values)}; download the set anew")
+            raise ValueError(f"{self.where} has no {name!r}, only {', '.join(self.values)}; download the set again")
         return value
 
     def get(self, name: str) -> Any:
@@ -108,19 +109,19 @@ class _Row:
         value = self[name]
         data = value.get("bytes") if isinstance(value, Mapping) else value
         if not isinstance(data, bytes):
-            raise ValueError(f"{self.where}: {name!r} holds no image's bytes; download the set anew")
+            raise ValueError(f"{self.where}: {name!r} holds no image's bytes; download the set again")
         return EncodedImage(data, f"{self.where}, {name}")
 
     def letter(self, name: str, count: int) -> str:
-        """Raises ValueError where the answer is none of the first `count` letters."""
+        """The letter in a column. Raises ValueError where it is none of the first `count` letters."""
         found = re.fullmatch(r"\(?([A-H])\)?\.?", str(self[name]).strip())
         if found is None or found[1] not in LETTERS[:count]:
             raise ValueError(f"{self.where}: {name!r} is {self[name]!r}, no letter of {count} options")
         return found[1]
 
 
-def _parquet_rows(folder: Path, wanted: str) -> Iterator[_Row]:
-    """Of all tables under a folder whose path says `wanted`, else of all."""
+def _parquet_rows(folder: Path, wanted: str) -> Iterator[_TableRow]:
+    """Rows of all tables under a folder whose path contains `wanted`; of all tables where none does."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -135,32 +136,32 @@ def _parquet_rows(folder: Path, wanted: str) -> Iterator[_Row]:
             number = 0
             for batch in file.iter_batches(64):
                 for values in batch.to_pylist():
-                    yield _Row(values, f"{table}, row {number}")
+                    yield _TableRow(values, f"{table}, row {number}")
                     number += 1
         except (ArrowException, OSError) as error:
-            raise ValueError(f"{table} cannot be read ({error}); download it anew") from error
+            raise ValueError(f"{table} cannot be read ({error}); download it again") from error
 
 
-def _json_rows(path: Path) -> Iterator[_Row]:
-    """Of JSON lines."""
+def _json_rows(path: Path) -> Iterator[_TableRow]:
+    """Rows of a file of JSON lines."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); download it anew") from error
+        raise ValueError(f"{path} cannot be read ({error}); download it again") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON ({error}); download it anew") from error
+            raise ValueError(f"{path}, line {number} is no JSON ({error}); download it again") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{path}, line {number} is no JSON object; download it anew")
-        yield _Row(values, f"{path}, line {number}")
+            raise ValueError(f"{path}, line {number} is no JSON object; download it again")
+        yield _TableRow(values, f"{path}, line {number}")
 
 
 def _image_file(folder: Path, name: str, where: str) -> ImageFile:
-    """By its path, else by its name alone anywhere under the folder."""
+    """Find an image by its path, else by its name anywhere under the folder."""
     path = folder / name
     if not path.is_file():
         found = sorted(folder.rglob(Path(name).name))
@@ -183,15 +184,15 @@ def _blink_depth(folder: Path) -> Iterator[PublishedItem]:
             yield _choice(row, str(row["idx"]), "depth-2", row.image("image_1"))
 
 
-def _choice(row: _Row, key: str, group: str, image: EncodedImage) -> PublishedItem:
-    """A question with options, put as the set's own prompt does."""
+def _choice(row: _TableRow, key: str, group: str, image: EncodedImage) -> PublishedItem:
+    """A question with options, worded as the set's own prompt."""
     options = tuple(str(option) for option in row["choices"])
     asked = str(row.get("prompt") or "").strip() or _with_options(str(row["question"]), options)
     return PublishedItem(key, group, image, asked, row.letter("answer", len(options)), OPTION, options)
 
 
 def _hardblink(folder: Path) -> Iterator[PublishedItem]:
-    """Pairs of files, questions and answers, a pair for each number of points."""
+    """Read pairs of files, questions and answers, one pair per number of points."""
     questions = [path for path in sorted(folder.rglob("*.jsonl")) if "answer" not in path.name.lower()]
     if not questions:
         raise ValueError(f"{folder} holds no question files (.jsonl); give the folder that HardBLINK lies in")
@@ -215,7 +216,7 @@ def _hardblink(folder: Path) -> Iterator[PublishedItem]:
 
 
 def _letters_in(text: str) -> tuple[str, ...]:
-    """The letters of points that a question names, "(A)", or "labeled A, B and C"; nothing where it names none."""
+    """Letters of the points that a question names, as in "(A)" or "labeled A, B and C"; empty where it names none."""
     for pattern in (r"\(([A-H])\)", r"(?<![\w'])([A-H])(?![\w'])"):
         found = sorted(set(re.findall(pattern, text)))
         if len(found) > 1 and found == list(LETTERS[: len(found)]):
@@ -224,7 +225,7 @@ def _letters_in(text: str) -> tuple[str, ...]:
 
 
 def _answers_of(questions: Path) -> Path:
-    """The file beside it whose name says answer where this one's says question, or says answer besides."""
+    """Find the file of answers beside a file of questions, by its name."""
     candidates = [
         questions.with_name(re.sub("question", "answer", questions.name, flags=re.IGNORECASE)),
         questions.with_name(f"{questions.stem}_answers.jsonl"),
@@ -241,7 +242,7 @@ def _answers_of(questions: Path) -> Path:
 
 
 def _blink_counting(folder: Path) -> Iterator[PublishedItem]:
-    """As published on the hub (parquet), or as AURORA's JSON lines."""
+    """Read BLINK's tables on the hub, or AURORA's JSON lines."""
     if not any(folder.rglob("*.parquet")):
         yield from _hardblink(folder)
         return
@@ -250,8 +251,8 @@ def _blink_counting(folder: Path) -> Iterator[PublishedItem]:
             yield _count(row, str(row["idx"]), row.image("image_1"), [str(option) for option in row["choices"]])
 
 
-def _count(row: _Row, key: str, image: EncodedImage | ImageFile, options: Sequence[str]) -> PublishedItem:
-    """Asked without its options, as AURORA does: a model counts rather than guesses."""
+def _count(row: _TableRow, key: str, image: EncodedImage | ImageFile, options: Sequence[str]) -> PublishedItem:
+    """A counting question without its options, as in AURORA, so that a model counts rather than guesses."""
     option = options[LETTERS.index(row.letter("answer", len(options)))]
     number = read_number(option)
     if number is None:
@@ -269,7 +270,7 @@ def _cvbench(folder: Path) -> Iterator[PublishedItem]:
 
 
 def _seedbench(folder: Path) -> Iterator[PublishedItem]:
-    """Instance counting: SEED-Bench's own JSON, its tables on the hub, or AURORA's JSON lines."""
+    """Read SEED-Bench's instance counting: its own JSON, its tables on the hub, or AURORA's JSON lines."""
     whole = [path for path in sorted(folder.rglob("*.json")) if "seed" in path.name.lower()]
     if whole:
         yield from _seed_json(whole[0], folder)
@@ -281,12 +282,12 @@ def _seedbench(folder: Path) -> Iterator[PublishedItem]:
         yield from _hardblink(folder)
 
 
-def _first_image(row: _Row) -> EncodedImage:
+def _first_image(row: _TableRow) -> EncodedImage:
     images = row["image"]
-    return _Row({"image": images[0] if isinstance(images, list) and images else images}, row.where).image("image")
+    return _TableRow({"image": images[0] if isinstance(images, list) and images else images}, row.where).image("image")
 
 
-def _seed_count(row: _Row, image: EncodedImage | ImageFile) -> PublishedItem:
+def _seed_count(row: _TableRow, image: EncodedImage | ImageFile) -> PublishedItem:
     options = [str(row[f"choice_{letter}"]) for letter in "abcd"]
     return _count(row, str(row["question_id"]), image, options)
 
@@ -297,9 +298,9 @@ def _seed_json(path: Path, folder: Path) -> Iterator[PublishedItem]:
         counting = held.get("question_type", {}).get(_SEED_COUNTING, 5)
         rows = held["questions"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not SEED-Bench's file of questions ({error!r}); download it anew") from error
+        raise ValueError(f"{path} is not SEED-Bench's file of questions ({error!r}); download it again") from error
     for number, values in enumerate(rows):
-        row = _Row(values, f"{path}, question {number}")
+        row = _TableRow(values, f"{path}, question {number}")
         if row["question_type_id"] == counting:
             yield _seed_count(row, _image_file(folder, str(row["data_id"]), row.where))
 
@@ -308,7 +309,7 @@ def _seed_json(path: Path, folder: Path) -> Iterator[PublishedItem]:
 
 
 def _mathvista(folder: Path) -> Iterator[PublishedItem]:
-    """The maths subset of testmini, or of what is there."""
+    """Read the maths subset of testmini, or of the tables that are there."""
     for row in _parquet_rows(folder, "testmini"):
         source = str(row["metadata"].get("source"))
         if source not in MATHS_SOURCES:
@@ -326,7 +327,7 @@ def _mathvista(folder: Path) -> Iterator[PublishedItem]:
 
 
 def _geoqa(folder: Path) -> Iterator[PublishedItem]:
-    """Geo170K's test images with the questions and answers of R1-V's JSON lines: image_path, question, ground_truth."""
+    """Read Geo170K's test images with R1-V's JSON lines: image_path, question, ground_truth."""
     files = sorted(folder.rglob("*geoqa*.jsonl"))
     if not files:
         raise ValueError(f"{folder} holds no file *geoqa*.jsonl; put geoqa_test_prompts.jsonl there")
@@ -337,7 +338,7 @@ def _geoqa(folder: Path) -> Iterator[PublishedItem]:
 
 
 def _mmstar(folder: Path) -> Iterator[PublishedItem]:
-    """The maths questions; their options stand in the question."""
+    """Read the maths questions, whose options are part of the question's text."""
     for row in _parquet_rows(folder, "val"):
         if str(row["category"]).lower() == "math":
             question = str(row["question"]).strip()
@@ -350,7 +351,7 @@ def _mmstar(folder: Path) -> Iterator[PublishedItem]:
 
 
 def options_in(question: str) -> tuple[str, ...]:
-    """What stands behind A, B, .. at the end of a question: "Options: A: 3, B: 4". Nothing where it has none."""
+    """Texts of the options at the end of a question, as in "Options: A: 3, B: 4"; empty where it has none."""
     part = re.split(r"\b(?:Options|Choices)\s*:", question, flags=re.IGNORECASE)[-1]
     found = [(match[1], match[2].strip().rstrip(",").strip()) for match in _OPTION_LINE.finditer(part)]
     in_order = [text for letter, (own, text) in zip(LETTERS, found, strict=False) if own == letter]
@@ -367,4 +368,4 @@ SETS: dict[str, Callable[[Path], Iterator[PublishedItem]]] = {
     "geoqa": _geoqa,
     "mmstar": _mmstar,
 }
-"""What reads each set"""
+"""Reader of each set, by name"""

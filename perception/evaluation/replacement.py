@@ -1,7 +1,7 @@
-"""Does a model use the perception it draws? Its spans are replaced, and the answer read again.
+"""The Token Replacement Test: does a model use the perception that it draws?
 
-Every chain is begun for the model: with the true spans, with another image's, with the true ones shuffled, or with
-random ones. A model that reasons over its tokens gains from the first and loses from the others.
+The span that begins an answer is replaced by the true one, by another image's, by the true one shuffled, or by a random
+one, and the model writes the rest. A model that reasons over its tokens gains from the first and loses from the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _random_span(model: PerceptionModel, kind: str, rng: np.random.Generator) ->
 
 
 def _shuffled(span: Span, rng: np.random.Generator) -> Span:
-    """Depth codes in random order; for boxes the locations, sorted back into valid boxes: their number is kept."""
+    """Depth codes in random order; for boxes their locations in random order, sorted into as many valid boxes."""
     codes = rng.permutation(np.array(span.codes, dtype=int))
     if span.modality == "boxes" and len(codes):
         corners = codes.reshape(-1, 2, 2)
@@ -48,10 +48,7 @@ def _shuffled(span: Span, rng: np.random.Generator) -> Span:
 
 
 def forced_chains(model: PerceptionModel, items: Sequence[Item], intervention: str, seed: int = 0) -> list[list[int]]:
-    """Ids each item's answer is begun with: the replaced span.
-
-    Raises ValueError for an unknown intervention.
-    """
+    """Ids of the replaced span that each item's answer begins with. Raises ValueError for an unknown intervention."""
     if intervention not in INTERVENTIONS:
         raise ValueError(f"unknown intervention {intervention!r}; known ones: {', '.join(INTERVENTIONS)}")
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page that stands alone, with what the models drew and answered."""
+"""Reports: self-contained HTML pages with tables, what the models drew, and their answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from PIL import Image
 
 from perception.chains import Answer
 from perception.evaluation.comparison import Comparison
-from perception.evaluation.scenes import Item, Outcome, depth_tokenizer_of
+from perception.evaluation.scenes import Item, ScoredAnswer, depth_tokenizer_of
 from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel
 from perception.tokenizers import TOKENIZERS, DepthTokenizer
 from perception.vocabulary.names import Span
+from vqvae.files import write_whole
 
 _SIDE = 240
 _STYLE = """
@@ -34,7 +35,7 @@ figcaption { font-size: .9rem; } .right { color: #188038; } .wrong { color: #c52
 
 
 @dataclass(frozen=True)
-class Figure:
+class CaptionedImage:
     """A picture with its caption (HTML)."""
 
     image: Image.Image
@@ -42,7 +43,7 @@ class Figure:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures in a row, each `_SIDE` pixels high."""
+    """Put pictures side by side, each scaled to `_SIDE` pixels in height."""
     scaled = [i.resize((round(i.width * _SIDE / i.height), _SIDE), Image.Resampling.NEAREST) for i in images]
     sheet = Image.new("RGB", (sum(i.width for i in scaled) + 6 * (len(scaled) - 1), _SIDE), "white")
     left = 0
@@ -58,15 +59,17 @@ def _mark(value: object, answer: object) -> str:
 
 
 def spans_to_draw(spans: Sequence[Span]) -> list[Span]:
-    """The spans of an answer, all points as one span at the end: a depth chain names its points one by one, and they
-    are lettered as one set, over the map that they are read from."""
+    """Spans of an answer with all points joined into one span at the end.
+
+    A depth chain names its points one by one; they are lettered together and drawn over the depth map.
+    """
     points = tuple(code for span in spans if span.modality == "points" for code in span.codes)
     others = [span for span in spans if span.modality != "points"]
     return [*others, Span("points", points)] if points else others
 
 
 def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> Image.Image:
-    """The image, and beside it every span of an answer as a picture; points lie on the map where there is one."""
+    """Draw every span of an answer beside the image; points are drawn on the depth map where there is one."""
     pictures = [image]
     under = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
     for span in spans_to_draw(answer.spans):
@@ -81,20 +84,24 @@ def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> 
     return side_by_side(pictures)
 
 
-def example_figure(model: PerceptionModel, item: Item, chain: Outcome, direct: Outcome) -> Figure:
-    """The image, what the model drew on its way, and both answers."""
+def example_figure(model: PerceptionModel, item: Item, chain: ScoredAnswer, direct: ScoredAnswer) -> CaptionedImage:
+    """The image, what the model drew, and the answers with and without drawing."""
     caption = (
         f"<b>{html.escape(item.question)}</b><br>answer: {html.escape(str(item.answer))}<br>"
         f"drawing first: {_mark(chain.answer.value, item.answer)}<br>"
-        f"at once: {_mark(direct.answer.value, item.answer)}<br><small>{html.escape(chain.answer.text)}</small>"
+        f"directly: {_mark(direct.answer.value, item.answer)}<br><small>{html.escape(chain.answer.text)}</small>"
     )
-    return Figure(drawn_answer(model, load_image(item.image), chain.answer), caption)
+    return CaptionedImage(drawn_answer(model, load_image(item.image), chain.answer), caption)
 
 
 def example_figures(
-    model: PerceptionModel, items: Sequence[Item], chain: Sequence[Outcome], direct: Sequence[Outcome], each: int = 3
-) -> list[Figure]:
-    """The first `each` items of every group: not picked for how they came out."""
+    model: PerceptionModel,
+    items: Sequence[Item],
+    chain: Sequence[ScoredAnswer],
+    direct: Sequence[ScoredAnswer],
+    each: int = 3,
+) -> list[CaptionedImage]:
+    """Figures of the first `each` items of every group, whatever their answers."""
     figures, seen = [], dict.fromkeys((item.group for item in items), 0)
     for item, drawn, at_once in zip(items, chain, direct, strict=True):
         if seen[item.group] < each:
@@ -110,7 +117,7 @@ def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The tables of one style."""
+    """Tables of the comparison on one style."""
     rows = [
         (name, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
         for name, arms in comparison.accuracy.items()
@@ -127,7 +134,7 @@ def comparison_html(comparison: Comparison) -> str:
     return text
 
 
-def _figure_html(figure: Figure) -> str:
+def _figure_html(figure: CaptionedImage) -> str:
     buffer = io.BytesIO()
     figure.image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -136,8 +143,8 @@ def _figure_html(figure: Figure) -> str:
     return f"<figure>{picture}<figcaption>{figure.caption}</figcaption></figure>"
 
 
-def write_report(path: str | Path, title: str, intro: str, sections: Sequence[str | Sequence[Figure]]) -> Path:
-    """Writes the page. A section is HTML text or a list of figures."""
+def write_report(path: str | Path, title: str, intro: str, sections: Sequence[str | Sequence[CaptionedImage]]) -> Path:
+    """Write a page. A section is HTML text or a list of captioned images."""
     parts = [
         s if isinstance(s, str) else '<div class="cards">' + "".join(_figure_html(f) for f in s) + "</div>"
         for s in sections
@@ -147,7 +154,5 @@ def write_report(path: str | Path, title: str, intro: str, sections: Sequence[st
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body><main><h1>{html.escape(title)}</h1><p>{intro}</p>{''.join(parts)}</main></body></html>"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    write_whole(path, page)
+    return Path(path)

@@ -1,4 +1,4 @@
-"""Held-out questions about rendered scenes, and how well a model answers them."""
+"""Held-out questions about rendered scenes, and scoring a model's answers to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from perception.chains import LETTERS, Answer, prompt_for
+from perception.answers import POINT_LETTERS
+from perception.chains import Answer, prompt_for
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
@@ -20,16 +21,17 @@ from vqvae import VQVAE
 from vqvae.metrics import values_at
 
 HELD_OUT_SEED = 50_000_000
-"""First seed of held-out scenes; trainings take theirs from zero up."""
+"""First seed of held-out scenes; training uses seeds from 0"""
 DEPTH_COUNTS = (2, 3, 4, 5)
 _RENDER = 32
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its truth. `group` is "count" or "depth-2" .. "depth-5"."""
+    """One question about a scene, with its answer."""
 
     group: str
+    """"count", or "depth-2" to "depth-5" by the number of points"""
     kind: str
     scene: Scene
     image: Tensor
@@ -38,7 +40,7 @@ class Item:
     boxes_xyxy: np.ndarray
     points_xy: np.ndarray
     nearness: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """(count,) of the points: relative inverse depth"""
+    """(count,) relative inverse depth at the points"""
 
 
 def _count_item(scene: Scene, rng: np.random.Generator) -> Item:
@@ -55,7 +57,7 @@ def _depth_item(scene: Scene, rng: np.random.Generator, count: int) -> Item | No
 
 
 def scene_items(style: str, num_count: int, num_depth: int, first_seed: int = HELD_OUT_SEED) -> list[Item]:
-    """`num_count` counting and, for each of 2 to 5 points, `num_depth` depth questions, each on its own scene."""
+    """Make `num_count` counting questions and `num_depth` depth questions for each of 2 to 5 points, one per scene."""
     rng = np.random.default_rng((first_seed, len(style)))
     makers: list[Callable[[Scene], Item | None]] = [lambda scene: _count_item(scene, rng)] * num_count
     for count in DEPTH_COUNTS:
@@ -73,8 +75,8 @@ def scene_items(style: str, num_count: int, num_depth: int, first_seed: int = HE
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one item."""
+class ScoredAnswer:
+    """A model's answer to one item."""
 
     group: str
     correct: bool
@@ -88,22 +90,19 @@ def evaluate_items(
     forced: Sequence[Sequence[int]] | None = None,
     batch_size: int = 50,
     title: str = "",
-) -> list[Outcome]:
-    """Asks every item in a mode and scores the final answers.
+) -> list[ScoredAnswer]:
+    """Ask every item in a mode and score the final answers; returns them in the items' order.
 
     Args:
         mode: "chain" or "direct".
-        forced: ids each answer must begin with (a span of the experimenter's), or None.
-
-    Returns:
-        One outcome an item, in the items' order.
+        forced: ids that each answer must begin with, or None.
     """
     prompts = [
         Prompt(item.image, prompt_for(item.question, mode)[0], item.kind, tuple(forced[i]) if forced else ())
         for i, item in enumerate(items)
     ]
     order = sorted(range(len(items)), key=lambda i: (items[i].kind, items[i].group, len(prompts[i].forced)))
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, ScoredAnswer] = {}
     console, title = Console(), title or f"answering ({mode})"
     if not console.is_terminal:
         console.print(f"{title}: {len(items)} questions", markup=False, highlight=False)
@@ -113,21 +112,23 @@ def evaluate_items(
             rows = order[start : start + batch_size]
             answers = model.answer([prompts[i] for i in rows])
             for i, answer in zip(rows, answers, strict=True):
-                outcomes[i] = Outcome(items[i].group, answer.value == items[i].answer, answer)
+                outcomes[i] = ScoredAnswer(items[i].group, answer.value == items[i].answer, answer)
             progress.advance(task, len(rows))
     return [outcomes[i] for i in range(len(items))]
 
 
 def depth_tokenizer_of(model: PerceptionModel) -> VQVAE:
-    """The depth tokenizer of a model. Raises ValueError where it has none."""
+    """Return a model's depth tokenizer. Raises ValueError where it has none."""
     tokenizer: VQVAE | None = model.depth_tokenizer
     if tokenizer is None:
         raise ValueError("the model has no depth tokenizer, so its maps cannot be read; add its depth_tokenizer folder")
     return tokenizer
 
 
-def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Share of depth items whose *drawn* map, decoded, is highest at the right point: AURORA's measure of its maps."""
+def map_order_accuracy(
+    model: PerceptionModel, items: Sequence[Item], outcomes: Sequence[ScoredAnswer]
+) -> dict[str, float]:
+    """Share of depth items whose drawn map, decoded, is nearest at the right point, by group (AURORA's measure)."""
     hits: dict[str, list[bool]] = {}
     for item, outcome in zip(items, outcomes, strict=True):
         drawn = [s for s in outcome.answer.spans if s.modality == "depth"]
@@ -136,5 +137,5 @@ def map_order_accuracy(model: PerceptionModel, items: Sequence[Item], outcomes: 
         with torch.no_grad():
             near = depth_tokenizer_of(model).decode(torch.tensor(drawn[-1].codes)[None])  # (1, S, S)
         at_points = values_at(near, torch.from_numpy(item.points_xy)[None])[0]  # (count,)
-        hits.setdefault(item.group, []).append(LETTERS[int(at_points.argmax())] == item.answer)
+        hits.setdefault(item.group, []).append(POINT_LETTERS[int(at_points.argmax())] == item.answer)
     return {group: float(np.mean(values)) for group, values in hits.items()}

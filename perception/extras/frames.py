@@ -1,11 +1,12 @@
-"""Depth maps of frame sequences: only cells whose part of the image has changed are predicted again.
+"""Depth maps of frame sequences, where only cells whose part of the image has changed are decoded again.
 
-`FrameDepth` keeps the newest frame of each sequence and its codes. Of the next frame the codes of unchanged cells are
-given to the model as they were, as if it had written them, and the changed ones are decoded under the grammar; several
-at once are guessed and verified, so that they are the ids of one at a time. MolmoAct2 reuses depth tokens likewise. A
-threshold of 0 predicts every cell anew.
+`FrameDepth` keeps the newest frame of each sequence and its codes. For the next frame, the codes of unchanged cells are
+given to the model as if it had written them, and the changed ones are decoded under the grammar, several per forward
+pass, with the ids of decoding one at a time. MolmoAct2 reuses depth tokens in a similar way. A threshold of 0 decodes
+every cell again.
 
-Codes are relative to a map's nearest and farthest point. Where those move all codes do, and the image does not tell.
+Codes are relative to a map's nearest and farthest point: if one of these moves all codes change, and unchanged pixels
+do not show it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrameConfig:
-    """When a cell counts as changed."""
+    """Settings of `FrameDepth`."""
 
     threshold: float = 0.02
-    """mean difference of its pixels, the most of the three colours, in [0, 1]; 0: all cells, always"""
+    """Mean difference of a changed cell's pixels, the largest of the three colours, in [0, 1]; 0 for all cells"""
     margin: int = 1
-    """cells around a changed one that count as changed too"""
+    """Number of cells around a changed one that count as changed too"""
     window: int = 32
-    """codes fed to a forward at most"""
+    """Largest number of codes per forward pass"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -53,17 +54,17 @@ class FrameMap:
     """The depth map of one frame."""
 
     codes: tuple[int, ...]
-    """as the model wrote them"""
+    """As the model wrote them"""
     decoded: int
-    """of them, those that were predicted anew"""
+    """Number of codes that were decoded for this frame"""
     forwards: int | None
-    """of the model, the prompt's included; None where all was decoded as ever, by `PerceptionModel.generate_ids`"""
+    """Number of forward passes, the prompt's included; None where the whole map was decoded by `generate_ids`"""
 
 
 def changed_cells(
     before: NDArray[np.uint8], after: NDArray[np.uint8], grid: tuple[int, int], threshold: float, margin: int = 1
 ) -> NDArray[np.bool_]:
-    """Cells (h, w) of a grid whose pixels differ between two images (H, W, 3), and those within `margin` of them.
+    """Mask (h, w) of a grid's cells that differ between two images (H, W, 3), and of those within `margin` of them.
 
     Raises:
         ValueError: for images of different sizes.
@@ -71,7 +72,7 @@ def changed_cells(
     if before.shape != after.shape:
         raise ValueError(
             f"frames of one sequence must be of one size, got (height, width) {before.shape[:2]}, then "
-            f"{after.shape[:2]}; resize them, or call reset() where a new sequence begins"
+            f"{after.shape[:2]}; resize them, or call reset() before a new sequence"
         )
     apart = np.abs(before.astype(np.int16) - after.astype(np.int16)).max(-1)  # (H, W)
     pixels = torch.from_numpy(apart.astype(np.float32) / 255)[None, None]
@@ -84,15 +85,15 @@ def changed_cells(
 
 
 class FrameDepth:
-    """Depth maps of one or several sequences of frames, frame by frame."""
+    """Decodes the depth maps of one or several sequences, frame by frame."""
 
     def __init__(self, model: PerceptionModel, config: FrameConfig | None = None):
-        """Raises ValueError where the model's depth codes are not cells in rows (nested ones go coarse to fine)."""
+        """Raise ValueError where the model's depth codes are nested, as these belong to no cell of the image."""
         tokenizer = model.depth_tokenizer
         if tokenizer is not None and tokenizer.config.nested:
             raise ValueError(
-                "codes that go coarse to fine belong to no cell of the image, so none can be kept; use a model with a "
-                "depth tokenizer that is not nested"
+                "nested depth codes belong to no cell of the image, so none can be kept; use a model with a depth "
+                "tokenizer that is not nested"
             )
         self.model = model
         self.config = config or FrameConfig()
@@ -101,23 +102,25 @@ class FrameDepth:
         self._warned = False
 
     def reset(self) -> None:
-        """Forgets all frames: the next ones are first ones."""
+        """Forget all frames, before new sequences."""
         self._frames, self._codes = [], []
 
     def __call__(self, frame: ImageLike) -> FrameMap:
-        """The map of the next frame of one sequence; see `batch`."""
+        """Decode the map of the next frame of one sequence; see `batch`."""
         return self.batch([frame])[0]
 
     def batch(self, frames: Sequence[ImageLike]) -> list[FrameMap]:
-        """The maps of the next frames of several sequences, a frame each.
+        """Decode the maps of the next frames of several sequences, one frame per sequence.
 
         Raises:
             ValueError: for a bad image, another number of sequences than before, or a frame of another size than the
-                one before it; what is remembered stays as it was.
+                one before it; the kept frames then stay as they were.
         """
         arrays = [np.asarray(load_image(frame)) for frame in frames]
         if self._frames and len(arrays) != len(self._frames):
-            raise ValueError(f"{len(self._frames)} sequences were begun, got {len(arrays)} frames; reset() begins anew")
+            raise ValueError(
+                f"{len(self._frames)} sequences need as many frames, got {len(arrays)}; reset() starts new ones"
+            )
         grid, config = self.model.vocabulary.depth_grid, self.config
         kept: list[NDArray[np.bool_]] = []
         for n, array in enumerate(arrays):
@@ -131,7 +134,7 @@ class FrameDepth:
         return maps
 
     def _predict(self, arrays: Sequence[NDArray[np.uint8]], kept: Sequence[NDArray[np.bool_]]) -> list[FrameMap]:
-        """Unchanged frames cost nothing, wholly changed ones are decoded as ever, the others cell by cell."""
+        """Return kept maps of unchanged frames, decode wholly changed frames in full and the others in part."""
         maps: dict[int, FrameMap] = {}
         for n, own in enumerate(kept):
             if own.all():
@@ -165,7 +168,7 @@ class FrameDepth:
 
     @torch.no_grad()
     def _partly(self, arrays: Sequence[NDArray[np.uint8]], kept: Tensor, before: Tensor) -> list[FrameMap]:
-        """Maps of frames of one size, given which cells are kept (B, N) and the codes before (B, N)."""
+        """Maps of frames of one size, given the mask of kept cells (B, N) and the previous codes (B, N)."""
         from transformers import DynamicCache
 
         model = self.model
@@ -174,7 +177,7 @@ class FrameDepth:
         out = model.model(**inputs, **{cache_key(): cache, "use_cache": True}, output_hidden_states=True)
         if reason := why_not(model.model, cache):
             if not self._warned:
-                _logger.warning("predicting every cell anew: %s", reason)
+                _logger.warning("decoding every cell of every frame: %s", reason)
                 self._warned = True
             return self._whole(arrays)
         device = inputs["input_ids"].device
@@ -187,7 +190,7 @@ class FrameDepth:
         ]
 
     def _drafted(self, ids: Tensor, hidden: Tensor) -> Tensor | None:
-        """Codes (B, N) that the model's draft network guesses; None without one."""
+        """Codes (B, N) that the model's draft network drafts; None without one."""
         network, image_id = self.model.decoder.draft_network, getattr(self.model.model.config, "image_token_id", None)
         states = None if network is None or image_id is None else prompt_states(hidden[:, :-1], ids[:, :-1], image_id)
         if network is None or states is None:
@@ -198,26 +201,25 @@ class FrameDepth:
         return drafted.clamp(0, number - 1)
 
     def _verify(self, logits: Tensor, cache: object, guesses: Tensor, kept: Tensor) -> tuple[Tensor, int]:
-        """Codes (B, N) and the number of forwards, the prompt's included: what is kept, and what one code a forward
-        would choose.
+        """Verify guesses; returns the codes (B, N) of decoding one at a time, and the number of forward passes.
 
         Args:
-            logits: (B, V) behind the prompt and START.
-            cache: of the prompt and START; goes on to grow.
-            guesses: (B, N), at kept cells their codes.
+            logits: (B, V) after the prompt and START.
+            cache: of the prompt and START; it grows.
+            guesses: (B, N), with the kept codes at kept cells.
             kept: (B, N) bool.
         """
         depth_ids = torch.tensor(self.model.vocabulary.code_ids("depth"), device=guesses.device)  # (K,)
         codes, count, forwards = guesses.clone(), guesses.shape[1], 1
         best = logits[:, depth_ids].argmax(-1)  # (B,)
         codes[:, 0] = torch.where(kept[:, 0], codes[:, 0], best)
-        done = 1  # codes that hold
+        done = 1  # number of settled codes
         while not bool(kept[:, done:].all()):
             width = min(self.config.window, count - done)
-            fed = depth_ids[codes[:, done - 1 : done - 1 + width]]  # (B, width): the last that holds, and guesses
+            fed = depth_ids[codes[:, done - 1 : done - 1 + width]]  # (B, width): the last settled code, and guesses
             out = self.model.model(input_ids=fed, **{cache_key(): cache, "use_cache": True})
             forwards += 1
-            chosen = out.logits[..., depth_ids].argmax(-1)  # (B, width): of cells done .. done + width - 1
+            chosen = out.logits[..., depth_ids].argmax(-1)  # (B, width), for cells done .. done + width - 1
             places = slice(done, done + width)
             settled = torch.where(kept[:, places], codes[:, places], chosen)
             right = (settled == codes[:, places]).all(0)  # (width,), in every sequence

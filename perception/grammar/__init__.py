@@ -1,1 +1,1 @@
-"""Which id may follow which: the automaton, its mask over logits, its form for other engines."""
+"""The grammar of spans: the automaton, its mask over logits, its form for other engines."""

@@ -1,4 +1,4 @@
-"""The grammar of spans on batches of ids, and in transformers' `generate`."""
+"""The grammar of spans for batches of ids, and for transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _OUTSIDE, _DEPTH_CODE, _DEPTH_END, _LOCATION, _BOX_OR_END, _BOX_END, _POINT_OR_E
 
 @dataclass(frozen=True)
 class _Tables:
-    """The grammar as tensors, on one device and for one number of logits."""
+    """The grammar as tensors, for one device and one number of logits."""
 
     kinds: Tensor
-    """(T + 1,) long: what each id is; the last entry stands for every id from T on"""
+    """(T + 1,) long: kind of each id; the last entry stands for all ids from T"""
     codes: Tensor
     """(T + 1,) long: bin of a location, 0 for the rest"""
     masks: Tensor
-    """(8, V) bool: ids that a state lets in"""
+    """(8, V) bool: ids that each state allows"""
     location_ids: Tensor
     """(N,) long"""
 
@@ -36,7 +36,7 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
     size = max(vocabulary.ids.values()) + 1
     if num_logits < size:
         raise ValueError(
-            f"the model gives {num_logits} logits and perception ids go up to {size - 1}; use the model that the "
+            f"the model has {num_logits} logits and perception ids go up to {size - 1}; use the model that the "
             "vocabulary was saved with, or extend(model, tokenizer)"
         )
     kinds = torch.full((size + 1,), _OTHER)
@@ -63,7 +63,7 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
 
 
 class GrammarMasks:
-    """The automaton of `SpanGrammar` on batches of sequences: what may follow them, and their prefixes."""
+    """The automaton of `SpanGrammar` for batches: masks of the ids that may follow sequences and their prefixes."""
 
     def __init__(self, grammar: SpanGrammar):
         self.grammar = grammar
@@ -73,14 +73,14 @@ class GrammarMasks:
         self._kinds |= {grammar.vocabulary.start_id(name): 1 + n for n, name in enumerate(MODALITIES)}
 
     def after(self, ids: Tensor, num_logits: int, count: int = 1, remaining: Tensor | None = None) -> Tensor:
-        """Which ids may come after the last `count` prefixes of sequences, the shortest prefix first.
+        """Mask of the ids that may follow the last `count` prefixes of sequences, the shortest prefix first.
 
         Args:
-            ids: (B, L), any padding on the left; well-formed as far as they go, else what follows means nothing.
-            num_logits: V, columns of the answer.
-            count: of prefixes: of `ids` without their last count - 1 ids, .., of `ids` whole.
-            remaining: (B, count), room in tokens after each prefix; None for no limit. No span is started that has not
-                the room to end, and boxes and points are ended in time.
+            ids: (B, L), with any padding on the left. They must be well-formed, or the mask is meaningless.
+            num_logits: V, the number of columns of the mask.
+            count: number of prefixes, from `ids` without their last count - 1 ids to `ids` whole.
+            remaining: (B, count), number of tokens that may still follow each prefix; None for no limit. A span is only
+                started where it can end within the limit, and boxes and points are ended in time.
 
         Returns:
             (B, count, V) bool.
@@ -94,7 +94,7 @@ class GrammarMasks:
         if self.grammar.ordered_boxes:
             bounded = (modality == _BOXES) & (seen % 4 >= 2)  # (B, count)
             if bool(bounded.any()):
-                # x2 stands two after x1, y2 two after y1
+                # x2 comes two ids after x1, y2 two after y1
                 two_before = F.pad(ids, (count + 1, 0), value=-1)[:, -count - 1 : -1]  # (B, count)
                 lowest = torch.where(bounded, tables.codes[_lookup(tables, two_before)], 0)  # (B, count)
                 bins = torch.arange(len(tables.location_ids), device=ids.device)  # (N,)
@@ -102,7 +102,7 @@ class GrammarMasks:
         return allowed
 
     def in_map(self, device: torch.device, num_logits: int) -> Tensor:
-        """Which ids (V,) bool may come inside of a depth map that lacks codes, whatever the room."""
+        """Mask (V,) of the ids that may follow inside a depth map that is not complete."""
         return self._tables_for(device, num_logits).masks[_DEPTH_CODE]
 
     def map_ids(self, device: torch.device) -> Tensor:
@@ -113,16 +113,16 @@ class GrammarMasks:
 
     @property
     def ample(self) -> int:
-        """Room in tokens from which on a limit bans nothing."""
+        """Number of remaining tokens from which a limit bans nothing."""
         return 1 + max([2 * max(GROUP_SIZES.values()), *(self.grammar.shortest(name) for name in self.grammar.allow)])
 
     def open_spans(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:
-        """Of each sequence of ids (B, L): the open span, 1 + its place in MODALITIES or 0, and its codes so far."""
+        """Open span per sequence of ids (B, L): 1 + its index in MODALITIES, or 0, and its number of codes."""
         modality, seen = self._open_spans(self._tables_for(ids.device, num_logits), ids, 1)
         return list(zip(modality[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
 
     def read_on(self, spans: list[tuple[int, int]], new: list[int]) -> list[tuple[int, int]]:
-        """Open spans after one id more each."""
+        """Open spans after one more id per sequence."""
         read = []
         for (modality, seen), token in zip(spans, new, strict=True):
             kind = self._kinds.get(token, _OTHER)
@@ -130,9 +130,9 @@ class GrammarMasks:
         return read
 
     def plain_states(self, spans: list[tuple[int, int]]) -> list[int] | None:
-        """Rows of the masks for open spans with ample room; None where a box's sides bind what may follow."""
+        """States of open spans where no limit is near; None where a side of a box bounds the next one."""
         states = {}
-        for modality, seen in set(spans):  # rows of a batch are often in one place
+        for modality, seen in set(spans):  # rows of a batch are often in the same state
             if modality == _BOXES and seen % 4 >= 2 and self.grammar.ordered_boxes:
                 return None
             states[modality, seen] = self._state(modality, seen)
@@ -151,7 +151,7 @@ class GrammarMasks:
         return end if most is not None and seen >= most else any_or_end
 
     def of_states(self, states: list[int], device: torch.device, num_logits: int) -> Tensor:
-        """Masks (B, V), or (1, V) where all rows are in one state."""
+        """Masks (B, V) of states, or (1, V) where all are the same."""
         masks = self._tables_for(device, num_logits).masks
         if len(set(states)) == 1:
             return masks[states[0]][None]
@@ -164,9 +164,9 @@ class GrammarMasks:
         return self._tables[key]
 
     def _open_spans(self, tables: _Tables, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of prefixes of ids (B, L): the open span's modality, 1 + its place in MODALITIES or 0; its codes: (B, count).
+        """Open span per prefix of ids (B, L): 1 + its index in MODALITIES, or 0; and its number of codes; (B, count).
 
-        A span is open where the last id that is no code is a START.
+        A span is open where the last id that is not a code is a START.
         """
         ids = F.pad(ids, (1, 0), value=-1)  # no prefix is empty
         length = ids.shape[1]
@@ -179,11 +179,11 @@ class GrammarMasks:
                 break
             width = min(length, 2 * width)
         kind = kinds.gather(1, last.clamp_min(0))  # (B, count)
-        modality = torch.where(kind == _CODE, _OTHER, kind)  # codes that no START begins are nobody's
+        modality = torch.where(kind == _CODE, _OTHER, kind)  # codes without a START belong to no span
         return modality, places[width - count :] - last
 
     def _states(self, modality: Tensor, seen: Tensor, remaining: Tensor | None) -> Tensor:
-        """Rows of `masks` for open spans with so many codes; all (B, count)."""
+        """States of open spans by modality and number of codes; all (B, count)."""
 
         def grouped(name: str, any_or_end: int, end: int) -> Tensor:
             size, most = GROUP_SIZES[name], self.grammar.most_codes(name)
@@ -204,22 +204,22 @@ class GrammarMasks:
 
 
 def mask_scores(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Scores (..., V) with -inf where an id is not allowed; 0 for all allowed ones where none has a finite score."""
+    """Set scores (..., V) to -inf where not allowed; allowed ids get 0 where none of them has a finite score."""
     masked = torch.where(allowed, scores, -torch.inf)
     best = masked.amax(-1, keepdim=True)  # (..., 1)
-    if masked.is_cpu and float(best.min()) > -torch.inf:  # an accelerator would be waited for
+    if masked.is_cpu and float(best.min()) > -torch.inf:  # on an accelerator this would wait for the result
         return masked
     return masked.masked_fill((best == -torch.inf) & allowed, 0)
 
 
 class SpanLogitsProcessor(LogitsProcessor):
-    """Lets `generate` write well-formed spans only, whatever the model: greedy, sampled, beams, batches, any number of
-    spans and mixed modalities, and spans that the prompt begins.
+    """Restricts transformers' `generate` to well-formed spans.
 
-    The state is read from the ids at every step, so beams may be reordered and one processor may serve many calls.
+    Works with greedy decoding, sampling, beams and batches, any number of spans of mixed modalities, and spans that the
+    prompt starts. The state is read from the ids at every step, so beams may be reordered and one processor may be used
+    for many calls.
 
-    The prompt must be well-formed as far as it goes. Where other processors have left no allowed id, all allowed ones
-    get the score 0.
+    The prompt must be well-formed. Where other processors have left no allowed id, all allowed ids get the score 0.
     """
 
     supports_continuous_batching = False
@@ -227,9 +227,9 @@ class SpanLogitsProcessor(LogitsProcessor):
     def __init__(self, grammar: SpanGrammar, max_length: int | None = None):
         """
         Args:
-            grammar: what is allowed.
-            max_length: of a whole sequence, prompt included, as `generate` stops there. No span is started that could
-                not end by then, and boxes and points end in time. Without it a span can be cut short by the limit.
+            grammar: says what is allowed.
+            max_length: length in tokens, prompt included, at which `generate` stops. Spans are only started where they
+                can end by then, and boxes and points are ended in time. Without it the limit can cut a span short.
         """
         self.grammar = grammar
         self.max_length = max_length
@@ -238,7 +238,7 @@ class SpanLogitsProcessor(LogitsProcessor):
         self._spans: list[tuple[int, int]] = []  # the open span of each of its rows, and its codes so far
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (B, V) with -inf for every id that may not follow input_ids (B, L)."""
+        """Set scores (B, V) to -inf for every id that may not follow input_ids (B, L)."""
         rows, length = input_ids.shape
         spans = self._follow(input_ids, scores.shape[-1])
         ample = self.max_length is None or self.max_length - length >= self._masks.ample
@@ -251,7 +251,7 @@ class SpanLogitsProcessor(LogitsProcessor):
         return mask_scores(scores, self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0])
 
     def _follow(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:
-        """The open span of each row: read on by an id where the rows are those of the last call, else read anew."""
+        """Open span per row: updated by the new id where the rows continue those of the last call, else read again."""
         last = self._ids
         goes_on = last is not None and last.shape == (len(ids), ids.shape[1] - 1) and torch.equal(last, ids[:, :-1])
         if goes_on:
@@ -263,6 +263,6 @@ class SpanLogitsProcessor(LogitsProcessor):
 
 
 def _lookup(tables: _Tables, ids: Tensor) -> Tensor:
-    """Indices into `kinds` and `codes` for any ids, those of placeholders beyond the vocabulary and below 0 too."""
+    """Indices into `kinds` and `codes` for any ids, also negative ones and those beyond the vocabulary."""
     size = len(tables.kinds) - 1
     return torch.where((ids < 0) | (ids > size), size, ids)

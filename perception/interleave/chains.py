@@ -1,8 +1,8 @@
-"""Chains with interleave steps as teacher-forced batches: inputs, labels, forward, loss.
+"""Teacher-forced batches of chains with looks: inputs, labels, forward pass, loss.
 
-A chain is a prompt and an answer; an answer is a list of ids and `Look`s. In the sequence a look stands as the
-interleave token and, behind it, the selected visual tokens between the model's vision markers; a look that selects
-nothing is the interleave token alone. `perception.interleave.generation` writes exactly these sequences.
+A chain is a prompt and an answer, and an answer is a list of ids and `Look`s. In the sequence, a look is the interleave
+token followed by the selected visual tokens between the model's vision markers; a look that selects nothing is the
+interleave token alone. `perception.interleave.generation` writes the same sequences.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ from perception.interleave.visual_tokens import (
 )
 
 IGNORED = -100
-"""The label of a token that the cross-entropy leaves out"""
+"""Label of tokens without cross-entropy"""
 
 
 @dataclass(frozen=True)
 class Look:
-    """An interleave step: the visual tokens it brings in, numbered from 0 over all images of its row, in the prompt's
-    order (row-major within an image of LLaVA's or Qwen-VL's)."""
+    """A step of interleaved reasoning that brings visual tokens in."""
 
     tokens: tuple[int, ...]
+    """Numbers of the visual tokens, from 0 over all images of the row in the prompt's order (for LLaVA and Qwen-VL
+    row-major within an image)"""
 
     def __post_init__(self) -> None:
         tokens = tuple(int(token) for token in self.tokens)
         if list(tokens) != sorted(set(tokens)) or (tokens and tokens[0] < 0):
             raise ValueError(
-                f"a look's tokens must be different, ascending numbers from 0, got {tokens[:8]}; sorted(set(tokens))"
+                f"a look's tokens must be ascending, different numbers from 0, got {tokens[:8]}; sorted(set(tokens))"
             )
         object.__setattr__(self, "tokens", tokens)
 
 
-Answer = Sequence[int | Look]
-"""Ids and looks. An answer that was cut off right behind a generated interleave token ends in its bare id."""
+InterleavedAnswer = Sequence[int | Look]
+"""Ids and looks. An answer that was cut off right after a generated interleave token ends in that token's id."""
 
 
 def look_ids(look: Look, layout: VisualLayout) -> list[int]:
-    """Ids of a look as it stands in a sequence."""
+    """Ids of a look in a sequence."""
     if not look.tokens:
         return [layout.interleave_id]
     return [layout.interleave_id, *layout.before, *[layout.image_id] * len(look.tokens), *layout.after]
@@ -63,12 +64,12 @@ def look_ids(look: Look, layout: VisualLayout) -> list[int]:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Which tokens of an answer the cross-entropy supervises. The defaults are the paper's."""
+    """Tokens of an answer that the cross-entropy supervises, besides its text; the defaults are the paper's."""
 
     interleave: bool = False
-    """The interleave token: True where the model writes it itself"""
+    """The interleave token; True where the model writes it itself"""
     next_token: bool = False
-    """The first token behind a look"""
+    """The first token after a look"""
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,17 @@ class InterleavedBatch:
     sources: Tensor
     """(B, L), see perception.interleave.visual_tokens"""
     visual_columns: Tensor
-    """(B, M), where the prompt's visual tokens stand; -1 for none"""
+    """(B, M) columns of the prompt's visual tokens; -1 for none"""
     look_columns: Tensor
-    """(B, S), where the interleave tokens stand; -1 for none"""
+    """(B, S) columns of the interleave tokens; -1 for none"""
     targets: Tensor
-    """(B, S, M) bool, what each look selects"""
+    """(B, S, M) bool, the visual tokens that each look selects"""
     images: dict[str, Any]
-    """Pixel values and what belongs to them, for the model"""
+    """Pixel values and the model's other image inputs"""
 
     @property
     def candidates(self) -> Tensor:
-        """(B, S, M) bool: pairs of a look and a visual token of its own row."""
+        """(B, S, M) bool: pairs of a look and a visual token of the same row."""
         return (self.look_columns >= 0)[:, :, None] & (self.visual_columns >= 0)[:, None]
 
     @property
@@ -103,11 +104,11 @@ class InterleavedBatch:
 
     @property
     def num_looks(self) -> int:
-        """Looks that have visual tokens to choose from."""
+        """Number of looks that have visual tokens to choose from."""
         return int(self.candidates.any(-1).sum())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> InterleavedBatch:
-        """On a device; pixel values in `dtype`, where it is given."""
+        """Move to a device; pixel values are converted to `dtype` if it is given."""
         images = {
             name: value.to(device, dtype if dtype and value.is_floating_point() else None)
             if isinstance(value, Tensor)
@@ -119,22 +120,22 @@ class InterleavedBatch:
 
 
 @dataclass
-class _Row:
-    """One chain as it is put together."""
+class _ChainRow:
+    """One chain while it is put together."""
 
     ids: list[int]
     labels: list[int]
     sources: list[int]
     looks: list[tuple[int, Look]]
-    """Place of the interleave token, and what it selects"""
+    """Place of each interleave token, and its look"""
 
 
 def _lay_out(
-    prompt: list[int], own: list[int], answer: Answer, row: int, layout: VisualLayout, rule: LabelRule
-) -> _Row:
-    """A row of a batch. `own`: sources of the prompt, those of its visual tokens from 0 up being its own numbers."""
+    prompt: list[int], own: list[int], answer: InterleavedAnswer, row: int, layout: VisualLayout, rule: LabelRule
+) -> _ChainRow:
+    """Lay out one row of a batch. `own` holds the sources of the prompt's tokens."""
     visual = [source for source in own if source >= 0]
-    out = _Row(list(prompt), [IGNORED] * len(prompt), list(own), [])
+    out = _ChainRow(list(prompt), [IGNORED] * len(prompt), list(own), [])
     supervised = True
     for place, part in enumerate(answer):
         if not isinstance(part, Look):
@@ -164,28 +165,27 @@ def _lay_out(
 def build_batch(
     layout: VisualLayout,
     inputs: Mapping[str, Any],
-    answers: Sequence[Answer],
+    answers: Sequence[InterleavedAnswer],
     pad_id: int,
     rule: LabelRule | None = None,
 ) -> InterleavedBatch:
-    """Teacher-forced inputs of prompts and their answers. Needs no model: it can run where data is loaded.
+    """Build the teacher-forced inputs of prompts and their answers. Needs no model, so data loaders can call it.
 
     Args:
-        layout: of the model.
-        inputs: the processor's, of the prompts alone: input_ids (B, T), attention_mask where rows are padded (on either
-            side), and the images.
-        answers: a row each; with the end of sequence, if it is to be learned.
+        inputs: the processor's outputs for the prompts: input_ids (B, T), attention_mask where rows are padded (on
+            either side), and the images.
+        answers: one per row, with the end of sequence if it is to be learned.
         pad_id: any id; it is masked.
         rule: the paper's by default.
 
     Raises:
-        ValueError: for a look that is out of range or stands as a bare id, or rows that are not as many as answers.
+        ValueError: for a look that is out of range or given as a bare id, or another number of answers than prompts.
     """
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     if len(answers) != len(ids):
-        raise ValueError(f"there are {len(ids)} prompts and {len(answers)} answers; give one answer a prompt")
+        raise ValueError(f"there are {len(ids)} prompts and {len(answers)} answers; give one answer per prompt")
     sources = placeholder_sources(torch.where(mask.bool(), ids, -1), layout.image_id)
     rows = []
     for n, answer in enumerate(answers):
@@ -204,8 +204,8 @@ def build_batch(
     return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs))
 
 
-def _stack(rows: Sequence[_Row], pad_id: int) -> InterleavedBatch:
-    """Rows padded on the left; their visual columns, targets and images are still to be filled in."""
+def _stack(rows: Sequence[_ChainRow], pad_id: int) -> InterleavedBatch:
+    """Pad rows on the left; visual columns, targets and images are filled in by the caller."""
     longest, most = max(len(row.ids) for row in rows), max(len(row.looks) for row in rows)
     ids = torch.full((len(rows), longest), pad_id)
     labels, sources, mask = torch.full_like(ids, IGNORED), torch.full_like(ids, -1), torch.zeros_like(ids)
@@ -223,19 +223,18 @@ def _stack(rows: Sequence[_Row], pad_id: int) -> InterleavedBatch:
 
 
 def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tensor, pad_id: int) -> InterleavedBatch:
-    """The batch with other visual tokens brought in by its looks; labels and targets are the same.
+    """Return the batch with other visual tokens brought in by its looks, and the same labels and targets.
 
     Args:
-        batch: whose looks bring in their targets, as `build_batch` makes it.
-        layout: of the model.
-        chosen: (B, S, M) bool, what the looks shall bring in.
+        batch: as `build_batch` makes it, with looks that bring in their targets.
+        chosen: (B, S, M) bool, the visual tokens that the looks bring in instead.
         pad_id: any id; it is masked.
     """
     rows, starts = [], batch.attention_mask.argmax(1)  # (B,)
     for n, start in enumerate(starts.tolist()):
         ids, labels, sources = (values[n, start:].tolist() for values in (batch.ids, batch.labels, batch.sources))
         visual = [sources[column - start] for column in batch.visual_columns[n].tolist() if column >= 0]
-        row, place = _Row([], [], [], []), 0
+        row, place = _ChainRow([], [], [], []), 0
         for s, column in enumerate(batch.look_columns[n].tolist()):
             end = len(ids) if column < 0 else column - start + 1
             row.ids += ids[place:end]
@@ -264,18 +263,18 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
 
 @dataclass(frozen=True)
 class InterleavedOutput:
-    """What a forward over a batch gives."""
+    """Output of a forward pass over a batch."""
 
     logits: Tensor
-    """(T, V), of the supervised tokens alone, row by row"""
+    """(T, V), for the supervised tokens only, row by row"""
     labels: Tensor
     """(T,)"""
     scores: Tensor
-    """(B, S, M), of every look for every visual token of its row; elsewhere without meaning"""
+    """(B, S, M), score of each look for each visual token; meaningful for `candidates` only"""
     targets: Tensor
     """(B, S, M) bool"""
     candidates: Tensor
-    """(B, S, M) bool: where scores mean something"""
+    """(B, S, M) bool: pairs of a look and a visual token of the same row"""
 
 
 @dataclass(frozen=True)
@@ -286,14 +285,14 @@ class InterleavedLoss:
 
 
 class InterleavedModel(nn.Module):
-    """A model of transformers, unmodified, and its selector: one module to train, wrap and move.
+    """An unmodified model of transformers with its selector, as one module to train, wrap and move.
 
-    Every parameter of the selector takes part in every forward, so that DDP finds gradients (zeros) for all of them in
-    a batch that never looks.
+    Every parameter of the selector takes part in every forward pass, so that in a batch without looks DDP finds
+    gradients (zeros) for all of them.
     """
 
     def __init__(self, model: Any, selector: VisualTokenSelector, layout: VisualLayout):
-        """Raises ValueError where the selector is made for another width."""
+        """Raise ValueError where the selector was made for another width."""
         super().__init__()
         width = model.get_input_embeddings().weight.shape[1]
         if selector.config.hidden_size != width:
@@ -319,7 +318,11 @@ class InterleavedModel(nn.Module):
         return read_text(self.model, embeds, batch.attention_mask, positions, batch.sources, features)
 
     def forward(self, batch: InterleavedBatch, features: VisualFeatures | None = None) -> InterleavedOutput:
-        """Args: features: of all rows' images, where they are encoded already; the batch then holds no pixel_values."""
+        """Logits of the supervised tokens, and scores of the looks.
+
+        Args:
+            features: of all rows' images, if they are encoded already; the batch then holds no pixel_values.
+        """
         hidden = self.hidden(batch, features)  # (B, L, H)
         looking = gather_columns(hidden, batch.look_columns)  # (B, S, H)
         scores = self.selector(looking, gather_columns(hidden, batch.visual_columns))  # (B, S, M)
@@ -334,12 +337,12 @@ def interleaved_loss(
     num_labels: int | None = None,
     num_looks: int | None = None,
 ) -> InterleavedLoss:
-    """Cross-entropy a supervised token plus `selection_weight` times the selection loss a look.
+    """Mean cross-entropy per supervised token plus `selection_weight` times the mean selection loss per look.
 
     Args:
-        num_labels: what the cross-entropy is divided by: the supervised tokens of all batches of an optimizer step, so
-            that several small batches are one large one. None for those of this batch.
-        num_looks: likewise, looks.
+        num_labels: divisor of the cross-entropy. Give the number of supervised tokens in all batches of an optimizer
+            step, so that several small batches equal a large one. None for those of this batch.
+        num_looks: divisor of the selection loss, likewise.
     """
     looks = output.candidates.any(-1)  # (B, S)
     num_labels = len(output.labels) if num_labels is None else num_labels

@@ -1,4 +1,4 @@
-"""What the rows of an interleaved batch have read so far: their cache, which of its slots are real, their positions."""
+"""`InterleavedContext`: the cache, mask and positions of the rows of an interleaved batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from perception.interleave.visual_tokens import (
 
 
 class InterleavedContext:
-    """Rows that read on at different speeds. After every step its slots are as many as the longest row's tokens."""
+    """What the rows of a batch have read so far. It has no more slots than the longest row has tokens."""
 
     def __init__(
         self,
@@ -34,10 +34,9 @@ class InterleavedContext:
     ):
         """
         Args:
-            model: reads.
             ids: (B, T), the prompts.
             given: model_kwargs of transformers' `generate`: cache, mask, positions, and the images or their features.
-            features: of the images, where they are encoded already.
+            features: of the images, if they are encoded already.
         """
         self.model = model
         self.cache = cache_given(given) if given.get("use_cache", True) else None
@@ -48,7 +47,7 @@ class InterleavedContext:
         check_count(int((self.sources >= 0).sum()), len(self.features.tokens))
         self.visual_columns = visual_columns(self.sources)  # (B, M), of the prompts
         self.visual_sources = [row[row >= 0].tolist() for row in self.sources]
-        """Of every row, alive or not"""
+        """Sources of each row's visual tokens, also for rows that were dropped"""
         self.positions = self._prompt_positions(ids, given)  # (b, slots) or (3, b, slots)
         real = self.positions.masked_fill(self.mask == 0, -1)
         self.next_position = real.amax((0, 2) if real.ndim == 3 else 1) + 1  # (b,)
@@ -66,15 +65,14 @@ class InterleavedContext:
     def read_prompt(self) -> Tensor:
         """Last hidden states (b, T, H) of the prompts."""
         embeds = self._embed(self._ids, self.sources)
-        self.embeds = embeds  # without a cache, all is read anew at every step
+        self.embeds = embeds  # without a cache, everything is read again at every step
         hidden = read_text(self.model.model, embeds, self.mask, self.positions, self.sources, self.features, self.cache)
         if self.cache is not None and (reason := why_not_packable(self.cache)):
             raise ValueError(
                 f"{type(self.model.model).__name__} cannot write interleaved chains with this cache: {reason}; use "
                 "transformers' dynamic cache, or use_cache=False"
             )
-        # A prompt that is padded in every row of the batch.
-        self._drop_empty()
+        self._drop_empty()  # columns that are padding in every row
         return hidden
 
     def _embed(self, ids: Tensor, sources: Tensor) -> Tensor:
@@ -84,14 +82,14 @@ class InterleavedContext:
     def feed(
         self, ids: Sequence[Sequence[int]], newest: Tensor, sources: Sequence[Sequence[int]] | None = None
     ) -> Tensor:
-        """Reads on, a list of ids a row, any of them empty.
+        """Read more ids, one list per row, which may be empty.
 
         Args:
             newest: (b, H), hidden states that rows without ids keep.
-            sources: as ids, where there are visual tokens among them.
+            sources: of the ids, where there are visual tokens among them.
 
         Returns:
-            Last hidden states (b, H) behind each row's newest token.
+            Last hidden states (b, H) of each row's newest token.
         """
         width = max(len(row) for row in ids)
         if not width:
@@ -118,7 +116,7 @@ class InterleavedContext:
         return torch.where(mask.any(1)[:, None], hidden[:, -1], newest)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Lets go of all other rows."""
+        """Drop all rows but these."""
         places = torch.tensor(rows, device=self.mask.device)
         self.mask, self.next_position = self.mask[places], self.next_position[places]
         self.lengths = [self.lengths[row] for row in rows]
@@ -130,7 +128,7 @@ class InterleavedContext:
         self._drop_empty()
 
     def _drop_empty(self) -> None:
-        """Takes out slots that no row needs, so that every row's tokens stand together at the right."""
+        """Remove slots that no row needs, so that every row's tokens are contiguous at the right."""
         if self.mask.shape[1] > max(self.lengths):
             order = packed_order(self.mask)  # (b, slots)
             if self.cache is None:

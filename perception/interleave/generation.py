@@ -1,13 +1,13 @@
-"""Chains that look again at visual tokens as they are written, by transformers' `generate` and a key-value cache.
+"""Generation of interleaved chains with transformers' `generate` and a key-value cache.
 
-A look costs two forwards: [t, I], whose last hidden state chooses visual tokens, then [vision-start, chosen tokens,
-vision-end]. As I precedes what it brings in, nothing is fed twice and nothing is cropped. Rows of a batch look at
-different times: those that do not are padded, and the padding is taken out of the cache at once, so that the cache has
-as many slots as the longest row has tokens.
+A look costs two forward passes: [t, I], where the last hidden state of the interleave token I selects visual tokens,
+then [vision-start, selected tokens, vision-end]. As I precedes what it brings in, no token is fed twice and the cache
+is never cropped. Rows of a batch look at different times: the others are padded, and the padding is removed from the
+cache at once, so that the cache has as many slots as the longest row has tokens.
 
 Logits processors, stopping criteria and max_new_tokens see the *text*: the prompt and what the model has written,
-without the tokens that were put in. All rows have written equally much at any time, so a row's text is the same alone
-and in a batch.
+without the inserted tokens. All rows have written equally many tokens at any time, so that a row's text is the same
+alone and in a batch.
 """
 
 from __future__ import annotations
@@ -34,61 +34,56 @@ from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveS
 from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
 Choose = Callable[[Tensor, int, int], Tensor]
-"""(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, what the look selects."""
+"""(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, the selected tokens"""
 
 
 @dataclass(frozen=True)
 class InterleavedGeneration:
-    """What `InterleavedGenerator.generate` gives."""
+    """Output of `InterleavedGenerator.generate`."""
 
     sequences: Tensor
-    """(B, T + n): prompts as they were given, then answers with all that was put in, padded on the right"""
+    """(B, T + n): prompts as given, then answers with the inserted tokens, padded on the right"""
     answers: list[list[int | Look]]
-    """The same answers, as `build_batch` takes them: text up to and with the end of sequence, and looks"""
+    """The same answers in the form of `build_batch`: text with the end of sequence, and looks"""
     look_scores: list[list[Tensor]]
-    """Of each look of each row, (N,) scores of the row's visual tokens"""
+    """Scores of the visual tokens, (N,), per row and per look"""
     peak_slots: int
-    """The most slots the cache ever had: tokens of the longest row that was fed"""
+    """Largest number of slots of the cache, which is the number of tokens of the longest row"""
     output: Any
-    """What `generate` returned: `sequences`, or GenerateDecoderOnlyOutput with scores and logits by written token"""
+    """Output of `generate`: `sequences`, or GenerateDecoderOnlyOutput with scores and logits per written token"""
 
 
 class RowDraws:
-    """Draws tokens and selections. A row draws the same alone, in any batch, and on any process or device."""
+    """Draws tokens and selections with one seed per row, the same alone, in any batch, and on any process or device."""
 
     def __init__(self, seeds: Sequence[int], selector: VisualTokenSelector):
-        """
-        Args:
-            seeds: of the rows.
-            selector: says how likely a visual token is drawn.
-        """
         self._selector = selector
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def tokens(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """An id (r,) of each row, drawn with probabilities softmax(scores), scores (r, V).
+        """Draw one id per row, (r,), with probabilities softmax(scores), scores (r, V).
 
         Args:
-            rows: which they are; None for all of them.
+            rows: numbers of the rows; None for all.
         """
         generators = self._generators if rows is None else [self._generators[row] for row in rows]
         uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators])  # (r,) in [0, 1)
         sums = scores.double().softmax(-1).cumsum(-1)  # (B, V)
-        # The first id whose sum is above the draw: never one of probability 0. Scaled, as sums may end short of 1.
+        # The first id whose sum exceeds the draw never has probability 0. Scaled, as rounded sums may not reach 1.
         return torch.searchsorted(sums, uniform.to(sums)[:, None] * sums[:, -1:], right=True)[:, 0]
 
     def select(self, scores: Tensor, row: int, look: int) -> Tensor:
-        """Of a row's visual tokens (N,), as `VisualTokenSelector.draw` has it: a `Choose`."""
+        """Draw the selected ones of a row's visual tokens, (N,), with `VisualTokenSelector.draw`; a `Choose`."""
         return self._selector.draw(scores, self._generators[row])
 
 
 class InterleavedGenerator:
-    """Writes interleaved chains with one model. Greedy or sampled, any batch, several images a row.
+    """Generates interleaved chains with one model: greedy or sampled, in batches, with any number of images per row.
 
     >>> generator = InterleavedGenerator(model, tokenizer=processor.tokenizer)
     >>> result = generator.generate(inputs, max_new_tokens=256)
 
-    or, without the records and the streamer (which `generate` keeps from callables),
+    Or, without answers, scores and a streamer (which `generate` does not pass to callables),
     `hf_model.generate(**inputs, custom_generate=generator, max_new_tokens=256)`.
     """
 
@@ -103,15 +98,15 @@ class InterleavedGenerator:
         """
         Args:
             model: with its selector and layout.
-            settings: when a row looks; at headings by default.
-            tokenizer: reads the headings.
-            choose: what a look selects; by the selector's threshold if None. See `Choose`.
-            draws: with do_sample, draws the tokens, instead of torch's global random numbers.
+            settings: say when a row looks; at headings by default.
+            tokenizer: needed for headings.
+            choose: selects the visual tokens of a look (see `Choose`); None for the selector's threshold.
+            draws: with do_sample, draws the tokens in place of torch's global random numbers.
         """
         self.model, self.draws = model, draws
         self.settings = settings or InterleaveSettings()
         if self.settings.trigger == HEADINGS and tokenizer is None:
-            raise ValueError("trigger 'headings' reads the text: pass tokenizer=, or use trigger 'generated'")
+            raise ValueError("trigger 'headings' needs the text: pass tokenizer=, or use trigger 'generated'")
         self.heading = HeadingTrigger(tokenizer, self.settings) if self.settings.trigger == HEADINGS else None
         self.choose = choose or (lambda scores, row, look: self.model.selector.select(scores))
 
@@ -122,17 +117,17 @@ class InterleavedGenerator:
         features: VisualFeatures | None = None,
         **settings: Any,
     ) -> InterleavedGeneration:
-        """Answers of a batch of prompts.
+        """Generate the answers to a batch of prompts.
 
         Args:
-            inputs: the processor's, padded on the left.
-            streamer: gets the prompt and then what the model writes, not what is put in.
-            features: of all rows' images, where they are encoded already; inputs then hold no pixel_values.
-            settings: of transformers' `generate`. max_new_tokens counts what the model writes; beams are refused;
-                use_cache=False computes all anew for every token.
+            inputs: the processor's outputs, padded on the left.
+            streamer: gets the prompt and then the tokens that the model writes, without inserted ones.
+            features: of all rows' images, if they are encoded already; inputs then hold no pixel_values.
+            settings: of transformers' `generate`. max_new_tokens counts the tokens that the model writes; beams are not
+                supported; use_cache=False computes everything again for every token.
 
         Raises:
-            ValueError: where images and placeholders do not match, or for a setting that cannot be.
+            ValueError: where images and placeholders do not match, or a setting is not supported.
         """
         core = unwrapped(self.model.model)
         inputs = dict(inputs)
@@ -151,7 +146,7 @@ class InterleavedGenerator:
 
     @torch.no_grad()
     def __call__(self, model: Any, input_ids: Tensor, **given: Any) -> Any:
-        """For `generate(custom_generate=generator)` of the same model."""
+        """Decode for `generate(custom_generate=generator)` of the same model."""
         return _Run(self, input_ids, **given).run()
 
 
@@ -179,7 +174,7 @@ class _Run:
         self.written: list[list[int]] = [[] for _ in range(count)]
         self.look_scores: list[list[Tensor]] = [[] for _ in range(count)]
         self.open = [True] * count
-        self.alive = list(range(count))  # rows that are in the context, in its order
+        self.alive = list(range(count))  # rows in the context, in its order
         self.context = InterleavedContext(self.model, input_ids, model_kwargs, features)
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -208,10 +203,10 @@ class _Run:
         )
 
     def _write_abreast(self, newest: Tensor) -> None:
-        """Every row writes a token a step: what a look brings in is fed while the other rows wait.
+        """Write one token per row and step: while a row reads what its look brings in, the other rows wait.
 
         Args:
-            newest: (B, H), hidden states behind the prompts.
+            newest: (B, H), last hidden states of the prompts.
         """
         while True:
             tokens = self._write(newest)
@@ -222,18 +217,19 @@ class _Run:
     # Rows that need not wait
 
     def _may_part(self) -> bool:
-        """Whether nothing looks at the rows' tokens as one block, so that rows may be at different numbers of them."""
+        """True if no processor, criterion or streamer needs all rows to have written equally many tokens."""
         plain = not self.processors and type(self.criteria) is StoppingCriteriaList
         known = all(type(one) in (MaxLengthCriteria, EosTokenCriteria) for one in self.criteria)
         apart = self.streamer is None and not self.config.return_dict_in_generate and self.context.cache is not None
         return plain and known and apart
 
     def _write_apart(self, newest: Tensor) -> None:
-        """Rows that look read what that brings in while the others write on: as many forwards as the row with most
-        tokens and looks needs, whenever the rows look. Each row's tokens are those of `_write_abreast`.
+        """Write with the same result as `_write_abreast`, but no row waits for the looks of another.
+
+        The number of forward passes is that of the row with most tokens and looks.
 
         Args:
-            newest: (B, H), hidden states behind the prompts.
+            newest: (B, H), last hidden states of the prompts.
         """
         ends = {int(i) for one in self.criteria if isinstance(one, EosTokenCriteria) for i in one.eos_token_id}
         most = min(one.max_length for one in self.criteria if isinstance(one, MaxLengthCriteria))
@@ -249,7 +245,7 @@ class _Run:
             newest = self._feed_apart(self._let_go(newest), brought)
 
     def _next_tokens(self, newest: Tensor, ready: Sequence[bool]) -> dict[int, int]:
-        """The next token of the rows that are ready, by row; hidden states (b, H) of the rows that are alive."""
+        """Next token of each ready row, by row, from hidden states (b, H) of the rows in the context."""
         rows = [row for row, one in zip(self.alive, ready, strict=True) if one]
         if not rows:
             return {}
@@ -264,10 +260,10 @@ class _Run:
         return dict(zip(rows, tokens.tolist(), strict=True))
 
     def _feed_apart(self, newest: Tensor, brought: dict[int, tuple[list[int], list[int]]]) -> Tensor:
-        """One forward: what looks brought in, the newest token of the others, and the interleave token where one looks.
+        """Run one forward pass over what looks brought in, the other rows' newest tokens, and due interleave tokens.
 
         Args:
-            brought: what rows read; emptied, and filled with what those bring in that look now.
+            brought: ids and sources that rows read now; replaced by those that this pass's looks bring in.
         """
         placed = [self.model.layout.interleave_id] if self.generator.heading is not None else []
         looking = {place for place, row in enumerate(self.alive) if row not in brought and self._is_due(row)}
@@ -290,7 +286,7 @@ class _Run:
     # Rows abreast
 
     def _write(self, newest: Tensor) -> list[int]:
-        """The next token, B of them, of every row, behind hidden states (b, H) of the rows that are alive."""
+        """Next token of every row, (B,), from hidden states (b, H) of the rows in the context."""
         head = self.model.model.get_output_embeddings()
         logits = head(newest).float()  # (b, V)
         if len(self.alive) < len(self.open):
@@ -299,7 +295,7 @@ class _Run:
             logits = spread
         banned = self._bans(logits)  # (B, V)
         logits = logits.masked_fill(banned, -torch.inf)
-        # Once more behind the processors: one that forces ids must not bring a banned one back.
+        # Masked again after the processors, as one that forces ids must not bring a banned one back.
         scores = mask_scores(self.processors(self.text, logits), ~banned)
         if self.config.return_dict_in_generate:
             self.scores += [scores] if self.config.output_scores else []
@@ -323,7 +319,7 @@ class _Run:
         return written
 
     def _bans(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """Ids (B, V) that no row, or not this row, may write; of some rows alone, (r, V)."""
+        """Mask (B, V) of ids that a row must not write, or (r, V) for some rows."""
         layout, most = self.model.layout, self.generator.settings.max_looks
         if self._banned is None:
             self._banned = torch.zeros(len(self.open), logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -334,7 +330,7 @@ class _Run:
         return self._banned if rows is None else self._banned[list(rows)]
 
     def _let_go(self, newest: Tensor) -> Tensor:
-        """Takes finished rows out of the context, unless the cache is to be returned; (b, H) of the rows kept."""
+        """Drop finished rows from the context, unless the cache is returned; gives the kept rows' states (b, H)."""
         kept = [place for place, row in enumerate(self.alive) if self.open[row]]
         if len(kept) == len(self.alive) or self.config.return_dict_in_generate:
             return newest
@@ -345,14 +341,14 @@ class _Run:
         return newest[places]
 
     def _read_on(self, newest: Tensor, tokens: list[int] | None) -> Tensor:
-        """Feeds what was written, looks where that is due, and feeds what the looks bring in.
+        """Feed the written tokens, make the looks that are due, and feed what they bring in.
 
         Args:
-            newest: (b, H), hidden states of the rows that are alive.
+            newest: (b, H), hidden states of the rows in the context.
             tokens: B written tokens; None before the first.
 
         Returns:
-            Hidden states (b, H) behind all that.
+            Last hidden states (b, H) after that.
         """
         due = [self.open[row] and self._is_due(row) for row in self.alive]
         placed = [self.model.layout.interleave_id] if self.generator.heading is not None else []
@@ -380,25 +376,25 @@ class _Run:
         return heading.fires(self.written[row])
 
     def _look(self, row: int, scores: Tensor) -> tuple[list[int], list[int]]:
-        """What a row's look puts behind the interleave token: ids and sources. `scores`: (M,)."""
+        """Ids and sources that a row's look inserts after the interleave token, by scores (M,)."""
         layout, own = self.model.layout, self.context.visual_sources[row]
         scores = scores[: len(own)]
         chosen = self.generator.choose(scores, row, len(self.look_scores[row]))
         if chosen.shape != scores.shape or chosen.dtype != torch.bool:
             raise ValueError(
-                f"choose must return ({len(own)},) bool, one a visual token of the row; got {tuple(chosen.shape)} "
+                f"choose must return ({len(own)},) bool, one per visual token of the row; got {tuple(chosen.shape)} "
                 f"{chosen.dtype}"
             )
         look = Look(tuple(chosen.nonzero()[:, 0].tolist()))
         self.look_scores[row].append(scores)
         if self.generator.heading is None:
-            self.answers[row].pop()  # the look stands for the token
+            self.answers[row].pop()  # the look replaces the token
         self.answers[row].append(look)
         ids, chosen_sources = look_ids(look, layout)[1:], iter(look.tokens)
         return ids, [own[next(chosen_sources)] if i == layout.image_id else -1 for i in ids]
 
     def sequences(self) -> Tensor:
-        """(B, T + n): prompts, and answers with all that was put in, padded on the right."""
+        """(B, T + n): prompts, then answers with the inserted tokens, padded on the right."""
         rows = []
         for answer in self.answers:
             row: list[int] = []
@@ -418,6 +414,6 @@ def _check(config: Any, model_kwargs: Mapping[str, Any]) -> None:
     cache = cache_given(model_kwargs)
     if cache is not None and cache.get_seq_length():
         raise ValueError(
-            f"the cache given holds {cache.get_seq_length()} tokens already, whose visual tokens cannot be scored any "
-            "more; pass the whole prompt and no cache"
+            f"the given cache holds {cache.get_seq_length()} tokens, whose visual tokens cannot be scored; pass the "
+            "whole prompt and no cache"
         )

@@ -1,4 +1,4 @@
-"""`Reasoner`: solves a problem step by step, and says which part of the image each step looked at (MINT-CoT).
+"""`Reasoner`: solves a problem step by step, and shows which part of the image each step selected (MINT-CoT).
 
 reasoner = Reasoner.from_pretrained("runs/geometry/interleaved/model")
 reasoning = reasoner.solve("figure.png", "Find x.")
@@ -25,48 +25,49 @@ from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
+from perception.model.folder import find_folder
 from perception.model.images import ImageLike, load_image
 from perception.model.perception_model import PerceptionModel, Prompt
 
 SETTINGS_FILE = "interleave_settings.json"
 _ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
 _SHOWN = 320
-"""pixels of an image's longer side in a picture"""
+"""Pixels of an image's longer side in a picture"""
 _TEXT = 34
 
 
 @dataclass(frozen=True)
 class ReasoningStep:
-    """What a step says, and what it looked at."""
+    """The text of a step, and the visual tokens that it selected."""
 
     text: str
     cells: NDArray[np.bool_]
-    """(rows, columns) of the image's visual tokens: those that were selected"""
+    """(rows, columns) of the image's visual tokens, True where selected"""
     scores: NDArray[np.float32]
-    """(rows, columns): how sure the selector is of each, in [0, 1]"""
+    """(rows, columns), the selector's score of each, in [0, 1]"""
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """A solution."""
+    """A solution in steps."""
 
     image: Image.Image
     text: str
-    """All of it"""
+    """The whole text"""
     steps: tuple[ReasoningStep, ...]
     value: str | None
-    """What stands behind "Answer:"; None where nothing does"""
+    """The text after "Answer:"; None where there is none"""
 
 
 def visual_grid(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
-    """Rows and columns of the visual tokens of one image.
+    """Return the numbers of rows and columns of one image's visual tokens.
 
     Args:
-        inputs: of the processor, for a prompt with that image alone.
-        count: of its visual tokens.
+        inputs: the processor's outputs for a prompt with that image only.
+        count: number of its visual tokens.
 
     Raises:
-        ValueError: where the tokens are no grid over the image (packed or tiled images).
+        ValueError: where the tokens do not form a grid over the image (packed or tiled images).
     """
     core = unwrapped(model)
     grid = inputs.get("image_grid_thw")
@@ -77,8 +78,8 @@ def visual_grid(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[int,
         rows = columns = math.isqrt(count)
     if rows * columns != count:
         raise ValueError(
-            f"{type(core).__name__} shows this image as {count} visual tokens that are no grid over it; regions can be "
-            "shown for models with one square or one resized image (LLaVA-1.5, Qwen-VL)"
+            f"{type(core).__name__} reads this image as {count} visual tokens that form no grid over it; regions can "
+            "be shown for models with one square or one resized image (LLaVA-1.5, Qwen-VL)"
         )
     return rows, columns
 
@@ -87,7 +88,7 @@ class Reasoner:
     """A perception model with a selector of visual tokens."""
 
     def __init__(self, perception: PerceptionModel, selector: VisualTokenSelector, settings: InterleaveSettings):
-        """Raises ValueError where the selector is made for another model."""
+        """Raise ValueError where the selector was made for another model."""
         self.perception = perception
         self.settings = settings
         tokenizer = perception.processor.tokenizer
@@ -97,23 +98,21 @@ class Reasoner:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> Reasoner:
-        """Loads a folder that `train.interleave` or `train.reinforce` wrote, or a hub name.
+        """Load a folder written by `train.interleave` or `train.reinforce`, or a model of the hub.
 
         Raises:
             ValueError: naming the file that is missing, half written, or of another model.
         """
-        from perception.model.folder import find_folder
-
         folder = find_folder(path)
         perception = PerceptionModel.from_pretrained(folder, device)
         selector = VisualTokenSelector.load(folder, perception.model)
         return cls(perception, selector, read_settings(folder))
 
     def solve(self, image: ImageLike, question: str, max_new_tokens: int = 200) -> Reasoning:
-        """Solves one problem, greedily.
+        """Solve one problem with greedy decoding.
 
         Raises:
-            ValueError: for a bad image, an empty question, or a model whose visual tokens are no grid.
+            ValueError: for a bad image, an empty question, or a model whose visual tokens form no grid.
         """
         if not question.strip():
             raise ValueError("the question is empty; ask something, such as 'Find x.'")
@@ -151,21 +150,21 @@ class Reasoner:
         return Reasoning(image, text.strip(), tuple(steps), value or None)
 
     def _said(self, part: str) -> str:
-        """A step's own words: without the next one's heading, and without the answer."""
+        """A step's text without the next step's heading and without the answer."""
         if self.settings.trigger != GENERATED:
             part = re.sub(rf"(?:{self.settings.heading})\s*$", "", part)
         return _ANSWER.sub("", part).strip()
 
 
 def read_settings(folder: Path) -> InterleaveSettings:
-    """When the model of a folder looks; the paper's rule where it does not say. Raises ValueError for a bad file."""
+    """Read when a folder's model looks; the paper's rule where there is no file. Raises ValueError for a bad file."""
     path = folder / SETTINGS_FILE
     if not path.exists():
         return InterleaveSettings()
     try:
         return InterleaveSettings(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; copy the folder anew") from error
+        raise ValueError(f"{path}: {error}; copy the folder again") from error
 
 
 def _enlarged(image: Image.Image, side: int) -> Image.Image:
@@ -174,7 +173,7 @@ def _enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def draw_step(image: Image.Image, step: ReasoningStep, side: int = _SHOWN) -> Image.Image:
-    """The image with what a step looked at in colour, and the rest of it pale."""
+    """Draw the image with the selected cells of a step highlighted and the rest pale."""
     picture = _enlarged(image, side)
     cells = Image.fromarray(np.where(step.cells, 255, 0).astype(np.uint8))
     mask = cells.resize(picture.size, Image.Resampling.NEAREST)
@@ -191,7 +190,7 @@ def draw_step(image: Image.Image, step: ReasoningStep, side: int = _SHOWN) -> Im
 
 
 def draw_reasoning(reasoning: Reasoning) -> Image.Image:
-    """Every step's picture over its words, side by side, and the answer below."""
+    """Draw the steps side by side, each picture above its text, and the answer below."""
     shown = [draw_step(reasoning.image, step) for step in reasoning.steps] or [_enlarged(reasoning.image, _SHOWN)]
     words = [step.text for step in reasoning.steps] or [reasoning.text]
     width, height = shown[0].size

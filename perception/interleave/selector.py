@@ -1,11 +1,11 @@
-"""`VisualTokenSelector`: which visual tokens an interleave step brings into the chain (MINT-CoT, arXiv 2506.05331).
+"""`VisualTokenSelector`: selects the visual tokens that a look brings into the chain (MINT-CoT, arXiv 2506.05331).
 
-An interleave token stands at a step of the chain. Its last hidden state and those of the prompt's visual tokens are
-projected and compared; the visual tokens that fit well enough are appended to the chain as they were put in, so any
-shape of region can be looked at again. Departures from the paper: gamma is kept as its logarithm, so that it stays
-above 0; the scores are computed in the selector's own precision, whatever the model's.
+A step of the chain has an interleave token. Its last hidden state and those of the prompt's visual tokens are projected
+and compared, and the visual tokens whose score reaches a threshold are inserted into the chain, so that a region of any
+shape can be looked at again. Departures from the paper: gamma is stored as its logarithm, so that it stays above 0, and
+scores are computed in the selector's precision, not the model's.
 
-The modules around it: `perception.interleave.visual_tokens` (what models of transformers differ in),
+See also `perception.interleave.visual_tokens` (differences between models of transformers),
 `perception.interleave.chains` (teacher-forced batches, forward and loss), `perception.interleave.triggers` (where a
 chain looks) and `perception.interleave.generation`.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vqvae.checkpoint import CheckpointError, read_weights
+from vqvae.files import write_whole
 
 CONFIG_FILE = "interleave_config.json"
 WEIGHTS_FILE = "interleave.safetensors"
@@ -40,12 +40,12 @@ PROJECTORS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda size: nn.Identity(),
     "mlp": _mlp,
 }
-"""The paper's own, and the two of its ablation."""
+"""The paper's projector, and the two of its ablation"""
 
 
 @dataclass(frozen=True)
 class SelectorConfig:
-    """Of a `VisualTokenSelector`."""
+    """Configuration of a `VisualTokenSelector`."""
 
     hidden_size: int
     """Width of the text model"""
@@ -54,7 +54,7 @@ class SelectorConfig:
     threshold: float = 0.7
     """A visual token is selected where sigmoid(score) reaches this"""
     temperature: float = 0.07
-    """1 / gamma to begin with; gamma is learned"""
+    """1 / gamma at the start; gamma is learned"""
 
     def __post_init__(self) -> None:
         if type(self.hidden_size) is not int or self.hidden_size < 1:
@@ -70,7 +70,7 @@ class SelectorConfig:
 
 
 class VisualTokenSelector(nn.Module):
-    """The interleave token's embedding, two projectors and a learned gamma: all that interleaved reasoning adds.
+    """The interleave token's embedding, two projectors and a learned gamma: all weights of interleaved reasoning.
 
     `scores = gamma * cosine(query(interleave hidden state), key(visual hidden state))`.
     """
@@ -79,19 +79,18 @@ class VisualTokenSelector(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.zeros(config.hidden_size))
-        """What the text model reads where the interleave token stands, whatever its row in the embeddings"""
+        """Input of the text model at an interleave token, in place of the token's row in the embeddings"""
         self.query = PROJECTORS[config.projector](config.hidden_size)
         self.key = PROJECTORS[config.projector](config.hidden_size)
         self.log_gamma = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     @classmethod
     def for_model(cls, model: Any, interleave_id: int | None = None, **settings: Any) -> VisualTokenSelector:
-        """A new selector for a model of transformers.
+        """Make a new selector for an image-text-to-text model of transformers.
 
         Args:
-            model: an image-text-to-text model.
-            interleave_id: whose input row the embedding begins as; None for the mean of all rows.
-            settings: of `SelectorConfig`, but for hidden_size.
+            interleave_id: id whose input embedding the selector's embedding starts from; None for the mean of all.
+            settings: fields of `SelectorConfig` other than hidden_size.
         """
         weight = model.get_input_embeddings().weight.detach()  # (V, H)
         selector = cls(SelectorConfig(weight.shape[1], **settings)).to(weight.device)
@@ -100,60 +99,53 @@ class VisualTokenSelector(nn.Module):
         return selector
 
     def keys(self, visual_hidden: Tensor) -> Tensor:
-        """Unit keys (..., M, H) of visual tokens' last hidden states (..., M, H)."""
+        """Unit keys (..., M, H) for visual tokens' last hidden states (..., M, H)."""
         return F.normalize(self.key(visual_hidden.to(self.log_gamma.dtype)), dim=-1)
 
     def match(self, interleave_hidden: Tensor, keys: Tensor) -> Tensor:
-        """Scores (B, S, M) of looks' last hidden states (B, S, H) against `keys` (B, M, H)."""
+        """Scores (B, S, M) for looks' last hidden states (B, S, H) and `keys` (B, M, H)."""
         queries = F.normalize(self.query(interleave_hidden.to(keys.dtype)), dim=-1)  # (B, S, H)
         return self.log_gamma.exp() * queries @ keys.transpose(-1, -2)
 
     def forward(self, interleave_hidden: Tensor, visual_hidden: Tensor) -> Tensor:
-        """Scores (B, S, M) of S looks a row, hidden states (B, S, H), over its M visual tokens, (B, M, H)."""
+        """Scores (B, S, M) for hidden states of looks (B, S, H) and of visual tokens (B, M, H)."""
         return self.match(interleave_hidden, self.keys(visual_hidden))
 
     def select(self, scores: Tensor) -> Tensor:
-        """Which visual tokens (...) are selected, by their scores (...)."""
+        """Mask (...) of the selected visual tokens, by their scores (...)."""
         return scores.sigmoid() >= self.config.threshold
 
     @property
     def offset(self) -> float:
-        """The score that is just selected: the logit of the threshold."""
+        """The lowest score that is selected: the logit of the threshold."""
         return math.log(self.config.threshold / (1 - self.config.threshold))
 
     def draw(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Selects each visual token (...) with probability sigmoid(score - offset): selections with a policy gradient,
-        of which what `select` gives is the likeliest."""
+        """Select each visual token (...) with probability sigmoid(score - offset).
+
+        Such selections have a policy gradient; the likeliest is what `select` returns.
+        """
         uniform = torch.rand(scores.shape, generator=generator)  # on the CPU, so that a seed means the same everywhere
         return uniform.to(scores.device) < (scores - self.offset).sigmoid()
 
     # Files
 
     def save(self, folder: str | Path) -> None:
-        """Writes interleave_config.json and interleave.safetensors, each whole or not at all, beside the model."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write interleave_config.json and interleave.safetensors beside the model, each atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        contents = {
-            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
-            CONFIG_FILE: (json.dumps(asdict(self.config), indent=2) + "\n").encode(),
-        }
-        for name, content in contents.items():
-            draft = folder / f".{name}.{os.getpid()}.partial"
-            draft.write_bytes(content)
-            draft.replace(folder / name)
+        write_whole(Path(folder) / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        write_whole(Path(folder) / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, model: Any = None) -> VisualTokenSelector:
-        """The selector saved in a model's folder, in evaluation mode and float32.
+        """Load the selector of a model's folder, in evaluation mode and float32.
 
         Args:
-            folder: holds both files.
-            model: checked to be as wide, where it is given.
+            model: if given, its width is checked.
 
         Raises:
-            CheckpointError: a ValueError, for a file that is missing, cut or mismatched, missing or unknown keys or
-                tensors, or a model of another width.
+            CheckpointError: a ValueError, for a file that is missing, cut short or mismatched, missing or unknown keys
+                or tensors, or a model of another width.
         """
         path = Path(folder) / CONFIG_FILE
         try:
@@ -164,7 +156,7 @@ class VisualTokenSelector(nn.Module):
                 "selector beside the model: selector.save(folder)"
             ) from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} is no whole JSON ({error}); copy the folder anew") from None
+            raise CheckpointError(f"{path} is not whole JSON ({error}); copy the folder again") from None
         expected = {f.name for f in fields(SelectorConfig)}
         if not isinstance(values, dict) or values.keys() != expected:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
@@ -184,15 +176,15 @@ class VisualTokenSelector(nn.Module):
 
 
 def selection_losses(scores: Tensor, targets: Tensor, candidates: Tensor) -> Tensor:
-    """Binary cross-entropy of each look (...), selected tokens weighted by the look's negatives / positives.
+    """Binary cross-entropy per look (...), with selected tokens weighted by the look's negatives / positives.
 
-    A look of nothing, or of everything, is not weighted. A mean over tokens; the caller takes the mean over looks, so
-    that it may be one over several batches.
+    A look that selects nothing or everything is not weighted. The loss is a mean over tokens; callers take the
+    mean over looks, which may span several batches.
 
     Args:
         scores: (..., M).
         targets: (..., M) bool, the tokens that should be selected.
-        candidates: (..., M) bool, the tokens that are the row's own; 0 for a look without any.
+        candidates: (..., M) bool, the tokens of the row itself; a look without any has loss 0.
     """
     positives = (targets & candidates).sum(-1).to(scores.dtype)  # (...)
     negatives = (~targets & candidates).sum(-1).to(scores.dtype)

@@ -1,4 +1,4 @@
-"""Where a chain looks: at the headings of its steps, or wherever the model writes the interleave token itself."""
+"""Triggers of looks: the headings of steps, or interleave tokens that the model writes itself."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Trigger = Literal["headings", "generated"]
 HEADINGS: Trigger = "headings"
 GENERATED: Trigger = "generated"
 TRIGGERS: tuple[str, ...] = get_args(Trigger)
-_WINDOW = 64  # ids that a heading is looked for in: far longer than any
+_WINDOW = 64  # number of newest ids that are searched for a heading; no heading is that long
 
 
 @dataclass(frozen=True)
 class InterleaveSettings:
-    """When a chain looks. Training and generation must agree on it."""
+    """When a chain looks; must be the same in training and generation."""
 
     trigger: Trigger = HEADINGS
-    """"headings": the interleave token is put behind every heading of a step, as in the paper; the model never writes
-    it. "generated": the model writes it as an ordinary token, and its cross-entropy is supervised"""
+    """"headings": the interleave token is inserted after every heading of a step, as in the paper, and the model never
+    writes it. "generated": the model writes it as an ordinary token, and its cross-entropy is supervised"""
     heading: str = r"Step \d+:"
     """A regular expression; a look follows the token that completes a match. r"^|\n" looks at the start and at every
     new line"""
     max_looks: int | None = 12
-    """Looks of an answer at most, the most of the published data; None for any number"""
+    """Largest number of looks in an answer, by default that of the published data; None for any number"""
 
     def __post_init__(self) -> None:
         if self.trigger not in TRIGGERS:
@@ -42,20 +42,20 @@ class InterleaveSettings:
 
 
 class HeadingTrigger:
-    """Finds where a heading is complete, token by token: the same for a text that is read and one that is written."""
+    """Finds where a heading is complete, token by token, in the same way for given and for generated text."""
 
     def __init__(self, tokenizer: Any, settings: InterleaveSettings):
         self.tokenizer = tokenizer
         self.settings = settings
         self._pattern = re.compile(settings.heading)
-        # A text is counted when it ends here and again when it is what stood before the next token.
+        # Each text is counted twice, once whole and once as the text before the next token.
         self._count = lru_cache(maxsize=1024)(self._count_headings)
 
     def fires(self, ids: Sequence[int]) -> bool:
-        """Whether the newest id of an answer's text completes a heading; of an empty text, whether it begins with one.
+        """True if the newest id of an answer's text completes a heading; for an empty text, if a heading is empty.
 
         Args:
-            ids: all that the model has written, without interleave and visual tokens.
+            ids: all ids that the model has written, without interleave and visual tokens.
         """
         window = tuple(ids[-_WINDOW:])
         return self._count(window) > (self._count(window[:-1]) if window else 0)
@@ -65,21 +65,21 @@ class HeadingTrigger:
         return sum(1 for _ in self._pattern.finditer(text))
 
     def places(self, ids: Sequence[int]) -> list[int]:
-        """How many ids of a text stand before each look."""
+        """Number of ids of a text before each look."""
         places = [count for count in range(len(ids) + 1) if self.fires(ids[:count])]
         return places if self.settings.max_looks is None else places[: self.settings.max_looks]
 
     def weave(self, ids: Sequence[int], looks: Sequence[Look]) -> list[int | Look]:
-        """A text with its looks where generation would put them.
+        """Insert looks into a text at the places where generation would insert them.
 
         Raises:
-            ValueError: where the looks are not as many as the headings.
+            ValueError: where the number of looks is not the number of headings.
         """
         places = self.places(ids)
         if len(places) != len(looks):
             raise ValueError(
                 f"the text has {len(places)} headings (pattern {self.settings.heading!r}) and {len(looks)} looks are "
-                "given; give a look a heading, Look(()) where nothing is selected"
+                "given; give one look per heading, Look(()) where nothing is selected"
             )
         woven: list[int | Look] = []
         start = 0

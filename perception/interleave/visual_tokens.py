@@ -1,9 +1,9 @@
-"""What interleaved reasoning has to know of a model of transformers: its visual tokens, their features, its positions.
+"""What interleaved reasoning needs of a model of transformers: visual tokens, their features, and positions.
 
-LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3 and SmolVLM, as they are. A place in a sequence that holds a visual
-token is known by its *source*: the number of that token among all visual tokens of the batch, -1 for text. A prompt's
-placeholders are numbered in order; a token that is brought in again has the source it had there, and with it the same
-input embedding and the same features for the deeper layers (Qwen3-VL's deepstack).
+Works with unmodified LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3 and SmolVLM. Each place of a sequence has a
+*source*: the number of its visual token among all visual tokens of the batch, -1 for text. A prompt's placeholders are
+numbered in order. A token that is brought in again keeps its source, and so has the same input embedding and the same
+features for deeper layers (Qwen3-VL's deepstack).
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ _RESERVED_NAMES = re.compile(
     r"<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>|<(image|video)>"
     r"|<\|vision_(start|end|pad)\|>|<\|(image|video)_pad\|>"
 )
-"""Tokens that stand around or for images and that no answer should hold, by name."""
+"""Names of tokens that stand for images or enclose them, which no answer may contain"""
 _FAKE = "<fake_token_around_image>"
 _TEXT_KEYS = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
 
 
 @dataclass(frozen=True)
 class VisualLayout:
-    """The ids by which a model's sequences show visual tokens."""
+    """Ids that represent visual tokens in a model's sequences."""
 
     image_id: int
     """Placeholder of a visual token"""
     interleave_id: int
-    """Of the token that looks"""
+    """Id of the interleave token"""
     before: tuple[int, ...] = ()
-    """Stand before the visual tokens that are brought in: the model's vision-start, where it has one"""
+    """Ids before the visual tokens that a look brings in: the model's vision-start, if it has one"""
     after: tuple[int, ...] = ()
+    """Ids after them: the model's vision-end, if it has one"""
     reserved: tuple[int, ...] = ()
-    """Ids that are put into a sequence and never written by the model"""
+    """Ids that are inserted into sequences and never written by the model"""
 
     def __post_init__(self) -> None:
         placed = {self.image_id, *self.before, *self.after}
@@ -53,13 +54,12 @@ class VisualLayout:
 
     @classmethod
     def of(cls, model: Any, interleave_id: int, tokenizer: Any = None) -> VisualLayout:
-        """The layout of a model of transformers.
+        """The layout of an image-text-to-text model of transformers.
 
         Args:
-            model: an image-text-to-text model.
             interleave_id: vocabulary.interleave_id.
-            tokenizer: names the tokens around images where the model's config does not (Idefics3, SmolVLM), and all
-                that is reserved.
+            tokenizer: knows the tokens around images where the model's config does not (Idefics3, SmolVLM), and all
+                reserved tokens.
 
         Raises:
             ValueError: for a model without visual tokens.
@@ -68,7 +68,7 @@ class VisualLayout:
         image_id = getattr(config, "image_token_id", None)
         if image_id is None or not hasattr(core.base_model, "get_image_features"):
             raise ValueError(
-                f"{type(core).__name__} has no visual tokens to look at (no image_token_id, or no get_image_features); "
+                f"{type(core).__name__} has no visual tokens (no image_token_id, or no get_image_features); "
                 "load an image-text-to-text model such as LLaVA, Qwen-VL or SmolVLM"
             )
         start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
@@ -83,24 +83,24 @@ class VisualLayout:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model of transformers inside a PeftModel, or the model itself."""
+    """Return the model of transformers inside a PeftModel, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @dataclass(frozen=True)
 class VisualFeatures:
-    """What the text model reads in place of visual tokens, all rows and images of a batch one after another."""
+    """Inputs of the text model at visual tokens, for all rows and images of a batch one after another."""
 
     tokens: Tensor
-    """(N, H), input embeddings behind the projector or merger"""
+    """(N, H), input embeddings, which the projector or merger returns"""
     deepstack: tuple[Tensor, ...] = ()
-    """(N, H) each, added to the hidden states behind the first layers"""
+    """(N, H) each, added to the hidden states after the first layers"""
 
     @classmethod
     def encode(cls, model: Any, images: Mapping[str, Any]) -> VisualFeatures:
-        """Runs the vision encoder on a processor's outputs: pixel values and what belongs to them."""
+        """Run the vision encoder on a processor's image outputs."""
         if images.get("pixel_values_videos") is not None:
-            raise ValueError("interleaved reasoning looks at images, got pixel_values_videos; pass frames as images")
+            raise ValueError("interleaved reasoning takes images, got pixel_values_videos; pass frames as images")
         core = unwrapped(model)
         if images.get("mm_encoder_outputs"):
             return cls._of(core, images["mm_encoder_outputs"].get("image"))
@@ -122,13 +122,13 @@ class VisualFeatures:
 
 
 def _joined(parts: Any, like: Tensor) -> Tensor:
-    """(N, H) of one tensor of any leading shape, or one an image."""
+    """Flatten one tensor, or one per image, to (N, H)."""
     flat = [part.flatten(0, -2) for part in ([parts] if isinstance(parts, Tensor) else parts)]
     return torch.cat(flat).to(like)
 
 
 def check_images(model: Any, layout: VisualLayout, inputs: Mapping[str, Any]) -> None:
-    """Raises ValueError where the images' grids and the prompts' placeholders do not match, as far as grids tell."""
+    """Raise ValueError where the images' grids do not match their pixels or the prompts' placeholders."""
     core = unwrapped(model)
     _check_grid(core, inputs)
     grid = inputs.get("image_grid_thw")
@@ -147,7 +147,7 @@ def _check_grid(model: Any, images: Mapping[str, Any]) -> None:
 
 
 def check_count(placeholders: int, features: int) -> None:
-    """Raises ValueError where the prompts' placeholders are not as many as the images' visual tokens."""
+    """Raise ValueError where the number of placeholders is not the number of visual tokens."""
     if placeholders != features:
         raise ValueError(
             f"the prompts hold {placeholders} image placeholders and the images give {features} visual tokens; the "
@@ -156,14 +156,14 @@ def check_count(placeholders: int, features: int) -> None:
 
 
 def placeholder_sources(ids: Tensor, image_id: int) -> Tensor:
-    """Sources (B, L) of prompts (B, L): placeholders are numbered in order over the whole batch, text is -1."""
+    """Sources (B, L) of prompts (B, L): placeholders are numbered in order over the batch, text is -1."""
     is_image = ids == image_id
     numbers = is_image.flatten().cumsum(0).view_as(ids) - 1
     return torch.where(is_image, numbers, -1)
 
 
 def visual_columns(sources: Tensor) -> Tensor:
-    """Where each row's visual tokens stand, (B, M), -1 behind the last of a row that has fewer than M."""
+    """Columns (B, M) of each row's visual tokens, padded with -1 in rows that have fewer than M."""
     is_image = sources >= 0
     counts = is_image.sum(1)
     order = is_image.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]  # (B, M)
@@ -171,15 +171,15 @@ def visual_columns(sources: Tensor) -> Tensor:
 
 
 def gather_columns(hidden: Tensor, columns: Tensor) -> Tensor:
-    """Hidden states (B, M, H) of hidden (B, L, H) at columns (B, M); those of -1 mean nothing."""
+    """Hidden states (B, M, H) at columns (B, M) of hidden (B, L, H); undefined for column -1."""
     return hidden.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def embed(
     model: Any, layout: VisualLayout, interleave: Tensor, ids: Tensor, sources: Tensor, features: VisualFeatures
 ) -> Tensor:
-    """Input embeddings (B, L, H): of text by its ids, of the interleave token `interleave` (H,), of visual tokens their
-    features by their sources (B, L)."""
+    """Input embeddings (B, L, H): of text by its ids, of visual tokens by their sources (B, L), and `interleave` (H,)
+    for interleave tokens."""
     table = model.get_input_embeddings()
     plain = (sources < 0) & (ids != layout.interleave_id)
     embeds: Tensor = table(ids.where(plain, 0))  # (B, L, H)
@@ -197,10 +197,10 @@ def chain_positions(
 
     Args:
         ids: (B, L).
-        is_placeholder: (B, L) bool, the prompt's visual tokens. Those brought in later count as text: typed as images
-            they would use up another image's grid.
+        is_placeholder: (B, L) bool, the prompt's visual tokens. Those brought in later count as text, as the model
+            would assign them to the next image's grid.
         attention_mask: (B, L).
-        images: with image_grid_thw, where the model wants it.
+        images: with image_grid_thw, if the model needs it.
     """
     rule = getattr(unwrapped(model).base_model, "get_rope_index", None)
     if rule is None:
@@ -223,12 +223,12 @@ def read_text(
     features: VisualFeatures,
     cache: Any = None,
 ) -> Tensor:
-    """Last hidden states (B, L, H) of the text model on embeds (B, L, H), behind what the cache holds.
+    """Last hidden states (B, L, H) of the text model for embeds (B, L, H), which follow the cache's tokens.
 
     Args:
         attention_mask: (B, slots + L).
         position_ids: (B, L) or (3, B, L).
-        sources: (B, L); None where all is text.
+        sources: (B, L); None where everything is text.
     """
     deep: dict[str, Any] = {}
     if features.deepstack and sources is not None:
@@ -248,16 +248,16 @@ def read_text(
 
 
 def images_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a processor's outputs belongs to the images."""
+    """A processor's outputs that belong to the images."""
     return {name: value for name, value in inputs.items() if name not in _TEXT_KEYS}
 
 
 def repeat_rows(features: VisualFeatures, ids: Tensor, image_id: int, times: int) -> VisualFeatures:
-    """The features of a batch in which every row stands `times` times in a row.
+    """Features of a batch in which every row is repeated `times` times.
 
     Args:
-        features: of the rows once.
-        ids: (B * times, T), of the prompts as they are repeated.
+        features: of the rows before they are repeated.
+        ids: (B * times, T), of the repeated prompts.
     """
     counts = (ids[::times] == image_id).sum(1).tolist()  # B
     numbers = torch.arange(len(features.tokens), device=features.tokens.device)
@@ -266,5 +266,5 @@ def repeat_rows(features: VisualFeatures, ids: Tensor, image_id: int, times: int
 
 
 def select_rows(features: VisualFeatures, kept: Tensor) -> VisualFeatures:
-    """The features of some visual tokens, by their numbers (n,)."""
+    """Features of some visual tokens, by their numbers (n,)."""
     return replace(features, tokens=features.tokens[kept], deepstack=tuple(f[kept] for f in features.deepstack))

@@ -1,5 +1,6 @@
-"""Strict reading of a perception model's folder: whole files that belong together, or an error that names the one at
-fault. Left to itself transformers fills tensors that a file lacks with random numbers, and only prints so.
+"""Strict reading of a perception model's folder: its files are complete and match, or an error names the one at fault.
+
+By default transformers fills missing tensors with random numbers and only prints a warning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _REMEDY = "copy the whole folder anew, or train again"
 
 
 def find_folder(name: str | Path) -> Path:
-    """The folder of that name, or of the hub's model of that name, downloaded where it is not in the cache.
+    """Return the folder of that name, or of the hub's model of that name, downloaded if it is not cached.
 
     Raises:
         ValueError: where there is neither.
@@ -32,16 +33,16 @@ def find_folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name)))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); give the folder "
-            "of a model, or try again with a connection"
+            f"{name} is not a local folder and could not be fetched from the hub ({type(error).__name__}); give the "
+            "folder of a model, or try again with a connection"
         ) from error
 
 
 def check_files(folder: Path, has_vocabulary: bool = True) -> None:
-    """Raises ValueError naming what is missing from a model's folder, or cut short.
+    """Raise ValueError naming a file that is missing from a model's folder, or cut short.
 
     Args:
-        has_vocabulary: whether it is a perception model's, and not that of a base model without perception tokens.
+        has_vocabulary: True for a perception model, False for a base model without perception tokens.
     """
     needed = (*_FILES, FILE_NAME) if has_vocabulary else _FILES
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -73,7 +74,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Refuses a file that was cut short: its header states where the last tensor ends."""
+    """Refuse a file that was cut short, by its header, which says where the last tensor ends."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -89,10 +90,10 @@ def _check_safetensors(path: Path) -> None:
 
 
 def read_model(folder: Path, dtype: Any) -> Any:
-    """The transformers model of a folder.
+    """Load the transformers model of a folder.
 
     Raises:
-        ValueError: where the config names no model that is known, or the weights are not those that it describes.
+        ValueError: where the config names no known model, or the weights do not fit it.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -112,7 +113,7 @@ def read_model(folder: Path, dtype: Any) -> Any:
 
 
 def read_processor(folder: Path) -> Any:
-    """The transformers processor of a folder; ValueError where tokenizer or image processor cannot be built."""
+    """Load the transformers processor of a folder. Raises ValueError where it cannot be built."""
     from transformers import AutoProcessor
 
     try:

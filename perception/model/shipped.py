@@ -1,4 +1,4 @@
-"""Where the weights that come with the package lie: in a checkout's folders, or inside an installed wheel."""
+"""Folders of the weights that ship with the package, in a checkout or in an installed wheel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FOLDERS = {
     "geometry-base": "models",
     "geometry-tiny": "models",
 }
-"""Name of each shipped artefact, and the folder of the checkout that holds it."""
+"""Folder of the checkout that holds each shipped artefact, by name"""
 
 
 def shipped(name: str) -> Path:
-    """Folder of a shipped tokenizer or model.
+    """Return the folder of a shipped tokenizer or model.
 
     Raises:
-        ValueError: for an unknown name, or a file that this installation lacks.
+        ValueError: for an unknown name, or an artefact that this installation lacks.
     """
     if name not in FOLDERS:
         raise ValueError(f"nothing called {name!r} is shipped; known names: {', '.join(FOLDERS)}")

@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from perception.scenes.markers import LETTERS, choose_markers, draw_markers
+from perception.answers import POINT_LETTERS
+from perception.scenes.markers import choose_markers, draw_markers
 from perception.scenes.questions import draw_selection, select, things_text
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
@@ -85,7 +86,7 @@ def _ask_whether(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _ask_letters(points: np.ndarray, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    letters = LETTERS[: len(points)]
+    letters = POINT_LETTERS[: len(points)]
     if rng.random() < 0.5:
         listed = ", ".join(f"{name} {place_text(p)}" for name, p in zip(letters, points, strict=True))
         return "Which points are marked?", f"{listed}."
@@ -104,13 +105,13 @@ def markers_only(scene: Scene, rng: np.random.Generator, count: int) -> Conversa
     if points is None:
         return None
     points = points[:count]
-    turns = [(f"Where is {name}?", f"{place_text(p)}.") for name, p in zip(LETTERS, points, strict=False)]
+    turns = [(f"Where is {name}?", f"{place_text(p)}.") for name, p in zip(POINT_LETTERS, points, strict=False)]
     return Conversation(draw_markers(scene.image, points), tuple(turns[i] for i in rng.permutation(count)), points)
 
 
 def lookups(scene: Scene, rng: np.random.Generator, count: int = 7) -> Conversation:
     """A conversation of up to `count` questions with short answers, each about one place or one marker."""
-    points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng)
+    points = choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng)
     image = scene.image if points is None else draw_markers(scene.image, points)
     askers: list[_Asker] = [_ask_what]
     if points is not None:
@@ -124,7 +125,7 @@ def conversation(scene: Scene, rng: np.random.Generator, budget: int = 75) -> Co
 
     Half of the images have lettered markers. Conversations are of similar length so that batches need little padding.
     """
-    points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
+    points = choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng) if rng.random() < 0.5 else None
     image = scene.image if points is None else draw_markers(scene.image, points)
     turns = dict([caption(scene)]) if rng.random() < 0.5 else {}
     askers: list[_Asker] = [*[_ask_where] * 5, *[_ask_what] * 3, _ask_whether]

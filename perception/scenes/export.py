@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def export_parquet(
         path = folder / f"{style}-{image_size}-{part[0]:09d}-{part[-1]:09d}.parquet"
         if not path.exists():
             table = pa.Table.from_pylist(list(scene_rows(part, style, image_size)))
-            write_whole(path, lambda file, table=table: pq.write_table(table, file))
+            write_whole(path, functools.partial(pq.write_table, table))
         paths.append(path)
     return paths
 

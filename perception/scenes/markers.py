@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perception.answers import POINT_LETTERS
 from perception.scenes.scene import Scene
 
-LETTERS = "ABCDE"
 MIN_GAP = 20 / 255
 """Smallest difference in nearness between any two markers of a question."""
 MIN_SPACING = 0.17
@@ -88,8 +88,8 @@ def choose_markers(scene: Scene, count: int, rng: np.random.Generator) -> np.nda
     sets, if the scene allows it, the nearest marker is not the lowest in the image, so that height does not give the
     answer away (as in HardBLINK).
     """
-    if not 2 <= count <= len(LETTERS):
-        raise ValueError(f"the number of markers must be 2 to {len(LETTERS)}, got {count}")
+    if not 2 <= count <= len(POINT_LETTERS):
+        raise ValueError(f"the number of markers must be 2 to {len(POINT_LETTERS)}, got {count}")
     near_map = nearness(scene.depth[None])
     size = near_map.shape[-1]
     allowed = smooth_mask(near_map, max(3, size * 5 // 80 | 1))[0].numpy()
@@ -128,7 +128,7 @@ def draw_markers(image: Tensor, points: np.ndarray) -> Tensor:
     scale = max(1, round(min(height, width) * 5 / 80 / 5))
     rows = torch.arange(height)[:, None] + 0.5
     columns = torch.arange(width)[None] + 0.5
-    for letter, (x, y) in zip(LETTERS, points, strict=False):
+    for letter, (x, y) in zip(POINT_LETTERS, points, strict=False):
         distance = ((rows - y * height) ** 2 + (columns - x * width) ** 2).sqrt()
         out[distance <= radius] = torch.tensor([20, 20, 20], dtype=torch.uint8)
         glyph = torch.tensor([[c == "#" for c in line] for line in _GLYPHS[letter]])

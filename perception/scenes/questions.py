@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from perception.scenes.markers import LETTERS, choose_markers, draw_markers, marker_nearness
+from perception.answers import POINT_LETTERS
+from perception.scenes.markers import choose_markers, draw_markers, marker_nearness
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
 from perception.scenes.styles import COLORS, SHAPES
@@ -79,12 +80,12 @@ def count_question(scene: Scene, rng: np.random.Generator) -> CountQuestion:
 
 def letters_text(count: int) -> str:
     """The first letters as text: "A or B", "A, B or C", ..."""
-    return ", ".join(LETTERS[: count - 1]) + " or " + LETTERS[count - 1]
+    return ", ".join(POINT_LETTERS[: count - 1]) + " or " + POINT_LETTERS[count - 1]
 
 
 def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = None) -> DepthQuestion | None:
     """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the scene has no room."""
-    count = int(rng.integers(2, len(LETTERS) + 1)) if count is None else count
+    count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
     points = choose_markers(scene, count, rng)
     if points is None:
         return None
@@ -94,5 +95,5 @@ def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = N
         image=draw_markers(scene.image, points),
         points_xy=points,
         nearness=near,
-        answer=LETTERS[int(near.argmax())],
+        answer=POINT_LETTERS[int(near.argmax())],
     )

@@ -1,4 +1,4 @@
-"""Values to codes and back, one file a modality, one interface: encode, decode, to_text, from_text, draw."""
+"""Tokenizers, one file per modality, with one interface: encode, decode, to_text, from_text, draw."""
 
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import DepthTokenizer

@@ -1,4 +1,4 @@
-"""Boxes as locations: x1 y1 x2 y2, each a bin of [0, 1]."""
+"""`BoxTokenizer`: boxes as locations x1 y1 x2 y2, each a bin of [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.tokenizers.locations import as_places, draw_label, mark_color, t
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 ROWS = 10
-"""Rows of the order in which boxes are written"""
+"""Number of rows that the image is cut into to order boxes"""
 
 
 def _as_boxes(value: Any) -> NDArray[np.float64]:
@@ -27,17 +27,17 @@ def _as_boxes(value: Any) -> NDArray[np.float64]:
 
 
 def _row_and_column(bins: NDArray[np.int64], num_locations: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Twice the centre's column (n,), and its row of ROWS (n,), of boxes (n, 4) in bins: the last is the first key."""
+    """Sort keys of boxes (n, 4) in bins: twice the centre's x (n,), and its row of ROWS (n,)."""
     columns, heights = bins[:, 0] + bins[:, 2], bins[:, 1] + bins[:, 3]  # (n,), twice the centres
     return columns, heights * ROWS // (2 * num_locations)
 
 
 class BoxTokenizer:
-    """Boxes to flat location bins and back; a decoded side is off by half a bin at most.
+    """Converts boxes to flat location bins and back; a decoded side is off by at most half a bin.
 
     Boxes are written row by row: the image is cut into `ROWS` rows, a box belongs to the row of its centre, and boxes
-    of a row go from left to right by their centres; equal centres by their sides. A model that scans the image's tokens
-    meets the objects in just this order.
+    of a row are ordered from left to right by their centres, then by their sides. This is the order in which a model
+    that scans the image's tokens finds the objects.
     """
 
     modality = "boxes"
@@ -58,7 +58,7 @@ class BoxTokenizer:
         return [int(code) for code in bins[order].ravel()]
 
     def decode(self, codes: Sequence[int]) -> NDArray[np.float64]:
-        """Boxes (n, 4), xyxy in [0, 1], of codes (4n,), in their order.
+        """Boxes (n, 4), xyxy in [0, 1], for codes (4n,), in their order.
 
         Raises:
             ValueError: for codes that do not make whole boxes, are out of range, or have x2 < x1 or y2 < y1.

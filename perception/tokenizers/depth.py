@@ -1,4 +1,4 @@
-"""Depth maps as the codes of a VQVAE."""
+"""`DepthTokenizer`: depth maps as the codes of a VQVAE."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def color_table() -> NDArray[np.uint8]:
 
 
 def readings_at(nearness: Tensor, points_xy: NDArray[Any]) -> NDArray[np.int64]:
-    """What a map of nearness (1, S, S) in [0, 1] says at points (n, 2), xy in [0, 1]: (n,), 0 farthest .. 99 nearest.
+    """Readings (n,) of nearness (1, S, S) at points (n, 2), xy in [0, 1]: from 0 (farthest) to 99 (nearest).
 
     Raises:
         ValueError: for points outside [0, 1].
@@ -64,10 +64,10 @@ def readings_at(nearness: Tensor, points_xy: NDArray[Any]) -> NDArray[np.int64]:
 
 
 class DepthTokenizer:
-    """Depth maps to codes and back, by a VQVAE: row by row, or coarse to fine where its codes are nested.
+    """Converts depth maps to codes and back with a VQVAE: row by row, or coarse to fine if its codes are nested.
 
-    Depth goes in in any unit, larger is farther. What comes out is nearness in [0, 1], 1 = nearest: the scale of a map
-    is not in its codes.
+    `encode` takes depth in any unit, larger is farther. `decode` returns nearness in [0, 1], where 1 is nearest, as the
+    codes do not hold a map's scale.
     """
 
     modality = "depth"
@@ -79,14 +79,14 @@ class DepthTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> DepthTokenizer:
-        """Of a VQVAE's folder or hub repository. Raises ValueError where it cannot be read."""
+        """Load a VQVAE's folder or hub repository. Raises ValueError where it cannot be read."""
         from vqvae import VQVAE
 
         return cls(VQVAE.from_pretrained(path))
 
     @property
     def num_codes(self) -> int:
-        """Codes of one map"""
+        """Number of codes of a map."""
         return self.vocabulary.depth_length
 
     @property
@@ -118,8 +118,7 @@ class DepthTokenizer:
         return codes
 
     def decode(self, codes: Sequence[int], size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Nearness (S, S) in [0, 1], or (height, width) where `size` says so, of codes (h*w,), or the first n of them
-        where they are nested.
+        """Nearness (S, S), or (height, width) if `size` is given, in [0, 1], of codes (h*w,) or the first nested ones.
 
         Raises:
             ValueError: for codes that are not integers, too few or many, or out of range.
@@ -129,7 +128,7 @@ class DepthTokenizer:
         return maps[0].float().cpu().numpy()
 
     def decode_soft(self, probabilities: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Nearness (S, S) of probabilities (h*w, K), differentiable. Raises ValueError for another shape."""
+        """Nearness (S, S) for probabilities (h*w, K), differentiable. Raises ValueError for another shape."""
         return self.vqvae.decode_soft(probabilities[None], size=size)[0]
 
     def to_text(self, codes: Sequence[int]) -> str:
@@ -146,7 +145,7 @@ class DepthTokenizer:
 
         Args:
             nearness: as `decode` gives it.
-            image: whose size the picture takes; otherwise a pixel a value.
+            image: the picture gets its size; None for one pixel per value.
 
         Raises:
             ValueError: for another shape or values outside [0, 1].

@@ -1,4 +1,4 @@
-"""Bins of [0, 1], which boxes and points share, and marks on images."""
+"""Location bins of [0, 1], which boxes and points share, and drawing of labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARK_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080"
 
 
 def text_to_codes(vocabulary: PerceptionVocabulary, modality: str, text: str) -> list[int]:
-    """The codes of text that is one span of `modality` and nothing else.
+    """Return the codes of a text that is exactly one span of `modality`.
 
     Raises:
         SpanError: for a malformed span, another modality, or anything before or after it.
@@ -26,13 +26,13 @@ def text_to_codes(vocabulary: PerceptionVocabulary, modality: str, text: str) ->
         return list(pieces[0].codes)
     found = [piece.modality if isinstance(piece, Span) else "text" for piece in pieces]
     raise SpanError(
-        f"expected one {modality} span, {vocabulary.start_name(modality)} to {vocabulary.end_name(modality)}, and no "
-        f"more, got {found or 'an empty text'}; vocabulary.parse_text finds the spans of a whole answer"
+        f"expected one {modality} span, {vocabulary.start_name(modality)} to {vocabulary.end_name(modality)}, and "
+        f"nothing else, got {found or 'an empty text'}; vocabulary.parse_text finds the spans of a whole answer"
     )
 
 
 def as_places(value: Any, width: int, noun: str) -> NDArray[np.float64]:
-    """`value` as an array (n, width) within [0, 1]; an empty one of any shape is (0, width).
+    """Return `value` as an array (n, width) in [0, 1]; an empty one of any shape becomes (0, width).
 
     Raises:
         ValueError: for another shape, NaN, or values outside [0, 1].
@@ -54,12 +54,12 @@ def as_places(value: Any, width: int, noun: str) -> NDArray[np.float64]:
 
 
 def to_bins(places: NDArray[np.float64], num_locations: int) -> NDArray[np.int64]:
-    """Bin of each place in [0, 1]: floor(place * N), the last bin closed."""
+    """Bin of each place in [0, 1]: floor(place * N), where 1 belongs to the last bin."""
     return np.clip((places * num_locations).astype(np.int64), 0, num_locations - 1)
 
 
 def to_places(codes: Sequence[int], num_locations: int, width: int, noun: str) -> NDArray[np.float64]:
-    """Middles of bins (n, width) of flat codes.
+    """Return the centres (n, width) of the bins of flat codes.
 
     Raises:
         ValueError: for codes that do not fill rows of `width`, or lie outside 0..num_locations-1.
@@ -86,7 +86,7 @@ def mark_color(index: int) -> str:
 def draw_label(
     canvas: ImageDraw.ImageDraw, image: Image.Image, corner: tuple[float, float], text: str, color: str
 ) -> None:
-    """White text on `color`, its upper left corner at `corner` in pixels, moved so that it stays on the image."""
+    """Draw white text on `color` with its upper left corner at `corner` in pixels, or so far moved that it fits."""
     font = ImageFont.load_default(size=max(9, min(image.size) // 18))
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4

@@ -1,4 +1,4 @@
-"""Points as locations: x y, each a bin of [0, 1]."""
+"""`PointTokenizer`: points as locations x y, each a bin of [0, 1]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.vocabulary.names import PerceptionVocabulary, Span
 
 
 def letter(index: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
+    """Name of the point at an index: A, B, ..., Z, AA, AB, ..."""
     name = ""
     index += 1
     while index:
@@ -24,7 +24,7 @@ def letter(index: int) -> str:
 
 
 class PointTokenizer:
-    """Points to flat location bins and back, in the order given (that of their letters); off by half a bin at most."""
+    """Converts points to flat location bins and back, in the order of their letters; off by at most half a bin."""
 
     modality = "points"
 

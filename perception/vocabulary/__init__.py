@@ -1,1 +1,1 @@
-"""Perception tokens by name and by id, spans of them, and their rows in a model."""
+"""Names and ids of perception tokens, spans of them, and their rows in a model."""

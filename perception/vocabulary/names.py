@@ -1,9 +1,8 @@
-"""The names and ids of every perception token, and what a language model needs to read and write them."""
+"""`PerceptionVocabulary`: the names and ids of all perception tokens, and their place in a tokenizer and a model."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
 from perception.vocabulary.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
+from vqvae.files import write_whole
 
 __all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
 
 FILE_NAME = "perception_vocabulary.json"
 NAMINGS = {"default": "LOC", "aurora": "PIXEL"}
-"""How locations are called. AURORA's data squashes images to 336 x 336: num_locations=336."""
+"""Word for a location in token names. AURORA's data resizes images to 336 x 336: num_locations=336."""
 INTERLEAVE = "<INTERLEAVE>"
 _WORDS = {"depth": "DEPTH", "boxes": "BOX", "points": "POINT"}
 _LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL)_\d+|(?:DEPTH|BOX|POINT)_(?:START|END)|INTERLEAVE)>")
@@ -28,7 +28,7 @@ _LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL)_\d+|(?:DEPTH|BOX|POINT)_
 
 @dataclass(frozen=True)
 class PerceptionVocabulary:
-    """Every perception token by name, and by id once `extend`, `bind` or `load` has given the ids.
+    """All perception tokens by name, and by id after `extend`, `bind` or `load`.
 
     Codes are integers of a codebook (depth) or bins of [0, 1] (locations); ids are the language model's.
     """
@@ -67,18 +67,18 @@ class PerceptionVocabulary:
 
     @property
     def depth_length(self) -> int:
-        """Codes of one depth map"""
+        """Number of codes of a depth map."""
         return self.depth_grid[0] * self.depth_grid[1]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the ids, as JSON holds it."""
+        """Everything but the ids, in JSON's types."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
         return settings | {"depth_grid": list(self.depth_grid)}
 
     @cached_property
     def name_roles(self) -> dict[str, Role]:
-        """What each token does, in the order of `tokens`."""
+        """Role of each token by name, in the order of `tokens`."""
         roles = {}
         for modality, word in _WORDS.items():
             roles[f"<{word}_START>"] = Role("start", modality)
@@ -127,10 +127,12 @@ class PerceptionVocabulary:
         return {self.token_id(name): role for name, role in self.name_roles.items()}
 
     def token_id(self, name: str) -> int:
-        """Raises ValueError for an unknown name, or before the vocabulary is bound."""
+        """Id of a token. Raises ValueError for an unknown name, or before the vocabulary is bound."""
         self._check_bound()
         if name not in self.ids:
-            raise ValueError(f"{name!r} is no token of this vocabulary; it has {self.tokens[0]} ... {self.tokens[-1]}")
+            raise ValueError(
+                f"{name!r} is not a token of this vocabulary; it has {self.tokens[0]} ... {self.tokens[-1]}"
+            )
         return self.ids[name]
 
     def start_id(self, modality: str) -> int:
@@ -140,7 +142,7 @@ class PerceptionVocabulary:
         return self.token_id(self.end_name(modality))
 
     def code_ids(self, modality: str) -> list[int]:
-        """Ids of codes 0, 1, ... of a modality; those of boxes and points are the same."""
+        """Ids of codes 0, 1, ... of a modality; boxes and points have the same."""
         return [self.token_id(name) for name in self.code_names(modality)]
 
     @property
@@ -150,7 +152,7 @@ class PerceptionVocabulary:
     # Spans
 
     def check_span(self, span: Span) -> None:
-        """Raises SpanError where the span's length or a code is not this vocabulary's."""
+        """Raise SpanError where the span's length or a code does not fit this vocabulary."""
         check_length(span.modality, len(span.codes), self.depth_length)
         size = self.num_codes(span.modality)
         if span.codes and not 0 <= min(span.codes) <= max(span.codes) < size:
@@ -174,7 +176,7 @@ class PerceptionVocabulary:
         return "".join(self.span_names(span))
 
     def parse(self, ids: Iterable[int]) -> list[int | Span]:
-        """Ids (L,) with every span put together; ids of text stay.
+        """Join every span of ids (L,) into a `Span`; ids of text stay.
 
         Raises:
             SpanError: for a span that is truncated or of the wrong length, or a code outside any span.
@@ -183,9 +185,9 @@ class PerceptionVocabulary:
         return read_spans(plain, self.id_roles, self.depth_length)
 
     def parse_text(self, text: str) -> list[str | Span]:
-        """As `parse`, of text that holds tokens by name: pieces of text and spans. `<INTERLEAVE>` is one piece.
+        """Split text that holds tokens by name into pieces of text and spans. `<INTERLEAVE>` is a piece of its own.
 
-        Text that a user typed can look just so: trust the spans of a model's own output only, and prefer `parse`.
+        Text that a user typed can look the same: only trust spans of a model's own output, and prefer `parse`.
         """
         pieces = [piece for piece in self._name_pattern.split(text) if piece]
         return read_spans(pieces, self.name_roles, self.depth_length)
@@ -195,9 +197,9 @@ class PerceptionVocabulary:
         return re.compile("(" + "|".join(map(re.escape, self.tokens)) + ")")
 
     def encode_plain(self, tokenizer: Any, text: str) -> list[int]:
-        """Ids of text in which perception tokens' names are letters, never tokens. No BOS or EOS is added.
+        """Encode text so that names of perception tokens in it stay plain text. No BOS or EOS is added.
 
-        Every text that a user wrote must come in by this door. Names of other special tokens are letters, too.
+        All text written by users must be encoded here. Names of other special tokens stay plain text, too.
 
         Raises:
             ValueError: where the tokenizer makes a perception token nevertheless.
@@ -214,7 +216,7 @@ class PerceptionVocabulary:
     # Models and files
 
     def bind(self, tokenizer: Any) -> PerceptionVocabulary:
-        """This vocabulary with the ids of a tokenizer that has its tokens already; no model is touched.
+        """Return this vocabulary with the ids of a tokenizer that has its tokens already; changes no model.
 
         Raises:
             ValueError: where the tokenizer lacks a token.
@@ -237,22 +239,23 @@ class PerceptionVocabulary:
         descriptions: Mapping[str, str] | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> PerceptionVocabulary:
-        """Adds every token to a tokenizer and its row to a model, and returns this vocabulary with the ids.
+        """Add all tokens to a tokenizer and their rows to a model; returns this vocabulary with the ids.
 
-        Works on any causal or image-text-to-text model of transformers, tied or untied; spare rows of padded embeddings
-        are used first, none is ever dropped, and old rows stay bit for bit the same. A second call changes nothing.
+        Works on any causal or image-text-to-text model of transformers, with tied or untied embeddings. Spare rows of
+        padded embeddings are used first, no row is dropped, and old rows do not change. A second call changes nothing.
 
         Args:
-            model: its config remembers the vocabulary's settings as `perception_vocabulary`.
+            model: its config keeps the vocabulary's settings as `perception_vocabulary`.
             tokenizer: gets the tokens as special tokens, so that `encode_plain` can keep users' text apart.
-            init: of the new rows, of input and output embeddings alike.
-                "mean": the mean of the old rows;
-                "description": the mean of a plain text's rows: `descriptions`, or " 34" for <LOC_34>; else as "mean";
-                "codebook": depth codes from `codebook`, all else as "description".
-            codebook: (K, D) vectors of the depth codes. A fixed random projection takes them to the rows' width, so
-                that codes alike to the VQVAE are alike to the language model; spread as widely as the old rows.
+            init: values of the new rows, in input and output embeddings.
+                "mean": the mean of the old rows.
+                "description": the mean of the rows of a plain text, given in `descriptions` or, for <LOC_34>, " 34";
+                other tokens as in "mean".
+                "codebook": depth codes from `codebook`; other tokens as in "description".
+            codebook: (K, D) vectors of the depth codes. A fixed random projection maps them to the rows' width, so that
+                codes that are close in the VQVAE are close in the language model. They get the old rows' spread.
             descriptions: plain text by token name, for "description" and "codebook".
-            pad_to_multiple_of: round the rows up, where there are too few.
+            pad_to_multiple_of: the number of rows is rounded up to a multiple of this, where rows are added.
 
         Raises:
             ValueError: for a model or tokenizer that was extended with another vocabulary, or a bad argument.
@@ -337,20 +340,20 @@ class PerceptionVocabulary:
         return bound
 
     def foreign_tokens(self, tokenizer: Any) -> list[str]:
-        """Perception tokens of other vocabularies that the tokenizer has."""
+        """Perception tokens of other vocabularies in a tokenizer."""
         ours = set(self.tokens)
         return [name for name in tokenizer.get_added_vocab() if name not in ours and _LOOKS_LIKE_OURS.fullmatch(name)]
 
     def check(self, model: Any, tokenizer: Any, folder: str | Path | None = None) -> None:
-        """Raises ValueError unless tokenizer and model belong to this vocabulary.
+        """Raise ValueError where tokenizer or model do not fit this vocabulary.
 
-        That is: each name is one id, the same as here; no text is read as a token by `encode_plain`; input and output
-        embeddings have the rows; the model's config, where it names a vocabulary, names this one.
+        They fit if each name is one id, the same as here; `encode_plain` reads no text as a token; input and output
+        embeddings have the rows; and the model's config names no other vocabulary.
 
         Args:
             model: or None to check the tokenizer alone.
             tokenizer: the one that is used with the model.
-            folder: named in the errors.
+            folder: named in errors.
         """
         self._check_bound()
         problem = find_mismatch(self.ids, self.settings, model, tokenizer)
@@ -362,22 +365,20 @@ class PerceptionVocabulary:
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Writes perception_vocabulary.json, whole or not at all, into the model's folder and returns its path."""
+        """Write perception_vocabulary.json into a model's folder, atomically, and return its path."""
         if not self.is_bound:
             raise ValueError("a vocabulary without ids cannot be saved; save what extend(model, tokenizer) returns")
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(self.settings | {"ids": self.ids}, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(self.settings | {"ids": self.ids}, indent=1) + "\n")
         return path
 
     @classmethod
     def load(cls, folder: str | Path) -> PerceptionVocabulary:
-        """The vocabulary saved in a model's folder.
+        """Load the vocabulary of a model's folder.
 
         Raises:
-            ValueError: for a file that is missing, cut, has missing or unknown keys, or ids that are not its tokens'.
+            ValueError: for a file that is missing, cut short, has missing or unknown keys, or ids that do not fit its
+                tokens.
         """
         path = Path(folder) / FILE_NAME
         remedy = "save the vocabulary again: vocabulary.save(folder), with what extend(model, tokenizer) returned"

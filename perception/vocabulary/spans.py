@@ -1,4 +1,4 @@
-"""Spans: START, codes, END. What they are, and how they are read out of a sequence of tokens."""
+"""Spans (START, codes, END), and reading them out of a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal, NamedTuple, TypeVar
 
 MODALITIES = ("depth", "boxes", "points")
 GROUP_SIZES = {"boxes": 4, "points": 2}
-"""Locations that make one thing: x1 y1 x2 y2, or x y. A depth map has a fixed number of codes instead."""
+"""Locations per box (x1 y1 x2 y2) and per point (x y). A depth map has a fixed number of codes instead."""
 
 Item = TypeVar("Item")
 
 
 class SpanError(ValueError):
-    """A span that is cut short, of the wrong length, or codes that stand outside any span."""
+    """Raised for a span that is cut short or of the wrong length, and for codes outside any span."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One perceived thing: a depth map's codes, or the flat location bins of boxes or points."""
+    """The codes of a depth map, or the flat location bins of boxes or points."""
 
     modality: str
     """One of MODALITIES"""
     codes: tuple[int, ...]
-    """Integers from 0, not the language model's ids"""
+    """Integers from 0, not ids of the language model"""
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
@@ -33,11 +33,11 @@ class Span:
 
 
 class Role(NamedTuple):
-    """What a perception token does."""
+    """The role of a perception token in a span."""
 
     kind: Literal["start", "end", "code", "interleave"]
     family: str = ""
-    """The modality of a start or an end; of a code "depth" or "location", which boxes and points share"""
+    """The modality of a start or an end; "depth" or "location" (of boxes and points) for a code"""
     code: int = -1
 
 
@@ -46,16 +46,18 @@ def code_family(modality: str) -> str:
 
 
 def check_length(modality: str, count: int, depth_length: int) -> None:
-    """Raises SpanError where `count` codes cannot make a whole span."""
+    """Raise SpanError where `count` codes do not make a whole span."""
     if modality == "depth":
         if count != depth_length:
             raise SpanError(f"a depth span must hold exactly {depth_length} codes, got {count}")
     elif count % GROUP_SIZES[modality]:
-        raise SpanError(f"a {modality} span must hold {GROUP_SIZES[modality]} locations each, got {count} locations")
+        raise SpanError(
+            f"a {modality} span must hold a multiple of {GROUP_SIZES[modality]} locations, got {count} locations"
+        )
 
 
 def read_spans(items: Iterable[Item], roles: Mapping[Item, Role], depth_length: int) -> list[Item | Span]:
-    """`items` with every START, codes, END put together to a Span; items without a role stay as they are.
+    """Join every START, codes, END of `items` into a `Span`; items without a role stay as they are.
 
     Raises:
         SpanError: for a span that is truncated or of the wrong length, or a code or END outside any span.

@@ -6,7 +6,8 @@ import pytest
 from tiny_models import build_llava, build_tokenizer
 
 from perception import chains
-from perception.chains import Example, encode_target, kind_of_question, prompt_for, read_answer, read_ids
+from perception.answers import read_answer
+from perception.chains import Example, encode_target, kind_of_question, prompt_for, read_ids
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 DEPTH = Span("depth", tuple(i % 128 for i in range(100)))

@@ -355,7 +355,7 @@ def test_half_written_folders_are_named_before_anything_is_made(world, tmp_path,
 
 @pytest.mark.parametrize("part", ["base", "depth_tokenizer"])
 def test_missing_folders_are_named(world, tmp_path, part):
-    with pytest.raises(ValueError, match="models/none is no folder here"):
+    with pytest.raises(ValueError, match="models/none is not a local folder"):
         finetune.train(config_for(world | {part: "models/none"}, tmp_path))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from perception.answers import POINT_LETTERS
 from perception.evaluation.scenes import HELD_OUT_SEED
 from perception.scenes.captions import Conversation, conversation, lookups, markers_only, place
-from perception.scenes.markers import LETTERS
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
@@ -32,7 +32,7 @@ from train.quickstart import QuickstartConfig
 from train.tower import TowerConfig, cell_of, dense_targets
 
 _THING = rf"(({'|'.join(COLORS)}) )?({'|'.join(SHAPES)}|object)"
-_LETTER = f"[{LETTERS}]"
+_LETTER = f"[{POINT_LETTERS}]"
 QUESTIONS = re.compile(
     rf"Describe the image\.|Where are the {_THING}s\?|What is at \d+ \d+\?|Is there a {_THING}\?"
     rf"|Which points are marked\?|Where is {_LETTER}\?|What is {_LETTER} on\?"
@@ -89,7 +89,7 @@ def test_answers_are_true(talks):
     for scene, talk in talks:
         for question, answer in talk.turns:
             if letter := re.fullmatch(rf"Where is ({_LETTER})\?", question):
-                x, y = talk.points_xy[LETTERS.index(letter[1])]
+                x, y = talk.points_xy[POINT_LETTERS.index(letter[1])]
                 assert answer == f"{place(x)} {place(y)}."
                 seen += 1
             elif question == "Describe the image.":

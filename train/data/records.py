@@ -57,7 +57,7 @@ class SourcesConfig:
     """folder of their images; empty where the depth files hold them (NYUv2)"""
     prepared: tuple[str, ...] = ()
     """folders of images that python -m train.prepare labelled: asked to count, and which point is closest"""
-    questions_an_image: int = 4
+    questions_per_image: int = 4
     """of depth"""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """rendered as they are needed, with the curriculum of AURORA's recipe"""
@@ -97,7 +97,7 @@ def read_records(
     sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary) for path in config.aurora]
     rules = CountRules(layout=config.counts_layout)
     sets += [read_counts(Path(path), Path(config.counts_images), size, rules) for path in config.counts]
-    asked = DepthRules(questions_an_image=config.questions_an_image)
+    asked = DepthRules(questions_per_image=config.questions_per_image)
     sets += [read_prepared(Path(path), size, vqvae, asked) for path in config.prepared]
     if config.depth and vqvae is None:
         raise ValueError("data.depth needs a depth tokenizer to make codes; set depth_tokenizer")

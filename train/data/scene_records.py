@@ -18,12 +18,12 @@ from PIL import Image
 from rich.progress import track
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.chains import Example
 from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
 from perception.model.folder import find_folder
 from perception.scenes.captions import conversation
-from perception.scenes.markers import LETTERS
 from perception.scenes.questions import depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
@@ -115,7 +115,7 @@ def scene_examples(
     yield chains.atomic_points(Span("points", tuple(tokenizer.encode(points)))), marks
     yield chains.direct(chains.DIRECT_DEPTH, asked.text, asked.answer), marks
     readings = maker.readings(codes, points)
-    if LETTERS[int(readings.argmax())] == asked.answer:  # else the chain would contradict its own map
+    if POINT_LETTERS[int(readings.argmax())] == asked.answer:  # else the chain would contradict its own map
         places = [Span("points", tuple(tokenizer.encode(point[None]))) for point in points]
         yield chains.chain_depth(asked.text, places, depth, readings.tolist(), asked.answer), marks
 

@@ -17,8 +17,9 @@ from rich.progress import track
 from torch import Tensor
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.chains import Example
-from perception.scenes.markers import LETTERS, choose_markers, draw_markers
+from perception.scenes.markers import choose_markers, draw_markers
 from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
@@ -148,7 +149,9 @@ class TaskMaker:
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
-            points = choose_markers(scene, int(rng.integers(2, len(LETTERS) + 1)), rng) if rng.random() < 0.5 else None
+            points = (
+                choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng) if rng.random() < 0.5 else None
+            )
             image = scene.image if points is None else draw_markers(scene.image, points)
             return image, chains.atomic_depth(depth)
         if task == chains.ATOMIC_BOXES:
@@ -170,7 +173,7 @@ class TaskMaker:
         if task == chains.ATOMIC_POINTS:
             return question.image, chains.atomic_points(self._points(question.points_xy))
         readings = self.readings(codes if shown is None else shown, question.points_xy)
-        nearest = LETTERS[int(readings.argmax())]
+        nearest = POINT_LETTERS[int(readings.argmax())]
         if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
         if shown is None and nearest != question.answer:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.jobs import tokenize
 from perception.datasets.depth.pairs import DepthPair, find_pairs, read_pairs
 from perception.datasets.records import Record, RecordSet
-from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, smooth_mask
+from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
@@ -41,12 +42,12 @@ _HOLE = 10.0  # nearness put into holes, so that smooth_mask sees an edge there
 class DepthRules:
     """How many depth questions are asked per image."""
 
-    questions_an_image: int = 4
+    questions_per_image: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.questions_an_image < 1:
-            raise ValueError(f"questions_an_image must be at least 1, got {self.questions_an_image}")
+        if self.questions_per_image < 1:
+            raise ValueError(f"questions_per_image must be at least 1, got {self.questions_per_image}")
 
 
 def relative_depth(depth: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ def ask_depth(
     skipped: list[str] = []
     for number, (pair, depth) in enumerate(pairs):
         rng = np.random.default_rng((rules.seed, 1, number))
-        made = asker.ask(pair, depth, names[pair], rules.questions_an_image, rng)
+        made = asker.ask(pair, depth, names[pair], rules.questions_per_image, rng)
         records += made
         if len(made) == 1:
             skipped.append(
@@ -216,7 +217,7 @@ class _Asker:
             has_chain = bool((readings[1:] < readings[0]).all())
             order = self._order(len(points), self.letters.draw(has_chain, len(points)), rng)
             points, readings = points[order], readings[order]
-            answer, drawn = LETTERS[order.index(0)], Span("points", tuple(self.points.encode(points)))
+            answer, drawn = POINT_LETTERS[order.index(0)], Span("points", tuple(self.points.encode(points)))
             if number == 0:
                 records.append(record(chains.atomic_depth(span), points))
             records.append(record(chains.atomic_points(drawn), points))

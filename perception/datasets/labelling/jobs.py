@@ -275,7 +275,7 @@ def _asked(
     # The seed depends on the shard's name, so that shards draw different points.
     seed = int(hashlib.sha256(f"{rules.seed} {file.name}".encode()).hexdigest()[:8], 16)
     maps = ((pair, row.depth()) for pair, row in pairs.items())
-    return ask_depth(maps, codes, names, vqvae, num_locations, DepthRules(rules.questions_an_image, seed))
+    return ask_depth(maps, codes, names, vqvae, num_locations, DepthRules(rules.questions_per_image, seed))
 
 
 def _counted(

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from perception import chains
+from perception.answers import POINT_LETTERS
 from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.pairs import find_pairs, read_pairs
 from perception.datasets.depth.questions import (
@@ -25,7 +26,7 @@ from perception.datasets.depth.questions import (
     relative_depth,
 )
 from perception.datasets.records import RecordSet
-from perception.scenes.markers import LETTERS, MIN_GAP, disc_radius, draw_markers
+from perception.scenes.markers import MIN_GAP, disc_radius, draw_markers
 from vqvae import VQVAE, VQVAEConfig
 
 
@@ -69,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(folder: Path, model: VQVAE) -> RecordSet:
-    return records_of(folder, model, questions_an_image=20)
+    return records_of(folder, model, questions_per_image=20)
 
 
 def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: RecordSet) -> None:
@@ -82,7 +83,7 @@ def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: Recor
         name = record.image.path.relative_to(folder / "images").with_suffix(".png")
         depth = np.asarray(Image.open(folder / "depth" / name)) / 1000
         at = [depth[int(y * 90), int(x * 120)] for x, y in record.marks]
-        assert min(at) > 0 and record.example.answer == LETTERS[int(np.argmin(at))]
+        assert min(at) > 0 and record.example.answer == POINT_LETTERS[int(np.argmin(at))]
         near = relative_depth(torch.from_numpy(depth).float()).numpy()
         values = np.sort([near[int(y * 90), int(x * 120)] for x, y in record.marks])
         assert np.diff(values).min() >= MIN_GAP
@@ -97,7 +98,7 @@ def test_letters_are_right_equally_often(made: RecordSet) -> None:
     for task in (chains.DIRECT_DEPTH, chains.CHAIN_DEPTH):
         for count in range(2, 6):
             found = [r.example.answer for r in made.records if r.example.task == task and len(r.marks) == count]
-            times = [found.count(letter) for letter in LETTERS[:count]]
+            times = [found.count(letter) for letter in POINT_LETTERS[:count]]
             decks = 2 if task == chains.DIRECT_DEPTH else 1
             assert found and max(times) - min(times) <= decks
             assert sum(times) == len(found) and chisquare(times).pvalue > 0.9 - 0.9 * (sum(times) < 20)
@@ -117,15 +118,15 @@ def test_chains_agree_with_their_own_map(made: RecordSet, model: VQVAE) -> None:
         letters, places, said = rest[0:-1:2], rest[1::2], rest[2::2]
         assert len(depth.codes) == 4 and [len(place.codes) for place in places] == [2] * len(record.marks)
         readings = [int(text.split(",")[0]) for text in said]
-        assert [text.split()[-1] for text in letters] == list(LETTERS[: len(readings)])
-        assert record.example.answer == LETTERS[int(np.argmax(readings))]
+        assert [text.split()[-1] for text in letters] == list(POINT_LETTERS[: len(readings)])
+        assert record.example.answer == POINT_LETTERS[int(np.argmax(readings))]
         assert said[-1].endswith(f"so {record.example.answer}.")
         assert record.tokenizer == model.fingerprint()
 
 
 def test_questions_depend_on_the_seed_alone(folder: Path, made: RecordSet, model: VQVAE, tmp_path: Path) -> None:
-    assert records_of(folder, model, questions_an_image=20) == made
-    assert records_of(folder, model, questions_an_image=20, seed=1) != made
+    assert records_of(folder, model, questions_per_image=20) == made
+    assert records_of(folder, model, questions_per_image=20, seed=1) != made
     made.write(tmp_path / "made.jsonl")
     assert RecordSet.read(tmp_path / "made.jsonl") == made
 
@@ -202,5 +203,5 @@ def test_bad_pairs_are_named(tmp_path: Path, model: VQVAE) -> None:
         find_pairs(tmp_path / "depth", tmp_path / "images")
     with pytest.raises(ValueError, match="holds depth alone; name the folder of its image"):
         find_pairs(tmp_path / "depth")
-    with pytest.raises(ValueError, match="questions_an_image must be at least 1, got 0"):
-        DepthRules(questions_an_image=0)
+    with pytest.raises(ValueError, match="questions_per_image must be at least 1, got 0"):
+        DepthRules(questions_per_image=0)

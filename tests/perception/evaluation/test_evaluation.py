@@ -10,14 +10,15 @@ import pytest
 import torch
 from tiny_perception import build_perception
 
-from perception.chains import BOXES_FIRST, LETTERS, Answer
+from perception.answers import POINT_LETTERS
+from perception.chains import BOXES_FIRST, Answer
 from perception.evaluation import scenes as evaluation_scenes
 from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
 from perception.evaluation.replacement import INTERVENTIONS, forced_chains, true_span
 from perception.evaluation.scenes import (
     DEPTH_COUNTS,
     HELD_OUT_SEED,
-    Outcome,
+    ScoredAnswer,
     evaluate_items,
     map_order_accuracy,
     scene_items,
@@ -83,7 +84,7 @@ def test_items_are_the_same_every_time_and_true(items):
             assert item.answer == len(item.boxes_xyxy) and torch.equal(item.image, item.scene.image)
         else:
             near = marker_nearness(item.scene.depth, item.points_xy)
-            assert item.answer == LETTERS[int(near.argmax())] and len(near) == int(item.group[-1])
+            assert item.answer == POINT_LETTERS[int(near.argmax())] and len(near) == int(item.group[-1])
             assert not torch.equal(item.image, item.scene.image)  # markers are drawn on it
 
 
@@ -192,8 +193,8 @@ def test_map_order_is_read_off_the_drawn_map(model, items):
     high, low = values_at(near[None], torch.from_numpy(points)[None])[0]
     assert high > low
     item = replace(items[-1], group="depth-2", points_xy=points, answer="A")
-    drawn = Outcome("depth-2", False, Answer("", (Span("points", (1, 2)), Span("depth", codes)), None))
-    none = Outcome("depth-2", False, Answer("A", (), "A"))
+    drawn = ScoredAnswer("depth-2", False, Answer("", (Span("points", (1, 2)), Span("depth", codes)), None))
+    none = ScoredAnswer("depth-2", False, Answer("A", (), "A"))
     swapped = replace(item, points_xy=points[::-1].copy())
     asked = [item, swapped, item, items[0]]
     assert map_order_accuracy(model, asked, [drawn, drawn, none, drawn]) == {"depth-2": 0.5}

@@ -78,9 +78,9 @@ def test_stop_words_and_what_cannot_be_done(adapter: Any, folder: Path) -> None:
     assert cut == whole.split(letter)[0].strip()
     asked = requests(model, ["What is this?"])
     model.task_dict["blink"]["val"][0] = {"image": "none"}
-    with pytest.raises(ValueError, match="blink, document 0: 0 images"):
+    with pytest.raises(ValueError, match="blink, document 0: got 0 images"):
         model.generate_until(asked)
-    with pytest.raises(NotImplementedError, match="take a task that generates"):
+    with pytest.raises(NotImplementedError, match="choose a task that generates"):
         model.loglikelihood([])
     with pytest.raises(ValueError, match="unknown mode 'both'"):
         adapter.PerceptionLmms(str(folder), mode="both")

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from perception import cli
 from perception.chains import Answer
-from perception.evaluation.published_scores import Given, accuracies, answer_published, keep_plan, score
-from perception.evaluation.published_sets import PublishedItem, options_in, read_published
+from perception.datasets.shards import Plan
+from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, score
+from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
 from perception.vocabulary.names import Span
 
 
@@ -72,12 +73,12 @@ def counting_row(n: int) -> dict[str, Any]:
 
 def test_blink_is_read_out_of_one_download(tmp_path: Path) -> None:
     depth_set(tmp_path)
-    items = read_published("blink-depth", tmp_path)
+    items = read_published_set("blink-depth", tmp_path)
     assert [item.truth for item in items] == ["A", "B", "A", "B", "A"]
     assert items[0].question.startswith("Which point is closer to the camera?\nSelect from")
     assert items[0].options == ("A is closer", "B is closer") and items[0].group == "depth-2"
     assert items[0].image.load().size == (40, 30)
-    (count,) = read_published("blink-counting", tmp_path)
+    (count,) = read_published_set("blink-counting", tmp_path)
     assert (count.question, count.truth, count.scoring) == ("How many floats are there?", "3", "number")
 
 
@@ -96,11 +97,11 @@ def test_hardblink_s_pairs_of_files(tmp_path: Path) -> None:
         )
         for n in range(2):
             image_file(tmp_path / "images" / f"{points}" / f"{n}.png")
-    items = read_published("hardblink", tmp_path)
+    items = read_published_set("hardblink", tmp_path)
     assert [(item.group, item.truth) for item in items] == [("depth-3", "C")] * 2 + [("depth-5", "E")] * 2
     (tmp_path / "hardblink_5_answers.jsonl").unlink()
     with pytest.raises(ValueError, match="has no answers beside it"):
-        read_published("hardblink", tmp_path)
+        read_published_set("hardblink", tmp_path)
 
 
 def test_aurora_s_counting_files(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_aurora_s_counting_files(tmp_path: Path) -> None:
     lines(tmp_path / "seed_answer.jsonl", [{"question_id": "101_3", "text": "4", "category": "count"}])
     image_file(tmp_path / "a.png")
     for name in ("seedbench", "blink-counting"):
-        (item,) = read_published(name, tmp_path)
+        (item,) = read_published_set(name, tmp_path)
         assert (item.group, item.truth, item.scoring) == ("count", "4", "number")
 
 
@@ -121,7 +122,7 @@ def test_cvbench(tmp_path: Path) -> None:
         | shared,
     ]
     table(tmp_path / "test-00000-of-00001.parquet", rows)
-    count, depth = read_published("cvbench", tmp_path)
+    count, depth = read_published_set("cvbench", tmp_path)
     assert (count.truth, count.question, count.group) == ("2", "How many dogs?", "count")
     assert (depth.truth, depth.question, depth.group) == ("A", "p (A) 1 (B) 2", "depth")
 
@@ -136,7 +137,7 @@ def test_seedbench_s_own_file(tmp_path: Path) -> None:
         json.dumps({"questions": rows, "question_type": {"Instances Counting": 5, "Scene Understanding": 1}})
     )
     image_file(tmp_path / "SEED-Bench-image" / "x.png")
-    (item,) = read_published("seedbench", tmp_path)
+    (item,) = read_published_set("seedbench", tmp_path)
     assert item.truth == "4"
 
 
@@ -162,7 +163,7 @@ def test_mathvista_s_maths_subset(tmp_path: Path) -> None:
         mathvista_row("3", "IQTest", None, "5"),
     ]
     table(tmp_path / "data" / "testmini-00000-of-00001.parquet", rows)
-    choice, free = read_published("mathvista", tmp_path)
+    choice, free = read_published_set("mathvista", tmp_path)
     assert (choice.truth, choice.question, choice.group) == ("B", "Find x.\n(A) 3.5\n(B) 7", "Geometry3K")
     assert (free.truth, free.scoring) == ("1/2", "maths")
 
@@ -173,7 +174,7 @@ def test_geoqa_and_mmstar(tmp_path: Path) -> None:
     ]
     lines(tmp_path / "geoqa_test_prompts.jsonl", rows)
     image_file(tmp_path / "images" / "test" / "0.png")
-    (item,) = read_published("geoqa", tmp_path)
+    (item,) = read_published_set("geoqa", tmp_path)
     assert (item.truth, item.scoring) == ("145", "maths")
     star = {"image": picture(), "meta_info": {"source": "MathVista"}, "l2_category": "geometry"}
     question = "What is x?\nOptions: A: 3, B: 4 cm, C: 5, D: none of them"
@@ -184,7 +185,7 @@ def test_geoqa_and_mmstar(tmp_path: Path) -> None:
             {"index": 8, "question": question, "answer": "B", "category": "coarse perception"} | star,
         ],
     )
-    (item,) = read_published("mmstar", tmp_path / "star")
+    (item,) = read_published_set("mmstar", tmp_path / "star")
     assert (item.options, item.truth) == (("3", "4 cm", "5", "none of them"), "B")
 
 
@@ -202,27 +203,27 @@ def test_options_inside_questions(question: str, options: tuple[str, ...]) -> No
 
 def test_what_is_not_as_published_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a folder"):
-        read_published("cvbench", tmp_path / "nothing")
+        read_published_set("cvbench", tmp_path / "nothing")
     with pytest.raises(ValueError, match="unknown set"):
-        read_published("cvbunch", tmp_path)
+        read_published_set("cvbunch", tmp_path)
     with pytest.raises(ValueError, match="no parquet files"):
-        read_published("cvbench", tmp_path)
+        read_published_set("cvbench", tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(ValueError, match="download it anew"):
-        read_published("cvbench", tmp_path)
+    with pytest.raises(ValueError, match="download it again"):
+        read_published_set("cvbench", tmp_path)
     table(tmp_path / "test.parquet", [{"idx": 0, "task": "Count"}])
     with pytest.raises(ValueError, match=r"test.parquet, row 0 has no 'choices'|has no 'image'"):
-        read_published("cvbench", tmp_path)
+        read_published_set("cvbench", tmp_path)
     folder = tmp_path / "twice"
     table(folder / "Counting" / "val.parquet", [counting_row(1), counting_row(1)])
     with pytest.raises(ValueError, match="two questions of blink-counting are called val_Counting_1"):
-        read_published("blink-counting", folder)
+        read_published_set("blink-counting", folder)
     table(folder / "Counting" / "val.parquet", [counting_row(1) | {"answer": "(F)"}])
     with pytest.raises(ValueError, match="no letter of 4 options"):
-        read_published("blink-counting", folder)
+        read_published_set("blink-counting", folder)
     damaged = counting_row(1) | {"image_1": {"bytes": picture()["bytes"][:40], "path": ""}}
     table(folder / "Counting" / "val.parquet", [damaged])
-    (item,) = read_published("blink-counting", folder)
+    (item,) = read_published_set("blink-counting", folder)
     with pytest.raises(ValueError, match=r"val.parquet, row 0, image_1 holds no image"):
         item.image.load()
 
@@ -231,12 +232,12 @@ def test_what_is_not_as_published_is_named(tmp_path: Path) -> None:
 
 
 def test_scores_read_letters_numbers_and_expressions(tmp_path: Path) -> None:
-    depth = read_published("blink-depth", depth_set(tmp_path))[1]
+    depth = read_published_set("blink-depth", depth_set(tmp_path))[1]
     assert score(depth, "The answer is (B).") == ("B", True)
     assert score(depth, "A 40, B 70, so B.") == ("B", True)
     assert score(depth, "A is closer") == ("A", False)
     assert score(depth, "I cannot tell") == (None, False)
-    count = read_published("blink-counting", tmp_path)[0]
+    count = read_published_set("blink-counting", tmp_path)[0]
     assert score(count, "There are three floats.") == ("3", True)
     assert score(count, "none that I see") == ("0", False)
     free = PublishedItem("1", "g", count.image, "Find x.", "1/2", "maths")
@@ -258,7 +259,7 @@ class Teller:
 
 
 def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
-    items = read_published("blink-depth", depth_set(tmp_path))
+    items = read_published_set("blink-depth", depth_set(tmp_path))
     path = tmp_path / "out" / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
         answer_published(items, Teller(2), path, batch_size=2)
@@ -269,7 +270,7 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
     assert rest.asked == [items[4].key]
     assert [one.key for one in given] == [item.key for item in items]
     assert [one.right for one in given] == [False, True, False, True, False]
-    kept = [Given.from_json(line) for line in path.read_text().splitlines()]
+    kept = [PublishedAnswer.from_json(line) for line in path.read_text().splitlines()]
     assert sorted(kept, key=lambda one: one.key) == sorted(given, key=lambda one: one.key)
     assert str(accuracies(given)["depth-2"]).startswith("40.0")
     path.write_text(path.read_text().replace("closer", "farther"))
@@ -278,10 +279,10 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
 
 
 def test_answers_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
-    keep_plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"})
+    Plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"}).begin()
+    Plan(tmp_path / "a.plan.json", {"model": "one", "mode": "chain"}).begin()
     with pytest.raises(ValueError, match="model was 'one' and is 'two'"):
-        keep_plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"})
+        Plan(tmp_path / "a.plan.json", {"model": "two", "mode": "chain"}).begin()
 
 
 # The command

@@ -134,7 +134,7 @@ def test_bad_frames_are_refused_and_nothing_is_forgotten():
         ValueError, match=r"of one size, got \(height, width\) \(32, 32\), then \(48, 48\); resize.*reset"
     ):
         reader(noise(0, 48))
-    with pytest.raises(ValueError, match="1 sequences were begun, got 2 frames; reset"):
+    with pytest.raises(ValueError, match="1 sequences need as many frames, got 2; reset"):
         reader.batch([noise(), noise()])
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8"):
         reader(noise()[..., 0])
@@ -158,7 +158,7 @@ def test_a_cache_that_cannot_be_cropped_predicts_all_anew(monkeypatch, caplog):
     for _ in range(2):
         assert reader(after).codes == FrameDepth(model)(after).codes
         after = repainted(after, [(2, 2)])
-    assert [r.message for r in caplog.records].count("predicting every cell anew: its cache slides") == 1
+    assert [r.message for r in caplog.records].count("decoding every cell of every frame: its cache slides") == 1
 
 
 def test_changed_cells_and_their_margin():

@@ -136,7 +136,7 @@ def test_padding_rows_and_placeholders() -> None:
     assert (default[:, size:] == -torch.inf).all() and default[0, 3] == 0
     wider = SpanLogitsProcessor(SpanGrammar(vocabulary, vocab_size=size + 5))(ids, torch.zeros(1, size + 20))
     assert (wider[:, size : size + 5] == 0).all() and (wider[:, size + 5 :] == -torch.inf).all()
-    with pytest.raises(ValueError, match="the model gives 40 logits"):
+    with pytest.raises(ValueError, match="the model has 40 logits"):
         SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, torch.zeros(1, 40))
 
 

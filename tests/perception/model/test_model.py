@@ -283,5 +283,5 @@ def test_a_vocabulary_of_another_model_is_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "nowhere", "runs/nowhere"])
 def test_missing_folders_are_named(name):
-    with pytest.raises(ValueError, match=f"{name} (does not exist|is no folder here).*give the folder"):
+    with pytest.raises(ValueError, match=f"{name} (does not exist|is not a local folder).*give the folder"):
         PerceptionModel.from_pretrained(name)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from perception.answers import POINT_LETTERS
 from perception.scenes import COLORS, SHAPES, get_style, render_scenes
 from perception.scenes.export import export_parquet
 from perception.scenes.markers import (
-    LETTERS,
     MIN_GAP,
     MIN_SPACING,
     choose_markers,
@@ -136,7 +136,7 @@ def test_answers_are_true(scenes):
         assert question.answer == len(select(scene, color, shape)) == len(question.boxes_xyxy)
         depth = depth_question(scene, rng)
         if depth is not None:
-            assert depth.answer == LETTERS[int(marker_nearness(scene.depth, depth.points_xy).argmax())]
+            assert depth.answer == POINT_LETTERS[int(marker_nearness(scene.depth, depth.points_xy).argmax())]
             letters.append(depth.answer)
     assert {"A", "B"} <= set(letters)
 
