@@ -77,7 +77,7 @@ def why_not(model: Any, cache: Any) -> str | None:
     return None
 
 
-class _Row:
+class _RowState:
     """One unfinished answer."""
 
     def __init__(self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
@@ -132,7 +132,7 @@ class _Row:
         return ids
 
 
-class _Batch:
+class _BatchState:
     """The cache that unfinished rows share, and the mask of its real slots."""
 
     def __init__(self, model: Any, cache: Any, mask: Tensor):
@@ -288,7 +288,9 @@ class SpanDecoder:
                 )
                 self._warned = True
             return
-        rows = [_Row(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)]
+        rows = [
+            _RowState(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)
+        ]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
@@ -300,7 +302,7 @@ class SpanDecoder:
         if self._lean is not None:
             with torch.inference_mode():  # as in `_step`, since compiled code tells inference tensors from others
                 cache = SlotCache(cache)
-        batch = _Batch(self.model, cache, mask)
+        batch = _BatchState(self.model, cache, mask)
         answers = list(rows)
         while True:
             yield [list(row.ids) for row in answers]
@@ -313,7 +315,9 @@ class SpanDecoder:
             self._step(rows, batch, limits, sampling, trace)
 
     @torch.inference_mode()
-    def _step(self, rows: list[_Row], batch: _Batch, limits: _Limits, sampling: Sampling, trace: DecodingTrace) -> None:
+    def _step(
+        self, rows: list[_RowState], batch: _BatchState, limits: _Limits, sampling: Sampling, trace: DecodingTrace
+    ) -> None:
         """Run one forward pass for all unfinished rows, and confirm the ids that it settles."""
         device = batch.mask.device
         drawn = [row.codes_left() if limits.sweeps else 0 for row in rows]  # codes that are guessed at once
@@ -349,12 +353,14 @@ class SpanDecoder:
         batch.keep(counts, width)
         self._confirm(rows, found, counts, trace)
 
-    def _confirm(self, rows: list[_Row], predicted: list[list[int]], taken: list[int], trace: DecodingTrace) -> None:
+    def _confirm(
+        self, rows: list[_RowState], predicted: list[list[int]], taken: list[int], trace: DecodingTrace
+    ) -> None:
         for row, ids, count in zip(rows, predicted, taken, strict=True):
             row.confirm(ids[:count], ids[count:])
             trace.confirmed += count
 
-    def _draft(self, rows: list[_Row], first: list[int], drafts: list[list[int]]) -> None:
+    def _draft(self, rows: list[_RowState], first: list[int], drafts: list[list[int]]) -> None:
         """Give the network's drafts to the rows whose first id starts a depth map."""
         start = self.grammar.vocabulary.start_id("depth")
         for row, token, draft in zip(rows, first, drafts, strict=True):
@@ -396,7 +402,7 @@ class SpanDecoder:
         logits = self.model(**inputs, logits_to_keep=1).logits  # (B, 1, V)
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
 
-    def _hidden(self, batch: _Batch, fed: Tensor) -> Tensor:
+    def _hidden(self, batch: _BatchState, fed: Tensor) -> Tensor:
         """Last hidden states (b, width, D) of fed ids."""
         given = batch.inputs(fed)
         if self._lean is not None:
@@ -409,7 +415,7 @@ class SpanDecoder:
         bias = None if self._head.bias is None else self._head.bias[columns]
         return F.linear(hidden, self._head.weight[columns], bias).float()
 
-    def _scores(self, batch: _Batch, fed: Tensor, allowed: Tensor) -> Tensor:
+    def _scores(self, batch: _BatchState, fed: Tensor, allowed: Tensor) -> Tensor:
         """Scores (b, width, V) after each fed id, -inf where not allowed."""
         if self._head is False:
             return mask_scores(self.model(**batch.inputs(fed)).logits.float(), allowed)
@@ -427,7 +433,7 @@ def _has_rope_deltas(model: Any) -> bool:
     return hasattr(getattr(model, "model", None), "rope_deltas")
 
 
-def _sequences(rows: Sequence[_Row], fed: Tensor) -> Tensor:
+def _sequences(rows: Sequence[_RowState], fed: Tensor) -> Tensor:
     """Ids (b, L + width) that the grammar reads: the row's newest ones, padded with -1 on the left, then `fed`."""
     before = [row.span[:-1] for row in rows]  # the newest id is the first of `fed`
     longest = max(len(ids) for ids in before)
