@@ -34,6 +34,16 @@ SIZE = 64
 WORDS = "How many red cubes are there? <|im_start|>user <|im_end|> <|im_start|>assistant Draw the boxes. 1 2 3"
 
 
+@torch.no_grad()
+def settle_norms(tower: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """Fits batch norms to an untrained tower. Without it features are so small that the projector's scale overflows."""
+    norms = [module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # a plain mean over batches
+    tower.train()
+    tower(pixels)
+
+
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a joined model."""
@@ -53,6 +63,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs, ours = language.model.state_dict(), model.model.language_model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     pixels = torch.randn(8, 3, SIZE, SIZE)
+    settle_norms(model.model.vision_tower, pixels)
     start_projector(model.eval(), pixels)
     with torch.no_grad():
         out = model.model.get_image_features(pixels).pooler_output
