@@ -56,6 +56,7 @@ def test_budgets_keep_all_codes_half_of_the_time() -> None:
     assert budgets.unique().numel() == 16
 
 
+@pytest.mark.slow
 def test_more_codes_are_better(trained: VQVAE) -> None:
     depth = smooth_maps(64, 999_999)
     target = trained.normalise(depth).nearness
