@@ -4,6 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# What `make check` runs, without the tests that are marked slow: folders whose tests neither train nor generate.
+FAST := tests/test_house.py tests/vqvae tests/perception/test_chains.py tests/train/loop/test_config.py \
+	$(addprefix tests/perception/,datasets geometry grammar scenes tokenizers vocabulary)
 # The first interpreter that runs, is new enough and can make environments.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
@@ -26,7 +29,7 @@ demo: $(VENV)/.demos ## show the shipped models in a browser, on this machine al
 	$(BIN)/python -m demos $(ARGS)
 
 check: lint ## style, types and the fast tests, in under two minutes
-	$(BIN)/python -m pytest -q -m 'not slow and not browser' $(ARGS)
+	$(BIN)/python -m pytest -q -m 'not slow and not browser' $(FAST) $(ARGS)
 
 test: lint ## style, types and all tests but those in a browser
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -183,6 +183,7 @@ def examples(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start("code")), m["code"]) for m in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [p for p in documents() if p.name != "asking.md" and examples(p.read_text())],  # tests/test_asking_docs.py runs it

@@ -51,6 +51,7 @@ def test_maps_come_in_any_size_and_in_the_unit_of_the_input() -> None:
     assert bool((metres >= ranges[:, :1, None] - 1e-4).all()) and bool((metres <= ranges[:, 1:, None] + 1e-4).all())
 
 
+@pytest.mark.slow
 def test_training_moves_the_decoder_alone_and_lowers_its_loss() -> None:
     tokenizer = tiny_tokenizer()
     decoder, depth = tiny_decoder(tokenizer).train(), maps(4)

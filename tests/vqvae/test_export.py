@@ -50,6 +50,7 @@ def run_onnx(path: Path, value: Tensor) -> list[Tensor]:
     return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: value.numpy()})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_programs_give_the_same_codes_and_maps(name: str, form: str, tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_programs_give_the_same_codes_and_maps(name: str, form: str, tmp_path: P
         torch.testing.assert_close(nearness, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_map_without_valid_pixels_is_told_by_its_range(tmp_path: Path) -> None:
     encoder, _ = export_tokenizer(trained_a_little(TINY), tmp_path, "torch")
     codes, ranges = run_torch(encoder, torch.stack([torch.full((16, 16), np.nan), maps(1, 16)[0]]))
@@ -83,6 +85,7 @@ def test_a_map_without_valid_pixels_is_told_by_its_range(tmp_path: Path) -> None
     assert 0 <= int(codes.min()) and int(codes.max()) < 16
 
 
+@pytest.mark.slow
 def test_unknown_forms_are_refused_and_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = trained_a_little(TINY).train()
     before = {name: x.clone() for name, x in model.state_dict().items()}

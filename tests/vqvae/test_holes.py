@@ -39,6 +39,7 @@ def test_a_map_does_not_depend_on_its_batch() -> None:
     assert all(fill(maps[i : i + 1], mask[i : i + 1])[0].equal(together[i]) for i in range(4))
 
 
+@pytest.mark.slow
 def test_codes_hold_when_half_of_the_pixels_are_missing() -> None:
     """Filled in they nearly do; as zeros behind a mask they do not."""
     from perception.scenes.render import render_scenes

@@ -56,6 +56,7 @@ def test_budgets_keep_all_codes_half_of_the_time() -> None:
     assert budgets.unique().numel() == 16
 
 
+@pytest.mark.slow
 def test_more_codes_are_better(trained: VQVAE) -> None:
     depth = smooth_maps(64, 999_999)
     target = trained.normalise(depth).nearness
@@ -65,6 +66,7 @@ def test_more_codes_are_better(trained: VQVAE) -> None:
     assert errors[-1] < 0.6 * errors[0], errors
 
 
+@pytest.mark.slow
 def test_all_codes_of_the_sequence_are_the_grid(trained: VQVAE) -> None:
     depth = smooth_maps(4, 1)
     codes = trained.encode(depth)
@@ -76,6 +78,7 @@ def test_all_codes_of_the_sequence_are_the_grid(trained: VQVAE) -> None:
         torch.testing.assert_close(trained.decode_soft(probabilities[:, :n]), trained.decode(sequence[:, :n]))
 
 
+@pytest.mark.slow
 def test_codes_beyond_the_budget_do_not_matter(trained: VQVAE) -> None:
     codes = trained.to_sequence(trained.encode(smooth_maps(2, 1)))
     assert not trained.decode(codes[:, :5]).equal(trained.decode(codes)), "the rest is missed"
@@ -83,6 +86,7 @@ def test_codes_beyond_the_budget_do_not_matter(trained: VQVAE) -> None:
     assert plain.to_sequence(codes.view(2, 4, 4)).equal(codes), "row by row without nesting"
 
 
+@pytest.mark.slow
 def test_a_nested_tokenizer_comes_back_from_disk(trained: VQVAE, tmp_path: Path) -> None:
     trained.save_pretrained(tmp_path)
     loaded = VQVAE.from_pretrained(tmp_path)
@@ -112,6 +116,7 @@ def test_every_parameter_of_a_nested_model_moves(config: VQVAEConfig) -> None:
     assert first.equal(again), "nothing is dropped outside of training"
 
 
+@pytest.mark.slow
 def test_counts_that_cannot_be_decoded_are_refused(tiny: VQVAE, trained: VQVAE) -> None:
     with pytest.raises(ValueError, match=r"exactly 16 codes a map; fewer need one trained with nested=True"):
         tiny.decode(torch.zeros(1, 5, dtype=torch.long))
@@ -124,6 +129,7 @@ def test_counts_that_cannot_be_decoded_are_refused(tiny: VQVAE, trained: VQVAE) 
         tiny.decode_soft(torch.zeros(1, 5, 16))
 
 
+@pytest.mark.slow
 def test_confidence_of_probabilities_is_high_where_they_are_sure(tiny: VQVAE, trained: VQVAE) -> None:
     probabilities = torch.full((1, 16, 16), 1 / 16)
     probabilities[0, 3] = torch.nn.functional.one_hot(torch.tensor(7), 16).float()

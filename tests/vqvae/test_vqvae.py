@@ -30,6 +30,7 @@ def test_decoded_depth_lies_in_the_range_given(tiny: VQVAE, depth: Tensor) -> No
     assert float(decoded.min()) >= 1.5 - 1e-4 and float(decoded.max()) <= 9 + 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, FSQ_CONFIG], ids=["ema", "fsq"])
 def test_it_learns_and_every_parameter_moves(config: VQVAEConfig, depth: Tensor) -> None:
     torch.manual_seed(0)

@@ -200,6 +200,7 @@ def test_the_command_line_goes_there_and_back(folder: Path, tmp_path: Path, mode
         CliRunner().invoke(app, ["tokenize", str(folder), "-o", "c.npy", "--shard", "1"], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_command_line_decodes_by_diffusion(folder: Path, tmp_path: Path, model: VQVAE) -> None:
     pytest.importorskip("diffusers")
     from vqvae.diffusion import DiffusionDecoder, DiffusionDecoderConfig

@@ -73,6 +73,7 @@ def made(folder: Path, model: VQVAE) -> RecordSet:
     return records_of(folder, model, questions_per_image=20)
 
 
+@pytest.mark.slow
 def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: RecordSet) -> None:
     tasks = Counter(record.example.task for record in made.records)
     assert tasks[chains.DIRECT_DEPTH] == tasks[chains.ATOMIC_POINTS] == 12 * 20
@@ -124,6 +125,7 @@ def test_chains_agree_with_their_own_map(made: RecordSet, model: VQVAE) -> None:
         assert record.tokenizer == model.fingerprint()
 
 
+@pytest.mark.slow
 def test_questions_depend_on_the_seed_alone(folder: Path, made: RecordSet, model: VQVAE, tmp_path: Path) -> None:
     assert records_of(folder, model, questions_per_image=20) == made
     assert records_of(folder, model, questions_per_image=20, seed=1) != made

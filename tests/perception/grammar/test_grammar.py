@@ -16,6 +16,7 @@ from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
 
+@pytest.mark.slow
 def test_no_malformed_span_in_10_000_random_decodes() -> None:
     vocabulary = bound(depth_grid=(4, 4))
     grammar = SpanGrammar(vocabulary, eos_id=EOS, interleave=True)
@@ -29,6 +30,7 @@ def test_no_malformed_span_in_10_000_random_decodes() -> None:
     assert malformed == 0 and min(spans.values()) > 1000
 
 
+@pytest.mark.slow
 def test_no_malformed_span_with_the_default_sizes() -> None:
     grammar = SpanGrammar(bound(), eos_id=EOS)
     for ids in random_decodes(grammar, 100, 260):
@@ -183,6 +185,7 @@ def test_automaton() -> None:
 # Real generation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

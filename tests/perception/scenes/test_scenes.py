@@ -112,6 +112,7 @@ def test_markers_keep_their_rules(scenes, count):
     assert made >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["standard", "shifted"])
 @pytest.mark.parametrize("count", [2, 5])
 def test_in_half_of_the_sets_the_nearest_marker_is_not_the_lowest(style, count):
