@@ -121,7 +121,7 @@ def test_half_files_and_foreign_selectors_are_refused(tmp_path: Path) -> None:
     config, weights = (tmp_path / CONFIG_FILE).read_text(), (tmp_path / WEIGHTS_FILE).read_bytes()
     values = json.loads(config)
     wrong: list[tuple[str, str]] = [
-        (config[:-5], "no whole JSON"),
+        (config[:-5], "not whole JSON"),
         (json.dumps(values | {"gamma": 1}), "exactly the keys"),
         (json.dumps({"hidden_size": 8}), "exactly the keys"),
         (json.dumps(values | {"projector": "cubic"}), "projector must be one of"),
