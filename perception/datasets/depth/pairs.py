@@ -130,7 +130,7 @@ def _pairs_inside(file: Path) -> list[DepthPair]:
 
 
 def _holds_several(file: Path) -> bool:
-    """Whether the file holds an array of several images, and so of several maps."""
+    """True if the file holds an array of several images, and so of several maps."""
     import h5py
 
     with h5py.File(file, "r") as opened:

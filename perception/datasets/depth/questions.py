@@ -118,7 +118,7 @@ class PointChooser:
 
 
 def is_hard(points: np.ndarray) -> bool:
-    """Whether the first and nearest of points (count, 2) is not the lowest in the image, so height gives no answer."""
+    """True if the first and nearest of points (count, 2) is not the lowest in the image: height gives no answer."""
     return bool(points[0, 1] < points[1:, 1].max())
 
 

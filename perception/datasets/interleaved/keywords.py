@@ -72,7 +72,7 @@ A figure belongs to a question and its solution. For each step of the solution, 
 figure: letters of points ("A"), names of lines or angles ("AB", "ABC"), numbers and unknowns ("40", "x"), labels
 ("height"). Only what is written in the figure; numbers that the step calculates are not. A step that needs no look at
 the figure gets an empty list.
-Reply with one JSON object and nothing else: {"steps": [["A", "40"], ["AB"], []]}, one list a step, in their order."""
+Reply with one JSON object and nothing else: {"steps": [["A", "40"], ["AB"], []]}, one list per step, in their order."""
 
 
 def instructions(question: str, steps: Sequence[str], texts: Sequence[str]) -> str:

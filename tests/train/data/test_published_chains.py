@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_used_are_named(file: Path, folder: InterleavedFolde
     found, skipped = read_published_problems(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
     assert len(found) == 4
     said = {line.split(":")[1]: line for line in skipped}
-    assert "no answer" in said["2"] and "no step" in said["3"] and "outside of a grid" in said["4"]
+    assert "no answer" in said["2"] and "no step" in said["3"] and "outside the grid" in said["4"]
     assert "4.png" in said["5"]
     with pytest.raises(ValueError, match="held_out"):
         read_published_problems(PublishedData([str(file)], held_out=4), folder.encoder, folder.model.model)
