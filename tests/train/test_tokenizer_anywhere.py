@@ -90,7 +90,7 @@ def test_maps_held_back_are_not_trained_on(maps: Path, tmp_path: Path, monkeypat
     groups = [set(rows.tolist()) for rows in (data.rows, data.held_out_rows, data.watched_rows)]  # type: ignore[union-attr]
     assert [len(group) for group in groups] == [16, 4, 4] and len(set.union(*groups)) == 24
     assert set(taken["b"].rows.tolist()) == groups[0]
-    with pytest.raises(ValueError, match=r"24 usable depth maps, of which 40 are to be held back; lower num_held_out"):
+    with pytest.raises(ValueError, match=r"24 usable depth maps, and 40 are to be held out; lower num_held_out"):
         train(replace(config_on(maps, tmp_path), num_held_out=40))
 
 
