@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from train.loop.averages import Averages
 from train.loop.sharding import local_part, wait_for_all
+from vqvae.files import write_whole
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
@@ -145,10 +146,7 @@ class Checkpoints:
 
     def save_best(self, model: nn.Module) -> None:
         """Keeps the weights as those that did best so far; the file is whole or the one before."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.run_dir / f".{BEST_FILE}{_PARTIAL}"
-        save_file(_changing_tensors(model), partial)
-        os.replace(partial, self.run_dir / BEST_FILE)
+        write_whole(self.run_dir / BEST_FILE, lambda path: save_file(_changing_tensors(model), path))
 
     def load_best(self, model: nn.Module) -> None:
         """Loads what `save_best` kept. Raises CheckpointError where it is missing or does not fit."""
