@@ -30,7 +30,8 @@ class LoopConfig:
     grad_clip: float = 1.0
     """largest norm of the gradient; 0 leaves it as it is"""
     precision: Literal["bf16", "fp32"] = "fp32"
-    """bf16: forward pass in bfloat16 by autocast, on CPU and CUDA; weights keep their own precision"""
+    """bf16: forward pass in bfloat16 by autocast on devices that compute in it, in float32 on others, where bfloat16 is
+    far slower; weights keep their own precision"""
     gradient_accumulation: int = 1
     """batches per optimiser step and device; 1 device with 8 sees the batches of 8 devices with 1"""
     checkpoint_every_seconds: float = 180.0

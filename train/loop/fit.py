@@ -36,6 +36,7 @@ from train.loop.config import LoopConfig, deciding_settings
 from train.loop.evaluation import EvaluateFn, HeldOut
 from train.loop.memory import release_memory
 from train.loop.optimizer import build_optimizer, learning_rate_at
+from train.loop.precision import computes_bf16
 from train.loop.progress import Display, RunLog
 from train.loop.scalars import RunningMean, Scalars, to_floats
 from train.loop.sharding import launched_sharded, shard, whole
@@ -143,6 +144,8 @@ def fit(
         )
         batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
+        if config.precision == "bf16" and not trainer.autocast and accelerator.is_main_process:
+            display_console.print(f"float32 instead of bf16: this {accelerator.device.type} does not compute in bf16")
         with display, _same_bits(accelerator.device):
             state = _run(trainer, batches, state, checkpoints, display, on_log, held_out)
     accelerator.wait_for_everyone()
@@ -270,6 +273,7 @@ class _Trainer:
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.config = accelerator, model, optimizer, config
         self.in_parts, self.weight, self.sharded = in_parts, weight, sharded
+        self.autocast = config.precision == "bf16" and computes_bf16(accelerator.device)
         self.averages, self.after_step = averages, after_step
         if config.compile:
             model.compile()
@@ -300,9 +304,7 @@ class _Trainer:
                 seeded = index
             last = number == len(forwards) - 1
             with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.objective):
-                with torch.autocast(
-                    self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-                ):
+                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.autocast):
                     loss, scalars = self.objective(part, step)
                 loss = loss * scales[number]
                 (loss / len(forwards)).backward()
@@ -352,7 +354,7 @@ def _shard(
 ) -> Sequence[Mapping[str, Any]] | None:
     """Shards the model; returns the groups with its new parameters in place of the old ones."""
     names = {id(p): name for name, p in model.named_parameters()}
-    shard(model, accelerator.device, config.precision == "bf16")
+    shard(model, accelerator.device, config.precision == "bf16" and computes_bf16(accelerator.device))
     if param_groups is None:
         return None
     sharded = dict(model.named_parameters())

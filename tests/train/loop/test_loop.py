@@ -400,7 +400,15 @@ def test_sums_of_a_step_do_not_depend_on_the_order_of_threads(tmp_path: Path) ->
     assert not torch.are_deterministic_algorithms_enabled(), "the caller's setting is left as it was"
 
 
-def test_bf16_runs_in_autocast_and_keeps_fp32_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_is_autocast_where_the_device_computes_in_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    native: bool,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr("train.loop.fit.computes_bf16", lambda device: native)
     seen: list[torch.dtype] = []
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -410,7 +418,8 @@ def test_bf16_runs_in_autocast_and_keeps_fp32_weights(tmp_path: Path) -> None:
 
     model = tiny_model()
     fit(model, make_batch, loss, replace(CONFIG, precision="bf16", steps=2), tmp_path)
-    assert set(seen) == {torch.bfloat16} and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert set(seen) == {dtype} and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert ("float32 instead of bf16" in capsys.readouterr().out) != native
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
