@@ -9,7 +9,7 @@ import torch
 
 from perception.scenes.store import SceneStore
 from train.data.depth_augmentation import training_batch, visible_patches
-from train.loop.checkpoints import CheckpointError
+from train.loop.checkpoints import ResumeError
 from train.loop.fit import LoopConfig
 from train.tokenizer import DepthBatches, TokenizerConfig, train
 from vqvae import VQVAE, VQVAEConfig
@@ -72,7 +72,7 @@ def test_hidden_patches_are_of_the_share_asked_for_and_stay_targets(store: Scene
 def test_training_on_hidden_patches_runs_and_is_another_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, steps=3)
     train(replace(config, masked_maps=0.5))
-    with pytest.raises(CheckpointError, match="masked_maps"):
+    with pytest.raises(ResumeError, match="masked_maps"):
         train(config)
     with pytest.raises(ValueError, match=r"masked_maps \(1.5\)"):
         replace(config, masked_maps=1.5)

@@ -36,7 +36,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
 
 
-class CheckpointError(ValueError):
+class ResumeError(ValueError):
     """A checkpoint that cannot be read or belongs to another configuration; the message names file and remedy."""
 
 
@@ -125,13 +125,13 @@ class Checkpoints:
         """Loads the checkpoint of `step` into all of them.
 
         Raises:
-            CheckpointError: for a damaged file, tensors that do not fit, or other settings.
+            ResumeError: for a damaged file, tensors that do not fit, or other settings.
         """
         folder = self.folder(step)
         state = self._read_state(folder)
         for name, (size, digest) in state["files"].items():
             if not (folder / name).exists() or _digest(folder / name) != [size, digest]:
-                raise CheckpointError(
+                raise ResumeError(
                     f"{folder / name} is damaged or missing (its SHA-256 is not the one in {STATE_FILE}); delete "
                     f"{folder} to go on from the checkpoint before it, or from the start where there is none"
                 )
@@ -149,7 +149,7 @@ class Checkpoints:
         write_whole(self.run_dir / BEST_FILE, lambda path: save_file(_changing_tensors(model), path))
 
     def load_best(self, model: nn.Module) -> None:
-        """Loads what `save_best` kept. Raises CheckpointError where it is missing or does not fit."""
+        """Loads what `save_best` kept. Raises ResumeError where it is missing or does not fit."""
         path = self.run_dir / BEST_FILE
         _guarded(lambda: _load_changing(model, load_file(path)), path)
 
@@ -170,7 +170,7 @@ class Checkpoints:
             if not {"files", "settings", *needed} <= set(state):
                 raise ValueError("keys are missing")
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
+            raise ResumeError(
                 f"{path} cannot be read ({error}); delete {folder} to go on from the checkpoint before it"
             ) from None
         return state
@@ -180,7 +180,7 @@ class Checkpoints:
         differing = sorted(k for k in {*stored, *wanted} if _unless_off(stored.get(k)) != _unless_off(wanted.get(k)))
         if differing:
             listed = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing)
-            raise CheckpointError(
+            raise ResumeError(
                 f"{folder} was made with other settings ({listed}); restore them to resume, or give the new run "
                 f"another run_dir or delete {self.run_dir}"
             )
@@ -257,7 +257,7 @@ def _guarded(load: Callable[[], Any], path: Path) -> Any:
     try:
         return load()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
+        raise ResumeError(
             f"{path} does not fit this model ({error}); use another run_dir, or the model that wrote it"
         ) from None
 

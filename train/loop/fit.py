@@ -110,7 +110,7 @@ def fit(
         with others.
 
     Raises:
-        CheckpointError: for a checkpoint that is damaged or of other settings.
+        ResumeError: for a checkpoint that is damaged or of other settings.
         ValueError: for `config.evaluate_every` without `evaluate`.
         FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
     """

@@ -65,7 +65,7 @@ class _Skip:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _PendingShard:
     number: int
     problems: tuple[InterleavedProblem, ...]
     skipped: tuple[_Skip, ...]
@@ -107,7 +107,7 @@ def make_shards(
         parts = [lines[start : start + shard_size] for start in range(0, len(lines), shard_size)]
         with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
             task = progress.add_task("making", total=len(lines))
-            held: list[_Shard] = []
+            held: list[_PendingShard] = []
             failures: list[_Skip] = []  # of the language model, since its last usable reply
             for number, part in enumerate(parts):
                 if record_file(out, number).exists():
@@ -123,7 +123,7 @@ def make_shards(
                     else:
                         problems.append(found)
                         failures.clear()
-                held.append(_Shard(number, tuple(problems), tuple(skipped)))
+                held.append(_PendingShard(number, tuple(problems), tuple(skipped)))
                 if not failures:
                     _write_all(held, out, copy_images)
             _write_all(held, out, copy_images)
@@ -192,14 +192,14 @@ def _digest(data: Path) -> str:
 # Shards
 
 
-def _write_all(held: list[_Shard], out: Path, copy_images: bool) -> None:
+def _write_all(held: list[_PendingShard], out: Path, copy_images: bool) -> None:
     for shard in held:
         _write_shard(shard, out, copy_images)
     held.clear()
     write_skipped(out)
 
 
-def _write_shard(shard: _Shard, out: Path, copy_images: bool) -> None:
+def _write_shard(shard: _PendingShard, out: Path, copy_images: bool) -> None:
     """Write the images, then the rows, then the record that marks the shard as done."""
     place = _beside if copy_images else _absolute
     problems = [replace(problem, image=place(problem.image, out)) for problem in shard.problems]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.loop.checkpoints import CheckpointError, Checkpoints
+from train.loop.checkpoints import Checkpoints, ResumeError
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
 
@@ -64,7 +64,7 @@ def test_the_model_ends_with_the_average_of_its_weights_also_when_it_is_resumed(
     assert (tmp_path / "killed" / "checkpoint-4" / "averages.safetensors").exists()
     assert run(tmp_path / "killed", config)[1].equal(averaged)
     assert run(tmp_path / "killed", config, stop=0)[1].equal(averaged), "a finished run is not repeated"
-    with pytest.raises(CheckpointError, match=r"loop.ema_decay: 0.9 there, None now"):
+    with pytest.raises(ResumeError, match=r"loop.ema_decay: 0.9 there, None now"):
         run(tmp_path / "killed", replace(config, ema_decay=None))
 
 
@@ -131,7 +131,7 @@ def test_checkpoints_from_before_these_settings_are_taken_up(tmp_path: Path) -> 
     assert run(tmp_path, CONFIG)[0].resumed_from == 5
     later = Checkpoints(tmp_path, {**state["settings"], "model.nested": False})
     later._check_settings(tmp_path, state["settings"])
-    with pytest.raises(CheckpointError, match="model.nested: None there, True now"):
+    with pytest.raises(ResumeError, match="model.nested: None there, True now"):
         Checkpoints(tmp_path, {**state["settings"], "model.nested": True})._check_settings(tmp_path, state["settings"])
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from train.loop.checkpoints import CheckpointError
+from train.loop.checkpoints import ResumeError
 from train.loop.fit import FitResult, LoopConfig, fit, learning_rate_at
 from train.loop.optimizer import build_optimizer
 
@@ -174,22 +174,22 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path: Path, name: str) -> N
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=rf"checkpoint-3/{name} is damaged.*delete .*checkpoint-3 to go on"):
+    with pytest.raises(ResumeError, match=rf"checkpoint-3/{name} is damaged.*delete .*checkpoint-3 to go on"):
         run(tmp_path)
 
 
 def test_unreadable_state_is_named(tmp_path: Path) -> None:
     run_partly(tmp_path, stop=3)
     (tmp_path / "checkpoint-3" / "state.json").write_text('{"step": 3')
-    with pytest.raises(CheckpointError, match=r"checkpoint-3/state.json cannot be read"):
+    with pytest.raises(ResumeError, match=r"checkpoint-3/state.json cannot be read"):
         run(tmp_path)
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     run_partly(tmp_path, stop=3)
-    with pytest.raises(CheckpointError, match=r"loop.learning_rate: 0.01 there, 0.5 now"):
+    with pytest.raises(ResumeError, match=r"loop.learning_rate: 0.01 there, 0.5 now"):
         run(tmp_path, replace(CONFIG, learning_rate=0.5))
-    with pytest.raises(CheckpointError, match=r"batch_size: None there, 64 now"):
+    with pytest.raises(ResumeError, match=r"batch_size: None there, 64 now"):
         run(tmp_path, fingerprint={"batch_size": 64})
     result, _ = run(tmp_path, replace(CONFIG, log_every=1, keep_checkpoints=1))  # what cannot change the outcome may
     assert result.resumed_from == 3
@@ -198,7 +198,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     model = nn.Sequential(nn.Linear(4, 1))
-    with pytest.raises(CheckpointError, match=r"model.safetensors does not fit this model"):
+    with pytest.raises(ResumeError, match=r"model.safetensors does not fit this model"):
         fit(model, make_batch, squared_error, CONFIG, tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_frozen_weights_are_not_written_but_must_be_the_same(tmp_path: Path) -> 
     held = load_file(tmp_path / f"checkpoint-{CONFIG.steps}" / "model.safetensors")
     assert held.keys() == {"average", "layers.2.weight", "layers.2.bias"}
     assert fit(frozen(1.0), stop_at(0), squared_error, CONFIG, tmp_path).resumed_from == CONFIG.steps
-    with pytest.raises(CheckpointError, match="frozen_weights"):
+    with pytest.raises(ResumeError, match="frozen_weights"):
         fit(frozen(2.0), make_batch, squared_error, CONFIG, tmp_path)
 
 
