@@ -28,8 +28,13 @@ quickstart: $(VENV)/.train ## fine-tune the shipped base with and without percep
 demo: $(VENV)/.demos ## show the shipped models in a browser, on this machine alone
 	$(BIN)/python -m demos $(ARGS)
 
-check: lint ## style, types and the fast tests, in under two minutes
-	$(BIN)/python -m pytest -q -m 'not slow and not browser' $(FAST) $(ARGS)
+check: $(VENV)/.dev ## style, types and the fast tests, in under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "$(BIN)/mypy, and beside it the fast tests"
+	@$(BIN)/mypy & types=$$!; \
+		$(BIN)/python -m pytest -q -m 'not slow and not browser' $(FAST) $(ARGS); tests=$$?; \
+		wait $$types && exit $$tests
 
 test: lint ## style, types and all tests but those in a browser
 	$(BIN)/python -m pytest -q $(ARGS)

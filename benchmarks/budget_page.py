@@ -97,7 +97,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path = PLOT) -> Path:
         axes[0, column].yaxis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
         axes[0, column].yaxis.set_major_formatter("{x:g}")
         axes[0, column].yaxis.set_minor_formatter(NullFormatter())
-        axes[-1, column].set_xlabel("tokens a map")
+        axes[-1, column].set_xlabel("tokens per map")
     for axis, title in zip(axes[:, 0], kinds.values(), strict=True):
         axis.set_ylabel(title)
     lines, labels = axes[0, 0].get_legend_handles_labels()

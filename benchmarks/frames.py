@@ -183,8 +183,8 @@ def plot(styles: dict[str, dict[str, dict[str, Any]]]) -> None:
             for name, x, y in zip(swept, codes, values[:, 0], strict=True):
                 if name in _LABELLED:
                     axis.annotate(name.split(",")[0], (x, y), textcoords="offset points", xytext=(3, 5), fontsize=8)
-    axes[0].set(xlabel="codes decoded a frame", ylabel="AbsRel against exact depth")
-    axes[1].set(xlabel="codes decoded a frame", ylabel="order of 4 points right, %")
+    axes[0].set(xlabel="codes decoded per frame", ylabel="AbsRel against exact depth")
+    axes[1].set(xlabel="codes decoded per frame", ylabel="order of 4 points right, %")
     for axis in axes:
         axis.set_xscale("log", subs=(2, 5))
         axis.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"], minor=False)

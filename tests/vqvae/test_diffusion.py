@@ -28,6 +28,7 @@ def maps(count: int = 3) -> Tensor:
     return 1 + torch.rand((count, 40, 30), generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_map_and_another_seed_gives_another() -> None:
     tokenizer = tiny_tokenizer()
     decoder, codes = tiny_decoder(tokenizer), tokenizer.encode(maps())
@@ -81,6 +82,7 @@ def test_no_loss_is_taken_in_holes() -> None:
     assert bool((residual[~valid] == 0).all()) and 0.4 < float(valid.float().mean()) < 0.9
 
 
+@pytest.mark.slow
 def test_saving_and_loading_keeps_the_maps(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     decoder, codes = tiny_decoder(tokenizer), tokenizer.encode(maps())

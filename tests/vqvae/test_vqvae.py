@@ -135,6 +135,7 @@ def test_configs_that_contradict_themselves_are_refused(values: dict[str, object
         VQVAEConfig(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_package_is_light_to_import() -> None:
     heavy = "{'transformers', 'gradio', 'perception', 'vector_quantize_pytorch'}"
     done = subprocess.run(

@@ -94,6 +94,7 @@ def test_every_task_is_made_and_right_by_the_depth_map(folder: Path, made: Recor
         assert 2 <= len(at) <= 5
 
 
+@pytest.mark.slow
 def test_letters_are_right_equally_often(made: RecordSet) -> None:
     """Exactly, but for the last hand of each deck; and no chi-square test finds a difference."""
     for task in (chains.DIRECT_DEPTH, chains.CHAIN_DEPTH):

@@ -44,6 +44,7 @@ def squares(number: int) -> Part:
     return Part({"squares": values[:, None] ** 2}, [{"name": int(v)} for v in values], [f"part {number}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_store_holds_the_parts_in_order(tmp_path: Path, workers: int) -> None:
     store = Store.build(tmp_path, {"power": 2}, 3, squares, "squaring", workers)

@@ -346,6 +346,7 @@ def test_an_unbound_vocabulary_is_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import sys, perception, perception.grammar.automaton, perception.tokenizers; perception.PerceptionVocabulary;"
