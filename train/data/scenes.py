@@ -5,6 +5,7 @@ Depth codes of the scenes are made once by the depth tokenizer and kept beside t
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -75,9 +76,11 @@ class ScenesConfig:
 def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
 
-    The file's name carries a fingerprint of the tokenizer's weights: another tokenizer never reads these codes.
+    The file's name holds a fingerprint of the tokenizer's weights and one of the scenes, so that codes of another
+    tokenizer or of other scenes are never read.
     """
-    path = Path(store.folder) / f"depth-codes-{tokenizer.fingerprint()}.npy"
+    scenes = zlib.crc32(repr((store.style, store.seeds, store.images.shape)).encode())
+    path = Path(store.folder) / f"depth-codes-{tokenizer.fingerprint()}-{scenes:08x}.npy"
     with FileLock(path.with_suffix(".lock")):  # of several processes of one training the first encodes, the others wait
         if not path.exists():
             _encode(store, tokenizer.eval(), path)
