@@ -13,8 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class Averages:
     """Exponential moving averages of the parameters of `model`.
 
-    Buffers are left alone: a VQ codebook averages its own. The first update copies the parameters; the decay of update
-    n then rises as n / (9 + n) up to `decay`, so that the first weights are soon forgotten.
+    Buffers are not averaged: a VQ codebook keeps its own averages. The first update copies the parameters; the decay of
+    update n then rises as n / (9 + n) up to `decay`, so that the first weights soon lose their influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -24,7 +24,7 @@ class Averages:
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
     def update(self) -> None:
-        """Include the parameters, as they are after a step, in the averages."""
+        """Update the averages with the parameters as they are after a step."""
         self.num_updates += 1
         decay = min(self.decay, self.num_updates / (9 + self.num_updates)) if self.num_updates > 1 else 0.0
         average = get_ema_multi_avg_fn(decay)
@@ -36,7 +36,7 @@ class Averages:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the model the averages inside the block, and its own parameters back after it."""
+        """Replace the parameters by their averages inside the block, and restore them after it."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         self.copy_to_model()
         try:
@@ -45,15 +45,15 @@ class Averages:
             _copy(own, self.parameters)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by the names of their parameters, for a checkpoint."""
+        """Return the averages by parameter name, for a checkpoint."""
         return {name: x.contiguous() for name, x in zip(self.names, self.averages, strict=True)}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Load the averages of a checkpoint that was made after `step` steps.
+        """Load the averages from a checkpoint that was made after `step` steps.
 
         Raises:
             KeyError: if the average of a parameter is missing.
-            RuntimeError: if an average has another shape than its parameter.
+            RuntimeError: if the shape of an average differs from its parameter's.
         """
         _copy([tensors[name] for name in self.names], self.averages)
         self.num_updates = step
@@ -61,6 +61,6 @@ class Averages:
 
 @torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    """Copy values; the targets keep their memory layout, without which resumed steps are not bit-equal."""
+    """Copy values and keep the memory layout of the targets; resumed steps are bit-equal only with the same layout."""
     for one, other in zip(source, target, strict=True):
         other.copy_(one)

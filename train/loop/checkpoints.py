@@ -1,12 +1,13 @@
-"""Checkpoints of a training run: folders that are whole or are not there.
+"""Checkpoints of a training run, written atomically.
 
-`run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors (averages.safetensors, where weights are
-averaged) and, written last, state.json with the sizes and SHA-256 sums of them. It is made under another name and
-renamed, so a run killed at any instant leaves its newest whole checkpoint behind. `run_dir/best.safetensors`, where
-there is one, are the weights that did best on held-out data. Nothing is pickled.
+`run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors, averages.safetensors (if weights are
+averaged) and, written last, state.json with the sizes and SHA-256 sums of the other files. The folder is written under
+a temporary name and then renamed, so a run that is killed at any time keeps its newest complete checkpoint.
+`run_dir/best.safetensors`, if present, holds the weights with the lowest loss on held-out data. Nothing is pickled.
 
-A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are where they were read
-from. Where a model is sharded over processes, each of them writes its own shards: model-1of8.safetensors, and so on.
+A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are not saved; they are read
+from the base model again. If a model is sharded over processes, each process writes its own shards:
+model-1of8.safetensors, and so on.
 """
 
 from __future__ import annotations
@@ -37,27 +38,27 @@ _PARTIAL = ".partial"
 
 
 class ResumeError(ValueError):
-    """A checkpoint that cannot be read or belongs to another configuration; the message names file and remedy."""
+    """Error for a checkpoint that cannot be read or has another configuration; it names the file and a remedy."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is."""
+    """Progress of a run."""
 
     step: int
-    """optimiser steps done"""
+    """number of optimiser steps done"""
     loss: float
-    """loss of the last of them"""
+    """loss of the last step"""
     seconds: float
-    """training time, killed runs counted up to their checkpoint"""
+    """training time; a killed run counts up to its last checkpoint"""
     wait_seconds: float
-    """of which waiting for data"""
+    """part of `seconds` spent waiting for data"""
     best_loss: float = math.inf
     """lowest loss on held-out data so far"""
     best_step: int = 0
-    """steps done when it was found; 0: not yet looked"""
+    """number of steps done when `best_loss` was measured; 0: not evaluated yet"""
     stale_evaluations: int = 0
-    """looks at held-out data since then"""
+    """number of evaluations since `best_step`"""
 
 
 @dataclass(frozen=True)
@@ -66,37 +67,38 @@ class Checkpoints:
 
     run_dir: Path
     settings: Mapping[str, Any]
-    """JSON values that decide what is trained; a checkpoint with other ones is refused"""
+    """JSON values that decide what is trained; a checkpoint with different settings is refused"""
     keep: int = 2
+    """number of newest checkpoints to keep"""
     shard: int = 0
-    """which of `num_shards` parts of the model and its optimiser this process holds"""
+    """index of the part of the model and its optimiser, out of `num_shards`, that this process holds"""
     num_shards: int = 1
 
     def folder(self, step: int) -> Path:
         return self.run_dir / f"checkpoint-{step}"
 
     def complete(self) -> list[int]:
-        """Steps of the whole checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, in ascending order."""
         return sorted(step for step, folder in self._folders() if (folder / STATE_FILE).exists())
 
     def half_written(self) -> list[Path]:
-        """Folders that a kill left unfinished; nobody reads them."""
+        """Return the folders that a killed run left unfinished; they are never read."""
         broken = [folder for _, folder in self._folders() if not (folder / STATE_FILE).exists()]
         return sorted(broken + list(self.run_dir.glob(f".checkpoint-*{_PARTIAL}")))
 
     def save(
         self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
     ) -> Path:
-        """Writes the checkpoint of `state.step` and removes the ones beyond `keep`; returns its folder.
+        """Write the checkpoint of `state.step`, remove all but the `keep` newest ones, and return its folder.
 
-        Where the model is sharded, all processes call this at the same step.
+        If the model is sharded, all processes must call this at the same step.
         """
         final, is_main = self.folder(state.step), self.shard == 0
         if not (final / STATE_FILE).exists():
             partial = self.run_dir / f".{final.name}{_PARTIAL}"
             if is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.rmtree(final, ignore_errors=True)  # without state.json: half written
+                shutil.rmtree(final, ignore_errors=True)  # it has no state.json, so it is half written
                 partial.mkdir(parents=True)
             wait_for_all(self.num_shards)
             save_file(_changing_tensors(model), partial / self._name(MODEL_FILE))
@@ -114,7 +116,7 @@ class Checkpoints:
                 _sync(self.run_dir)
         if is_main:
             for step in self.complete()[: -self.keep]:
-                (self.folder(step) / STATE_FILE).unlink()  # first, so that a kill in between leaves no believable half
+                (self.folder(step) / STATE_FILE).unlink()  # first: a half-deleted folder must not look whole
                 shutil.rmtree(self.folder(step), ignore_errors=True)
         wait_for_all(self.num_shards)
         return final
@@ -122,10 +124,10 @@ class Checkpoints:
     def restore(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
     ) -> RunState:
-        """Loads the checkpoint of `step` into all of them.
+        """Load the checkpoint of `step` into the model, the optimiser and the averages.
 
         Raises:
-            ResumeError: for a damaged file, tensors that do not fit, or other settings.
+            ResumeError: if a file is damaged, tensors do not fit, or the settings differ.
         """
         folder = self.folder(step)
         state = self._read_state(folder)
@@ -145,16 +147,16 @@ class Checkpoints:
         return RunState(**{item.name: state[item.name] for item in fields(RunState) if item.name in state})
 
     def save_best(self, model: nn.Module) -> None:
-        """Keeps the weights as those that did best so far; the file is whole or the one before."""
+        """Save the weights as the best so far; an interrupted write leaves the previous file unchanged."""
         write_whole(self.run_dir / BEST_FILE, lambda path: save_file(_changing_tensors(model), path))
 
     def load_best(self, model: nn.Module) -> None:
-        """Loads what `save_best` kept. Raises ResumeError where it is missing or does not fit."""
+        """Load the weights that `save_best` wrote. Raises ResumeError if the file is missing or does not fit."""
         path = self.run_dir / BEST_FILE
         _guarded(lambda: _load_changing(model, load_file(path)), path)
 
     def _name(self, file: str) -> str:
-        """Name of this process's part of a file."""
+        """Return the name of this process's part of a file."""
         stem, _, end = file.partition(".")
         return file if self.num_shards == 1 else f"{stem}-{self.shard + 1}of{self.num_shards}.{end}"
 
@@ -187,36 +189,36 @@ class Checkpoints:
 
 
 def _unless_off(value: Any) -> Any:
-    """The value, but None for False: a switch that came after a checkpoint was made was off then."""
+    """Return None for False, else the value: a switch that is newer than a checkpoint was off when it was made."""
     return None if value is False else value
 
 
 def frozen_digest(model: nn.Module) -> str | None:
-    """Digest of the parameters that do not train, which checkpoints leave out; None where all of them train."""
+    """Return a digest of the frozen parameters, which checkpoints leave out; None if all parameters train."""
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     lines = [f"{name} {tuple(p.shape)} {p.dtype} {torch.hash_tensor(p.detach())}" for name, p in frozen]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and buffers, the tied ones under each of their names."""
+    """Return trained parameters and buffers; tied ones appear under each of their names."""
     state = model.state_dict(keep_vars=True)
     return {n: v for n, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
 
 
 def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """This process's part of `_changing`, the tied ones once."""
+    """Return this process's part of `_changing`; tied tensors appear once."""
     once = {id(value): name for name, value in reversed(_changing(model).items())}
     return {name: local_part(value).contiguous() for name, value in _changing(model).items() if once[id(value)] == name}
 
 
 @torch.no_grad()
 def _load_changing(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `_changing_tensors`. Raises ValueError for a tensor that is missing, left over or misshapen."""
+    """Load what `_changing_tensors` returned. Raises ValueError if a tensor is missing, unknown or of another shape."""
     known, loaded = model.state_dict(keep_vars=True), set()
     for name, value in tensors.items():
         if name not in known:
-            raise ValueError(f"it has {name}, which the model has not")
+            raise ValueError(f"it has {name}, which the model does not have")
         mine = local_part(known[name])
         if mine.shape != value.shape:
             raise ValueError(f"{name} is {tuple(value.shape)} there, {tuple(mine.shape)} in the model")
@@ -245,7 +247,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
             raise ValueError(f"it has state of {name}, which is not trained now")
         parameter = parameters[name]
         if value.shape == local_part(parameter).shape:
-            # Moments keep the memory layout of their parameter (channels_last), without which steps are not bit-equal.
+            # Moments keep the memory layout of their parameter (channels_last); steps are bit-equal only with it.
             moments = torch.empty_like(parameter)
             local_part(moments).copy_(value)
             optimizer.state[parameter][slot] = moments
@@ -268,7 +270,7 @@ def _digest(path: Path) -> list[Any]:
 
 
 def _sync(path: Path) -> None:
-    """Asks the disk to hold a file or folder, so that a power cut cannot reorder the rename before the data."""
+    """Flush a file or folder to disk, so that after a power cut the rename is not there without the data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """Command lines from frozen dataclasses and YAML, parsed by tyro.
 
-`parse_config(Config, argv)` fills a dataclass from, in rising order: its defaults, a YAML file (`--config FILE`), and
-flags (`--field value`, nested `--loop.steps 100`). The string beneath a field is its help. Unknown flags and unknown
-keys of the file are refused, with the nearest known name.
+`parse_config(Config, argv)` fills a dataclass from its defaults, a YAML file (`--config FILE`), and flags (`--field
+value`, nested `--loop.steps 100`); later sources override earlier ones. The string below a field is its help text.
+Unknown flags and unknown keys of the file are refused, and the error names the nearest known name.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _RULES = ConstructorRegistry()
 
 
 def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line gives (`sys.argv` when `argv` is None).
+    """Parse a command line (`sys.argv` if `argv` is None) into a configuration.
 
-    A wrong setting ends the program with status 2 and one line that names it. `--help` prints the type, default and
-    meaning of every field.
+    A wrong setting ends the program with status 2 and prints one line that names it. `--help` prints the type, default
+    and meaning of every field.
     """
     program = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(program, "%(prog)s [--config FILE] [--field value ...]", add_help=False)
@@ -54,7 +54,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) 
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"loop.steps": 100, ...} of a config: plain values, tuples as lists, so that JSON holds it."""
+    """Flatten a config to {"loop.steps": 100, ...}. Tuples become lists, so that JSON can hold the values."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -66,13 +66,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: Any, free: Sequence[str]) -> dict[str, Any]:
-    """The settings of a recipe that decide what is trained: all but `free`, and but its loop's, which `fit` knows."""
+    """Return the settings that decide what is trained: all except `free` and the loop's, which `fit` adds itself."""
     return {name: v for name, v in flatten(config).items() if name not in free and not name.startswith("loop.")}
 
 
 def command_line(module: str, config: Any) -> str:
-    """`python -m module --field value ...` that builds `config`: what differs from its class's defaults (all fields
-    need one)."""
+    """Return the command `python -m module --field value ...` that builds `config`.
+
+    It lists only what differs from the defaults of the config's class, so every field needs a default.
+    """
     defaults = flatten(type(config)())
     changed = {name: value for name, value in flatten(config).items() if value != defaults[name]}
     words = (word for name, value in changed.items() for word in _words(name, value))
@@ -117,7 +119,7 @@ def _refuse_unknown(what: str, names: Iterable[str], known: Sequence[str], dashe
 
 
 def _parsed(config_class: type[Config], words: Sequence[str], program: str) -> Config:
-    """The config that tyro makes of flags. Raises ValueError with the message of the box that tyro draws for errors."""
+    """Parse flags with tyro. Raises ValueError with the text of the error box that tyro draws."""
     about = f"{inspect.getdoc(config_class)}\n\n--config FILE reads settings from YAML; flags win over it."
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
     try:
@@ -134,14 +136,14 @@ def _parsed(config_class: type[Config], words: Sequence[str], program: str) -> C
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())  # without colours and sides
-        message = [*re.split("[─-]{3,}", text), text][1]  # between the rule of the title and the next
+        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())  # remove colours and the box's sides
+        message = [*re.split("[─-]{3,}", text), text][1]  # between the line with the title and the next line
         raise ValueError(" ".join(message.split())) from None
 
 
 @_RULES.primitive_rule
 def _spelled(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Reads `--on`, `--on true`, `--on no`, and `none` in either case, as YAML spells it."""
+    """Read `--on`, `--on true`, `--on no` and `none`, in upper or lower case."""
     if kind.type not in (bool, type(None)):
         return None
     spellings: Mapping[str, bool | None] = _BOOLS if kind.type is bool else _NONES

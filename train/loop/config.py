@@ -13,48 +13,49 @@ class LoopConfig:
     """Settings of a training run."""
 
     steps: int = 1000
-    """optimiser steps"""
+    """number of optimiser steps"""
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     """weight decay of matrices, convolutions and embeddings; vectors never decay"""
     warmup_steps: int | float = 0
-    """steps over which the learning rate rises linearly from 0; a number below 1 is a share of all steps"""
+    """number of steps over which the learning rate rises linearly from 0; a number below 1 is a share of all steps"""
     schedule: Literal["cosine", "constant", "wsd", "exponential"] = "cosine"
-    """learning rate after the warm-up. wsd: constant, then linear decay over the last decay_share of the steps.
-    exponential: decay by the same factor at each step"""
+    """schedule of the learning rate after the warm-up. wsd: constant, then linear decay over the last decay_share of
+    the steps. exponential: decay by the same factor at each step"""
     min_lr_ratio: float = 0.1
-    """last learning rate relative to the highest; not used by constant"""
+    """ratio of the last learning rate to the highest; constant does not use it"""
     decay_share: float = 0.2
-    """share of the steps that decay; only with wsd"""
+    """share of the steps in which the learning rate decays; only wsd uses it"""
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0
-    """largest norm of the gradient; 0 leaves it as it is"""
+    """maximum norm of the gradient; 0 turns clipping off"""
     precision: Literal["bf16", "fp32"] = "fp32"
-    """bf16: forward pass in bfloat16 by autocast on devices that compute in it, in float32 on others, where bfloat16 is
-    far slower; weights keep their own precision"""
+    """bf16: the forward pass autocasts to bfloat16 on devices that support it natively; on others, where bfloat16 is
+    far slower, it stays in float32. Weights keep their own precision"""
     gradient_accumulation: int = 1
-    """batches per optimiser step and device; 1 device with 8 sees the batches of 8 devices with 1"""
+    """batches per optimiser step and device; 1 device with 8 sees the same batches as 8 devices with 1"""
     checkpoint_every_seconds: float = 180.0
+    """seconds between checkpoints"""
     keep_checkpoints: int = 2
     """number of newest checkpoints to keep"""
     log_every: int = 10
-    """steps between lines of log.jsonl and tensorboard points"""
+    """number of steps between lines of log.jsonl and points of tensorboard"""
     seed: int = 0
     num_workers: int = 1
-    """processes that make batches; 0: the training process makes them between steps"""
+    """number of processes that make batches; 0: the training process makes them between steps"""
     prefetch: int = 4
-    """batches that each worker makes ahead"""
+    """number of batches that each worker prepares ahead"""
     compile: bool = False
-    """torch.compile the model"""
+    """compile the model with torch.compile"""
     find_unused_parameters: bool = False
-    """several devices only: allow steps that leave trained parameters without a gradient"""
+    """allow steps in which some trained parameters get no gradient; only matters on several devices"""
     ema_decay: float | None = None
-    """decay of a moving average of the weights; the model ends with the averages; none: no average"""
+    """decay of a moving average of the weights, which the finished model gets; none: no average"""
     evaluate_every: int | None = None
-    """steps between evaluations on held-out data, in recipes that have some; none: never"""
+    """number of steps between evaluations on held-out data, in recipes that have held-out data; none: never"""
     patience: int | None = None
     """early stopping: training ends after this many evaluations in a row without a new lowest loss, and the model gets
-    the weights of the lowest; none: never"""
+    the weights with the lowest loss; none: no early stopping"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -91,7 +92,7 @@ class LoopConfig:
 
 
 def check_choices(config: Any) -> None:
-    """Raises ValueError for a field of a dataclass that is none of its type's Literal choices."""
+    """Check the Literal fields of a dataclass. Raises ValueError if a value is not one of the choices."""
     for name, kind in get_type_hints(type(config)).items():
         if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
             known = ", ".join(map(str, get_args(kind)))
@@ -99,7 +100,7 @@ def check_choices(config: Any) -> None:
 
 
 def deciding_settings(config: LoopConfig) -> dict[str, Any]:
-    """What decides the outcome; `gradient_accumulation` counts through `num_shards`."""
+    """Return the settings that decide the outcome; `num_shards` stands for `gradient_accumulation`."""
     free = (*_FREE_TO_CHANGE, "gradient_accumulation", "find_unused_parameters")
     values = {name: getattr(config, name) for name in LoopConfig.__dataclass_fields__ if name not in free}
     return {f"loop.{name}": list(v) if isinstance(v, tuple) else v for name, v in values.items()}

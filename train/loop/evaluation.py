@@ -1,4 +1,4 @@
-"""Looks at held-out data while a model trains: what is logged of them, and when they end the training."""
+"""Evaluation on held-out data during training, and the counts for early stopping."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from train.loop.progress import RunLog
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation on held-out data found."""
+    """Result of an evaluation on held-out data."""
 
     loss: float
-    """the lower the better; early stopping goes by it"""
+    """lower is better; early stopping uses it"""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """other figures, by name"""
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
@@ -32,11 +32,11 @@ class Evaluation:
 
 
 EvaluateFn = Callable[[Any], Evaluation]
-"""(model in evaluation mode) -> what held-out data say of it"""
+"""(model in evaluation mode) -> its result on held-out data"""
 
 
 class HeldOut:
-    """Evaluates a model as it trains (its averages, if there are any) and keeps count of how it does."""
+    """Evaluation of a model during training (of its averages, if any), with the counts for early stopping."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class HeldOut:
         self.checkpoints, self.accelerator, self.keep_best = checkpoints, accelerator, keep_best
 
     def update(self, state: RunState, log: RunLog | None) -> RunState:
-        """Evaluates on the main process, logs it there, and returns the state with the new count on all of them."""
+        """Evaluate and log on the main process; return the updated state on all processes."""
         found: list[float | None] = [None]
         if self.accelerator.is_main_process:
             self.model.eval()

@@ -1,11 +1,11 @@
-"""The one training loop: tokenizers, the tiny base, AURORA and its baseline all run through `fit`.
+"""The training loop: tokenizers, the tiny base, AURORA and its baseline all run through `fit`.
 
-Everything a step does is a function of its number: the batch, the learning rate and the random numbers (reseeded
-before each step). So a run killed at any instant and started again goes on from its newest checkpoint and, on a CPU
-and with as many threads, ends with the same bits as a run that was never killed.
+Everything that a step does depends on its number alone: the batch, the learning rate and the random numbers (reseeded
+before each step). A run that is killed and started again therefore resumes from its newest checkpoint and, on a CPU
+with the same number of threads, ends bit-equal to a run that was never killed.
 
 Start it with `python -m train.X` on one device or `accelerate launch -m train.X` on several (`run_dir` must then be on
-a disk that all nodes share). Several devices train data-parallel, or, in recipes that allow it, with the model sharded
+a disk that all nodes share). Several devices train data-parallel or, in recipes that allow it, with the model sharded
 over them by FSDP2.
 """
 
@@ -42,32 +42,32 @@ from train.loop.scalars import RunningMean, Scalars, to_floats
 from train.loop.sharding import launched_sharded, shard, whole
 
 BatchFn = Callable[[int, int, int], Any]
-"""(step, shard, num_shards) -> the batch of one shard of a step. A pure function: same arguments, same batch."""
+"""(step, shard, num_shards) -> batch of one shard of a step. It must be a pure function: same arguments, same batch."""
 LossFn = Callable[[Any, Any, int], tuple[Tensor, Scalars]]
 """(model, batch, step) -> (loss, named scalars to show and log)."""
 WeightFn = Callable[[Any], Tensor]
-"""(batch) -> what the batch counts in the mean over its step, a number on the CPU."""
+"""(batch) -> weight of the batch in the mean over its step, a scalar on the CPU."""
 
 _START = RunState(0, math.nan, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended."""
+    """Result of a run."""
 
     steps: int
     final_loss: float
     """loss of the last step, mean over devices"""
     seconds: float
-    """training time in all, killed parts counted up to their checkpoint"""
+    """total training time; a killed run counts up to its last checkpoint"""
     data_wait_share: float
     """share of `seconds` spent waiting for batches"""
     resumed_from: int | None
-    """step of the checkpoint this call went on from"""
+    """step of the checkpoint that this call resumed from; None if it started anew"""
     is_main: bool = True
-    """whether this process is the one of a distributed run that should write results"""
+    """True if this process should write the results of a distributed run"""
     shards: int = 1
-    """batches to an optimiser step, over devices and gradient accumulation"""
+    """batches per optimiser step, over devices and gradient accumulation"""
 
 
 def fit(
@@ -87,32 +87,33 @@ def fit(
     fingerprint: Mapping[str, Any] | None = None,
     shardable: bool = False,
 ) -> FitResult:
-    """Trains `model` in place for `config.steps` steps, from `run_dir`'s newest checkpoint where there is one.
+    """Train `model` in place for `config.steps` steps, starting from the newest checkpoint in `run_dir`, if any.
 
-    It ends with the last weights, their moving average where `config.ema_decay` is set, or those (or the averages) that
-    did best on held-out data where `config.patience` is.
+    The model ends with its last weights, or with their moving average if `config.ema_decay` is set. If
+    `config.patience` is set, it ends with the weights (or averages) that had the lowest loss on held-out data.
 
     Args:
-        batch_fn: batch of (step, shard, num_shards), made in a worker process. With several devices or gradient
-            accumulation a step has several shards, a batch each.
-        loss_fn: loss of a batch, a mean over it, and scalars to show and log. It may call the model several times.
+        batch_fn: makes the batch of (step, shard, num_shards) in a worker process. With several devices or gradient
+            accumulation a step has several shards, one batch each.
+        loss_fn: mean loss of a batch, and scalars to show and log. It may call the model several times.
         param_groups: see `build_optimizer`.
-        in_parts: batches are lists, whose parts are forwarded one after the other, each with a backward of its own.
-            `loss_fn` and `weight` are given a part.
-        weight: what a batch counts. The loss of a step is the mean of its batches' losses by these weights, over all
-            devices and forwards, so two devices with a batch each take the step of one with twice the batch. None: all
-            batches count the same.
-        on_log: called with each record of log.jsonl, but for those of held-out data.
-        evaluate: looks at held-out data with the model in evaluation mode, every `config.evaluate_every` steps and
-            after the last; on the main process alone, so it must not wait for others.
+        in_parts: batches are lists of parts. Each part has its own forward and backward pass, one after the other, and
+            `loss_fn` and `weight` receive a part.
+        weight: weight of a batch. The loss of a step is the weighted mean of its batches' losses, over all devices and
+            forward passes, so two devices with one batch each take the same step as one device with twice the batch.
+            None: all batches weigh the same.
+        on_log: called with each record of log.jsonl except those of held-out data.
+        evaluate: evaluates the model, in evaluation mode, on held-out data every `config.evaluate_every` steps and
+            after the last. It runs on the main process alone, so it must not wait for other processes.
         after_step: called on every process after each optimiser step, before anything is saved or evaluated.
-        fingerprint: the caller's own settings (JSON values, `train.loop.command_line.flatten`); a run is not resumed
-        with others.
+        fingerprint: the caller's own settings (JSON values, `train.loop.command_line.flatten`); a run with different
+            ones cannot be resumed.
+        shardable: True if the recipe supports a model that is sharded by FSDP2.
 
     Raises:
-        ResumeError: for a checkpoint that is damaged or of other settings.
-        ValueError: for `config.evaluate_every` without `evaluate`.
-        FloatingPointError: when a loss or gradient is NaN or infinite; the checkpoints from before it are kept.
+        ResumeError: if a checkpoint is damaged or was made with other settings.
+        ValueError: if `config.evaluate_every` is set without `evaluate`.
+        FloatingPointError: if a loss or gradient is NaN or infinite; earlier checkpoints are kept.
     """
     sharded = launched_sharded()
     if sharded:
@@ -142,7 +143,9 @@ def fit(
         trainer = _Trainer(
             accelerator, model, optimizer, loss_fn, config, in_parts, weight, averages, after_step, sharded
         )
-        batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from one thread
+        batches = _batches(
+            batch_fn, config, accelerator, state.step
+        )  # first, so that workers fork from a single thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         if config.precision == "bf16" and not trainer.autocast and accelerator.is_main_process:
             display_console.print(f"float32 instead of bf16: this {accelerator.device.type} does not compute in bf16")
@@ -165,7 +168,7 @@ def _run(
     on_log: Callable[[dict[str, Any]], None] | None,
     held_out: HeldOut | None,
 ) -> RunState:
-    """Steps from `state` to the end; returns the state reached."""
+    """Train from `state` to the end of the run and return the last state."""
     config, is_main = trainer.config, trainer.accelerator.is_main_process
     log = RunLog(checkpoints.run_dir, state.step) if is_main else None
     mean = RunningMean()
@@ -212,7 +215,7 @@ def _run(
 def _take_final_weights(
     model: nn.Module, averages: Averages | None, checkpoints: Checkpoints, state: RunState, config: LoopConfig
 ) -> None:
-    """Leaves the model with what a finished run ends with: see `fit`."""
+    """Give the model the weights that a finished run ends with; see `fit`."""
     if averages is not None:
         averages.copy_to_model()
     if config.patience is not None and state.best_step:
@@ -227,7 +230,7 @@ def _held_out(
     accelerator: Accelerator,
     config: LoopConfig,
 ) -> HeldOut | None:
-    """Looks at held-out data, where they are asked for; raises ValueError where the recipe has none to look at."""
+    """Return the evaluation on held-out data, or None if not asked for. Raises ValueError if the recipe has no data."""
     if config.evaluate_every is None:
         return None
     if evaluate is None:
@@ -239,13 +242,16 @@ def _held_out(
 
 
 def _stopped(state: RunState, config: LoopConfig) -> bool:
-    """Whether held-out loss has not fallen for so long that training is over."""
+    """Return True if `config.patience` evaluations in a row found no new lowest held-out loss."""
     return config.patience is not None and state.stale_evaluations >= config.patience
 
 
 class _Objective(nn.Module):
-    """Model and loss as one module, so that data-parallel training sees one forward pass however often the loss calls
-    the model, and the loss sees the model itself and not its wrapper."""
+    """Model and loss as one module.
+
+    Data-parallel training then sees one forward pass, however often the loss calls the model, and the loss receives the
+    model itself instead of its wrapper.
+    """
 
     def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
         super().__init__()
@@ -256,7 +262,7 @@ class _Objective(nn.Module):
 
 
 class _Trainer:
-    """What one optimiser step needs."""
+    """Model, optimiser and settings for optimiser steps."""
 
     def __init__(
         self,
@@ -284,7 +290,7 @@ class _Trainer:
     def step(
         self, step: int, batches: Iterator[Any], checkpoints: Checkpoints
     ) -> tuple[float, dict[str, float], float]:
-        """One optimiser step: (mean loss of the batches here, their mean scalars, seconds of waiting for data)."""
+        """Take one optimiser step; return (this process's mean loss, its mean scalars, seconds spent on waiting)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, step) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -312,7 +318,7 @@ class _Trainer:
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
         means = mean.means()
         loss_value = means.pop("loss", math.nan)
-        # The gradient's norm is the same on all processes, so all of them stop together.
+        # All processes have the same gradient norm, so all of them stop together.
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise FloatingPointError(_diverged(step, loss_value, float(norm), checkpoints))
         self.optimizer.step()
@@ -323,7 +329,7 @@ class _Trainer:
         return loss_value, means, waited
 
     def _scales(self, batches: Sequence[Any]) -> list[float]:
-        """What each batch's loss is multiplied by, so that plain means over batches and devices weigh them."""
+        """Return a factor per batch for its loss, so that plain means over batches and devices are weighted means."""
         if self.weight is None:
             return [1.0] * len(batches)
         weights = torch.stack([self.weight(batch) for batch in batches])
@@ -331,7 +337,7 @@ class _Trainer:
         return (weights * (len(batches) * self.accelerator.num_processes) / total).tolist()
 
     def agreed(self, here: bool) -> bool:
-        """What the main process finds, where all have to do the same; else what this one finds."""
+        """Return the main process's `here` if the model is sharded, since all must then do the same; else `here`."""
         if not self.sharded:
             return here
         found = torch.tensor([int(here and self.accelerator.is_main_process)], device=self.accelerator.device)
@@ -352,7 +358,7 @@ def _shard(
     accelerator: Accelerator,
     config: LoopConfig,
 ) -> Sequence[Mapping[str, Any]] | None:
-    """Shards the model; returns the groups with its new parameters in place of the old ones."""
+    """Shard the model and return `param_groups` with the sharded parameters in place of the old ones."""
     names = {id(p): name for name, p in model.named_parameters()}
     shard(model, accelerator.device, config.precision == "bf16" and computes_bf16(accelerator.device))
     if param_groups is None:
@@ -398,14 +404,16 @@ def _one_thread(worker: int) -> None:
 
 @contextmanager
 def _same_bits(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels on a CPU, where they cost next to nothing: by default the threads of an indexed sum (the
-    gradient of a table of position biases, say) add up in whatever order they come."""
+    """Use deterministic kernels on a CPU, where they cost almost nothing.
+
+    By default the threads of an indexed sum (such as the gradient of a table of position biases) add in random order.
+    """
     settings: Any = torch.utils.deterministic  # a property of the module, which type checkers do not see
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = settings.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        settings.fill_uninitialized_memory = False  # would fill every new tensor, to no gain here
+        settings.fill_uninitialized_memory = False  # filling every new tensor gains nothing here
     try:
         yield
     finally:
@@ -414,11 +422,11 @@ def _same_bits(device: torch.device) -> Iterator[None]:
 
 
 def _accelerator(config: LoopConfig) -> Accelerator:
-    """Precision is `LoopConfig`'s, not accelerate's. Buffers are left to the model: EMA codebooks sync themselves."""
+    """Build the accelerator. `LoopConfig` sets the precision; EMA codebooks sync their own buffers."""
     kwargs = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=config.find_unused_parameters
     )
-    # Told of the CPU, accelerate joins the processes of a launch without GPUs; else each of them would train apart.
+    # With cpu=True accelerate connects the processes of a launch without GPUs; else each would train on its own.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() or None, mixed_precision="no", kwargs_handlers=[kwargs]
     )
@@ -432,11 +440,11 @@ def _accelerator(config: LoopConfig) -> Accelerator:
 
 
 def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console) -> int | None:
-    """Step of the newest whole checkpoint, the same on all processes."""
+    """Return the step of the newest complete checkpoint, the same on all processes."""
     newest: list[int | None] = [None]
     if accelerator.is_main_process:
         for folder in checkpoints.half_written():
-            console.print(f"{folder} is half written (a run was killed while saving); passed over", markup=False)
+            console.print(f"{folder} is half written (a run was killed while saving); skipped", markup=False)
         newest = [max(checkpoints.complete(), default=None)]
         if newest[0] is not None:
             console.print(f"resuming from {checkpoints.folder(newest[0])}", markup=False)

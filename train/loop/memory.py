@@ -1,4 +1,4 @@
-"""How much memory a run has taken at most."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 _UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes to the unit of `ru_maxrss`: getrusage(2) gives kilobytes, macOS bytes."""
+"""Bytes per unit of `ru_maxrss`: kilobytes on Linux, bytes on macOS."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class PeakMemory:
     """Largest resident sizes so far, in bytes."""
 
     process: int
-    """of this process"""
+    """peak of this process"""
     child: int
-    """of the largest child that has ended; pages it shares with this process are counted in both"""
+    """peak of the largest child that has ended; pages that it shares with this process are counted in both"""
 
     @property
     def total(self) -> int:
-        """Of this process with one such child: what a run with one data worker takes at most."""
+        """Peak of this process plus one such child: the most that a run with one data worker takes."""
         return self.process + self.child
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class PeakMemory:
 
 
 def release_memory() -> None:
-    """Gives what is free back to the system (glibc only). Before a fork: else the child keeps a copy of it for good."""
+    """Return free memory to the system (glibc only). Call it before a fork, or the child keeps a copy for good."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
@@ -39,6 +39,6 @@ def release_memory() -> None:
 
 
 def peak_memory() -> PeakMemory:
-    """The peaks of this process and of its children that have ended, as the kernel counted them."""
+    """Return the peaks of this process and of its finished children, as the kernel counted them."""
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return PeakMemory(own * _UNIT, children * _UNIT)

@@ -13,7 +13,7 @@ from train.loop.config import LoopConfig
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
-    """Learning rate of step 0 .. steps - 1."""
+    """Return the learning rate of a step in 0 .. steps - 1."""
     warmup = config.num_warmup_steps
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -34,13 +34,14 @@ def learning_rate_at(config: LoopConfig, step: int) -> float:
 def build_optimizer(
     model: nn.Module, config: LoopConfig, param_groups: Sequence[Mapping[str, Any]] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient; matrices decay, vectors do not.
+    """Build AdamW over the parameters that require a gradient; matrices decay, vectors do not.
 
-    `param_groups`: {"params": [...], "lr_scale": 1.0, "weight_decay": config's}; together they must hold every
-    parameter of `model` that requires a gradient. None puts all into one.
+    Args:
+        param_groups: dicts of "params" and, optionally, "lr_scale" (default 1.0) and "weight_decay" (default: the
+            config's). Together they must hold every parameter of `model` that requires a gradient. None: one group.
 
     Raises:
-        ValueError: for an unknown key, a parameter that is not the model's, is left out, or is in two groups.
+        ValueError: if a key is unknown, or a parameter is not the model's, is left out, or is in two groups.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     left = {id(p) for p in model.parameters() if p.requires_grad}
@@ -71,12 +72,12 @@ def parameter_groups(
     *scaled: tuple[Collection[nn.Parameter], float],
     undecayed: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for `build_optimizer`: what trains of `model`, all at the full learning rate but for `scaled`.
+    """Group the trained parameters of `model` for `build_optimizer`.
 
     Args:
-        scaled: parameters (the vision tower's, say) and their learning rate over that of the rest. Those of ratio 0 are
-            frozen here, the others are set to train.
-        undecayed: parameters without weight decay, such as embedding tables whose old rows must stay as they are.
+        scaled: pairs of parameters (such as the vision tower's) and the ratio of their learning rate to that of the
+            rest. Ratio 0 freezes them here; any other ratio sets them to train.
+        undecayed: parameters without weight decay, such as embedding tables whose old rows must not change.
     """
     for parameters, ratio in scaled:
         for parameter in parameters:

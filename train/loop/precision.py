@@ -1,4 +1,4 @@
-"""Whether bfloat16 pays on a device."""
+"""Check for native bfloat16 support."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """True if a device multiplies bfloat16 natively.
+    """Return True if a device multiplies bfloat16 natively.
 
-    Without the instructions PyTorch converts element by element: on a CPU with AVX2 alone a product of two 512 x 512
-    matrices took 30 times as long in bfloat16 as in float32.
+    Without native instructions PyTorch converts element by element: on a CPU with only AVX2, the product of two
+    512 x 512 matrices took 30 times as long in bfloat16 as in float32.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

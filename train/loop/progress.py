@@ -1,4 +1,4 @@
-"""What a training run shows and writes while it goes: a live bar or plain lines, log.jsonl, tensorboard."""
+"""Progress of a training run: a live bar or plain lines, log.jsonl, tensorboard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN_SECONDS = 5.0
 
 
 class RunLog:
-    """log.jsonl and tensorboard of a run. Lines past the step that is resumed from are dropped: they come again."""
+    """log.jsonl and tensorboard of a run. Lines after the resumed step are dropped, since they are written again."""
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ class RunLog:
         self._board = _tensorboard(run_dir / "tensorboard", start_step)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """`record`: step, loss, losses (by name), lr, wait_share, seconds."""
+        """Write a record with the keys step, loss, losses (by name), lr, wait_share and seconds."""
         self._file.write(json.dumps(record) + "\n")
         if self._board is not None:
             scalars = {"loss": record["loss"], "lr": record["lr"], "wait_share": record["wait_share"]}
@@ -41,7 +41,7 @@ class RunLog:
                 self._board.add_scalar(name, value, record["step"])
 
     def write_held_out(self, step: int, figures: Mapping[str, float], images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """What held-out data say after `step` steps: figures to both, pictures (H, W, 3) to tensorboard."""
+        """Write the results on held-out data after `step` steps: figures to both, pictures (H, W, 3) to tensorboard."""
         self._file.write(json.dumps({"step": step, "held_out": dict(figures)}) + "\n")
         if self._board is not None:
             for name, value in figures.items():
@@ -56,7 +56,7 @@ class RunLog:
 
 
 class Display:
-    """A live bar with smoothed losses on a terminal; elsewhere a plain line every few seconds."""
+    """Display of smoothed losses: a live bar on a terminal, elsewhere a plain line every few seconds."""
 
     def __init__(self, title: str, steps: int, start_step: int, console: Console, enabled: bool = True) -> None:
         self._title, self._steps, self._start = title or "training", steps, start_step
@@ -87,7 +87,7 @@ class Display:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, step: int, scalars: Mapping[str, float], lr: float, wait_share: float) -> None:
-        """`step` steps are done; `scalars` are the last one's."""
+        """Show that `step` steps are done, with the `scalars` of the last step."""
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._smooth[name] = SMOOTHING * self._smooth.get(name, value) + (1 - SMOOTHING) * value
@@ -108,7 +108,7 @@ class Display:
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Records of a run's training, those of held-out data left out; a line that a kill cut short is left out, too."""
+    """Return the training records of a run, without those of held-out data and without incomplete lines."""
     records = []
     for line in _lines(run_dir / LOG_FILE):
         if math.isfinite(_step_of(line)):
@@ -123,7 +123,7 @@ def _lines(path: Path) -> list[str]:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut short by a kill
+    except (ValueError, KeyError, TypeError):  # the run was killed while writing the line
         return math.inf
 
 

@@ -1,4 +1,4 @@
-"""Where a figure comes from: the machine, the commit and the versions, written into every result file."""
+"""Provenance of results: the machine, the commit and the versions, which every result file stores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _git(*arguments: str) -> str:
 
 
 def provenance() -> dict[str, object]:
-    """Machine, commit and versions; `commit` is empty outside a checkout."""
+    """Return the machine, commit and versions; `commit` is empty outside a checkout."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

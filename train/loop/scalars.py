@@ -1,4 +1,4 @@
-"""Named scalars of a training step: from the device, averaged over batches, steps and processes."""
+"""Named scalars of a training step: transfer from the device, and means over batches, steps and processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Scalars = Mapping[str, Tensor | float]
 
 
 def to_floats(scalars: Scalars) -> dict[str, float]:
-    """Named scalars as floats, with one transfer from the device for all of them."""
+    """Convert named scalars to floats, with one transfer from the device for all of them."""
     tensors = {name: value.detach().float().reshape(()) for name, value in scalars.items() if torch.is_tensor(value)}
     values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
     return {name: values[name] if name in values else float(value) for name, value in scalars.items()}
 
 
 class RunningMean:
-    """Means of named scalars, each over the times it came."""
+    """Means of named scalars, each over the values that were added under its name."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
@@ -38,7 +38,7 @@ class RunningMean:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
     def over_processes(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
-        """Means over all processes, and the mean of their last losses."""
+        """Return the means over all processes, and the mean of their last losses."""
         gathered = [self]
         if accelerator.num_processes > 1:
             gathered = gather_object([self])

@@ -1,4 +1,4 @@
-"""Models sharded over processes by PyTorch's FSDP2, as `accelerate launch` asks for it."""
+"""Models sharded over processes with PyTorch's FSDP2, configured by `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 
 
 def launched_sharded() -> bool:
-    """True if this process was launched to shard its model.
+    """Return True if this process was launched to shard its model.
 
     Raises:
-        ValueError: for what training does not support: DeepSpeed, and FSDP1.
+        ValueError: if it was launched with DeepSpeed or FSDP1, which training does not support.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
@@ -33,12 +33,12 @@ def launched_sharded() -> bool:
 
 
 def shard(model: Any, device: torch.device, bf16: bool) -> None:
-    """Shards `model` in place over all processes, layer by layer. Its parameters are replaced by their shards.
+    """Shard `model` in place over all processes, layer by layer. Shards replace its parameters.
 
-    Layers are the modules that transformers names as not to be split. Trained parameters are kept in float32, frozen
-    ones as they are; with `bf16` they are gathered in bfloat16 and gradients are summed in float32.
+    Layers are the modules in transformers' `_no_split_modules`. Trained parameters are kept in float32, frozen ones in
+    their own precision; with `bf16` both are gathered in bfloat16, and gradients are summed in float32.
     """
-    plugin = FullyShardedDataParallelPlugin()  # reads what accelerate's launcher was told
+    plugin = FullyShardedDataParallelPlugin()  # reads the settings of accelerate's launcher
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("training keeps the shards on their devices; set fsdp_offload_params: false")
     for parameter in model.parameters():
@@ -58,17 +58,20 @@ def shard(model: Any, device: torch.device, bf16: bool) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, or its shard."""
+    """Return this process's part of a tensor: its shard, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded. All processes call this together."""
+    """Return the full tensor of one that may be sharded. All processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_weights(model: nn.Module, is_main: bool) -> dict[str, Tensor]:
-    """State of a sharded model in one piece, on the main process; empty on others. All processes call this together."""
+    """Return the full state dict of a sharded model on the main process, an empty one on the others.
+
+    All processes must call this together.
+    """
     gathered = {}
     for name, value in model.state_dict().items():
         value = whole(value)
@@ -78,6 +81,6 @@ def whole_weights(model: nn.Module, is_main: bool) -> dict[str, Tensor]:
 
 
 def wait_for_all(processes: int) -> None:
-    """Waits until all processes are here."""
+    """Wait until all processes have called this."""
     if processes > 1:
         torch.distributed.barrier()
