@@ -5,8 +5,8 @@ averaged) and, written last, state.json with the sizes and SHA-256 sums of the o
 a temporary name and then renamed, so a run that is killed at any time keeps its newest complete checkpoint.
 `run_dir/best.safetensors`, if present, holds the weights with the lowest loss on held-out data. Nothing is pickled.
 
-A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are not saved; they are read
-from the base model again. If a model is sharded over processes, each process writes its own shards:
+A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are not saved; recipes read
+them again from their source. If a model is sharded over processes, each process writes its own shards:
 model-1of8.safetensors, and so on.
 """
 

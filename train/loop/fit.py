@@ -143,9 +143,7 @@ def fit(
         trainer = _Trainer(
             accelerator, model, optimizer, loss_fn, config, in_parts, weight, averages, after_step, sharded
         )
-        batches = _batches(
-            batch_fn, config, accelerator, state.step
-        )  # first, so that workers fork from a single thread
+        batches = _batches(batch_fn, config, accelerator, state.step)  # first: workers fork from a single thread
         display = Display(title, config.steps, state.step, display_console, accelerator.is_main_process)
         if config.precision == "bf16" and not trainer.autocast and accelerator.is_main_process:
             display_console.print(f"float32 instead of bf16: this {accelerator.device.type} does not compute in bf16")
@@ -406,7 +404,7 @@ def _one_thread(worker: int) -> None:
 def _same_bits(device: torch.device) -> Iterator[None]:
     """Use deterministic kernels on a CPU, where they cost almost nothing.
 
-    By default the threads of an indexed sum (such as the gradient of a table of position biases) add in random order.
+    By default the threads of an indexed sum (such as the gradient of a table of position biases) add in no fixed order.
     """
     settings: Any = torch.utils.deterministic  # a property of the module, which type checkers do not see
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
