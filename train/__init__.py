@@ -1,1 +1,1 @@
-"""The recipes: `python -m train.X`, from a checkout. One loop (`train.loop.fit`) runs them all."""
+"""Training recipes, run from a checkout with `python -m train.X`. They share one loop, `train.loop.fit`."""

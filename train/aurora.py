@@ -1,8 +1,8 @@
-"""Fine-tunes the tiny model on rendered scenes, AURORA-style (`python -m train.aurora`).
+"""Fine-tune the tiny model on rendered scenes, AURORA-style (`python -m train.aurora`).
 
-One run, one checkpoint, for depth and counting: atomic tasks first, chains and direct answers mixed in by the
-curriculum. `--arm direct` trains the baseline on the same images: it only ever answers directly. The recipe is
-`train.finetune`'s, with the settings below.
+One run trains one model for both depth and counting: it starts with atomic tasks, and the curriculum mixes in chains
+and direct answers. `--arm direct` trains the baseline, which learns only direct answers, on the same images. The recipe
+is `train.finetune`'s, with the settings below.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class AuroraConfig(FinetuneConfig):
     out: str = "runs/aurora/model"
     run_dir: str = "runs/aurora"
     tower_lr_ratio: float = 0.05
-    """learning rate of the vision tower over that of the rest; 0 freezes it. At half the rate the tower forgets colours
-    while the atomic tasks, which hardly ask for them, are all there is, and no count of red things recovers"""
+    """ratio of the vision tower's learning rate to that of the rest; 0 freezes the tower. At a ratio of 0.5 the tower
+    forgets colours during the atomic tasks, which hardly need them, and counting by colour never recovers"""
     length_groups: int = 2
     data: SourcesConfig = field(default_factory=lambda: SourcesConfig(scenes=ScenesConfig(count=40_000)))
     loop: LoopConfig = field(
@@ -37,7 +37,7 @@ class AuroraConfig(FinetuneConfig):
             warmup_steps=60,
             min_lr_ratio=0.03,
             precision="bf16",
-            find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
+            find_unused_parameters=True,  # LLaVA reads a hidden layer of its tower and does not use the layers after it
         )
     )
 

@@ -1,8 +1,8 @@
-"""Stage 1 of the tiny base: the language of scenes (`python -m train.base`).
+"""Train the tiny base on the language of scenes (`python -m train.base`): stage 1 of the tiny base.
 
-A LLaVA made of the tower of `train.tower` and a small Llama reads captions and plain questions about rendered scenes.
-It learns colours, shapes, places (as plain numbers) and lettered markers; it never counts, never compares depth, and
-has never met a perception token.
+The model is a LLaVA with the tower of `train.tower` and a small Llama. It trains on captions and plain questions about
+rendered scenes and learns colours, shapes, places (as plain numbers) and lettered markers. Counting, comparing depth
+and perception tokens are not part of this stage.
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ TASK_WORDS = [
     "Which point is closest to the camera, A, B, C, D or E? Draw the depth map first. A 1, B 2, so A.",
     "Draw the boxes of the red cubes. Draw the marked points. Which of these is the farthest, and which is near?",
 ]
-"""The words of fine-tuning. The base never reads them; its tokenizer should not fall to pieces over them."""
+"""Sentences with the words of fine-tuning. The base does not train on them; its tokenizer does, so that these words
+are not split into many tokens."""
 
 
 @dataclass(frozen=True)
 class StageSteps:
-    """Lengths of the stages in which the base learns to look; what is left of the run is the whole mixture.
+    """Number of steps of each stage in which the base learns to look; the rest of the run trains on the whole mixture.
 
-    Taught everything at once it learns the language of captions and never where to look: its answers stay the same
-    whatever the image. One marker, a few markers, then short questions about single places teach it to attend.
+    A model that trains on the whole mixture from the start learns the language of captions but not where to look, and
+    answers the same for every image. One marker, a few markers, then short questions about single places teach it to
+    attend.
     """
 
     one_marker: int = 200
@@ -66,14 +68,14 @@ class BaseConfig:
 
     run_dir: str = "runs/base"
     out: str = "models/tiny-base"
-    """folder of the finished model, half precision"""
+    """folder of the finished model, in half precision"""
     tower: str = "runs/tower/tower"
     store: str = "runs/scenes/standard"
     num_scenes: int = 40_000
     batch_size: int = 16
-    """of the first stages, whose rows are short; the last has half of it"""
+    """rows per batch in the first stages, where rows are short; the last stage uses half as many"""
     tower_lr_ratio: float = 0.0
-    """learning rate of the tower over that of the rest; 0 freezes it"""
+    """ratio of the tower's learning rate to that of the rest; 0 freezes the tower"""
     stages: StageSteps = field(default_factory=lambda: StageSteps())
     size: TinySize = field(default_factory=TinySize)
     loop: LoopConfig = field(
@@ -91,13 +93,13 @@ class BaseConfig:
 
 
 def scene_of(store: SceneStore, index: int, rng: np.random.Generator) -> Scene:
-    """Scene `index`, mirrored in half of the draws."""
+    """Return scene `index`, mirrored with probability 0.5."""
     scene = Scene.from_store(store, index)
     return scene.flipped() if rng.random() < 0.5 else scene
 
 
 def text_corpus(store: SceneStore, size: int = 4000) -> list[str]:
-    """Conversations and every number, as the tokenizer's training text."""
+    """Return the training text of the tokenizer: conversations and the numbers 0 to 99."""
     rng = np.random.default_rng(0)
     lines = [" " + " ".join(str(n) for n in range(100)) + "." for _ in range(400)]
     for index in range(min(size, len(store))):
@@ -107,7 +109,7 @@ def text_corpus(store: SceneStore, size: int = 4000) -> list[str]:
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
-    """Right-padded input ids, labels and attention mask, (B, longest) each."""
+    """Pad rows on the right; return input ids, labels and attention mask, each (B, longest)."""
     longest = max(len(ids) for ids, _ in rows)
     input_ids = torch.full((len(rows), longest), pad_id)
     labels = torch.full((len(rows), longest), IGNORE)
@@ -120,7 +122,7 @@ def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, T
 
 
 def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation in the chat template; only answers and their ends are supervised."""
+    """Return ids and labels of a conversation in the chat template; only answers and their end tokens have labels."""
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
     for number, (question, answer) in enumerate(turns):
@@ -138,11 +140,12 @@ def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: tuple[tuple[str, str
 
 
 def name_cells(scene: Scene, points: np.ndarray | None, rng: np.random.Generator) -> dict[int, str]:
-    """What the language model should say *at* visual tokens: a word by cell, for cells that hold something.
+    """Return the words that the language model should predict *at* visual tokens, by cell.
 
-    The cell of a marker or of an object's centre is called by the number of its left side (every other cell: of its
-    top), other cells of objects by their colour (every other one: shape), ten empty ones " nothing". These words need
-    no attention to be learned, and once they are, attending to the right cell is all that an answer takes.
+    The word of a marker's cell or of an object's central cell is a number: the x of the marker or of the box's left
+    side, alternating by cell with the y of the marker or of the box's top. Other cells of objects get the object's
+    colour, alternating by cell with its shape, and ten empty cells get "nothing". These words can be learned without
+    attention; after that, an answer only needs attention to the right cell.
     """
     targets = dense_targets(scene, points)
     named: dict[int, str] = {}
@@ -157,14 +160,14 @@ def name_cells(scene: Scene, points: np.ndarray | None, rng: np.random.Generator
 
 
 def name_markers(points: np.ndarray | None) -> dict[int, str]:
-    """The markers of `name_cells` alone."""
+    """Return the words of the markers' cells; see `name_cells`."""
     cells = {cell_of(*point): point for point in (points if points is not None else ())}
     return {cell: place_text([point[(cell // 10 + cell) % 2]]) for cell, point in cells.items()}
 
 
 @dataclass(frozen=True)
 class BaseBatches:
-    """Batch `step`: a pure function of the step, the rank and the seed."""
+    """Batches of a run; each is a pure function of the step, the rank and the seed."""
 
     store: SceneStore
     tokenizer: PreTrainedTokenizerFast
@@ -173,7 +176,7 @@ class BaseBatches:
     stages: StageSteps
 
     def _row(self, step: int, rng: np.random.Generator) -> tuple[Conversation, dict[int, str]] | None:
-        """A conversation of the step's stage and the words of its cells; None where the scene does not suit."""
+        """Return a conversation of the step's stage and the words of its cells, or None if the scene does not suit."""
         scene = scene_of(self.store, int(rng.integers(len(self.store))), rng)
         talk: Conversation | None
         markers_end = self.stages.one_marker + self.stages.few_markers
@@ -205,7 +208,7 @@ class BaseBatches:
             images.append(talk.image)
             ids, labels = encode_turns(self.tokenizer, talk.turns)
             first = ids.index(self.tokenizer.convert_tokens_to_ids("<image>"))
-            for cell, word in named.items():  # logits at a position are held against the label of the next
+            for cell, word in named.items():  # logits at a position predict the label of the next one
                 labels[first + cell + 1] = self.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
             rows.append((ids, labels))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -214,7 +217,7 @@ class BaseBatches:
 
 
 def language_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the answers and of the words at visual tokens."""
+    """Return the cross-entropy of the answers and of the words at visual tokens."""
     loss = model(**batch).loss
     return loss, {"text": loss.detach()}
 
@@ -225,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     store = SceneStore.build(config.store, range(config.num_scenes))
     tokenizer = train_text_tokenizer(text_corpus(store), config.size.text_vocab_size)
     tower = SwinModel.from_pretrained(config.tower, add_pooling_layer=False)
-    tower.config.name_or_path = ""  # else the folder it lay in is written into the config
+    tower.config.name_or_path = ""  # else the saved config names the folder of the tower
     model = build_model(tokenizer, tower.config, config.size)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     batches = BaseBatches(store, tokenizer, config.batch_size, config.loop.seed, config.stages)

@@ -1,19 +1,19 @@
-"""Fine-tunes any image-text-to-text model with perception tokens (`python -m train.finetune`).
+"""Fine-tune any image-text-to-text model with perception tokens (`python -m train.finetune`).
 
     python -m train.finetune --base models/tiny-base --data.own questions.csv --out runs/finetune/model
 
 The base is a folder or hub name of LLaVA, Qwen-VL, SmolVLM, InternVL, Gemma3, PaliGemma, ...; its own processor makes
-image inputs and prompts. The data are a CSV or JSON lines of your own, COCO's or LVIS's annotations, depth maps with
-their images, AURORA's JSON files, records that were written before, or rendered scenes; any of them together
-(`--data.*`, see `train.data.records`; the columns of your own are described in `perception.datasets.own`). Atomic tasks
-come first, chains and direct answers are mixed in by `--curriculum.*`. `--arm direct` trains a baseline on the same
-data that only ever answers directly. `train.aurora` is this recipe with the settings of the tiny model.
+image inputs and prompts. `--data.*` chooses the data (see `train.data.records`): your own CSV or JSON lines (their
+columns are described in `perception.datasets.own`), COCO or LVIS annotations, depth maps with their images, AURORA's
+JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic tasks;
+`--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns only
+direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
 
-The model that is written is a stock folder of transformers, LoRA merged, in the base's precision, with the vocabulary
-and the depth tokenizer beside it. A run that was stopped goes on from its newest whole checkpoint.
+The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
+tokenizer. A run that was stopped resumes from its newest complete checkpoint.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
-one of the other files there.
+use another file in that folder.
 """
 
 from __future__ import annotations
@@ -56,36 +56,37 @@ class FinetuneConfig:
     recipe: ClassVar[str] = "train.finetune"
 
     arm: Literal["aurora", "direct"] = "aurora"
-    """aurora: draws, then answers; direct: the baseline, which learns direct answers alone"""
+    """aurora: draw perception tokens, then answer; direct: the baseline, which learns only direct answers"""
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
     run_dir: str = "runs/finetune"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
-    """folder or hub name; empty: the data hold codes of a tokenizer that is not at hand, as AURORA's do"""
+    """folder or hub name; empty: the data hold codes of a tokenizer that is not available, as AURORA's do"""
     depth_codes: int = 128
-    """size of the codebook, where there is no depth_tokenizer"""
+    """size of the codebook, if depth_tokenizer is empty"""
     depth_side: int = 10
-    """codes in a row and in a column of a map, where there is no depth_tokenizer"""
+    """number of codes per row and per column of a depth map, if depth_tokenizer is empty"""
     num_locations: int = 100
+    """number of location tokens"""
     naming: Literal["default", "aurora"] = "default"
     """names of the location tokens: default (<LOC_n>), or aurora (<PIXEL_n>)"""
     new_rows: Literal["mean", "description", "codebook"] = "description"
-    """how new embedding rows start"""
+    """initial values of new embedding rows"""
     train_rows: Literal["all", "new"] = "all"
-    """which embedding rows train: all, or new (the perception tokens' alone)"""
+    """embedding rows that train: all, or new (only those of the perception tokens)"""
     tower_lr_ratio: float = 0.0
-    """learning rate of the vision tower over that of the rest; 0 freezes it"""
+    """ratio of the vision tower's learning rate to that of the rest; 0 freezes the tower"""
     only_projector: bool = False
-    """align a new projector: nothing else trains"""
+    """train only the projector, to align a new one"""
     base_precision: Literal["fp32", "bf16"] = "fp32"
-    """of the weights in memory: fp32, or bf16 for LoRA on a large base"""
+    """precision of the weights in memory: fp32, or bf16 for LoRA on a large base"""
     gradient_checkpointing: bool = False
-    """less memory, a third more time"""
+    """save memory; steps take about a third longer"""
     batch_size: int = 16
-    """rows per device, and per gradient accumulation"""
+    """rows per device and per gradient accumulation step"""
     length_groups: int = 4
-    """forwards that a batch is cut into, of rows of like length: less padding, less memory"""
+    """number of forward passes per batch, each of rows of similar length; more need less padding and memory"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -98,7 +99,7 @@ class FinetuneConfig:
             min_lr_ratio=0.0,
             precision="bf16",
             num_workers=2,
-            find_unused_parameters=True,  # LLaVA reads hidden layers of a tower and leaves out what comes after
+            find_unused_parameters=True,  # LLaVA reads a hidden layer of its tower and does not use the layers after it
         )
     )
 
@@ -124,40 +125,43 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """How a run ended."""
+    """Result of a fine-tuning run."""
 
     fit: FitResult
     losses: tuple[float, ...]
-    """of each line of the log, the last one last"""
+    """loss per line of the log, in order"""
     padding_share: float
-    """share of padding in a forward, mean over the run"""
+    """share of padding tokens per forward pass, mean over the run"""
     scenes: int
+    """number of scenes trained on"""
     records: int
+    """number of records trained on"""
     skipped: int
-    """records that were left out"""
+    """number of records that were left out"""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained, and what belongs to it."""
+    """The model that is trained, its processor and vocabulary, and the parameters that are treated separately."""
 
     model: Any
-    """extended, adapted"""
+    """model with perception tokens and adapters"""
     processor: Any
     vocabulary: PerceptionVocabulary
     accepted: frozenset[str]
-    """names of what the model's forward takes"""
+    """names of the inputs that the model's forward accepts"""
     tower: tuple[nn.Parameter, ...]
-    """the vision tower's parameters"""
+    """parameters of the vision tower"""
     tables: tuple[nn.Parameter, ...]
-    """of the embeddings"""
+    """parameters of the embeddings"""
 
 
 def train(config: FinetuneConfig) -> FinetuneResult:
-    """Runs or resumes a fine-tuning and writes the finished model to `config.out`.
+    """Train or resume a fine-tuning and write the model to `config.out`.
 
     Raises:
-        ValueError: as the readers and `build_parts`; for a run that was begun with other settings.
+        ValueError: if the data or the base cannot be used (see `read_records` and `build_parts`), or the run was
+            started with other settings.
     """
     if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
         raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
@@ -207,17 +211,17 @@ def train(config: FinetuneConfig) -> FinetuneResult:
 
 
 def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> PerceptionVocabulary:
-    """The sizes that a run's data are made for."""
+    """Build the vocabulary, not bound to a tokenizer, with the sizes that the data of a run are made for."""
     codes = config.depth_codes if vqvae is None else vqvae.config.codebook_size
     side = config.depth_side if vqvae is None else vqvae.config.grid_size
     return PerceptionVocabulary(codes, (side, side), config.num_locations, config.naming)
 
 
 def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
-    """Reads the base, extends it and says what trains. The same every time.
+    """Read the base, add the perception tokens and set what trains. The result is deterministic.
 
     Raises:
-        ValueError: naming the file that is missing or half written, or what does not fit.
+        ValueError: if a file of the base is missing or half written, or a setting does not fit the base.
     """
     torch.manual_seed(config.loop.seed)
     base = find_folder(config.base)
@@ -226,7 +230,7 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     if vqvae is not None and config.new_rows == "codebook":
         sources = {"codebook": vqvae.codebook}
     elif vqvae is not None and config.new_rows == "description":
-        # Codes are sorted by nearness, so code k reads as its hundredth of the way.
+        # Codes are sorted by nearness, so code k is described by its position on a scale of 0 to 99.
         size = vqvae.config.codebook_size
         sources = {"descriptions": {f"<DEPTH_{k}>": f" {round(99 * k / max(1, size - 1))}" for k in range(size)}}
     wanted = unbound_vocabulary(config, vqvae)
@@ -246,10 +250,10 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
 
 
 def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Any, ...]) -> RowBatches:
-    """The batches of a run, of scenes and records.
+    """Build the batches of a run from scenes and records.
 
     Raises:
-        ValueError: where there are neither, or too few rows in a batch for both.
+        ValueError: if a batch has too few rows for both.
     """
     scenes, loop, sources = config.data.scenes, config.loop, list[tuple[RowSource, int]]()
     of_scenes = 0
@@ -272,7 +276,7 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
 
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss over the weights of the targets; the mean of each task, and the share of padding."""
+    """Return the weighted mean loss over target tokens; the scalars are the mean per task and the share of padding."""
     logits, labels, weights = target_logits(model, batch)
     losses = row_losses(logits, labels, weights)  # (B,)
     scalars = {"padding": 1 - batch["attention_mask"].float().mean()}
@@ -283,12 +287,12 @@ def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[
 
 
 def target_weight(batch: dict[str, Tensor]) -> Tensor:
-    """What `target_loss` of a batch counts in its step: the weights of its targets."""
+    """Return the weight of a batch's `target_loss` in its step: the sum of its target tokens' weights."""
     return batch["weights"].sum()
 
 
 def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_main: bool) -> Any:
-    """The trained model in one piece, on the main process."""
+    """Return the trained, unsharded model; None on processes of a sharded run other than the main one."""
     if not launched_sharded():
         return parts.model.cpu()
     weights = whole_weights(parts.model, is_main)
@@ -300,7 +304,7 @@ def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_ma
 
 
 def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
-    """What a model's folder says of its training. The same when a finished run is started again."""
+    """Return the training record for the model's folder. Starting a finished run again does not change it."""
     fitted = result.fit
     return {
         "command": command_line(config.recipe, config),
@@ -317,7 +321,7 @@ def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str,
 
 
 def report(result: FinetuneResult) -> str:
-    """One line on how a run ended."""
+    """Summarize a run in one line."""
     data = f"{result.scenes} scenes and {result.records} records ({result.skipped} left out)"
     return (
         f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}, "

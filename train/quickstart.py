@@ -1,8 +1,8 @@
-"""The proof on the spot (`python -m train.quickstart`, or `make quickstart`).
+"""Compare perception tokens with direct answers in minutes (`python -m train.quickstart`, or `make quickstart`).
 
-Fine-tunes the shipped base twice from the same start, on the same images, for the same number of steps: once to answer
-directly, once AURORA-style. Then it asks both the same held-out questions, prints the table and writes a report and a
-`summary.json` with all figures, minutes and peak memory.
+The quickstart fine-tunes the shipped base twice, on the same images and for the same number of steps: once to answer
+directly, once AURORA-style. It then asks both models the same held-out questions, prints the table, and writes a report
+and a `summary.json` with all figures, minutes and peak memory.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class QuickstartConfig:
     num_scenes: int = 4000
     batch_size: int = 16
     num_count: int = 200
-    """counting questions per style"""
+    """number of counting questions per style"""
     num_depth: int = 60
-    """depth questions per style for each of 2, 3, 4 and 5 points"""
+    """number of depth questions per style and per number of points (2, 3, 4 and 5)"""
     styles: tuple[str, ...] = ("standard", "shifted")
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     loop: LoopConfig = field(
@@ -60,7 +60,7 @@ class QuickstartConfig:
     )
 
     def training(self, arm: Literal["aurora", "direct"]) -> AuroraConfig:
-        """The fine-tuning of an arm. The vision tower stays frozen."""
+        """Return the fine-tuning configuration of an arm. The vision tower stays frozen."""
         folder = Path(self.run_dir)
         scenes = ScenesConfig(self.num_scenes, str(folder / "scenes"))
         return AuroraConfig(
@@ -84,24 +84,24 @@ ARMS: dict[Literal["aurora", "direct"], str] = {
 
 
 def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitResult]:
-    """Both arms, from one base, on one set of images, for one number of steps."""
+    """Fine-tune both arms from the same base, on the same images, for the same number of steps."""
     results: dict[str, FitResult] = {}
     for number, (arm, words) in enumerate(ARMS.items(), start=1):
         console.print(f"\n[bold]{number} of 4: fine-tuning {words}[/] ({config.loop.steps} steps)")
         fit = results[arm] = train(config.training(arm)).fit
         console.print(
             f"{fit.seconds / 60:.1f} minutes, final loss {fit.final_loss:.3f}; "
-            f"{100 * fit.data_wait_share:.1f} % of a step went into waiting for data",
+            f"{100 * fit.data_wait_share:.1f} % of the time was spent waiting for data",
             highlight=False,
         )
     return results
 
 
 def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[CaptionedImage]]:
-    """The tokenizer on a measured depth map with holes; empty, and said so, where scikit-image is absent."""
+    """Return the report's section on a measured depth map with holes; without scikit-image, say so and return []."""
     depth = motorcycle_depth()
     if depth is None:
-        console.print("scikit-image is not installed: the real depth map is left out of the report")
+        console.print("scikit-image is not installed, so the report has no measured depth map")
         return []
     valid = torch.isfinite(depth) & (depth > 0)
     normalised = tokenizer.normalise(depth[None])
@@ -125,14 +125,12 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Ca
 
 
 def shipped_figures(console: Console, path: Path = RESULTS) -> None:
-    """Prints the shipped checkpoint's figures, as `benchmarks.aurora_vs_direct` stored them; else nothing."""
+    """Print the shipped model's figures from the file of `benchmarks.aurora_vs_direct`; print nothing without it."""
     if not path.exists():
         return
     stored = json.loads(path.read_text())
     steps = ((stored["aurora"].get("training") or {}).get("steps")) or "many more"
-    console.print(
-        f"\n[bold]What a longer training buys[/]: the shipped models/aurora-tiny, {steps} steps, same questions"
-    )
+    console.print(f"\n[bold]With longer training[/]: the shipped models/aurora-tiny, {steps} steps, same questions")
     for data in stored["styles"].values():
         console.print(accuracy_table(Comparison.from_json(data)))
 
@@ -140,7 +138,7 @@ def shipped_figures(console: Console, path: Path = RESULTS) -> None:
 def ask_both(
     config: QuickstartConfig, aurora: PerceptionModel, direct: PerceptionModel, console: Console
 ) -> tuple[list[Comparison], list[str | list[CaptionedImage]]]:
-    """Compares the two on held-out scenes of each style: the figures, and the report's sections."""
+    """Compare both models on held-out scenes of each style; return the comparisons and the report's sections."""
     comparisons: list[Comparison] = []
     sections: list[str | list[CaptionedImage]] = []
     for style in config.styles:
@@ -155,7 +153,7 @@ def ask_both(
 def write_summary(
     config: QuickstartConfig, fits: dict[str, FitResult], comparisons: list[Comparison], seconds: float
 ) -> PeakMemory:
-    """Writes `summary.json`: what was trained, what it reached, how long it took, how much memory; returns the last."""
+    """Write `summary.json` with the settings, results, minutes and peak memory; return the peak memory."""
     memory = peak_memory()
     summary = {
         "command": command_line("train.quickstart", config),
@@ -177,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(
         f"Two copies of {config.base}, the same {config.num_scenes} rendered scenes, "
         f"{config.loop.steps} steps each: one learns to answer directly, one to draw what it sees first. "
-        f"Everything is written to {config.run_dir}; a run that is killed goes on when started again.",
+        f"Everything is written to {config.run_dir}; a run that is killed resumes when it is started again.",
         markup=False,
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""Trains the tiny base's vision tower to see what is where (`python -m train.tower`): stage 0 of the tiny base.
+"""Train the tiny base's vision tower to see what is where (`python -m train.tower`): stage 0 of the tiny base.
 
 A Swin transformer learns, for each cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
 objects centred in it, and the lettered markers. Depth and counts are not taught here: fine-tuning teaches them.
@@ -29,7 +29,8 @@ from train.loop.fit import LoopConfig, fit
 GRID = 10
 NUM_KINDS = len(COLORS) * len(SHAPES)
 FREQUENCIES = (1, 2, 3, 5, 8, 12, 18, 26)
-"""Half turns per image side. Places are taught, and the embeddings of numbers start, as the same Fourier code."""
+"""Frequencies in half turns per image side. The targets of places and the initial embeddings of numbers share this
+Fourier code."""
 CODE = 2 * len(FREQUENCIES)
 _FIELDS = {
     "covers": NUM_KINDS,
@@ -43,7 +44,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Trains the vision tower of the tiny base on rendered scenes; it ends in RUN_DIR/tower."""
+    """Train the vision tower of the tiny base on rendered scenes and write it to RUN_DIR/tower."""
 
     run_dir: str = "runs/tower"
     """folder for checkpoints, logs and the finished tower"""
@@ -61,9 +62,10 @@ class TowerConfig:
 
 
 def tower_config(embed_dim: int = 80, depths: Sequence[int] = (2, 4), num_heads: Sequence[int] = (2, 5)) -> SwinConfig:
-    """80 x 80 images, 4 x 4 patches, two levels: (B, 100, 2 x embed_dim) tokens on a 10 x 10 grid.
+    """Return the config of a tower that turns 80 x 80 images into (B, 100, 2 x embed_dim) tokens on a 10 x 10 grid.
 
-    The defaults are the shipped tower's: `models/tiny-base` is built around that size. Tests make it smaller.
+    Patches are 4 x 4 pixels, and there are two levels. The defaults are the sizes of the shipped tower, which
+    `models/tiny-base` needs; tests use smaller ones.
     """
     return SwinConfig(
         image_size=80,
@@ -93,23 +95,23 @@ class DenseTower(nn.Module):
 
 
 def cell_of(x: float, y: float) -> int:
-    """The cell of the grid, row-major, that holds a point (x, y) in [0, 1]."""
+    """Return the row-major index of the grid cell that contains a point (x, y) in [0, 1]."""
     return min(GRID - 1, int(y * GRID)) * GRID + min(GRID - 1, int(x * GRID))
 
 
 def fourier_code(values: np.ndarray) -> np.ndarray:
-    """Code (..., n * 16) of values (..., n) in [0, 1]: cosines, then sines, of each value's half turns."""
+    """Encode values (..., n) in [0, 1] as (..., n * 16): per value, cosines, then sines, at each of FREQUENCIES."""
     angles = np.pi * np.asarray(values, dtype=np.float64)[..., None] * np.array(FREQUENCIES)  # (..., n, 8)
     code = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)  # (..., n, 16)
     return code.reshape(*code.shape[:-2], -1).astype(np.float32)
 
 
 def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Targets of one scene, each (100, n) float32: multi-hot kinds and letters; Fourier codes of places.
+    """Return the targets of one scene, each (100, n) float32: multi-hot kinds and letters, Fourier codes of places.
 
-    Boxes and points are absolute, and every cell says where it is: a tower that is asked for offsets alone forgets its
-    column by the last layer (a linear probe found R2 = 0.17), and the language model then cannot tell left from right.
-    As Fourier codes, places are a linear step away from the numbers that the language model writes.
+    Boxes and points are absolute, and every cell has its own place as a target. A tower trained on offsets alone loses
+    the column of a cell by its last layer (R2 = 0.17 in a linear probe), and the language model then cannot tell left
+    from right. A linear map turns Fourier codes of places into the numbers that the language model writes.
     """
     ids = rearrange(scene.object_ids.numpy(), "(r a) (c b) -> (r c) (a b)", r=GRID, c=GRID)  # (100, 64)
     kinds = np.array([COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape) for o in scene.objects], dtype=int)
@@ -129,7 +131,7 @@ def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarr
 
 @dataclass(frozen=True)
 class TowerBatches:
-    """Batch `step` of the run: a pure function of the step, the rank and the seed."""
+    """Batches of a run; each is a pure function of the step, the rank and the seed."""
 
     store: SceneStore
     batch_size: int
@@ -150,15 +152,17 @@ class TowerBatches:
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Focal loss (Lin et al. 2017, gamma 2) per positive target: nearly all cells are empty of nearly all kinds."""
+    """Return the focal loss (Lin et al. 2017, gamma 2) per positive target, since almost all targets are negative."""
     plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = (logits.sigmoid() - target).abs()
     return (plain * wrong**2).sum() / target.sum().clamp_min(1)
 
 
 def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Focal losses of kinds and letters, plus squared errors of Fourier codes: of the cell's own place in every cell,
-    of boxes and points in the cells that hold one."""
+    """Return the sum of focal losses of kinds and letters and of squared errors of Fourier codes.
+
+    The error of a cell's own place counts in every cell, those of boxes and points in the cells that contain one.
+    """
     out = model(batch["pixel_values"])
     parts = {name: _focal(out[name], batch[name]) for name in ("covers", "centres", "letters")}
     for name, where in (("box", "centres"), ("point", "letters")):

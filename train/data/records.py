@@ -1,7 +1,7 @@
-"""Records as a source of rows: read by any of the readers, and several of them at once; dealt to the steps of a run.
+"""Records as a source of rows: read from one or several data sets, and assigned to the steps of a run.
 
-The records of a step are drawn for all devices together, so two devices with a batch each see what one with twice the
-batch sees.
+The records of a step are drawn for all devices together, so two devices with one batch each see the same records as one
+device with twice the batch.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ class SourcesConfig:
     """Data to train on."""
 
     own: tuple[str, ...] = ()
-    """CSV or JSON lines of images and questions of one's own; their columns: perception/datasets/own.py"""
+    """CSV or JSON lines with your own images and questions; perception/datasets/own.py describes the columns"""
     records: tuple[str, ...] = ()
     """JSON lines written by RecordSet.write"""
     aurora: tuple[str, ...] = ()
     """AURORA's JSON files; they need --naming aurora --num_locations 336"""
     aurora_images: str = ""
-    """folder of their images"""
+    """folder of the images of AURORA's files"""
     counts: tuple[str, ...] = ()
-    """COCO's or LVIS's annotation files, asked to count"""
+    """COCO or LVIS annotation files, for counting questions"""
     counts_images: str = ""
-    """folder of their images"""
+    """folder of the images of the annotation files"""
     counts_layout: Literal["coco", "lvis"] = "coco"
+    """format of the annotation files"""
     depth: tuple[str, ...] = ()
-    """folders (or files) of depth maps, asked which point is closest"""
+    """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
-    """folder of their images; empty where the depth files hold them (NYUv2)"""
+    """folder of the images of the depth maps; empty if the depth files contain the images (NYUv2)"""
     prepared: tuple[str, ...] = ()
-    """folders of images that python -m train.prepare labelled: asked to count, and which point is closest"""
+    """folders of images labelled by python -m train.prepare, for questions about counts and the closest point"""
     questions_per_image: int = 4
-    """of depth"""
+    """number of depth questions per image"""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    """rendered as they are needed, with the curriculum of AURORA's recipe"""
+    """rendered scenes, made when needed, with the curriculum of AURORA's recipe"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -76,15 +77,15 @@ class SourcesConfig:
 def read_records(
     config: SourcesConfig, vocabulary: PerceptionVocabulary, vqvae: VQVAE | None, codes_folder: Path
 ) -> RecordSet:
-    """All records of all sources; the scenes are none.
+    """Read the records of all sources; scenes are not records.
 
     Args:
-        vocabulary: whose sizes the records are made for; need not be bound.
-        vqvae: makes and reads the codes of depth maps.
-        codes_folder: where these are kept.
+        vocabulary: vocabulary whose sizes the records are made for; it need not be bound.
+        vqvae: depth tokenizer that encodes and decodes depth maps.
+        codes_folder: folder in which the codes of depth maps are stored.
 
     Raises:
-        ValueError: as the readers, and for a record that is not of this vocabulary or depth tokenizer.
+        ValueError: if a reader fails, or a record was made for another vocabulary or depth tokenizer.
     """
     if not (config.scenes.count or config.any_records):
         raise ValueError(
@@ -106,7 +107,7 @@ def read_records(
         images = Path(config.depth_images) if config.depth_images else None
         codes = codes_folder / f"depth-codes-{number}.parquet"
         codes.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(codes.with_suffix(".lock")):  # of several processes the first makes the codes, the others wait
+        with FileLock(codes.with_suffix(".lock")):  # the first process makes the codes, the others wait
             sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))
     records = tuple(record for one in sets for record in one.records)
     for record in records:
@@ -115,7 +116,7 @@ def read_records(
 
 
 def check_record(record: Record, vocabulary: PerceptionVocabulary, vqvae: VQVAE | None) -> None:
-    """Raises ValueError naming a record whose spans are not this vocabulary's, or whose codes another tokenizer's."""
+    """Raise ValueError, naming the record, if its spans do not fit the vocabulary or its codes the depth tokenizer."""
     for part in record.example.target:
         if not isinstance(part, str):
             try:
@@ -125,30 +126,30 @@ def check_record(record: Record, vocabulary: PerceptionVocabulary, vqvae: VQVAE 
     if record.tokenizer and vqvae is not None and record.tokenizer != vqvae.fingerprint():
         raise ValueError(
             f"{record.source}: its depth codes are of tokenizer {record.tokenizer}, this one is {vqvae.fingerprint()}; "
-            "make the records anew, or train with the depth tokenizer that they were made by"
+            "make the records again, or train with the depth tokenizer that made them"
         )
 
 
 def available_shares(curriculum: CurriculumConfig, progress: float, available: Sequence[bool]) -> np.ndarray:
-    """Shares (3,) of KINDS at `progress` of a run; what data lack goes to what they have, in proportion."""
+    """Return the shares (3,) of KINDS at `progress` of a run; missing kinds pass their shares on in proportion."""
     shares = np.array(kind_shares(curriculum, progress)) * np.array(available)
-    if not shares.sum():  # the schedule asks for nothing that is there: all of it alike
+    if not shares.sum():  # the schedule has no available kind: equal shares
         shares = np.array(available, dtype=float)
     return shares / shares.sum()
 
 
 @dataclass(frozen=True)
 class RecordPlan:
-    """Indices of the records of every step. Each kind goes through its records once before any of them comes again."""
+    """Indices of the records of every step. Within each kind, no record repeats before all were used."""
 
     rows: np.ndarray
-    """(steps, rows of a step)"""
+    """indices, (steps, rows per step)"""
 
     @classmethod
     def draw(
         cls, tasks: Sequence[str], curriculum: CurriculumConfig, steps: int, rows_a_step: int, seed: int
     ) -> RecordPlan:
-        """The plan of records with these tasks. Raises ValueError where there are none."""
+        """Draw the plan for records with the given tasks. Raises ValueError if there are none."""
         if not tasks:
             raise ValueError("there are no records to train on; see what the readers left out, and why")
         members = [np.array([n for n, task in enumerate(tasks) if task in known]) for known in KINDS.values()]
@@ -164,19 +165,19 @@ class RecordPlan:
 
 
 def _dealt(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the members, shuffled anew each time all of them were dealt."""
+    """Return `count` of the members, reshuffled each time all of them were used."""
     rounds = -(-count // max(1, len(members)))
     return np.concatenate([rng.permutation(members) for _ in range(rounds)] or [members[:0]])[:count]
 
 
 @dataclass(frozen=True)
 class RecordRows:
-    """Rows of records, by the curriculum's shares of atomic tasks, chains and direct answers."""
+    """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers."""
 
     records: tuple[Record, ...]
     curriculum: CurriculumConfig
     steps: int
-    """of the run"""
+    """number of steps of the run"""
     seed: int
     _plans: dict[int, RecordPlan] = field(default_factory=dict, repr=False)
 
@@ -185,7 +186,7 @@ class RecordRows:
         return [row_of(self.records[n]) for n in numbers]
 
     def plan(self, rows_a_step: int) -> RecordPlan:
-        """Which records make up each step. Raises ValueError where there are none."""
+        """Return the plan of which records each step uses. Raises ValueError if there are none."""
         if rows_a_step not in self._plans:
             tasks = [record.example.task for record in self.records]
             self._plans[rows_a_step] = RecordPlan.draw(tasks, self.curriculum, self.steps, rows_a_step, self.seed)
@@ -193,7 +194,7 @@ class RecordRows:
 
 
 def row_of(record: Record) -> Row:
-    """The record with its image in RGB, its markers drawn. Raises ValueError naming record and file."""
+    """Load a record's image in RGB and draw its markers. Raises ValueError, naming record and file, if it cannot."""
     try:
         image = record.image.load()
     except ValueError as error:

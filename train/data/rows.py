@@ -1,7 +1,7 @@
-"""Rows of a batch: one task on one image each, from examples to what a model reads.
+"""Rows of a batch, each with one task on one image, and their encoding for a model.
 
-A source gives the rows of a batch (`train.data.scenes`, `train.data.records`); the model's own processor makes image
-inputs and the head of each prompt.
+A source supplies the rows of a batch (`train.data.scenes`, `train.data.records`); the model's own processor makes the
+image inputs and the start of each prompt.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from perception.vocabulary.names import PerceptionVocabulary
 from train.models.losses import IGNORE
 
 Encoded = tuple[list[int], list[int], list[float]]
-"""Ids and labels of a row, and the weight of each token of its target"""
+"""Ids and labels of a row, and one weight per token of its target"""
 
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """Weights of target tokens in the loss. A depth map has a hundred codes and an answer one letter."""
+    """Weights of target tokens in the loss. Depth weighs less: a map has a hundred codes, an answer only one letter."""
 
     depth: float = 0.4
     location: float = 1.0
@@ -41,31 +41,31 @@ class Row:
     image: Image.Image
     example: Example
     shown: np.ndarray | None = None
-    """depth codes that the model reads in place of those that `example` tells it to draw"""
+    """depth codes that the model reads instead of those that `example` has it draw"""
     foreign: bool = False
-    """True if the map is another image's, and so not to be learned"""
+    """True if the depth map belongs to another image; its codes are then not learned"""
 
 
 class RowSource(Protocol):
-    """Where rows come from."""
+    """Interface of a source of rows."""
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
-        """The `count` rows of one of the batches of a step: a pure function of its arguments."""
+        """Return the `count` rows of one batch of a step. It must be a pure function of its arguments."""
 
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Makes batches of rows for one model."""
+    """Encoder of rows into batches for one model."""
 
     vocabulary: PerceptionVocabulary
     processor: Any
     prompt: ChatPrompt
     weights: TokenWeights
     accepted: frozenset[str]
-    """names of what the model's forward takes"""
+    """names of the inputs that the model's forward accepts"""
 
     def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
-        """`head_ids`: of the prompt up to the question, image tokens expanded."""
+        """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
         vocabulary, example, tokenizer = self.vocabulary, row.example, self.processor.tokenizer
         head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, example.question)
         tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
@@ -81,7 +81,7 @@ class RowEncoder:
         return head + read, [IGNORE] * len(head) + tail, weight
 
     def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
-        """Batches of rows of like length, so that short rows are not padded to the length of long ones."""
+        """Split rows into batches of similar length, so that short rows are not padded to the length of long ones."""
         pictures = self._pictures([row.image for row in rows])
         encoded = [self.encode(row, head) for row, (head, _) in zip(rows, pictures, strict=True)]
         cut = split_by_length([len(ids) for ids, _, _ in encoded], min(groups, len(rows)))
@@ -93,10 +93,10 @@ class RowEncoder:
         ]
 
     def _pictures(self, images: Sequence[Image.Image]) -> list[tuple[list[int], dict[str, Tensor]]]:
-        """Ids of each prompt up to its question, and the image inputs of its model.
+        """Return, per image, the ids of the prompt up to its question and the image inputs of the model.
 
-        Where pixels are all that a model takes of an image (LLaVA), the images of one size go through the processor
-        together: sixteen at once take little longer than one.
+        If a model's only image input is pixels (LLaVA), the processor takes all images of one size together: sixteen
+        at once take little longer than one.
         """
         made: dict[int, tuple[list[int], dict[str, Tensor]]] = {}
         for size in dict.fromkeys(image.size for image in images):
@@ -117,7 +117,7 @@ class RowEncoder:
         return self.prompt.head_ids(self.processor, image)
 
     def _collate(self, rows: Sequence[Encoded], images: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Right-padded ids, labels, mask and weights (B, longest), and the model's image inputs."""
+        """Return right-padded ids, labels, mask and weights (B, longest), and the model's image inputs."""
         tokenizer = self.processor.tokenizer
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         types = [
@@ -134,11 +134,11 @@ class RowEncoder:
 
 
 def split_by_length(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Indices of rows in so many groups of like length, cut where the fewest tokens are padded; none is empty."""
+    """Split row indices into `groups` non-empty groups of similar length with as little padding as possible."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     if not 1 <= groups <= len(order):
-        raise ValueError(f"{len(order)} rows cannot be cut into {groups} groups; one row a group is the most")
-    # cost[g][n]: fewest tokens, padded ones included, of the n shortest rows in g groups, and where the last begins
+        raise ValueError(f"{len(order)} rows cannot be cut into {groups} groups; use at most one group per row")
+    # cost[g][n]: fewest tokens, with padding, for the n shortest rows in g groups, and where the last group begins
     cost = [[(0.0, 0)] + [(np.inf, 0)] * len(order)]
     for group in range(1, groups + 1):
         row = [(np.inf, 0)] * group
@@ -155,14 +155,14 @@ def split_by_length(lengths: Sequence[int], groups: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class RowBatches:
-    """Batches of a run, for `train.loop.fit`: rows of all sources, in groups of like length, a forward each.
+    """Batches of a run for `train.loop.fit`: rows of all sources, in groups of similar length, one forward pass each.
 
-    Every batch of every device has as many forwards as any other, whatever its rows, which sharded models need.
+    Every batch on every device has the same number of forward passes, which sharded models need.
     """
 
     encoder: RowEncoder
     sources: tuple[tuple[RowSource, int], ...]
-    """each with its rows per batch"""
+    """pairs of a source and its number of rows per batch"""
     groups: int
 
     def __call__(self, step: int, shard: int, num_shards: int) -> list[dict[str, Tensor]]:
