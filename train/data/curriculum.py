@@ -1,8 +1,8 @@
-"""Which task a training sample is, as a function of the step.
+"""Curriculum: the shares of the tasks as a function of the training step.
 
-AURORA trains on atomic tasks first and mixes in chains and direct answers as it goes. As run by its authors the share
-of atomic tasks falls 1.0, 0.9, .. 0.1 over ten pseudo-epochs ("phases" below); its paper writes a softmax over
-difficulty instead. Both are here, a straight line and a constant beside them.
+AURORA trains on atomic tasks first and gradually mixes in chains and direct answers. In its authors' runs the share of
+atomic tasks falls 1.0, 0.9, .. 0.1 over ten pseudo-epochs ("phases" below); the paper describes a softmax over
+difficulty instead. Both are available, as are a linear and a constant schedule.
 """
 
 from __future__ import annotations
@@ -29,32 +29,35 @@ from train.loop.config import check_choices
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Shares of the tasks over a run. The shares of depth tasks and of maps are of rendered scenes alone."""
+    """Shares of the tasks over a run. The fields from `depth_share` on apply only to rendered scenes."""
 
     schedule: Literal["phases", "linear", "constant", "softmax"] = "phases"
-    """phases (AURORA as run), linear, constant (atomic_end throughout), softmax (AURORA as written)"""
+    """phases (AURORA's runs), linear, constant (atomic_end throughout), softmax (AURORA's paper)"""
     phases: int = 10
+    """number of phases; only phases uses it"""
     atomic_start: float = 1.0
+    """share of atomic tasks at the start of the run"""
     atomic_end: float = 0.1
+    """share of atomic tasks at the end of the run"""
     chain_share: float = 0.8
-    """of what is not atomic, the share of chains; the rest answers directly"""
+    """share of chains among the tasks that are not atomic; the rest are direct answers"""
     temperature: tuple[float, float] = (0.3, 3.0)
     """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
 
     depth_share: float = 0.5
-    """share of depth tasks beside counting tasks, in every kind"""
+    """share of depth tasks in every kind; the rest are counting tasks"""
     points_share: float = 0.15
-    """of the atomic depth tasks, the share that draws marked points instead of the map"""
+    """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
-    """of the atomic depth tasks, the share that reads a map, a mosaic of other images', at many points: to find a place
-    on a map by its location tokens takes long to learn, and a chain asks for it two to five times only"""
+    """share of the atomic depth tasks that read a map (a mosaic of other images' maps) at many points. Finding a place
+    on a map by its location tokens takes long to learn, and a chain does it only two to five times"""
     foreign_maps: float = 0.35
-    """of the depth chains, the share whose map is a mosaic of other images': not learned, but read, and answered from.
-    The image shows the truth too, so without these nothing makes a model read the map it drew"""
+    """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
+    reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""
     noisy_maps: float = 0.3
-    """of the other maps, the share that is drawn behind random codes, up to half of them, put in the place of those
-    drawn so far: the model learns to draw on after mistakes, from the image rather than from its last tokens, which is
-    also what lets many tokens be drawn at once (`perception.decoding.decoder`)"""
+    """share of the other maps in which up to half of the codes that the model reads are random. It learns to continue
+    after mistakes, and to draw from the image rather than from its last tokens, which also makes it possible to draw
+    many tokens at once (`perception.decoding.decoder`)"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -71,7 +74,7 @@ class CurriculumConfig:
 
 
 def kind_shares(config: CurriculumConfig, progress: float) -> tuple[float, float, float]:
-    """Shares of atomic, chain and direct tasks at `progress` in [0, 1] of a run; they sum to one."""
+    """Return the shares of atomic, chain and direct tasks at `progress` in [0, 1] of a run; they sum to 1."""
     if config.schedule == "softmax":
         low, high = config.temperature
         tau = low * (high / low) ** progress
@@ -90,7 +93,7 @@ def kind_shares(config: CurriculumConfig, progress: float) -> tuple[float, float
 
 
 def task_shares(config: CurriculumConfig, progress: float) -> dict[str, float]:
-    """Share of every task at `progress`; they sum to one."""
+    """Return the share of every task at `progress` in [0, 1] of a run; they sum to 1."""
     atomic, chain, direct = kind_shares(config, progress)
     depth, count = config.depth_share, 1 - config.depth_share
     return {
@@ -106,11 +109,11 @@ def task_shares(config: CurriculumConfig, progress: float) -> dict[str, float]:
 
 
 def direct_only(config: CurriculumConfig) -> dict[str, float]:
-    """Shares of the baseline, which only ever answers directly."""
+    """Return the shares of the tasks for the baseline, which trains only on direct answers."""
     return {DIRECT_DEPTH: config.depth_share, DIRECT_COUNT: 1 - config.depth_share}
 
 
 def draw_tasks(shares: dict[str, float], size: int, rng: np.random.Generator) -> list[str]:
-    """`size` tasks drawn by their shares."""
+    """Draw `size` tasks with probabilities proportional to their shares."""
     weights = np.array([shares.get(task, 0.0) for task in TASKS])
     return [TASKS[i] for i in rng.choice(len(TASKS), size=size, p=weights / weights.sum())]

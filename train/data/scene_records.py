@@ -1,9 +1,8 @@
-"""Rendered scenes as records for any model (`python -m train.data.scene_records --out runs/scene_records`).
+"""Write rendered scenes as records for any model (`python -m train.data.scene_records --out runs/scene_records`).
 
-`train.aurora` feeds scenes to the tiny model as it renders them; `train.finetune`, which serves every model, reads
-records. Three files come out, on the same images: captions.jsonl, what is where in words, to align a new projector
-with; chains.jsonl, perception to draw and chains of it, with direct answers; direct.jsonl, the direct answers alone,
-for a baseline.
+`train.aurora` trains the tiny model on scenes directly; `train.finetune` can train any model on these records. Three
+files are written, on the same images: captions.jsonl describes the scenes in words, to align a new projector;
+chains.jsonl holds atomic tasks, chains and direct answers; direct.jsonl holds only the direct answers, for a baseline.
 """
 
 from __future__ import annotations
@@ -43,12 +42,14 @@ class SceneRecordsConfig:
     """Configuration of the scenes that are written."""
 
     out: str = "runs/scene_records"
+    """folder of the images and records"""
     count: int = 3000
-    """scenes"""
+    """number of scenes"""
     first_seed: int = 0
+    """seed of the first scene; the others follow it"""
     style: str = "standard"
     image_size: int = 128
-    """pixels a side"""
+    """pixels per side"""
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     num_locations: int = 100
 
@@ -61,7 +62,7 @@ class SceneRecordsConfig:
 
 
 def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
-    """Renders the scenes and writes their images and records; returns the number of records of each file."""
+    """Render the scenes and write their images and records; return the number of records per file."""
     out = Path(config.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
@@ -92,13 +93,13 @@ def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
 def scene_examples(
     maker: TaskMaker, scene: Scene, codes: np.ndarray, rng: np.random.Generator
 ) -> Iterator[tuple[Example, tuple[tuple[float, float], ...]]]:
-    """What is asked about a scene, with the points (x, y) that are marked for it.
+    """Yield the examples of a scene, each with the points (x, y) that are marked in its image.
 
     Args:
-        codes: (h * w,), of its depth map.
+        codes: codes (h * w,) of the scene's depth map.
     """
     for question, answer in conversation(scene, rng).turns:
-        if not any(word in question for word in ("marked", "Where is ", " on?")):  # marks are not in these images
+        if not any(word in question for word in ("marked", "Where is ", " on?")):  # these images have no marks
             yield chains.direct(chains.DIRECT_OTHER, question, answer.removesuffix(".")), ()
     for task in (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT):
         made = maker.make(task, scene, codes, rng)

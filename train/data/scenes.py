@@ -1,6 +1,6 @@
-"""Rendered scenes as a source of rows: the same images for every arm, tasks by the curriculum.
+"""Rendered scenes as a source of rows, with tasks drawn by the curriculum. Every arm sees the same images.
 
-Depth codes of the scenes are made once by the depth tokenizer and kept beside them.
+The depth tokenizer encodes the scenes once; the codes are stored in the scenes' folder.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from vqvae import VQVAE
 from vqvae.files import write_whole
 
 MOST_NOISE = 0.5
-"""At most this share of the codes of a noisy map is random."""
+"""Largest share of random codes in a noisy map."""
 SHOWN_GAP = 3
-"""Of 99, what the nearest marker of a foreign or noisy map must lead by"""
-_READINGS = 20  # points at which a map is read
-_MOST_PIECES = 8  # of other maps in a mosaic
-_ATTEMPTS = 12  # scenes tried for a task before it is replaced by an atomic one
+"""Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
+_READINGS = 20  # number of points at which a map is read
+_MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
+_ATTEMPTS = 12  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
 
@@ -50,15 +50,17 @@ class ScenesConfig:
     """Rendered scenes to train on."""
 
     count: int = 0
-    """scenes; 0 trains on none"""
+    """number of scenes; 0 trains on none"""
     store: str = "runs/scenes/standard"
-    """folder of the rendered scenes; a store holds those of one style"""
+    """folder of the rendered scenes, all of one style"""
     style: Literal["standard", "shifted"] = "standard"
+    """style of the scenes"""
     first_seed: int = 0
+    """seed of the first scene; the others follow it"""
     image_size: int = 80
-    """pixels a side"""
+    """pixels per side"""
     share: float = 0.5
-    """share of the rows of a batch that are of scenes, where there are other data too"""
+    """share of scenes in the rows of a batch, if there are other data too"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -68,20 +70,20 @@ class ScenesConfig:
             raise ValueError(f"scenes.share must lie between 0 and 1, got {self.share}; scenes.count 0 trains on none")
 
     def build(self) -> SceneStore:
-        """The store, rendered now where it is not there."""
+        """Open the store of the scenes; render it first if it does not exist."""
         seeds = range(self.first_seed, self.first_seed + self.count)
         return SceneStore.build(self.store, seeds, self.style, self.image_size)
 
 
 def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
-    """Codes (2, N, h * w) of every scene and of its mirror image, from the store's folder or made now.
+    """Return depth codes (2, N, h * w) of every scene and of its mirror image; encode them if there is no file yet.
 
-    The file's name holds a fingerprint of the tokenizer's weights and one of the scenes, so that codes of another
+    The file's name contains fingerprints of the tokenizer's weights and of the scenes, so that codes of another
     tokenizer or of other scenes are never read.
     """
     scenes = zlib.crc32(repr((store.style, store.seeds, store.images.shape)).encode())
     path = Path(store.folder) / f"depth-codes-{tokenizer.fingerprint()}-{scenes:08x}.npy"
-    with FileLock(path.with_suffix(".lock")):  # of several processes of one training the first encodes, the others wait
+    with FileLock(path.with_suffix(".lock")):  # the first process of a training encodes, the others wait
         if not path.exists():
             _encode(store, tokenizer.eval(), path)
     return np.load(path, mmap_mode="r")
@@ -100,7 +102,7 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # of a path, numpy would add .npy to its name
+    with path.open("wb") as file:  # given a path, numpy would add .npy to its name
         np.save(file, array)
 
 
@@ -109,14 +111,14 @@ def happens(share: float, rng: np.random.Generator) -> bool:
 
 
 def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Codes (h * w,), up to `MOST_NOISE` of them random."""
+    """Replace a random share of the codes (h * w,), at most `MOST_NOISE`, by random codes."""
     hit = rng.random(codes.shape) < rng.random() * MOST_NOISE
     return np.where(hit, rng.integers(codebook_size, size=codes.shape), codes)
 
 
 @dataclass(frozen=True)
 class TaskMaker:
-    """Turns a scene into an `Example` of a task."""
+    """Maker of task examples from scenes."""
 
     vocabulary: PerceptionVocabulary
     tokenizer: VQVAE
@@ -128,13 +130,13 @@ class TaskMaker:
         return Span("points", tuple(PointTokenizer(self.vocabulary.num_locations).encode(points)))
 
     def readings(self, codes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """What the decoded map says at the points: 0 farthest .. 99 nearest, (count,)."""
+        """Return the readings (count,) of the decoded map at the points, from 0 (farthest) to 99 (nearest)."""
         with torch.no_grad():
             near = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])  # (1, S, S) in [0, 1]
         return readings_at(near, points)
 
     def read_at_random(self, codes: np.ndarray, rng: np.random.Generator) -> Example:
-        """A map of codes (h * w,) and what it says at random points."""
+        """Make an example that reads a map of codes (h * w,) at random points."""
         places = [self._points(point[None]) for point in rng.random((_READINGS, 2), dtype=np.float32)]
         centres = np.concatenate([PointTokenizer(self.vocabulary.num_locations).decode(p.codes) for p in places])
         readings = self.readings(codes, np.asarray(centres, np.float32))
@@ -143,12 +145,12 @@ class TaskMaker:
     def make(
         self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, shown: np.ndarray | None = None
     ) -> tuple[Tensor, Example] | None:
-        """(image, example), or None where the scene does not lend itself to the task.
+        """Make an image and an example of the task; return None if the scene does not suit the task.
 
         Args:
-            codes: depth codes (h * w,) to be drawn: of the scene as it stands, mirrored or not.
-            shown: codes (h * w,) that stand in their place where they are read, noisy or another image's; what a depth
-                chain answers is then what these say. None: `codes` themselves.
+            codes: depth codes (h * w,) to be drawn, of `scene` (which may be mirrored).
+            shown: codes (h * w,) that the model reads instead of `codes`, either noisy or another image's; a depth
+                chain then takes its answer from them. None: the model reads `codes`.
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
@@ -180,24 +182,24 @@ class TaskMaker:
         if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
         if shown is None and nearest != question.answer:
-            return None  # the tokenizer lost the order: a chain that contradicts its own map teaches nothing
+            return None  # the tokenizer lost the order, and the chain would contradict its own map
         places = [self._points(point[None]) for point in question.points_xy]
         return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), nearest)
 
 
 @dataclass(frozen=True)
 class SceneRows:
-    """Rows on rendered scenes, photometrically augmented."""
+    """Rows from rendered scenes, with photometric augmentation."""
 
     store: SceneStore
     codes: np.ndarray
-    """(2, N, h * w): depth codes of the scenes and of their mirror images"""
+    """depth codes of the scenes and of their mirror images, (2, N, h * w)"""
     maker: TaskMaker
     curriculum: CurriculumConfig
     arm: str
-    """aurora, or direct: direct answers alone"""
+    """aurora: tasks of the curriculum; direct: only direct answers"""
     steps: int
-    """of the run"""
+    """number of steps of the run"""
     seed: int
 
     def shares(self, step: int) -> dict[str, float]:
@@ -206,10 +208,10 @@ class SceneRows:
         return task_shares(self.curriculum, step / max(1, self.steps))
 
     def _mosaic(self, rng: np.random.Generator) -> np.ndarray:
-        """Codes (h * w,) of another image's map, with up to eight pieces of others set into it.
+        """Return the codes (h * w,) of another image's map with up to eight pieces of other maps pasted in.
 
-        Whole maps are so alike (near below, far above) that what they say at a place can be guessed; where pieces
-        stand cannot, so a model that reads mosaics looks the place up.
+        Whole maps are so similar (near at the bottom, far at the top) that a model can guess their readings. It cannot
+        guess where the pieces of a mosaic are, so it has to look up the place.
         """
         h, w = self.maker.vocabulary.depth_grid
 
