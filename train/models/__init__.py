@@ -1,1 +1,1 @@
-"""Models in training: parts, adapters, losses, saving."""
+"""Models for training: parts, adapters, losses, saving."""

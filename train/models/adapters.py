@@ -1,4 +1,4 @@
-"""Which weights of a model train: all, or LoRA's and the projector; of the embeddings all rows, or the new ones."""
+"""Choice of the weights that train: all of them, or LoRA and the projector, with all or only new embedding rows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ TRAIN_ROWS = ("all", "new")
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA on the text model's linears; rank 0 trains everything instead."""
+    """LoRA on the linear layers of the text model; rank 0 trains the whole model instead."""
 
     rank: int = 0
     alpha: int = 256
 
 
 def check_rows(train_rows: str) -> None:
-    """Raises ValueError for an unknown choice."""
+    """Raise ValueError if `train_rows` is unknown."""
     if train_rows not in TRAIN_ROWS:
         raise ValueError(f"train_rows must be 'all' or 'new', got {train_rows!r}")
 
 
 def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, train_rows: str) -> Any:
-    """The model with LoRA where asked, its projector trained whole; of the embeddings all rows train, or the new ones.
+    """Add LoRA to the model if `lora.rank` is not 0, and train all embedding rows or only the new ones.
 
-    Old rows that do not train stay bit for bit the same, as long as the optimiser does not decay the tables.
+    With LoRA the projector trains in full. Rows that do not train stay bit-equal if their weight decay is 0.
     """
     if lora.rank == 0:
         if train_rows == "new":
@@ -41,7 +41,7 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
 
     kept, rows = projector_names(model), {}
     if train_rows == "new":
-        # Given as a mere list, peft would train the rows of the input embedding alone.
+        # With a plain list instead of a dict, peft trains the rows of the input embedding only.
         new = sorted(vocabulary.ids.values())
         rows = {"trainable_token_indices": {name: new for name in embedding_names(model)}}
     else:
@@ -53,7 +53,7 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
 
 
 def align_only(model: Any) -> None:
-    """Lets nothing but the projector train. Raises ValueError where the model has none."""
+    """Freeze all parameters except the projector's. Raises ValueError if the model has no projector."""
     names = projector_names(model)
     if not names:
         raise ValueError(f"{type(model).__name__} has no projector to align; leave only_projector out")
@@ -75,5 +75,5 @@ def _train_new_rows(model: Any, ids: list[int]) -> None:
 
 
 def merged(model: Any) -> Any:
-    """The plain model of transformers, LoRA and trained rows put into its weights."""
+    """Return the plain transformers model, with LoRA and trained rows merged into its weights."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

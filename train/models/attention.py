@@ -1,4 +1,4 @@
-"""Attention for training on a CPU, where torch's own kernel is slow for narrow heads in bfloat16."""
+"""Attention for training on a CPU, where PyTorch's own kernel is slow for narrow heads in bfloat16."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def plain_matmul_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling + mask) v in the precision of `query`, as two batched products.
+    """Compute softmax(q k^T * scaling + mask) v in the precision of `query`, as two batched products.
 
     Args:
-        query: (B, H, L, D); key, value: (B, H, S, D), as many heads as the query has.
-        attention_mask: (B, 1, L, S), True where a query may look, or None: causal.
+        query: (B, H, L, D); `key` and `value` are (B, H, S, D), with the same number of heads.
+        attention_mask: (B, 1, L, S), True where a query attends to a key; None means causal.
 
     Returns:
         (B, L, H, D), and None for the weights.
@@ -53,7 +53,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_plain_attention(text_model: PreTrainedModel) -> None:
-    """Sets it for `text_model` where that runs on a CPU and no heads share keys; a saved model does not remember it."""
+    """Use `plain_matmul_attention` in a text model that runs on a CPU and whose heads share no keys.
+
+    A saved model does not keep this setting.
+    """
     config = text_model.config
     shared = getattr(config, "num_key_value_heads", config.num_attention_heads) != config.num_attention_heads
     if text_model.device.type == "cpu" and not torch.cuda.is_available() and not shared:

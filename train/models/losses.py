@@ -1,4 +1,4 @@
-"""The loss on what a model should write: cross-entropy with a weight per token."""
+"""Loss on target tokens: cross-entropy with a weight per token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ IGNORE = -100
 
 
 def target_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, t, V), labels and weights (B, t) of the positions from the first label on.
+    """Return logits (B, t, V), labels and weights (B, t) from the first position with a label on.
 
-    Only those go through the output layer.
+    Only these positions go through the output layer.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "task")}
     first = int((batch["labels"] != IGNORE).any(0).nonzero()[0])
@@ -24,12 +24,12 @@ def target_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor,
 
 
 def row_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of each row (B,), summed over its tokens and not divided by their weights.
+    """Return the weighted cross-entropy per row (B,), summed over its tokens and not divided by their weights.
 
     Args:
-        logits: (B, t, V) float32; the logits at a position are for the label at it.
-        labels: (B, t), IGNORE where nothing is to be learned.
-        weights: (B, t) of the labels.
+        logits: (B, t, V) float32; the logits at a position predict the label at the same position.
+        labels: (B, t), IGNORE for tokens that are not learned.
+        weights: (B, t), one weight per label.
     """
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")  # (B, t)
     return (losses * weights).sum(1)

@@ -1,4 +1,4 @@
-"""The parts of a vision-language model of transformers, whatever its family calls them."""
+"""Parts of transformers' vision-language models, found under the names of each model family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LANGUAGE = ("language_model", "text_model")
 
 
 def vision_tower(model: Any) -> nn.Module:
-    """The module that sees the image. Raises ValueError where the model has none."""
+    """Return the image encoder. Raises ValueError if the model has none."""
     tower = model.get_encoder(modality="image")
     if not isinstance(tower, nn.Module) or tower is model or tower is model.base_model:
         raise ValueError(f"{type(model).__name__} has no vision tower; give an image-text-to-text model")
@@ -20,24 +20,29 @@ def vision_tower(model: Any) -> nn.Module:
 
 
 def projector_names(model: Any) -> list[str]:
-    """Names of the modules between vision and language; Qwen-VL has them inside its tower, Qwen3-VL several of them."""
+    """Return the names of the projectors from vision to language.
+
+    Qwen-VL has its projector inside the tower, and Qwen3-VL has several.
+    """
     names = []
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _PROJECTORS:
-            several = isinstance(module, nn.ModuleList)  # which peft cannot train whole
+            several = isinstance(module, nn.ModuleList)  # peft cannot train a ModuleList as one module
             names += [f"{name}.{n}" for n in range(len(module))] if several else [name]
     return names
 
 
 def tower_parameters(model: Any) -> list[nn.Parameter]:
-    """Of the vision tower, projectors left out."""
+    """Return the parameters of the vision tower, without those of projectors."""
     projectors = {id(p) for name in projector_names(model) for p in model.get_submodule(name).parameters()}
     return [p for p in vision_tower(model).parameters() if id(p) not in projectors]
 
 
 def keep_still(frozen: nn.Module) -> None:
-    """Keeps a module that does not train in evaluation mode, whatever mode the model around it is put into: batch norms
-    would go on averaging, dropout go on dropping."""
+    """Keep a frozen module in evaluation mode even if the model around it is set to train.
+
+    In training mode its batch norms would still update their averages, and its dropout would still be active.
+    """
     frozen.eval()
     frozen.train = partial(_stay, frozen)  # type: ignore[method-assign]
 
@@ -47,7 +52,7 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def language_linears(model: Any) -> list[str]:
-    """Names of the linear layers of the language model, the output layer left out: what LoRA adapts."""
+    """Return the names of the language model's linear layers that LoRA adapts, without the output layer."""
     path = next((n for n, _ in model.named_modules() if n.rpartition(".")[2] in _LANGUAGE), None)
     if path is None:
         raise ValueError(f"{type(model).__name__} has no {' or '.join(_LANGUAGE)}; train it whole (lora.rank 0)")
@@ -56,7 +61,7 @@ def language_linears(model: Any) -> list[str]:
 
 
 def embedding_names(model: Any) -> list[str]:
-    """Names of the input and the output embedding; one where they share their weight."""
+    """Return the names of the input and output embeddings; only one name if they share their weight."""
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     tables = [first] if last is None or last.weight is first.weight else [first, last]
     return [name for name, module in model.named_modules() if any(module is table for table in tables)]

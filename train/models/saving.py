@@ -1,4 +1,4 @@
-"""Writes finished models: stock transformers folders with what perception tokens need beside them."""
+"""Saving of finished models: standard transformers folders plus the files that perception tokens need."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def save_perception_model(
     depth_tokenizer: Path | None = None,
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a stock transformers folder, whole or not at all. A README.md that is in it stays.
+    """Write a standard transformers folder atomically. A README.md that is already in it is kept.
 
     Args:
-        model: a plain model of transformers (`train.models.adapters.merged`).
-        out: the folder.
-        record: how the model was trained, for training.json; None writes none.
+        model: a plain transformers model (`train.models.adapters.merged`).
+        out: the folder to write.
+        record: training record for training.json; None writes no such file.
         dtype: precision of the weights in the file.
         depth_tokenizer: folder whose config and weights are copied into `out/depth_tokenizer`.
-        write_more: writes further files into the folder that it is given.
+        write_more: called with the folder, to write further files into it.
     """
 
     def write(folder: Path) -> None:
@@ -61,12 +61,12 @@ def save_perception_model(
 
 
 def save_half(model: Any, folder: Path) -> None:
-    """Writes a float16 copy, without touching the model itself."""
+    """Write a float16 copy of a model; the model itself does not change."""
     save_as(model, folder, torch.float16)
 
 
 def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a copy in another precision, without touching the model itself. Tied weights are written once."""
+    """Write a copy of a model in precision `dtype`; the model itself does not change. Tied weights are written once."""
     cast: dict[int, Tensor] = {}
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -77,10 +77,10 @@ def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Precision of the weights in a model's folder."""
+    """Return the precision of the weights in a model's folder."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dict)
+            for name in file.keys():  # noqa: SIM118  (not a dict)
                 dtype = file.get_slice(name).get_dtype()
                 if dtype in _DTYPES:
                     return _DTYPES[dtype]

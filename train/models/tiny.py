@@ -1,7 +1,7 @@
-"""The tiny model from nothing: a stock LLaVA with a Swin tower and a small Llama, its tokenizer and its processor.
+"""The untrained tiny model: a standard LLaVA with a Swin tower and a small Llama, its tokenizer and its processor.
 
-The tower is a Swin transformer of transformers, not a timm one: `TimmWrapper` hands out feature maps as (B, C, H, W),
-which LLaVA's projector (a linear layer over the last axis) cannot read.
+The tower is transformers' Swin, not timm's: `TimmWrapper` returns feature maps as (B, C, H, W), which LLaVA's projector
+(a linear layer over the last axis) cannot read.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TinySize:
 
 
 def train_text_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over `corpus`: any text round-trips; words and numbers of the corpus are single tokens."""
+    """Train a byte-level BPE on `corpus`. Any text round-trips; words and numbers of the corpus are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,7 +75,7 @@ def train_text_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTo
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Any image is squashed to 80 x 80 and scaled to [-1, 1]."""
+    """Build a processor that resizes any image to 80 x 80, ignoring its aspect ratio, and scales it to [-1, 1]."""
     image_processor = SiglipImageProcessor(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -91,7 +91,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, vision: SwinConfig, size: TinySize
 ) -> LlavaForConditionalGeneration:
-    """An untrained LLaVA with tied embeddings that sees an image as 100 tokens."""
+    """Build an untrained LLaVA with tied embeddings and 100 tokens per image."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden_size,
@@ -122,21 +122,21 @@ def build_model(
     return model
 
 
-# How an untrained tiny model begins, and why. With transformers' defaults (std 0.02 everywhere) its answers hardly
-# depended on the image after some 2,600 steps of 16 rows on the whole mixture; begun like this, on the first stage of
-# `train.base`, it found a single marker within 200 steps of 32. (Seen while developing; the two were not run side by
-# side, and no benchmark repeats it.)
+# Initial weights of the tiny model, with reasons. With transformers' defaults (std 0.02 everywhere) its answers hardly
+# depended on the image after about 2,600 steps of 16 rows on the whole mixture. With these weights, on the first stage
+# of `train.base`, it found a single marker within 200 steps of 32 rows. (Observed during development; the two were not
+# compared side by side, and no benchmark repeats it.)
 #
-#   text layers         std 0.05    0.02 is made for widths near 1,000; at 192 every layer is next to nothing
-#   ... q_proj, k_proj  std 0.10    attention that starts uniform over a hundred visual tokens sees their mean alone
+#   text layers         std 0.05    0.02 suits widths near 1,000; at width 192 every layer would have almost no effect
+#   ... q_proj, k_proj  std 0.10    attention that starts uniform over a hundred visual tokens sees only their mean
 #   projector, layer 1  1/sqrt(D)   on centred, unit features: most of the tower's output is the same in every cell
-#   projector, layer 2  1/sqrt(D)   so that visual tokens differ as much as words do
+#   projector, layer 2  1/sqrt(D)   makes visual tokens differ as much as words do
 #   embeddings          std 0.02    numbers on a smooth curve (`start_numbers`)
 
 
 @torch.no_grad()
 def start_layers(model: LlavaForConditionalGeneration, pixels: Tensor) -> None:
-    """Scales the text layers, and fits the projector to the features of `pixels` (B, 3, 80, 80), as tabled above."""
+    """Initialize text layers and projector as in the table above; `pixels` (B, 3, 80, 80) give the tower's features."""
     for name, weight in model.model.language_model.layers.named_parameters():
         if weight.ndim == 2:
             weight.mul_(5.0 if name.split(".")[-2] in ("q_proj", "k_proj") else 2.5)
@@ -151,10 +151,11 @@ def start_layers(model: LlavaForConditionalGeneration, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def start_numbers(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Puts the embeddings of " 0" .. " 99" on a smooth curve: the Fourier code of the place each names.
+    """Initialize the embeddings of " 0" .. " 99" on a smooth curve: the Fourier code of the place that each names.
 
-    As independent random rows every number has to be learned on its own, and neighbours know nothing of each other.
-    Large language models end up with such a code for numbers; a small one that reads places all day may begin with it.
+    With independent random rows every number would have to be learned separately, with no similarity between
+    neighbours. Large language models learn a similar code for numbers; this small model, which mostly reads places,
+    starts with it.
     """
     weight = model.get_input_embeddings().weight
     ids = [tokenizer.encode(f" {n}", add_special_tokens=False)[0] for n in range(100)]
