@@ -1,4 +1,4 @@
-"""What an interleaved model answers to problems, and how well it looks."""
+"""Answers of an interleaved model to problems, and the accuracy of its answers and looks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from perception.interleave.generation import InterleavedGenerator
 from train.data.interleaved import ChainEncoder, ChainProblem
 
 Chooser = Callable[[ChainProblem, Tensor, int], Tensor]
-"""(problem, scores (N,), number of the look) -> (N,) bool, what the look selects."""
+"""(problem, scores (N,), number of the look) -> (N,) bool, True for the visual tokens that the look selects."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One answer."""
+    """The answer to one problem, compared with its solution."""
 
     text: str
     right: bool
     looks: tuple[tuple[int, ...], ...]
-    """Visual tokens that each look selected"""
+    """visual tokens selected per look"""
     hits: int
-    """Of them, those that the solution's own steps look at, step by step"""
+    """number of selected visual tokens that the solution's step of the same number looks at"""
     selected: int
+    """number of visual tokens that the looks selected"""
     wanted: int
+    """number of visual tokens that the solution's steps look at"""
 
 
 def answer_text(tokenizer: Any, answer: Sequence[int | Look], perception: bool = False) -> str:
-    """The words of an answer; with the names of perception tokens where `perception`."""
+    """Return the text of an answer, including the names of perception tokens if `perception` is True."""
     ids = [part for part in answer if not isinstance(part, Look)]
     if not perception:
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -50,10 +52,10 @@ def answer_problems(
     batch_size: int = 32,
     choose: Chooser | None = None,
 ) -> list[Outcome]:
-    """Greedy answers.
+    """Answer problems with greedy decoding.
 
     Args:
-        choose: what looks select; None for the model's own selector.
+        choose: chooses the visual tokens of each look; None uses the model's own selector.
     """
     outcomes = []
     for start in range(0, len(problems), batch_size):
@@ -88,6 +90,6 @@ def accuracy(outcomes: Sequence[Outcome]) -> float:
 
 
 def selection_f1(outcomes: Sequence[Outcome]) -> float:
-    """Of all looks' visual tokens together, against those of the solutions' steps."""
+    """Return the F1 score of the selected visual tokens of all looks against those of the solutions' steps."""
     both = sum(o.selected + o.wanted for o in outcomes)
     return 2 * sum(o.hits for o in outcomes) / max(1, both)

@@ -1,4 +1,4 @@
-"""Curves of a run of reinforcement learning, from its log."""
+"""Curves of a reinforcement learning run, drawn from its log."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CURVES = {
     "kl": "KL from the start",
     "length": "tokens written",
     "triggers": "share of chains that look",
-    "entropy": "entropy, nats a token",
-    "selected": "visual tokens a look",
+    "entropy": "entropy, nats per token",
+    "selected": "visual tokens per look",
 }
-"""Scalars of log.jsonl, and what they are called in the plot."""
+"""Scalars of log.jsonl and their titles in the plot."""
 
 
 def draw_curves(log: Path, out: Path) -> Path:
-    """Draws every scalar of CURVES by step; accuracy on held-out problems beside the reward."""
+    """Plot every scalar of CURVES by step, and the accuracy on held-out problems along with the reward."""
     records = [json.loads(line) for line in log.read_text().splitlines()]
     trained = [r for r in records if "losses" in r]
     looked = [(r["step"], r["held_out"]["accuracy"]) for r in records if "accuracy" in r.get("held_out", {})]

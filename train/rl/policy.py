@@ -1,4 +1,4 @@
-"""The policy gradient of interleaved chains: probabilities of what a chain wrote and of what its looks selected.
+"""Policy gradient of interleaved chains: log-probabilities of written tokens and of the looks' selections.
 
 A chain is a sequence of actions of two kinds: tokens, drawn from a categorical distribution, and looks, each a set of
 visual tokens drawn one by one as Bernoulli variables (`VisualTokenSelector.draw`). The log-probability of a look is the
@@ -33,15 +33,15 @@ class ChainLogProbs:
     tokens: Tensor
     """(B, L - 1) log-probabilities of written tokens, 0 elsewhere"""
     written: Tensor
-    """(B, L - 1) bool"""
+    """(B, L - 1) bool, True for written tokens"""
     entropy: Tensor
     """(B, L - 1) entropy of the distributions that tokens were drawn from, 0 elsewhere"""
     scores: Tensor
     """(B, S, M) scores of the looks, minus the offset that they were drawn with"""
     chosen: Tensor
-    """(B, S, M) bool"""
+    """(B, S, M) bool, True for the visual tokens that a look selected"""
     candidates: Tensor
-    """(B, S, M) bool"""
+    """(B, S, M) bool, True for the visual tokens that a look could select"""
 
 
 def chain_log_probs(
@@ -51,11 +51,11 @@ def chain_log_probs(
     temperature: float = 1.0,
     offset: float = 0.0,
 ) -> ChainLogProbs:
-    """Log-probabilities from a teacher-forced forward pass over generated chains.
+    """Compute log-probabilities from a teacher-forced forward pass over generated chains.
 
     Args:
-        output: of the forward pass over `batch`.
-        batch: the chains, every written token being a label.
+        output: output of the forward pass over `batch`.
+        batch: the chains, with every written token as a label.
         banned: ids that generation never writes; they are left out of the distribution.
         temperature: sampling temperature of the tokens.
         offset: added to the scores when the looks were drawn (`VisualTokenSelector.draw`).
@@ -74,14 +74,17 @@ def chain_log_probs(
 
 
 def look_log_probs(chain: ChainLogProbs) -> Tensor:
-    """Log-probabilities (B, S) of the looks' selections, drawn with probability sigmoid(score) each."""
+    """Return log-probabilities (B, S) of the looks' selections; each visual token has probability sigmoid(score)."""
     signed = torch.where(chain.chosen, chain.scores, -chain.scores)
     return (F.logsigmoid(signed) * chain.candidates).sum(-1)
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """Advantages (B,): rewards (B,) minus the mean of their group of `group_size`, divided by the group's standard
-    deviation (GRPO). A group whose rewards are all equal gets advantages of 0."""
+    """Compute the advantages (B,) of rewards (B,) within groups of `group_size` (GRPO).
+
+    The group's mean is subtracted, and the result is divided by the group's standard deviation. A group whose rewards
+    are all equal gets advantages of 0.
+    """
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, unbiased=False, keepdim=True) + 1e-4)).flatten()
@@ -90,9 +93,9 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
 def policy_loss(
     chain: ChainLogProbs, advantages: Tensor, norm: float, selection: Selection = SAMPLED, selection_weight: float = 1.0
 ) -> Tensor:
-    """Mean over chains of minus the advantage-weighted log-probability, divided by `norm`.
+    """Return the mean over chains of the negative advantage-weighted log-probability, divided by `norm`.
 
-    `norm` is a constant, the longest answer allowed. Dividing by each chain's own length would bias the gradient
+    `norm` is a constant, the maximum length of an answer. Division by each chain's own length would bias the gradient
     towards long wrong and short right answers (Dr. GRPO, arXiv 2503.20783).
     """
     tokens = chain.tokens.sum(1)  # (B,)
@@ -104,8 +107,10 @@ def policy_loss(
 
 
 def reference_kl(chain: ChainLogProbs, reference: ChainLogProbs, norm: float) -> Tensor:
-    """KL divergence (B,) of the policy from a reference, summed over each chain and divided by `norm`: Schulman's k3
-    estimate (never negative) at written tokens, exact at the Bernoulli variables of looks."""
+    """Return the KL divergence (B,) of the policy from a reference, summed per chain and divided by `norm`.
+
+    It is Schulman's k3 estimate (never negative) for written tokens, and exact for the Bernoulli variables of looks.
+    """
     gap = (reference.tokens - chain.tokens) * chain.written
     tokens = (gap.exp() - gap - 1).sum(1)  # (B,)
     p, q = chain.scores, reference.scores

@@ -1,9 +1,9 @@
-"""Rewards of reinforcement learning, as plain functions with trl's signature: completions and columns of the data set
-in, a number in [0, 1] a completion out.
+"""Rewards for reinforcement learning, as plain functions with trl's signature.
 
-`answer_reward` and `format_reward` judge interleaved chains; `box_iou_reward`, `depth_order_reward` and `count_reward`
-(after Visual-RFT, arXiv 2503.01785) judge what a chain perceives, so that chains of depth maps and boxes can be
-reinforced by the same trainer, or by trl's.
+They take completions and columns of the data set, and return a number in [0, 1] per completion. `answer_reward` and
+`format_reward` score interleaved chains; `box_iou_reward`, `depth_order_reward` and `count_reward` (after Visual-RFT,
+arXiv 2503.01785) score the perception in a chain, so that the same trainer, or trl's, can train chains with depth maps
+and boxes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from perception.vocabulary.names import PerceptionVocabulary, Span
 from perception.vocabulary.spans import SpanError
 
 Reward = Callable[..., list[float]]
-"""(completions, **columns) -> one number in [0, 1] a completion."""
+"""(completions, **columns) -> one number in [0, 1] per completion."""
 
 
 def answer_reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where the final answer is right."""
+    """Return 1 for completions whose final answer is right, else 0."""
     return [float(same_answer(final_answer(c), a)) for c, a in zip(completions, answer, strict=True)]
 
 
 def format_reward(completions: Sequence[str], heading: str = r"Step (\d+):", **_: Any) -> list[float]:
-    """1 where steps are numbered from 1 up and one answer follows the last of them.
+    """Return 1 for completions whose steps are numbered 1, 2, .. and followed by exactly one answer, else 0.
 
     Args:
-        heading: of a step, its number in the first group.
+        heading: regular expression of a step's heading; its first group is the step's number.
     """
     rewards = []
     for completion in completions:
@@ -48,7 +48,7 @@ def format_reward(completions: Sequence[str], heading: str = r"Step (\d+):", **_
 
 
 def _spans(completion: str, vocabulary: PerceptionVocabulary, modality: str) -> list[Span] | None:
-    """A completion's spans of a modality; None where any span is malformed."""
+    """Return a completion's spans of one modality, or None if any span is malformed."""
     try:
         parts = vocabulary.parse_text(completion)
     except SpanError:
@@ -57,7 +57,7 @@ def _spans(completion: str, vocabulary: PerceptionVocabulary, modality: str) -> 
 
 
 def _pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU (N, M) of boxes xyxy (N, 4) and (M, 4)."""
+    """Return the IoU (N, M) of xyxy boxes (N, 4) and (M, 4)."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)  # (N, M)
@@ -66,9 +66,9 @@ def _pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_iou(drawn_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> float:
-    """Sum of the IoUs of boxes matched one to one, the best pair first, over the larger of the two numbers of boxes.
+    """Match boxes one to one, best pair first; return the sum of the IoUs divided by the larger number of boxes.
 
-    1 for the same boxes in any order; a box that is missing and one too many both cost.
+    The result is 1 for equal boxes in any order; missing boxes and extra boxes lower it.
     """
     if not len(drawn_xyxy) or not len(boxes_xyxy):
         return float(len(drawn_xyxy) == len(boxes_xyxy))
@@ -84,11 +84,11 @@ def box_iou(drawn_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> float:
 def box_iou_reward(
     completions: Sequence[str], boxes_xyxy: Sequence[Any], vocabulary: PerceptionVocabulary, **_: Any
 ) -> list[float]:
-    """`box_iou` of the boxes that a chain draws.
+    """Return the `box_iou` of the boxes that each chain draws; 0 if it draws none or a span is malformed.
 
     Args:
-        completions: with the names of perception tokens in them (decoded with skip_special_tokens=False).
-        boxes_xyxy: (N, 4) in [0, 1] a completion.
+        completions: texts with the names of perception tokens (decoded with skip_special_tokens=False).
+        boxes_xyxy: true boxes (N, 4) in [0, 1] per completion.
     """
     tokenizer = BoxTokenizer(vocabulary.num_locations)
     rewards = []
@@ -99,19 +99,19 @@ def box_iou_reward(
             continue
         codes = np.reshape([code for span in spans for code in span.codes], (-1, 4))
         ordered = (codes[:, 2:] >= codes[:, :2]).all(1)
-        drawn = np.zeros(codes.shape)  # a box that ends before it begins is drawn, and overlaps none
+        drawn = np.zeros(codes.shape)  # a box that ends before it begins counts as drawn but overlaps none
         drawn[ordered] = np.reshape(tokenizer.decode(codes[ordered].ravel().tolist()), (-1, 4))
         rewards.append(box_iou(drawn, np.reshape(np.asarray(truth, float), (-1, 4))))
     return rewards
 
 
 def depth_order_reward(completions: Sequence[str], depth_order: Sequence[Sequence[str]], **_: Any) -> list[float]:
-    """Share of the pairs of marked points that a chain's readings (" A ... 12, B ... 40") put in the right order.
+    """Return the share of pairs of marked points that a chain's readings (" A ... 12, B ... 40") order correctly.
 
     Args:
-        completions: readings are 0 farthest .. 99 nearest, the last of a letter counts; perception tokens in between
-            are passed over.
-        depth_order: letters, the nearest first, a completion.
+        completions: texts with readings from 0 (farthest) to 99 (nearest). The last reading of a letter counts;
+            perception tokens in between are ignored.
+        depth_order: letters per completion, from nearest to farthest.
     """
     rewards = []
     for completion, order in zip(completions, depth_order, strict=True):
@@ -124,7 +124,7 @@ def depth_order_reward(completions: Sequence[str], depth_order: Sequence[Sequenc
 
 
 def count_reward(completions: Sequence[str], count: Sequence[int], **_: Any) -> list[float]:
-    """1 for the right count as the last number outside perception tokens, half of it for one that is off by one."""
+    """Return 1 if the last number outside perception tokens is the right count, 0.5 if it is off by one, else 0."""
     rewards = []
     for completion, truth in zip(completions, count, strict=True):
         numbers = re.findall(r"\d+", re.sub(r"<[A-Z]+_[A-Z0-9]+>", " ", completion))
@@ -138,5 +138,5 @@ PERCEPTION_REWARDS: dict[str, Reward] = {
     "depth_order": depth_order_reward,
     "count": count_reward,
 }
-"""They read completions with the names of perception tokens in them."""
+"""Rewards that need completions with the names of perception tokens in them."""
 REWARDS: dict[str, Reward] = {"answer": answer_reward, "format": format_reward, **PERCEPTION_REWARDS}
