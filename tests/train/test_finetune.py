@@ -417,7 +417,7 @@ def test_the_example_in_the_docs_parses() -> None:
         ({"train_rows": "some"}, "unknown train_rows 'some'; known: all, new"),
         ({"arm": "both"}, "unknown arm 'both'; known: aurora, direct"),
         ({"naming": "ours"}, "unknown naming 'ours'; known: default, aurora"),
-        ({"base_precision": "fp8"}, "unknown base_precision 'fp8'; known: bf16, fp32"),
+        ({"base_precision": "fp8"}, "unknown base_precision 'fp8'; known: fp32, bf16"),
         ({"precision": "fp8"}, "unknown precision 'fp8'; known: bf16, fp32"),
         ({"only_projector": True, "train_rows": "new"}, "only_projector trains nothing else, .*train_rows new"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
