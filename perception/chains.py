@@ -128,6 +128,11 @@ def kind_of_question(question: str) -> str | None:
     return "depth" if _DEPTH_QUESTION.search(question) else None
 
 
+def is_depth_chain(question: str) -> bool:
+    """True if a prompt's question asks for a depth map before the answer."""
+    return question.endswith(DEPTH_FIRST)
+
+
 def choose_mode(question: str, mode: str) -> str:
     """Choose how to answer a question: "chain" or "direct". Mode "auto" is "chain" where a chain fits the question.
 

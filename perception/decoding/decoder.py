@@ -27,6 +27,7 @@ from perception.decoding.cache_slots import SlotCache, cache_key, pack, packed_o
 from perception.decoding.draft_network import DraftNetwork, prompt_states
 from perception.decoding.drafts import RowDraft
 from perception.decoding.lean_forward import LeanForward
+from perception.decoding.map_reader import Due
 from perception.decoding.sampling import Sampling, choose_ids
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import GrammarMasks, mask_scores
@@ -80,8 +81,11 @@ def why_not(model: Any, cache: Any) -> str | None:
 class _RowState:
     """One unfinished answer."""
 
-    def __init__(self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary):
+    def __init__(
+        self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary, due: Due | None = None
+    ):
         self.draft = RowDraft(vocabulary, draft)
+        self.due = due
         self.ids: list[int] = []
         self.span: list[int] = []
         """The newest ids, from the last one that is not a code: all that the grammar reads"""
@@ -105,6 +109,16 @@ class _RowState:
         self.ids += new
         self._read(new)
         self.draft.confirm(new, predicted)
+        if self.due is not None:
+            self.draft.force(self.due(self.ids))
+
+    def force(self, allowed: Tensor, fed: Sequence[int]) -> None:
+        """Restrict the masks (width, V) after each of the ids fed (width) to the ids that are due there."""
+        if self.due is not None:
+            for place in range(len(fed)):
+                if forced := self.due([*self.ids, *fed[1 : place + 1]]):
+                    allowed[place] = False
+                    allowed[place, forced[0]] = True
 
     def codes_left(self) -> int:
         """Number of codes that the open depth map lacks; 0 outside a depth map."""
@@ -232,6 +246,7 @@ class SpanDecoder:
         sampling: Sampling | None = None,
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
+        dues: Sequence[Due | None] | None = None,
     ) -> list[list[int]] | None:
         """Decode the answers to a batch of prompts; returns their ids, with the stop id where one was reached.
 
@@ -239,6 +254,8 @@ class SpanDecoder:
             inputs: of the model: input_ids (B, T), padded on the left, attention_mask, and the images.
             drafts: one per row, a guess of its answer; may be empty.
             max_new_tokens: per row.
+            dues: one per row, what tells the ids that must come next (`perception.decoding.map_reader`); None forces
+                nothing.
             sweeps: if given, decoding is approximate: all codes of a depth map are guessed at once, and after this many
                 forward passes the guesses are accepted, verified or not. With 1 the draft network's map is accepted as
                 it is; a map that it did not draft gets at least two passes.
@@ -250,7 +267,7 @@ class SpanDecoder:
         Raises:
             ValueError: where sweeps is below 1, or is 1 and there is no draft network.
         """
-        steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps)
+        steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps, dues)
         newest: deque[list[list[int]]] = deque(steps, maxlen=1)
         return newest[0] if newest else None
 
@@ -264,6 +281,7 @@ class SpanDecoder:
         sampling: Sampling | None = None,
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
+        dues: Sequence[Due | None] | None = None,
     ) -> Iterator[list[list[int]]]:
         """Yield all rows' ids so far after each forward pass; yields nothing where `decode` returns None.
 
@@ -288,11 +306,15 @@ class SpanDecoder:
                 )
                 self._warned = True
             return
+        dues = dues or [None] * len(prompt)
         rows = [
-            _RowState(ids, draft, self.grammar.vocabulary) for ids, draft in zip(prompt.tolist(), drafts, strict=True)
+            _RowState(ids, draft, self.grammar.vocabulary, due)
+            for ids, draft, due in zip(prompt.tolist(), drafts, dues, strict=True)
         ]
         room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
+        for row, masks in zip(rows, allowed, strict=True):
+            row.force(masks, [-1])
         predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         if self.draft_network is not None and states is not None:
             self._draft(rows, predicted[:, 0].tolist(), self.draft_network.draft(states))
@@ -340,6 +362,8 @@ class SpanDecoder:
             else:
                 room = torch.tensor(left, device=device)[:, None] - torch.arange(width, device=device)  # (b, width)
                 allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
+                for row, masks, held in zip(rows, allowed, guesses, strict=True):
+                    row.force(masks, held)
             predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         found = predicted.tolist()

@@ -70,6 +70,10 @@ class RowDraft:
         if last != expected and parted:
             self._guesses = self._aligned()
 
+    def force(self, ids: Sequence[int]) -> None:
+        """Put ids that must come next in the place of as many guesses."""
+        self._guesses = [*ids, *self._guesses[len(ids) :]]
+
     def _aligned(self) -> list[int]:
         if self._passed > len(self._borders):
             return []

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from perception.chains import Answer, ChatPrompt, choose_mode, prompt_for, read_ids
+from perception.chains import Answer, ChatPrompt, choose_mode, is_depth_chain, prompt_for, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
+from perception.decoding.map_reader import Due, DueIds, MapReader
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
@@ -32,6 +34,8 @@ from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
+
+Read = Literal["decoded", "model"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class PerceptionModel:
         )
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
         self.drafts = DraftBook()
+        self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if depth_tokenizer is not None else None
 
     @classmethod
     def from_pretrained(
@@ -127,7 +132,14 @@ class PerceptionModel:
         """
         self.decoder.compile(**settings)
 
-    def ask(self, image: ImageLike, question: str, mode: str = "auto", max_new_tokens: int = 256) -> Answer:
+    def ask(
+        self,
+        image: ImageLike,
+        question: str,
+        mode: str = "auto",
+        max_new_tokens: int = 256,
+        read: Read = "model",
+    ) -> Answer:
         """Answer one question about one image.
 
         Args:
@@ -136,12 +148,14 @@ class PerceptionModel:
             mode: "chain" draws first, "direct" answers directly, "auto" draws first where a chain fits the question (it
                 counts or asks for depth) and answers directly elsewhere.
             max_new_tokens: for the whole answer; a depth map takes one token per cell of its grid and two more.
+            read: who reads the drawn map at the points of a depth chain. "model": the model writes the readings.
+                "decoded": the package decodes the map and writes them, and the model concludes from them.
 
         Raises:
-            ValueError: for a bad image, an empty question, an unknown mode, or mode "chain" with a question that no
-                chain fits.
+            ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
+                chain fits, or read="decoded" without a depth tokenizer.
         """
-        return self.ask_many([image], [question], mode, max_new_tokens)[0]
+        return self.ask_many([image], [question], mode, max_new_tokens, read=read)[0]
 
     def ask_many(
         self,
@@ -150,6 +164,7 @@ class PerceptionModel:
         modes: str | Sequence[str] = "auto",
         max_new_tokens: int = 256,
         batch_size: int = 32,
+        read: Read = "model",
     ) -> list[Answer]:
         """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
 
@@ -157,6 +172,7 @@ class PerceptionModel:
             images: one for all questions, or a list or tuple with one per question; an object that occurs several times
                 is prepared once.
             modes: one for all questions, or one per question.
+            read: as in `ask`.
 
         Raises:
             ValueError: as `ask`, for questions and modes before anything is answered; or where the numbers of images or
@@ -179,7 +195,7 @@ class PerceptionModel:
             # Images of earlier batches are let go.
             prepared = {key: prepared.get(key) or self.prepare_image(image) for key, image in batch.items()}
             prompts = [Prompt(prepared[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
-            found = self.answer(prompts, max_new_tokens)
+            found = self.answer(prompts, max_new_tokens, read)
             answers += [replace(answer, mode=chosen[i]) for i, answer in zip(rows, found, strict=True)]
         return answers
 
@@ -232,6 +248,7 @@ class PerceptionModel:
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int = 256,
+        read: Read = "model",
         fast: bool = True,
         sweeps: int | None = None,
         **kwargs: Any,
@@ -242,15 +259,17 @@ class PerceptionModel:
 
         Args:
             max_new_tokens: per answer, forced ids not counted.
+            read: as in `ask`; it concerns prompts that ask for a depth map before the answer.
             fast: False decodes with transformers' `generate`, one token per forward pass; the ids are the same.
             sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
             kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
         """
-        inputs = self.inputs(prompts)
+        inputs, dues = self.inputs(prompts), self._dues(prompts, read)
         if fast and not set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"}:
             drafts = [self.drafts.look_up(p.question, p.kind)[len(p.forced) :] for p in prompts]
-            sampling = Sampling(**kwargs)
-            rows = self.decoder.decode(inputs, drafts, max_new_tokens, self.stop_ids, sampling, sweeps=sweeps)
+            rows = self.decoder.decode(
+                inputs, drafts, max_new_tokens, self.stop_ids, Sampling(**kwargs), sweeps=sweeps, dues=dues
+            )
             if rows is not None:
                 for prompt, row in zip(prompts, rows, strict=True):
                     self.drafts.remember(prompt.question, prompt.kind, [*prompt.forced, *row])
@@ -259,12 +278,12 @@ class PerceptionModel:
         processor = SpanLogitsProcessor(self.grammar, max_length=width + max_new_tokens)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
         settings = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id} | settings
-        out = self.model.generate(**inputs, logits_processor=[processor], **settings)
+        out = self.model.generate(**inputs, logits_processor=[processor, DueIds(dues, width)], **settings)
         return [
             list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
         ]
 
-    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[list[int]]:
+    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256, read: Read = "model") -> Iterator[list[int]]:
         """Yield the ids of one answer so far, forced ids included, after each forward pass.
 
         The last ids are those of `generate_ids`. Decoding stops when the caller stops iterating. A model that cannot
@@ -273,10 +292,12 @@ class PerceptionModel:
         inputs, forced = self.inputs([prompt]), list(prompt.forced)
         draft = self.drafts.look_up(prompt.question, prompt.kind)[len(forced) :]
         ids: list[int] | None = None
-        for (ids,) in self.decoder.stream(inputs, [draft], max_new_tokens, [self.processor.tokenizer.eos_token_id]):
+        for (ids,) in self.decoder.stream(
+            inputs, [draft], max_new_tokens, self.stop_ids, dues=self._dues([prompt], read)
+        ):
             yield forced + self._without_end(ids)
         if ids is None:
-            yield self.generate_ids([prompt], max_new_tokens, fast=False)[0]
+            yield self.generate_ids([prompt], max_new_tokens, read, fast=False)[0]
         else:
             self.drafts.remember(prompt.question, prompt.kind, [*forced, *ids])
 
@@ -284,9 +305,25 @@ class PerceptionModel:
         stop = {*self.stop_ids, self.pad_id}
         return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
-    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int = 256, **kwargs: Any) -> list[Answer]:
+    def _dues(self, prompts: Sequence[Prompt], read: Read) -> list[Due | None]:
+        """What forces the readings of a decoded map into each prompt's answer; None where the model writes them."""
+        if read not in get_args(Read):
+            raise ValueError(f"read must be one of {', '.join(get_args(Read))}, got {read!r}")
+        reader = self._map_reader
+        if read == "model":
+            return [None] * len(prompts)
+        if reader is None:
+            raise ValueError(
+                'read="decoded" needs a depth tokenizer to decode maps with, and this model has none; add its '
+                'depth_tokenizer folder, or use read="model"'
+            )
+        return [partial(reader.due, p.forced) if is_depth_chain(p.question) else None for p in prompts]
+
+    def answer(
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 256, read: Read = "model", **kwargs: Any
+    ) -> list[Answer]:
         """Answer a batch of prompts; arguments as in `generate_ids`."""
-        rows = self.generate_ids(prompts, max_new_tokens, **kwargs)
+        rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)
         tokenizer = self.processor.tokenizer
         return [
             read_ids(tokenizer, self.vocabulary, ids, prompt.kind) for ids, prompt in zip(rows, prompts, strict=True)
