@@ -15,7 +15,7 @@ from typing import Any
 from perception.evaluation.scenes import Item
 
 _BRIGHTNESS_TOLERANCE = 0.05
-"""Of 255. Pixels that another processor rounds differently move the mean by less than a thousandth."""
+"""Tolerance of an image's mean pixel value (0 to 255): processors round pixels differently"""
 
 
 class StaleOutcomes(ValueError):

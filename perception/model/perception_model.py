@@ -306,7 +306,7 @@ class PerceptionModel:
         return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
     def _dues(self, prompts: Sequence[Prompt], read: Read) -> list[Due | None]:
-        """What forces the readings of a decoded map into each prompt's answer; None where the model writes them."""
+        """Return, per prompt, the function that forces readings of the decoded map; None if the model writes them."""
         if read not in get_args(Read):
             raise ValueError(f"read must be one of {', '.join(get_args(Read))}, got {read!r}")
         reader = self._map_reader

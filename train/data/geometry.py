@@ -40,7 +40,7 @@ class GeometryData:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the problems."""
+        """Return the settings that determine the problems."""
         return {name: value for name, value in asdict(self).items() if name != "store"}
 
     @property

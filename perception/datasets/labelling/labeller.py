@@ -83,7 +83,7 @@ class Labeller:
     boxes: BoxTeacher | None
     batch_size: int = 8
     embed: bool = False
-    """Whether rows hold the bytes of the images"""
+    """True if rows hold the bytes of the images"""
 
     def __call__(self, names: Sequence[str]) -> list[LabelledImage | Unlabelled]:
         """Label images and return them in order; an image that fails does not affect the others."""
