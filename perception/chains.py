@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import torch.nn.functional as F
 
 from perception.answers import POINT_LETTERS, read_answer
@@ -171,10 +172,12 @@ class ChatPrompt:
     after: str
     completed: bool = False
     """True if the processor itself appends `after` to every text"""
+    between: str | None = None
+    """text from the token that ends an answer to the next question; None if the template has one turn alone"""
 
     @classmethod
     def from_processor(cls, processor: Any) -> ChatPrompt:
-        """Render the processor's chat template around one image and one question.
+        """Render the processor's chat template around one image, one question, and a second question after it.
 
         PaliGemma has no template: its prompt is an image, the question and a line break, which its processor adds.
         Raises ValueError where another processor has no chat template.
@@ -185,9 +188,25 @@ class ChatPrompt:
             raise ValueError("the processor has no chat template; set processor.chat_template to the model's own")
         mark = "\u241fQUESTION\u241f"
         content = [{"type": "image"}, {"type": "text", "text": mark}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        asked = {"role": "user", "content": content}
+        text = processor.apply_chat_template([asked], add_generation_prompt=True)
         before, _, after = text.partition(mark)
-        return cls(before, after)
+        return cls(before, after, between=cls._between(processor, asked, mark))
+
+    @staticmethod
+    def _between(processor: Any, asked: dict[str, Any], mark: str) -> str | None:
+        said = "\u241fANSWER\u241f"
+        answered = {"role": "assistant", "content": [{"type": "text", "text": said}]}
+        again = {"role": "user", "content": [{"type": "text", "text": mark}]}
+        try:
+            text = processor.apply_chat_template([asked, answered, again], add_generation_prompt=True)
+        except jinja2.TemplateError:
+            return None
+        _, _, rest = text.rpartition(said)
+        between, found, _ = rest.partition(mark)
+        if not found:
+            return None
+        return between.removeprefix(processor.tokenizer.eos_token or "")
 
     def head_ids(self, processor: Any, image: Any) -> tuple[list[int], dict[str, Any]]:
         """Ids up to the question, image tokens expanded, and the processor's other outputs (pixel values, ...)."""
@@ -216,6 +235,19 @@ class ChatPrompt:
     ) -> list[int]:
         """Ids of the question, encoded as plain text, and of the template's text after it."""
         return vocabulary.encode_plain(tokenizer, question) + tokenizer.encode(self.after, add_special_tokens=False)
+
+    def next_ids(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str
+    ) -> list[int]:
+        """Ids from the token that ends an answer to the start of the next one.
+
+        Raises:
+            ValueError: if the chat template has one turn alone.
+        """
+        if self.between is None:
+            raise ValueError("the chat template takes one question; ask each question of an image in a row of its own")
+        before = tokenizer.encode(self.between, add_special_tokens=False)
+        return before + self.tail_ids(tokenizer, vocabulary, question)
 
 
 def encode_target(

@@ -51,6 +51,9 @@ class CurriculumConfig:
     readings_share: float = 0.3
     """share of the atomic depth tasks that read a map (a mosaic of other images' maps) at many points. Finding a place
     on a map by its location tokens takes long to learn, and a chain does it only two to five times"""
+    box_turns: int = 0
+    """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
+    image, which costs far less than a row for every question"""
     foreign_maps: float = 0.35
     """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
     reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""
@@ -63,6 +66,8 @@ class CurriculumConfig:
         check_choices(self)
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
+        if self.box_turns < 0:
+            raise ValueError(f"box_turns must not be negative, got {self.box_turns}; 0 asks one question per row")
         for name in (item.name for item in fields(self) if item.type in (float, "float")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

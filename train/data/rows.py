@@ -44,6 +44,8 @@ class Row:
     """depth codes that the model reads instead of those that `example` has it draw"""
     foreign: bool = False
     """True if the depth map belongs to another image; its codes are then not learned"""
+    more: tuple[Example, ...] = ()
+    """further turns of the conversation, without depth maps; the image tokens are read once for all of them"""
 
 
 class RowSource(Protocol):
@@ -66,19 +68,31 @@ class RowEncoder:
 
     def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
         """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
-        vocabulary, example, tokenizer = self.vocabulary, row.example, self.processor.tokenizer
-        head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, example.question)
+        vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
+        head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, row.example.question)
+        read, target, weight = self._answer(row.example, row.shown, row.foreign)
+        for example in row.more:
+            asked = self.prompt.next_ids(tokenizer, vocabulary, example.question)
+            answer, learned, weights = self._answer(example)
+            read += asked + answer
+            target += [IGNORE] * len(asked) + learned
+            weight += [0.0] * len(asked) + weights
+        return head + read, [IGNORE] * len(head) + target, weight
+
+    def _answer(self, example: Example, shown: np.ndarray | None = None, foreign: bool = False) -> Encoded:
+        """Return the ids that the model reads, the ids that it learns, and their weights; see `Row`."""
+        vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
         depth_ids = vocabulary.code_ids("depth")
         depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
-        of_map = 0.0 if row.foreign else self.weights.depth
+        of_map = 0.0 if foreign else self.weights.depth
         of_place = 0.0 if example.task == chains.ATOMIC_READINGS else self.weights.location  # random, not to be learned
         weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
-        read = tail
-        if row.shown is not None:
-            shown = iter(row.shown.tolist())
-            read = [depth_ids[next(shown)] if i in depth else i for i in tail]
-        return head + read, [IGNORE] * len(head) + tail, weight
+        read = list(tail)
+        if shown is not None:
+            codes = iter(shown.tolist())
+            read = [depth_ids[next(codes)] if i in depth else i for i in tail]
+        return read, tail, weight
 
     def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
         """Split rows into batches of similar length, so that short rows are not padded to the length of long ones."""

@@ -142,6 +142,20 @@ class TaskMaker:
         readings = self.readings(codes, np.asarray(centres, np.float32))
         return chains.atomic_readings(Span("depth", tuple(int(c) for c in codes)), places, readings.tolist())
 
+    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example:
+        """Make an example that draws the boxes of some things of the scene."""
+        color, shape = draw_selection(scene, rng)
+        return chains.atomic_boxes(things_text(color, shape), self._span(boxes_of(select(scene, color, shape))))
+
+    def more_boxes(self, scene: Scene, asked: Example, count: int, rng: np.random.Generator) -> tuple[Example, ...]:
+        """Make up to `count` examples of boxes, each of other things than those before it and than `asked`."""
+        found = {asked.question: asked}
+        for _ in range(2 * count):
+            example = self.boxes(scene, rng)
+            if len(found) <= count:
+                found.setdefault(example.question, example)
+        return tuple(found.values())[1:]
+
     def make(
         self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, shown: np.ndarray | None = None
     ) -> tuple[Tensor, Example] | None:
@@ -160,9 +174,7 @@ class TaskMaker:
             image = scene.image if points is None else draw_markers(scene.image, points)
             return image, chains.atomic_depth(depth)
         if task == chains.ATOMIC_BOXES:
-            color, shape = draw_selection(scene, rng)
-            boxes = self._span(boxes_of(select(scene, color, shape)))
-            return scene.image, chains.atomic_boxes(things_text(color, shape), boxes)
+            return scene.image, self.boxes(scene, rng)
         if task in (chains.CHAIN_COUNT, chains.DIRECT_COUNT):
             count = count_question(scene, rng)
             if task == chains.DIRECT_COUNT:
@@ -241,7 +253,9 @@ class SceneRows:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
             made = self.maker.make(task, scene, codes, rng, shown)
             if made is not None:
-                return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign)
+                turns = curriculum.box_turns if task in chains.ATOMIC else 0
+                more = self.maker.more_boxes(scene, made[1], turns, rng)
+                return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign, more)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
