@@ -75,17 +75,28 @@ def atomic_points(points: Span) -> Example:
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
 
 
-def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]) -> Example:
-    """A task that draws the depth map, then reads it at points.
+def atomic_readings(depth: Span, sets: Sequence[tuple[Sequence[Span], Sequence[int]]]) -> Example:
+    """A task that draws the depth map, reads it at several sets of points, and says which point of each is nearest.
+
+    It has the form in which a depth chain reads its map, so that a model learns to conclude from readings as well.
 
     Args:
-        points: spans of one point each.
-        readings: of the map at each point, from 0 (farthest) to 99 (nearest).
+        sets: pairs of the spans of one point each and the map's readings there, from 0 (farthest) to 99 (nearest).
     """
     read: list[str | Span] = []
-    for point, value in zip(points, readings, strict=True):
-        read += [point, f" {value}"]
+    for points, readings in sets:
+        read += _read(points, readings, POINT_LETTERS[max(range(len(readings)), key=readings.__getitem__)])
     return Example(ATOMIC_READINGS, "Draw the depth map and read it at points.", (depth, *read), "")
+
+
+def _read(points: Sequence[Span], readings: Sequence[int], nearest: str) -> list[str | Span]:
+    """Return the part of a target that reads a map: each letter with its point and reading, then the nearest."""
+    read: list[str | Span] = []
+    before = ""
+    for letter, point, value in zip(POINT_LETTERS, points, readings, strict=False):
+        read += [f"{before} {letter}", point]
+        before = f" {value},"
+    return [*read, f"{before} so {nearest}."]
 
 
 def direct_task(question: str) -> str:
@@ -114,12 +125,8 @@ def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Se
         points: spans of one point each.
         readings: of the map at each point, from 0 (farthest) to 99 (nearest).
     """
-    read: list[str | Span] = []
-    before = ""
-    for letter, point, value in zip(POINT_LETTERS, points, readings, strict=False):
-        read += [f"{before} {letter}", point]
-        before = f" {value},"
-    return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", (depth, *read, f"{before} so {answer}."), answer)
+    target = (depth, *_read(points, readings, answer))
+    return Example(CHAIN_DEPTH, f"{question} {DEPTH_FIRST}", target, answer)
 
 
 def kind_of_question(question: str) -> str | None:

@@ -49,8 +49,8 @@ class CurriculumConfig:
     points_share: float = 0.15
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
-    """share of the atomic depth tasks that read a map (a mosaic of other images' maps) at many points. Finding a place
-    on a map by its location tokens takes long to learn, and a chain does it only two to five times"""
+    """share of the atomic depth tasks that read a map (a mosaic of other images' maps) at many points, and say which of
+    a few is nearest. Finding a place on a map takes long to learn, and a chain does it only two to five times"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question"""

@@ -39,7 +39,7 @@ MOST_NOISE = 0.5
 """Largest share of random codes in a noisy map."""
 SHOWN_GAP = 3
 """Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
-_READINGS = 20  # number of points at which a map is read
+_READINGS = 16  # fewest points at which a map is read
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _ATTEMPTS = 12  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
@@ -136,11 +136,14 @@ class TaskMaker:
         return readings_at(near, points)
 
     def read_at_random(self, codes: np.ndarray, rng: np.random.Generator) -> Example:
-        """Make an example that reads a map of codes (h * w,) at random points."""
-        places = [self._points(point[None]) for point in rng.random((_READINGS, 2), dtype=np.float32)]
-        centres = np.concatenate([PointTokenizer(self.vocabulary.num_locations).decode(p.codes) for p in places])
-        readings = self.readings(codes, np.asarray(centres, np.float32))
-        return chains.atomic_readings(Span("depth", tuple(int(c) for c in codes)), places, readings.tolist())
+        """Make an example that reads a map of codes (h * w,) at sets of two to five random points."""
+        tokenizer, read, sets = PointTokenizer(self.vocabulary.num_locations), 0, []
+        while read < _READINGS:
+            spans = [self._points(xy[None]) for xy in rng.random((int(rng.integers(2, 6)), 2), dtype=np.float32)]
+            centres = np.concatenate([tokenizer.decode(span.codes) for span in spans])
+            sets.append((spans, self.readings(codes, np.asarray(centres, np.float32)).tolist()))
+            read += len(spans)
+        return chains.atomic_readings(Span("depth", tuple(int(c) for c in codes)), sets)
 
     def boxes(self, scene: Scene, rng: np.random.Generator) -> Example:
         """Make an example that draws the boxes of some things of the scene."""
