@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.bars import DROPS, GAIN_BARS, Bar, comparison_bars
-from perception.evaluation.comparison import Comparison
+from perception.evaluation.comparison import HEADER, Comparison, accuracy_rows
 
 DIRECT_COMMAND = "python -m train.aurora --arm direct --run_dir runs/direct --out models/direct-tiny"
 AURORA_COMMAND = "python -m train.aurora --out models/aurora-tiny"
@@ -33,22 +33,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def _accuracy(comparison: Comparison) -> str:
-    header = (
-        "task",
-        "n",
-        "direct baseline",
-        "chain of perception",
-        "gain, points",
-        "the same model, direct",
-    )
-    rows = [
-        (row, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[row], arms["aurora, direct"])
-        for row, arms in comparison.accuracy.items()
-    ]
-    return markdown_table(header, rows)
 
 
 def _interventions(comparison: Comparison) -> str:
@@ -150,7 +134,7 @@ def comparison_page(result: Mapping[str, Any], file: str = "aurora_vs_direct.jso
     parts += ["\n".join(_use_reading(shifted, row) for row in shifted.interventions) + "\n"]
     parts += [_bar_list(comparison_bars(shifted))]
     for comparison in styles:
-        parts += [f"## The {comparison.style} style\n", _accuracy(comparison)]
+        parts += [f"## The {comparison.style} style\n", markdown_table(HEADER, accuracy_rows(comparison))]
         parts += [_REPLACED, _interventions(comparison)]
     parts += [
         "## The maps it draws\n",

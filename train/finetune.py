@@ -262,7 +262,7 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         of_scenes = round(config.batch_size * scenes.share) if config.data.any_records else config.batch_size
         store = scenes.build()
         codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae)
-        rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed)
+        rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:
         if config.arm == "direct":

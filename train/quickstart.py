@@ -1,8 +1,10 @@
 """Compare perception tokens with direct answers in minutes (`python -m train.quickstart`, or `make quickstart`).
 
-The quickstart fine-tunes the shipped base twice, on the same images and for the same number of steps: once to answer
-directly, once AURORA-style. It then asks both models the same held-out questions, prints the table, and writes a report
-and a `summary.json` with all figures, minutes and peak memory.
+Labels of perception are cheap, since a teacher model gives them; answers are not. The quickstart therefore starts from
+`models/perception-tiny`, which draws depth maps, boxes and points and has never seen an answer, and fine-tunes it twice
+on the same few answers, for the same number of steps: once to answer directly, once to draw first. It then asks both
+models the same held-out questions, prints the table, and writes a report and a `summary.json` with all figures, minutes
+and peak memory.
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from rich.console import Console
 
 from perception.datasets.depth.measured import motorcycle_depth
-from perception.evaluation.comparison import Comparison, accuracy_table, compare, print_comparison
+from perception.evaluation.comparison import Comparison, compare, print_comparison
 from perception.evaluation.report import CaptionedImage, comparison_html, example_figures, side_by_side, write_report
-from perception.evaluation.scenes import depth_tokenizer_of, scene_items
+from perception.evaluation.scenes import depth_tokenizer_of, evaluate_items, scene_items
+from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel
 from perception.tokenizers.depth import DepthTokenizer
 from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
-from train.finetune import train
+from train.finetune import build_batches, build_parts, target_loss, train
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig
 from train.loop.memory import PeakMemory, peak_memory
@@ -35,40 +39,43 @@ from train.loop.provenance import provenance
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "aurora_vs_direct.json"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Configuration of the quickstart; the defaults fit in twelve minutes on two cores."""
+    """Configuration of the quickstart; the defaults fit in eight minutes on two cores."""
 
     run_dir: str = "runs/quickstart"
-    base: str = "models/tiny-base"
-    depth_tokenizer: str = "tokenizers/depth-scenes-100"
-    num_scenes: int = 4000
+    base: str = "models/perception-tiny"
+    num_scenes: int = 1000
+    """number of rendered scenes"""
+    answers: int = 500
+    """number of scenes with an answer to one question of each kind; the other scenes have only depth maps and boxes"""
     batch_size: int = 16
     num_count: int = 200
     """number of counting questions per style"""
     num_depth: int = 60
     """number of depth questions per style and per number of points (2, 3, 4 and 5)"""
     styles: tuple[str, ...] = ("standard", "shifted")
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    curriculum: CurriculumConfig = field(
+        default_factory=lambda: CurriculumConfig(schedule="constant", atomic_end=0.15, chain_share=0.85)
+    )
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=700, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"
+            steps=200, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, precision="bf16"
         )
     )
 
     def training(self, arm: Literal["aurora", "direct"]) -> AuroraConfig:
         """Return the fine-tuning configuration of an arm. The vision tower stays frozen."""
         folder = Path(self.run_dir)
-        scenes = ScenesConfig(self.num_scenes, str(folder / "scenes"))
+        scenes = ScenesConfig(self.num_scenes, str(folder / "scenes"), answers=self.answers)
         return AuroraConfig(
             arm=arm,
             base=self.base,
             out=str(folder / arm / "model"),
             run_dir=str(folder / arm),
-            depth_tokenizer=self.depth_tokenizer,
             tower_lr_ratio=0.0,
             batch_size=self.batch_size,
             data=SourcesConfig(scenes=scenes),
@@ -77,6 +84,8 @@ class QuickstartConfig:
         )
 
 
+_PASSES = 3
+"""Times that every question is asked, in passes of the chain: it is asked directly as well, and with replaced spans"""
 ARMS: dict[Literal["aurora", "direct"], str] = {
     "direct": "to answer directly",
     "aurora": "AURORA-style, with perception tokens",
@@ -95,6 +104,27 @@ def fine_tune_both(config: QuickstartConfig, console: Console) -> dict[str, FitR
             highlight=False,
         )
     return results
+
+
+def minutes_needed(config: QuickstartConfig) -> float:
+    """Estimate the minutes of the whole run on this machine: one step of each arm and a few answers, scaled up."""
+    seconds = 0.0
+    for arm in ARMS:
+        training = config.training(arm)
+        vqvae = VQVAE.from_pretrained(find_folder(training.depth_tokenizer)).eval()
+        parts = build_parts(training, vqvae)
+        batches = build_batches(training, parts, vqvae, ())
+        for step in range(2):  # the first one warms up
+            start = time.monotonic()
+            for part in batches(step, 0, 1):
+                target_loss(parts.model, part, step)[0].backward()
+        seconds += config.loop.steps * (time.monotonic() - start)
+    model, probe = PerceptionModel.from_pretrained(config.base), scene_items(config.styles[0], 4, 4)
+    start = time.monotonic()
+    evaluate_items(model, probe, "chain", title="timing")
+    questions = config.num_count + 4 * config.num_depth
+    seconds += _PASSES * len(config.styles) * questions / len(probe) * (time.monotonic() - start)
+    return seconds / 60
 
 
 def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[CaptionedImage]]:
@@ -124,15 +154,15 @@ def motorcycle_section(tokenizer: VQVAE, console: Console) -> list[str | list[Ca
     return [words, [CaptionedImage(side_by_side(pictures), "<b>ground truth and decoded</b>")]]
 
 
-def shipped_figures(console: Console, path: Path = RESULTS) -> None:
-    """Print the shipped model's figures from the file of `benchmarks.aurora_vs_direct`; print nothing without it."""
-    if not path.exists():
-        return
-    stored = json.loads(path.read_text())
-    steps = ((stored["aurora"].get("training") or {}).get("steps")) or "many more"
-    console.print(f"\n[bold]With longer training[/]: the shipped models/aurora-tiny, {steps} steps, same questions")
-    for data in stored["styles"].values():
-        console.print(accuracy_table(Comparison.from_json(data)))
+def learning_curves(console: Console, folder: Path = RESULTS) -> list[str | list[CaptionedImage]]:
+    """Print where the curves of `benchmarks.label_efficiency` are, and return the report's section; [] without them."""
+    picture = folder / "label_efficiency.png"
+    if not picture.exists():
+        return []
+    words = "Accuracy by the number of answers to learn from, three seeds: benchmarks/results/label_efficiency.md"
+    console.print(f"\n{words}", highlight=False)
+    with Image.open(picture) as image:
+        return [f"<h2>With fewer and more answers</h2><p>{words}</p>", [CaptionedImage(image.convert("RGB"), "")]]
 
 
 def ask_both(
@@ -173,24 +203,27 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(QuickstartConfig, argv)
     console, start = Console(), time.monotonic()
     console.print(
-        f"Two copies of {config.base}, the same {config.num_scenes} rendered scenes, "
-        f"{config.loop.steps} steps each: one learns to answer directly, one to draw what it sees first. "
-        f"Everything is written to {config.run_dir}; a run that is killed resumes when it is started again.",
+        f"Two copies of {config.base}, which draws but has never seen an answer; {config.num_scenes} rendered scenes, "
+        f"{config.answers} of them with answers; {config.loop.steps} steps each: one learns to answer directly, one to "
+        f"draw what it sees first. Everything is written to {config.run_dir}; a run that is killed resumes when it is "
+        "started again.",
         markup=False,
         highlight=False,
     )
+    console.print(f"On this machine it takes about {minutes_needed(config):.0f} minutes.", highlight=False)
     fits = fine_tune_both(config, console)
     folder = Path(config.run_dir)
     aurora = PerceptionModel.from_pretrained(folder / "aurora" / "model")
     direct = PerceptionModel.from_pretrained(folder / "direct" / "model")
     console.print("\n[bold]3 of 4: asking both the same held-out questions[/]")
     comparisons, sections = ask_both(config, aurora, direct, console)
-    shipped_figures(console)
+    sections += learning_curves(console)
     console.print("\n[bold]4 of 4: a measured depth map through the tokenizer, and the report[/]")
     sections += motorcycle_section(depth_tokenizer_of(aurora), console)
     intro = (
-        f"Two copies of the tiny base, {config.loop.steps} steps of {config.batch_size} samples each on "
-        f"the same {config.num_scenes} rendered scenes. Intervals are 95 % bootstrap; the examples are not picked."
+        f"Two copies of {config.base}, {config.loop.steps} steps of {config.batch_size} samples each on the same "
+        f"{config.num_scenes} rendered scenes, {config.answers} of them with answers. Intervals are 95 % bootstrap; "
+        "the examples are not picked."
     )
     report = write_report(
         folder / "report.html", "Perception tokens: drawing first, or answering at once", intro, sections

@@ -41,3 +41,22 @@ def paired_difference(
     if len(first) != len(second):
         raise ValueError(f"paired values must be of one length, got {len(first)} and {len(second)}")
     return bootstrap_interval(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), seed)
+
+
+def crossed_interval(values: Sequence[Sequence[float]] | np.ndarray, seed: int = 0) -> Interval:
+    """Interval of the mean of `values` (S, N) of S trainings on the same N questions, over both together.
+
+    Trainings and questions are resampled independently of each other (the pigeonhole bootstrap, Owen 2007), so that the
+    interval holds for another seed as well as for other questions. `count` is S * N. Raises ValueError for no values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"values must be (trainings, questions) with at least one of each, got {array.shape}")
+    rng = np.random.default_rng(seed)
+    trainings, questions = array.shape
+    means = np.empty(RESAMPLES)
+    for n in range(RESAMPLES):
+        rows = array[rng.integers(trainings, size=trainings)].mean(0)
+        means[n] = rows[rng.integers(questions, size=questions)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(array.mean()), float(low), float(high), int(array.size))

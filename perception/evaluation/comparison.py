@@ -28,7 +28,8 @@ class Comparison:
 
     style: str
     accuracy: dict[str, dict[str, Interval]]
-    """Arms: "direct" (the baseline), "chain" (AURORA-style, drawing first), "aurora, direct" (the same, not drawing)"""
+    """Arms: "direct" (the baseline), "chain" (AURORA-style, drawing first, the package reading the map), "chain, model
+    reads" (the same, the model reading it; the depth rows alone), "aurora, direct" (the same model, not drawing)"""
     gain: dict[str, Interval]
     """Chain minus direct, paired by item"""
     interventions: dict[str, dict[str, Interval]]
@@ -105,6 +106,11 @@ def compare_with(
     if len(direct_correct) != len(items):
         raise ValueError(f"direct_correct must have one entry per item, {len(items)}, got {len(direct_correct)}")
     chain = evaluate_items(aurora, items, "chain", title=f"{style}: chains of perception")
+    of_depth = [i for i, item in enumerate(items) if item.kind == "depth"]
+    read = evaluate_items(
+        aurora, [items[i] for i in of_depth], "chain", title=f"{style}: maps read by the model", read="model"
+    )
+    read_correct = {i: float(outcome.correct) for i, outcome in zip(of_depth, read, strict=True)}
     without = evaluate_items(aurora, items, "direct", title=f"{style}: the same model, answering directly")
     correct = {
         "direct": [float(value) for value in direct_correct],
@@ -117,6 +123,9 @@ def compare_with(
         for name in GROUPS
         if rows[name]
     }
+    for name, arms in accuracy.items():
+        if all(i in read_correct for i in rows[name]):
+            arms["chain, model reads"] = bootstrap_interval([read_correct[i] for i in rows[name]])
     gain = {
         name: paired_difference([correct["chain"][i] for i in rows[name]], [correct["direct"][i] for i in rows[name]])
         for name in accuracy
@@ -140,13 +149,31 @@ def _compact(interval: Interval) -> str:
     return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"
 
 
+HEADER = ("task", "n", "direct baseline", "drawing first", "gain, points", "model reads the map", "same model, direct")
+"""Columns of `accuracy_rows`"""
+
+
+def accuracy_rows(comparison: Comparison) -> list[tuple[object, ...]]:
+    """Rows of the table of accuracy, with the columns of `HEADER`; "-" where an arm was not measured."""
+    return [
+        (
+            name,
+            arms["direct"].count,
+            arms["direct"],
+            arms["chain"],
+            comparison.gain[name],
+            *(arms.get(arm, "-") for arm in ("chain, model reads", "aurora, direct")),
+        )
+        for name, arms in comparison.accuracy.items()
+    ]
+
+
 def accuracy_table(comparison: Comparison) -> Table:
     table = Table(title=f"{comparison.style} style: accuracy, % ±95 % interval", title_justify="left")
-    for column in ("task", "n", "direct", "drawing first", "gain", "same model, direct"):
+    for column in ("task", "n", "direct", "drawing first", "gain", "model reads", "same, direct"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
-    for name, arms in comparison.accuracy.items():
-        measured = (arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
-        table.add_row(name, str(arms["direct"].count), *(_compact(interval) for interval in measured))
+    for row in accuracy_rows(comparison):
+        table.add_row(*(_compact(cell) if isinstance(cell, Interval) else str(cell) for cell in row))
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from perception.chains import Answer
-from perception.evaluation.comparison import Comparison
+from perception.evaluation.comparison import HEADER, Comparison, accuracy_rows
 from perception.evaluation.scenes import Item, ScoredAnswer, depth_tokenizer_of
 from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel
@@ -118,12 +118,7 @@ def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def comparison_html(comparison: Comparison) -> str:
     """Tables of the comparison on one style."""
-    rows = [
-        (name, arms["direct"].count, arms["direct"], arms["chain"], comparison.gain[name], arms["aurora, direct"])
-        for name, arms in comparison.accuracy.items()
-    ]
-    header = ("task", "n", "direct", "chain of perception", "gain, points", "same model, direct")
-    text = f"<h2>The {html.escape(comparison.style)} style</h2>" + _html_table(header, rows)
+    text = f"<h2>The {html.escape(comparison.style)} style</h2>" + _html_table(HEADER, accuracy_rows(comparison))
     columns = list(next(iter(comparison.interventions.values())))
     if len(columns) > 1:
         body = [(name, *(cells[c] for c in columns)) for name, cells in comparison.interventions.items()]

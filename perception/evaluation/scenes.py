@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perception.answers import POINT_LETTERS
 from perception.chains import Answer, prompt_for
-from perception.model.perception_model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Prompt, Read
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
 from perception.scenes.scene import Scene
@@ -90,12 +90,14 @@ def evaluate_items(
     forced: Sequence[Sequence[int]] | None = None,
     batch_size: int = 50,
     title: str = "",
+    read: Read | None = None,
 ) -> list[ScoredAnswer]:
     """Ask every item in a mode and score the final answers; returns them in the items' order.
 
     Args:
         mode: "chain" or "direct".
         forced: ids that each answer must begin with, or None.
+        read: who reads the drawn maps, as in `PerceptionModel.ask`.
     """
     prompts = [
         Prompt(item.image, prompt_for(item.question, mode)[0], item.kind, tuple(forced[i]) if forced else ())
@@ -110,7 +112,7 @@ def evaluate_items(
         task = progress.add_task(title, total=len(items))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            answers = model.answer([prompts[i] for i in rows])
+            answers = model.answer([prompts[i] for i in rows], read=read)
             for i, answer in zip(rows, answers, strict=True):
                 outcomes[i] = ScoredAnswer(items[i].group, answer.value == items[i].answer, answer)
             progress.advance(task, len(rows))

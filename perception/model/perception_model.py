@@ -138,7 +138,7 @@ class PerceptionModel:
         question: str,
         mode: str = "auto",
         max_new_tokens: int = 256,
-        read: Read = "model",
+        read: Read | None = None,
     ) -> Answer:
         """Answer one question about one image.
 
@@ -148,8 +148,9 @@ class PerceptionModel:
             mode: "chain" draws first, "direct" answers directly, "auto" draws first where a chain fits the question (it
                 counts or asks for depth) and answers directly elsewhere.
             max_new_tokens: for the whole answer; a depth map takes one token per cell of its grid and two more.
-            read: who reads the drawn map at the points of a depth chain. "model": the model writes the readings.
-                "decoded": the package decodes the map and writes them, and the model concludes from them.
+            read: who reads the drawn map at the points of a depth chain. "decoded": the package decodes the map and
+                writes the readings, and the model concludes from them. "model": the model writes them. None: "decoded"
+                where the model has a depth tokenizer to decode maps with, "model" elsewhere.
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
@@ -164,7 +165,7 @@ class PerceptionModel:
         modes: str | Sequence[str] = "auto",
         max_new_tokens: int = 256,
         batch_size: int = 32,
-        read: Read = "model",
+        read: Read | None = None,
     ) -> list[Answer]:
         """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
 
@@ -248,7 +249,7 @@ class PerceptionModel:
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int = 256,
-        read: Read = "model",
+        read: Read | None = None,
         fast: bool = True,
         sweeps: int | None = None,
         **kwargs: Any,
@@ -283,7 +284,7 @@ class PerceptionModel:
             list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
         ]
 
-    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256, read: Read = "model") -> Iterator[list[int]]:
+    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256, read: Read | None = None) -> Iterator[list[int]]:
         """Yield the ids of one answer so far, forced ids included, after each forward pass.
 
         The last ids are those of `generate_ids`. Decoding stops when the caller stops iterating. A model that cannot
@@ -305,12 +306,12 @@ class PerceptionModel:
         stop = {*self.stop_ids, self.pad_id}
         return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
-    def _dues(self, prompts: Sequence[Prompt], read: Read) -> list[Due | None]:
+    def _dues(self, prompts: Sequence[Prompt], read: Read | None) -> list[Due | None]:
         """Return, per prompt, the function that forces readings of the decoded map; None if the model writes them."""
-        if read not in get_args(Read):
+        if read is not None and read not in get_args(Read):
             raise ValueError(f"read must be one of {', '.join(get_args(Read))}, got {read!r}")
         reader = self._map_reader
-        if read == "model":
+        if read == "model" or (read is None and reader is None):
             return [None] * len(prompts)
         if reader is None:
             raise ValueError(
@@ -320,7 +321,7 @@ class PerceptionModel:
         return [partial(reader.due, p.forced) if is_depth_chain(p.question) else None for p in prompts]
 
     def answer(
-        self, prompts: Sequence[Prompt], max_new_tokens: int = 256, read: Read = "model", **kwargs: Any
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 256, read: Read | None = None, **kwargs: Any
     ) -> list[Answer]:
         """Answer a batch of prompts; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)

@@ -21,7 +21,15 @@ from safetensors.torch import load_file
 from tiny_world import make_world
 from transformers import AutoModelForImageTextToText
 
-from perception.chains import ATOMIC_READINGS, CHAIN_DEPTH, DIRECT_OTHER, TASKS
+from perception.chains import (
+    ATOMIC_BOXES,
+    ATOMIC_READINGS,
+    CHAIN_DEPTH,
+    DIRECT_COUNT,
+    DIRECT_DEPTH,
+    DIRECT_OTHER,
+    TASKS,
+)
 from perception.evaluation.comparison import compare
 from perception.evaluation.report import comparison_html, example_figures, write_report
 from perception.evaluation.scenes import scene_items
@@ -186,10 +194,68 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
     row = scenes_of(made)._row(ATOMIC_READINGS, np.random.default_rng(0))
     depth, *read = row.example.target
     assert depth.codes == tuple(row.shown)
-    places = np.concatenate([PointTokenizer(vocabulary.num_locations).decode(p.codes) for p in read[::2]])
-    assert [int(text) for text in read[1::2]] == scenes_of(made).maker.readings(
-        row.shown, places.astype(np.float32)
-    ).tolist()
+    sets: list[list] = [[]]
+    for part, after in zip(read, read[1:], strict=False):  # " A", point, " 34, B", point, " 56, so B.", " A", ...
+        if isinstance(part, Span):
+            value, _, closing = after.strip().partition(",")
+            sets[-1].append((PointTokenizer(vocabulary.num_locations).decode(part.codes), int(value)))
+            sets += [[]] if "so" in closing else []
+    assert sum(map(len, sets)) >= 16 and not sets.pop()
+    for pairs in sets:
+        places = np.concatenate([place for place, _ in pairs]).astype(np.float32)
+        assert [value for _, value in pairs] == scenes_of(made).maker.readings(row.shown, places).tolist()
+
+
+def test_each_set_of_readings_ends_with_the_nearest(world, tmp_path):
+    """The reading part has the form of a depth chain's, so a model learns to conclude without an answer."""
+    curriculum = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
+    row = scenes_of(captured(world, tmp_path, curriculum=curriculum)["batches"])._row(
+        ATOMIC_READINGS, np.random.default_rng(0)
+    )
+    text = "".join(part for part in row.example.target if isinstance(part, str))
+    sets = re.findall(r"((?: [A-E] \d+,)+) so ([A-E])\.", text)
+    assert len(sets) >= 3 and "".join(f"{read} so {nearest}." for read, nearest in sets) == text
+    for read, nearest in sets:
+        values = {letter: int(value) for letter, value in re.findall(r"([A-E]) (\d+)", read)}
+        assert list(values) == list("ABCDE"[: len(values)]) and values[nearest] == max(values.values())
+
+
+def test_rows_of_several_turns_ask_for_other_boxes_of_the_same_scene(world, tmp_path):
+    curriculum = CurriculumConfig("constant", atomic_end=1.0, box_turns=3)
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    row = scenes_of(made)._row(ATOMIC_BOXES, np.random.default_rng(0))
+    questions = [row.example.question, *(example.question for example in row.more)]
+    assert 2 <= len(questions) <= 4 and len(set(questions)) == len(questions)
+    ids, labels, weights = made.encoder.encode(row, ())
+    assert len(ids) == len(labels) and len(weights) < len(ids)
+    tokenizer, vocabulary = made.encoder.processor.tokenizer, made.encoder.vocabulary
+    text = tokenizer.decode(ids)
+    for question in questions:
+        assert f"USER: {question} ASSISTANT:" in text.replace("USER: \n", "USER: ") or question == questions[0]
+    learned = [token for token in labels if token >= 0]
+    spans = [vocabulary.span_ids(example.target[0]) for example in (row.example, *row.more)]
+    assert learned == [token for span in spans for token in [*span, tokenizer.eos_token_id]]
+    tail = labels[len(labels) - len(weights) :]
+    assert all((weight > 0) == (label >= 0) for weight, label in zip(weights, tail, strict=True))
+
+
+def test_fixed_answers_are_the_same_whenever_they_are_asked(world, tmp_path):
+    """With `answers` the scenes with labels are asked one question of each kind; perception uses all scenes."""
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=0.0, depth_share=0.5)
+    made = scenes_of(captured(world, tmp_path, arm="direct", curriculum=curriculum)["batches"])
+    limited = replace(made, answers=2)
+    for task in (DIRECT_COUNT, DIRECT_DEPTH):
+        rows = [limited._row(task, np.random.default_rng(seed)) for seed in range(24)]
+        found = {(row.image.tobytes(), row.example.question, row.example.answer) for row in rows}
+        assert 1 <= len(found) <= 2
+        assert len({made._row(task, np.random.default_rng(seed)).image.tobytes() for seed in range(24)}) > 4
+    images = {limited._row(ATOMIC_BOXES, np.random.default_rng(seed)).image.tobytes() for seed in range(24)}
+    assert len(images) > 2
+
+
+def test_more_answers_than_scenes_are_refused():
+    with pytest.raises(ValueError, match="answers must lie between 0 and the 8 scenes, got 9"):
+        ScenesConfig(count=8, answers=9)
 
 
 def test_maps_to_be_read_are_pieced_together(taken):

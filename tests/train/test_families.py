@@ -5,7 +5,7 @@ Old rows, what a user types, and padding of the vocabulary are looked at on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +129,38 @@ def run(request: Any, tmp_path_factory: Any) -> Run:
 
 def test_from_a_stock_folder_to_a_merged_one(run: Run) -> None:
     check_batch(run)
+    check_turns(run)
     losses = run.train()
     assert losses[1] < losses[0]
     model = merged(run.model).eval()
     check_what_moved(run, model)
     check_folders(run, model)
+
+
+def check_turns(run: Run) -> None:
+    """A second turn is asked as the family's own template asks it, behind the token that ends the first answer."""
+    encoder = run.encoder
+    if encoder.prompt.between is None:
+        assert encoder.prompt.completed, "only PaliGemma has no template"
+        return
+    row = row_of(records(run.folder)[0])
+    (head, _) = encoder.prompt.head_ids(run.processor, row.image)
+    ids, labels, weights = encoder.encode(replace(row, more=(row.example,)), head)
+    alone, alone_labels, _ = encoder.encode(row, head)
+    assert ids[: len(alone)] == alone and labels[: len(alone)] == alone_labels
+    answer = [label for label in alone_labels if label >= 0]
+    assert [label for label in labels if label >= 0] == answer * 2
+    assert len(weights) == len(ids) - (len(alone) - len(answer))
+    said = run.processor.apply_chat_template(
+        [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.example.question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+            {"role": "user", "content": [{"type": "text", "text": row.example.question}]},
+        ],
+        add_generation_prompt=True,
+    )
+    turn = run.processor.tokenizer.decode(ids[len(alone) : len(ids) - len(answer)])
+    assert turn.strip() and said.replace(" ", "").endswith(turn.replace(" ", ""))
 
 
 def check_batch(run: Run) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from perception.evaluation.bootstrap import Interval
@@ -46,15 +47,21 @@ def test_memory_is_in_bytes() -> None:
     assert PeakMemory(2, 1).total == 3
 
 
-def test_the_shipped_checkpoint_s_figures_are_shown_where_they_are(tmp_path: Path) -> None:
-    console = Console(record=True, width=80)
-    quickstart.shipped_figures(console, tmp_path / "none.json")
-    assert console.export_text() == ""
-    stored = {"aurora": {"training": {"steps": 9000}}, "styles": {"shifted": COMPARISON.to_json()}}
-    (tmp_path / "r.json").write_text(json.dumps(stored))
-    quickstart.shipped_figures(console, tmp_path / "r.json")
-    text = console.export_text()
-    assert "aurora-tiny, 9000 steps" in text and "shifted style: accuracy" in text and "50.0 ±10.0" in text
+def test_the_report_shows_the_shipped_curves_where_they_are(tmp_path: Path) -> None:
+    console = Console(record=True, width=120)
+    assert quickstart.learning_curves(console, tmp_path) == [] and console.export_text() == ""
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "label_efficiency.png")
+    words, (picture,) = quickstart.learning_curves(console, tmp_path)
+    assert picture.image.size == (8, 6) and "number of answers" in words
+    assert "benchmarks/results/label_efficiency.md" in console.export_text()
+
+
+def test_both_arms_learn_from_the_same_answers(tmp_path: Path) -> None:
+    config = replace(QuickstartConfig(), run_dir=str(tmp_path))
+    aurora, direct = config.training("aurora"), config.training("direct")
+    assert aurora.data == direct.data and aurora.data.scenes.answers == 500 < aurora.data.scenes.count
+    assert (aurora.base, aurora.loop, aurora.batch_size) == (direct.base, direct.loop, direct.batch_size)
+    assert direct.arm == "direct" and aurora.curriculum.chain_share > 0.5
 
 
 def test_a_misspelt_setting_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

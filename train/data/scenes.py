@@ -41,6 +41,7 @@ SHOWN_GAP = 3
 """Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
 _READINGS = 16  # fewest points at which a map is read
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
+_QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 12  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
@@ -61,11 +62,17 @@ class ScenesConfig:
     """pixels per side"""
     share: float = 0.5
     """share of scenes in the rows of a batch, if there are other data too"""
+    answers: int = 0
+    """number of scenes with an answer to learn from: each has one question of each kind, the same whenever it is asked.
+    Perception tasks use all scenes. 0: every scene is asked a new question each time, so there are answers without
+    end"""
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.count < 0:
             raise ValueError(f"scenes.count must not be negative, got {self.count}; 0 trains on none")
+        if not 0 <= self.answers <= self.count:
+            raise ValueError(f"scenes.answers must lie between 0 and the {self.count} scenes, got {self.answers}")
         if not 0 < self.share < 1:
             raise ValueError(f"scenes.share must lie between 0 and 1, got {self.share}; scenes.count 0 trains on none")
 
@@ -216,6 +223,8 @@ class SceneRows:
     steps: int
     """number of steps of the run"""
     seed: int
+    answers: int = 0
+    """as in `ScenesConfig`"""
 
     def shares(self, step: int) -> dict[str, float]:
         if self.arm == "direct":
@@ -246,15 +255,18 @@ class SceneRows:
         foreign = task == chains.ATOMIC_READINGS
         foreign = foreign or (task == chains.CHAIN_DEPTH and happens(curriculum.foreign_maps, rng))
         noisy = with_map and not foreign and happens(curriculum.noisy_maps, rng)
+        labelled = self.answers if task not in chains.ATOMIC else 0
         for _ in range(_ATTEMPTS):
-            index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
+            index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
+            mirrored = 0 if labelled else mirrored  # the question would be another one
             scene = Scene.from_store(self.store, index)
             scene = scene.flipped() if mirrored else scene
             codes = self._mosaic(rng) if foreign else self.codes[mirrored, index]
             shown = codes if foreign else None
             if noisy:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
-            made = self.maker.make(task, scene, codes, rng, shown)
+            asking = np.random.default_rng((_QUESTIONS, index)) if labelled else rng
+            made = self.maker.make(task, scene, codes, asking, shown)
             if made is not None:
                 turns = curriculum.box_turns if task in chains.ATOMIC else 0
                 more = self.maker.more_boxes(scene, made[1], turns, rng)

@@ -189,8 +189,8 @@ class Checkpoints:
 
 
 def _unless_off(value: Any) -> Any:
-    """Return None for False, else the value: a switch that is newer than a checkpoint was off when it was made."""
-    return None if value is False else value
+    """Return None for False and 0, else the value: an option newer than a checkpoint was off when it was made."""
+    return value or None
 
 
 def frozen_digest(model: nn.Module) -> str | None:

@@ -18,7 +18,8 @@ from rich.text import Text
 
 LOG_FILE = "log.jsonl"
 SMOOTHING = 0.95
-PLAIN_SECONDS = 5.0
+PLAIN_SECONDS = 60.0
+FIRST_PLAIN_SECONDS = 10.0
 
 
 class RunLog:
@@ -56,13 +57,14 @@ class RunLog:
 
 
 class Display:
-    """Display of smoothed losses: a live bar on a terminal, elsewhere a plain line every few seconds."""
+    """Display of smoothed losses: a live bar on a terminal, elsewhere a plain line a minute."""
 
     def __init__(self, title: str, steps: int, start_step: int, console: Console, enabled: bool = True) -> None:
         self._title, self._steps, self._start = title or "training", steps, start_step
         self._console, self._enabled = console, enabled
         self._smooth: dict[str, float] = {}
-        self._began = self._printed = time.monotonic()
+        self._began = time.monotonic()
+        self._due = self._began + FIRST_PLAIN_SECONDS
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -92,7 +94,7 @@ class Display:
             if math.isfinite(value):
                 self._smooth[name] = SMOOTHING * self._smooth.get(name, value) + (1 - SMOOTHING) * value
         now = time.monotonic()
-        if not self._enabled or not (self._live or step == self._steps or now - self._printed >= PLAIN_SECONDS):
+        if not self._enabled or not (self._live or step == self._steps or now >= self._due):
             return
         rate = (step - self._start) / max(now - self._began, 1e-9)
         left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) / max(rate, 1e-9)))
@@ -103,7 +105,7 @@ class Display:
             self._progress.update(self._task, completed=step, pace=pace)
             self._live.update(Group(self._progress, Text(figures, style="dim")))
         else:
-            self._printed = now
+            self._due = now + PLAIN_SECONDS
             self.say(f"{self._title} {step}/{self._steps}: {figures}, {pace}")
 
 

@@ -127,4 +127,5 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match="needs a depth tokenizer"):
         without.ask(np.zeros((8, 8, 3), np.uint8), "Which point is closest?", read="decoded")
     asked = prompt(model, DEPTH, " A", POINT)
-    assert without.generate_ids([asked], 20) == model.generate_ids([asked], 20), "by default the model reads"
+    assert without.generate_ids([asked], 20) == model.generate_ids([asked], 20, "model"), "else the model reads"
+    assert model.generate_ids([asked], 20) == model.generate_ids([asked], 20, "decoded"), "with one the package reads"

@@ -13,7 +13,7 @@ from tiny_perception import build_perception
 from perception.answers import POINT_LETTERS
 from perception.chains import BOXES_FIRST, Answer
 from perception.evaluation import scenes as evaluation_scenes
-from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import bootstrap_interval, crossed_interval, paired_difference
 from perception.evaluation.replacement import INTERVENTIONS, forced_chains, true_span
 from perception.evaluation.scenes import (
     DEPTH_COUNTS,
@@ -109,7 +109,7 @@ class Oracle:
         self.answers = {item.image.numpy().tobytes(): item.answer for item in items}
         self.asked = []
 
-    def answer(self, prompts):
+    def answer(self, prompts, read=None):
         self.asked += prompts
         values = [(p, self.answers[p.image.numpy().tobytes()]) for p in prompts]
         return [Answer("", (), v if int(p.image[0, 0, 0]) % 2 == 0 else "nonsense") for p, v in values]
@@ -206,3 +206,16 @@ def test_a_model_without_a_depth_tokenizer_is_told_so(items):
     model.depth_tokenizer = None
     with pytest.raises(ValueError, match="no depth tokenizer.*add its depth_tokenizer folder"):
         true_span(model, items[-1])
+
+
+def test_an_interval_over_trainings_and_questions_is_wider_where_trainings_differ():
+    """Values (S, N): the same questions, S trainings. Equal trainings add nothing; different ones do."""
+    questions = np.random.default_rng(0).random(200) < 0.6
+    alike = crossed_interval(np.stack([questions] * 3))
+    alone = bootstrap_interval(questions)
+    assert alike.mean == alone.mean and alike.count == 600
+    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, abs=0.02)
+    apart = crossed_interval(np.stack([np.zeros(200), questions, np.ones(200)]))
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+    with pytest.raises(ValueError, match="trainings, questions"):
+        crossed_interval(np.zeros((0, 4)))

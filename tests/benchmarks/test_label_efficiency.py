@@ -1,0 +1,87 @@
+"""The benchmark of label efficiency: which run is chosen, what is compared, and its page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import label_efficiency
+from benchmarks.label_efficiency import ARMS, CURVES, STYLES, Cell, bars, figures, main, page, tune
+from perception.evaluation.scenes import Item, scene_items
+
+SCORES = {100: 0.4, 200: 0.5, 400: 0.6, 800: 0.6, 1600: 0.9}
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    return scene_items("shifted", 6, 2)
+
+
+def outcomes(items: list[Item], share: float) -> list[int]:
+    return [int(i < share * len(items)) for i in range(len(items))]
+
+
+def given(tmp_path: Path, **changes: object) -> argparse.Namespace:
+    defaults = vars(label_efficiency.build_parser().parse_args([]))
+    return argparse.Namespace(**{**defaults, "runs": str(tmp_path), "words": [], **changes})
+
+
+def test_a_longer_run_is_taken_as_long_as_it_is_better(
+    items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Cell] = []
+
+    def measured(cell: Cell, given: argparse.Namespace, name: str, items: list[Item]) -> dict[str, list[int]]:
+        asked.append(cell)
+        return {"directly": [cell.steps, int(1e6 * cell.learning_rate)]}
+
+    def score(outcomes: dict[str, list[int]], items: list[Item]) -> float:
+        steps, rate = outcomes["directly"]
+        return SCORES[steps] + (0.05 if rate == 1000 else 0.0)
+
+    monkeypatch.setattr(Cell, "outcomes", measured)
+    monkeypatch.setattr(label_efficiency, "score", score)
+    best, scores = tune("direct", 500, given(tmp_path), items)
+    assert (best.steps, best.learning_rate) == (400, 1e-3), "800 steps were no better, so 1,600 were not tried"
+    assert [cell.steps for cell in asked] == [100, 200, 400, 800, 400] and len(scores) == 5
+    best, _ = tune("direct", 500, given(tmp_path, most_steps=200), items)
+    assert best.steps == 200
+
+
+def test_the_gain_is_over_the_better_of_the_direct_arms(items: list[Item]) -> None:
+    right, half, wrong = outcomes(items, 1), [int(i % 2 == 0) for i in range(len(items))], outcomes(items, 0)
+    correct = dict(zip(CURVES, ([wrong] * 2, [half] * 2, [right] * 2, [half] * 2), strict=True))
+    found = figures(correct, items)
+    for row in label_efficiency.ROWS:
+        picked = [half[i] for i in label_efficiency.pick(items, row)]
+        gain = found["gain"][row]
+        assert gain["against"] == "directly, after perception" and gain["mean"] == pytest.approx(1 - np.mean(picked))
+        assert found["accuracy"]["drawing first"][row]["mean"] == 1
+
+
+def test_targets_and_page_come_from_the_stored_result(
+    items: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = figures({curve: [outcomes(items, 1 if "drawing" in curve else 0)] * 3 for curve in CURVES}, items)
+    chosen = {arm: {"steps": 200, "learning_rate": 5e-4, "scores": {}} for arm in ARMS}
+    result = {
+        **{"command": "python -m benchmarks.label_efficiency --sizes 500", "seeds": [0, 1, 2], "scenes": 40_000},
+        **{"processor": "x", "cores": 2, "torch": "2", "commit": "c", "uncommitted_changes": False, "minutes": 1.0},
+        "answers": {"500": {"chosen": chosen, "styles": dict.fromkeys(STYLES, cell)}},
+    }
+    assert [(bar.figure, bar.bar) for bar in bars(result)] == [(100, 10), (100, 15)]
+    text = page(result)
+    assert "## Counting, shifted style" in text and "| 500 | drawing first | 200 | 0.0005 |" in text
+    out = tmp_path / "r.json"
+    out.write_text(json.dumps(result))
+    assert main(["--check", "--out", str(out)]) == 0
+    assert (
+        "500 answers, counting: drawing first over directly: 100.0 points, target 10.0, met" in capsys.readouterr().out
+    )
+    label_efficiency.draw(result, tmp_path / "r.png")
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    assert main(["--sizes", "50000"]) == 2 and "as many scenes" in capsys.readouterr().err
