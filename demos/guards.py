@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from perception.model.images import decode_image
+from perception.model.images import DamagedImage, ImageError, UnknownFormat, decode_image
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000
@@ -48,12 +48,12 @@ def read_image(path: str | Path | None) -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at below
         try:
             picture = decode_image(io.BytesIO(data), IMAGE_FORMATS, _check_pixels)
-        except Refused:
-            raise
-        except (UnidentifiedImageError, Image.DecompressionBombError):
+        except UnknownFormat:
             raise Refused(f"this is no image that can be read here; send one of {', '.join(IMAGE_FORMATS)}") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise Refused(f"the image is damaged ({error}); save it anew and send it again") from None
+        except DamagedImage as error:
+            raise Refused(f"the image is damaged ({error.__cause__}); save it anew and send it again") from None
+        except ImageError as error:
+            raise Refused(f"the image {error}") from None
     picture.thumbnail((_LONGEST, _LONGEST))
     return picture
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from perception.model.images import load_image
 from perception.tokenizers.locations import as_places, draw_label, mark_color, text_to_codes, to_bins, to_places
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -82,7 +83,7 @@ class BoxTokenizer:
     def draw(self, boxes_xyxy: Any, image: Image.Image) -> Image.Image:
         """A copy of the image with boxes (n, 4) in [0, 1] outlined, numbered from 1. Raises ValueError as `encode`."""
         boxes = _as_boxes(boxes_xyxy)  # (n, 4)
-        drawn = image.convert("RGB")
+        drawn = load_image(image)
         canvas = ImageDraw.Draw(drawn)
         scale = np.array([drawn.width - 1, drawn.height - 1] * 2)
         for i, box in enumerate(boxes * scale):

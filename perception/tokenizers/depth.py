@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from perception.model.images import load_image
 from perception.tokenizers.locations import text_to_codes
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -163,4 +164,4 @@ class DepthTokenizer:
         pixels = color_table()[shade]  # (H, W, 3)
         pixels[holes] = 128
         picture = Image.fromarray(pixels)
-        return picture if image is None else picture.resize(image.size, Image.Resampling.BILINEAR)
+        return picture if image is None else picture.resize(load_image(image).size, Image.Resampling.BILINEAR)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from perception.model.images import load_image
 from perception.tokenizers.locations import as_places, draw_label, mark_color, text_to_codes, to_bins, to_places
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -60,7 +61,7 @@ class PointTokenizer:
     def draw(self, points_xy: Any, image: Image.Image) -> Image.Image:
         """A copy of the image with points (n, 2) in [0, 1] marked, lettered from A. Raises ValueError as `encode`."""
         points = as_places(points_xy, 2, "points")  # (n, 2)
-        drawn = image.convert("RGB")
+        drawn = load_image(image)
         canvas = ImageDraw.Draw(drawn)
         radius = max(2.0, min(drawn.size) / 60)
         for i, (x, y) in enumerate(points * np.array([drawn.width - 1, drawn.height - 1])):

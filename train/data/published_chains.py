@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from perception.answers import MARKED, final_answer
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.interleave.reasoner import visual_grid
-from perception.model.images import decode_image
+from perception.model.images import load_image
 from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
 
 
@@ -49,7 +48,7 @@ class PublishedProblems(Sequence[ChainProblem]):
         if isinstance(index, slice):
             return PublishedProblems(self._problems[index], self._encoder, self._model)
         read, row = self._problems[index]
-        image = _pixels(read.image)
+        image = np.array(load_image(read.image))
         try:
             grid = self._grid_of(image.shape[:2])
         except ValueError as error:
@@ -82,7 +81,7 @@ def read_published_problems(
         skipped += rows.skipped
         for problem in track(rows.problems, description=Path(file).name, transient=True):
             try:
-                _pixels(problem.image)
+                load_image(problem.image)
                 found.append((problem, _row(problem)))
             except ValueError as error:
                 skipped.append(f"{problem.name}: {error}")
@@ -108,11 +107,3 @@ def _row(problem: InterleavedProblem) -> ChainProblem:
         texts[-1] = texts[-1][: announced[-1].start()].rstrip(" #*\n").removesuffix("The").rstrip()
     steps = tuple(ChainStep(text) for text in texts)
     return ChainProblem(None, problem.question, answer, steps, "published", opening=problem.opening)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8. Raises ValueError naming an image that cannot be decoded."""
-    try:
-        return np.array(decode_image(path))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded ({error})") from error
