@@ -9,8 +9,9 @@
 
 - image: a file, relative to the table's folder.
 - question, answer: plain text; names of perception tokens in them stay text.
-- boxes (optional): the boxes of the counted objects, as x1 y1 x2 y2 in pixels from the upper left corner. With boxes, a
-  "how many" question is also taught as a chain: the boxes first, then their number.
+- boxes (optional): the boxes of the counted objects, as x1 y1 x2 y2 in pixels from the upper left corner of the upright
+  image (photos are turned by their EXIF data, as viewers show them). With boxes, a "how many" question is also taught
+  as a chain: the boxes first, then their number.
 - things (optional): the plural of the boxed objects. With it, drawing the boxes is also a task: "Draw the boxes of the
   cups."
 - id (optional): unique per row.
@@ -99,7 +100,10 @@ def _boxes(row: dict[str, Any], image: ImageFile, where: str) -> np.ndarray | No
         boxes = np.zeros(0)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}: boxes must be a list of [x1, y1, x2, y2] in pixels, got {given!r:.80}; {_REMEDY}")
-    height, width = image.size()
+    try:
+        height, width = image.size()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     for box in boxes:
         x1, y1, x2, y2 = box
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):

@@ -7,6 +7,7 @@ device with twice the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
+from rich.progress import track
 
 from perception.chains import ATOMIC, CHAIN, DIRECT, DIRECT_OTHER
 from perception.datasets.aurora import read_aurora
 from perception.datasets.coco import CountRules, read_counts
 from perception.datasets.depth.questions import DepthRules, read_depth_pairs
+from perception.datasets.images import ImageFile
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.own import read_questions
 from perception.datasets.records import Record, RecordSet
@@ -31,6 +34,8 @@ from train.data.scenes import ScenesConfig
 from train.loop.config import check_choices
 from vqvae import VQVAE
 
+_MOST_NAMED = 5
+"""Further bad images that an error names"""
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
 
@@ -85,7 +90,8 @@ def read_records(
         codes_folder: folder in which the codes of depth maps are stored.
 
     Raises:
-        ValueError: if a reader fails, or a record was made for another vocabulary or depth tokenizer.
+        ValueError: if a reader fails, a record was made for another vocabulary or depth tokenizer, or an image cannot
+            be used.
     """
     if not (config.scenes.count or config.any_records):
         raise ValueError(
@@ -112,6 +118,7 @@ def read_records(
     records = tuple(record for one in sets for record in one.records)
     for record in records:
         check_record(record, vocabulary, vqvae)
+    check_images(records)
     return RecordSet(records, tuple(line for one in sets for line in one.skipped))
 
 
@@ -191,6 +198,32 @@ class RecordRows:
             tasks = [record.example.task for record in self.records]
             self._plans[rows_a_step] = RecordPlan.draw(tasks, self.curriculum, self.steps, rows_a_step, self.seed)
         return self._plans[rows_a_step]
+
+
+def check_images(records: Sequence[Record]) -> None:
+    """Decode every image once, on all cores, so that training cannot stop at one.
+
+    Raises:
+        ValueError: naming entry and file of the first image that cannot be used, and the entries of others.
+    """
+    first: dict[ImageFile, Record] = {}
+    for record in records:
+        first.setdefault(record.image, record)
+
+    def fault(record: Record) -> str | None:
+        try:
+            record.image.load()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = track(pool.map(fault, first.values()), description="checking images", total=len(first), transient=True)
+        bad = [(record.source, said) for record, said in zip(first.values(), faults, strict=True) if said is not None]
+    if bad:
+        others = ", ".join(source for source, _ in bad[1 : 1 + _MOST_NAMED])
+        more = f" ({len(bad)} images cannot be used; others: {others}{', ..' * (len(bad) > 1 + _MOST_NAMED)})"
+        raise ValueError(f"{bad[0][0]}: {bad[0][1]}; or take the entry out{more * (len(bad) > 1)}")
 
 
 def row_of(record: Record) -> Row:
