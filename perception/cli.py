@@ -12,26 +12,43 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from perception.interleave.reasoner import Reasoner, Reasoning
     from perception.model.perception_model import PerceptionModel
     from vqvae import VQVAE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
 console = Console()
+PUBLISHED_ROOM = 512
+"""Most tokens per answer to a published set, by default"""
 
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder or hub name of a model; default: the shipped aurora-tiny.")
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...; default: the best device there is.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Type of the weights: float32, float16 or bfloat16.")]
 
 
-def _load(model: str | None) -> PerceptionModel:
+def _load(model: str | None, device: str | None = None, dtype: str = "float32") -> PerceptionModel:
     from transformers.utils import logging
 
+    from perception.model.devices import find_device, find_dtype
     from perception.model.perception_model import PerceptionModel
     from perception.model.shipped import shipped
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # weights that do not fit, which it warns of, are an error here
-    return PerceptionModel.from_pretrained(model if model is not None else shipped("aurora-tiny"))
+    where = (find_device(device), find_dtype(dtype))
+    return PerceptionModel.from_pretrained(model if model is not None else shipped("aurora-tiny"), *where)
+
+
+def _load_reasoner(model: str | None, device: str | None, dtype: str) -> Reasoner:
+    from perception.interleave.reasoner import Reasoner
+    from perception.model.devices import find_device, find_dtype
+    from perception.model.shipped import shipped
+
+    return Reasoner.from_pretrained(model or shipped("geometry-tiny"), find_device(device), find_dtype(dtype))
 
 
 @app.command()
@@ -51,6 +68,9 @@ def ask(
         typer.Option("--draw", "--picture", help="PNG for what the model drew or selected."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.", min=1)] = None,
 ) -> None:
     """Ask a question about an image."""
     from perception.model.images import load_image
@@ -58,11 +78,12 @@ def ask(
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
     loaded_image = load_image(image)
+    room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if mode == "interleaved":
-        _ask_interleaved(loaded_image, question, model, draw, as_json)
+        _show_reasoning(_load_reasoner(model, device, dtype).solve(loaded_image, question, **room), draw, as_json)
         return
-    perception = _load(model)
-    answer = perception.ask(loaded_image, question, mode)
+    perception = _load(model, device, dtype)
+    answer = perception.ask(loaded_image, question, mode, **room)
     if as_json:
         spans = [{"modality": s.modality, "codes": list(s.codes)} for s in answer.spans]
         print(json.dumps({"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}))
@@ -84,11 +105,9 @@ def ask(
         Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
 
 
-def _ask_interleaved(image: Any, question: str, model: str | None, draw: Path | None, as_json: bool) -> None:
-    from perception.interleave.reasoner import Reasoner, draw_reasoning
-    from perception.model.shipped import shipped
+def _show_reasoning(reasoning: Reasoning, draw: Path | None, as_json: bool) -> None:
+    from perception.interleave.reasoner import draw_reasoning
 
-    reasoning = Reasoner.from_pretrained(model or shipped("geometry-tiny")).solve(image, question)
     if as_json:
         steps = [{"text": step.text, "cells": step.cells.astype(int).tolist()} for step in reasoning.steps]
         print(json.dumps({"answer": reasoning.value, "text": reasoning.text, "steps": steps}))
@@ -122,7 +141,11 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for published answers and their page.")] = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(help="Published questions; default: all.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Published questions per batch.", min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens per published answer.", min=1)] = 512,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens per answer; default: 512 for published sets.", min=1)
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Score a model on held-out scenes, or on a published set, with 95 % bootstrap intervals.
 
@@ -130,14 +153,15 @@ def evaluate(
     the same command continues a stopped run.
     """
     if task != "scenes":
-        _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens)
+        _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens, device, dtype)
         return
     from perception.evaluation.bootstrap import bootstrap_interval
     from perception.evaluation.scenes import evaluate_items, scene_items
 
-    perception = _load(model)
+    perception = _load(model, device, dtype)
     items = scene_items(style, num_count, num_depth)
-    outcomes = evaluate_items(perception, items, mode)
+    room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    outcomes = evaluate_items(perception, items, mode, **room)
     table = Table("task", "n", "accuracy, %", title=f"{style} style, {mode}", title_justify="left")
     for group in dict.fromkeys(item.group for item in items):
         interval = bootstrap_interval([float(o.correct) for o in outcomes if o.group == group])
@@ -153,7 +177,9 @@ def _evaluate_published(
     out: Path,
     limit: int | None,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
+    device: str | None,
+    dtype: str,
 ) -> None:
     from perception.datasets.shards import Plan
     from perception.evaluation.published_scores import (
@@ -164,8 +190,6 @@ def _evaluate_published(
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published_set
-    from perception.interleave.reasoner import Reasoner
-    from perception.model.shipped import shipped
 
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}; known: scenes, {', '.join(SETS)}")
@@ -174,18 +198,19 @@ def _evaluate_published(
     if data is None:
         raise ValueError(f"{name} needs --data, the folder with the downloaded set")
     items = read_published_set(name, data)[:limit]
-    reasons = mode == "interleaved"
-    answering = Reasoner.from_pretrained(model or shipped("geometry-tiny")) if reasons else _load(model)
+    answering = (_load_reasoner if mode == "interleaved" else _load)(model, device, dtype)
     stem = out / f"{name}-{mode}"
-    settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": max_new_tokens}
+    room = PUBLISHED_ROOM if max_new_tokens is None else max_new_tokens
+    settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": room}
+    settings |= {"dtype": dtype} if dtype != "float32" else {}  # runs begun before there was a choice go on
     Plan(stem.with_suffix(".plan.json"), settings).begin()
-    ask = asker(answering, mode, max_new_tokens)
+    ask = asker(answering, mode, room)
     given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
     for group, interval in accuracies(given).items():
         table.add_row(group, str(interval.count), str(interval))
     console.print(table)
-    page = write_page(stem.with_suffix(".html"), f"{name}, {mode}", answering, items, given)
+    page = write_page(stem.with_suffix(".html"), f"{name}, {mode}", answering, items, given, room)
     console.print(f"answers: {stem.with_suffix('.jsonl')}\npage: {page}", style="dim", markup=False, soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from perception.chains import prompt_for
+from perception.model.devices import find_device
 from perception.model.perception_model import PerceptionModel, Prompt
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         """
         Args:
             pretrained: folder or hub name.
+            device: where the model runs; None for the best device there is.
             mode: "chain" draws first where a question counts or asks for depth; "direct" answers directly.
             max_new_tokens: for the spans of an answer in chain mode, where a task's own limit is added to it.
 
@@ -57,7 +59,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
             raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct")
         if unknown := {name: value for name, value in unknown.items() if value is not None}:
             raise ValueError(f"unknown model_args {', '.join(unknown)}; known: pretrained, mode, max_new_tokens")
-        self.perception = PerceptionModel.from_pretrained(pretrained, device or "cpu")
+        self.perception = PerceptionModel.from_pretrained(pretrained, find_device(device))
         self.mode, self.batch_size, self.max_new_tokens = mode, int(batch_size), int(max_new_tokens)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

@@ -153,16 +153,21 @@ def write_page(
     model: PerceptionModel | Reasoner,
     items: Sequence[PublishedItem],
     given: Sequence[PublishedAnswer],
+    max_new_tokens: int,
     each: int = 6,
 ) -> Path:
-    """Write a page with the first right and the first wrong answers of every group, and what was drawn for them."""
+    """Write a page with the first right and the first wrong answers of every group, and what was drawn for them.
+
+    Args:
+        max_new_tokens: as the answers were made with; a reasoner solves again what is shown.
+    """
     figures: list[CaptionedImage] = []
     shown: dict[tuple[str, bool], int] = {}
     for item, one in zip(items, given, strict=True):
         place = (item.group, one.right)
         shown[place] = shown.get(place, 0) + 1
         if shown[place] <= each:
-            figures.append(_figure(model, item, one))
+            figures.append(_figure(model, item, one, max_new_tokens))
     rows = "".join(
         f"<tr><td>{html.escape(g)}</td><td>{i.count}</td><td>{i}</td></tr>" for g, i in accuracies(given).items()
     )
@@ -171,17 +176,21 @@ def write_page(
     return write_report(path, title, intro, [table, figures])
 
 
-def _figure(model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer) -> CaptionedImage:
+def _figure(
+    model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer, max_new_tokens: int
+) -> CaptionedImage:
     name = "right" if one.right else "wrong"
     caption = (
         f"<b>{html.escape(item.question)}</b><br>truth: {html.escape(one.truth)}<br>"
         f'<span class="{name}">{html.escape(str(one.said))} ({name})</span><br><small>{html.escape(one.text)}</small>'
     )
-    return CaptionedImage(_picture(model, item, one), caption)
+    return CaptionedImage(_picture(model, item, one, max_new_tokens), caption)
 
 
-def _picture(model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer) -> Image.Image:
+def _picture(
+    model: PerceptionModel | Reasoner, item: PublishedItem, one: PublishedAnswer, max_new_tokens: int
+) -> Image.Image:
     image = item.image.load()
     if isinstance(model, Reasoner):
-        return draw_reasoning(model.solve(image, item.question))  # solved again: selected tokens are not kept
+        return draw_reasoning(model.solve(image, item.question, max_new_tokens))  # selected tokens are not kept
     return drawn_answer(model, image, Answer(one.text, one.spans, one.said))

@@ -6,18 +6,19 @@ Each reads a folder with the files as their authors publish them, and gives ques
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from perception.answers import LETTERS, read_number
 from perception.datasets.images import ImageFile, check_exists
-from perception.model.images import decode_image
+from perception.model.images import ImageError, decode_image
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
 """How an answer is scored: by its letter, by its number, or by math-verify"""
@@ -25,6 +26,12 @@ MATHS_SOURCES = ("FunctionQA", "Geometry3K", "GeoQA+", "GEOS", "UniGeo")
 """Sources of MathVista's maths subset (MINT-CoT, arXiv 2506.05331)"""
 _OPTION_LINE = re.compile(r"\(?([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?[A-H][).:]\s|\s*$)", re.DOTALL)
 _SEED_COUNTING = "Instances Counting"
+_HIDDEN = "hidden"
+"""BLINK's answer where it publishes none"""
+_NO_NUMBER = re.compile(r"\b(?:more|less|fewer|least|most|over|under|about|or)\b|\+", re.IGNORECASE)
+"""Words of options that hold a number and are none"""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class EncodedImage:
         """Decode the image in RGB. Raises ValueError naming table and row where it cannot be decoded."""
         try:
             return decode_image(BytesIO(self.data))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name} holds no image that can be read ({error}); download it again") from error
+        except ImageError as error:
+            raise ValueError(f"{self.name} holds no image that can be used: it {error}") from error
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _parquet_rows(folder: Path, wanted: str) -> Iterator[_TableRow]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError("reading parquet needs the package pyarrow: pip install pyarrow") from error
-    tables = sorted(folder.rglob("*.parquet"))
+    tables = _files(folder, "*.parquet")
     named = [table for table in tables if wanted.lower() in str(table.relative_to(folder)).lower()]
     if not tables:
         raise ValueError(f"{folder} holds no parquet files; give the folder that the set was downloaded into")
@@ -160,14 +167,72 @@ def _json_rows(path: Path) -> Iterator[_TableRow]:
         yield _TableRow(values, f"{path}, line {number}")
 
 
-def _image_file(folder: Path, name: str, where: str) -> ImageFile:
-    """Find an image by its path, else by its name anywhere under the folder."""
-    path = folder / name
-    if not path.is_file():
-        found = sorted(folder.rglob(Path(name).name))
-        path = found[0] if found else path
-    check_exists(path, where)
-    return ImageFile(path)
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files beneath a folder, sorted, without hidden ones ("._x.jsonl" and such, which archives bring along)."""
+    found = (path for path in sorted(folder.rglob(pattern)) if path.is_file())
+    return [p for p in found if not any(part[0] == "." or part == "__MACOSX" for part in p.relative_to(folder).parts)]
+
+
+class _ImageFiles:
+    """The files beneath a folder, found by the names that questions give."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.by_name: dict[str, list[Path]] = {}
+        for path in _files(folder, "*"):
+            for key in {path.name, path.stem}:  # SEED-Bench names images without an ending
+                self.by_name.setdefault(key, []).append(path)
+
+    def find(self, name: str, where: str, of_set: str = "") -> ImageFile:
+        """Find an image by its path, or by the end of its path anywhere beneath the folder.
+
+        Args:
+            of_set: name of the set that the question belongs to. Where several images go by the name, the one in the
+                folder of that set is meant, or of its number of points.
+
+        Raises:
+            ValueError: if there is no such image, or several that could be meant.
+        """
+        path = self.folder / name
+        found = [] if path.is_file() else self.by_name.get(path.name, [])
+
+        def fit(candidate: Path) -> tuple[bool, bool, int]:
+            folders = candidate.relative_to(self.folder).parts[:-1]
+            points = _points_in(of_set)
+            return (
+                any(_plain(part) == _plain(of_set) for part in folders),
+                points is not None and points in map(_points_in, folders),
+                _shared_end(candidate.parts, Path(name).parts),
+            )
+
+        best = max(map(fit, found), default=None)
+        fitting = [candidate for candidate in found if fit(candidate) == best]
+        if len(fitting) > 1:
+            listed = ", ".join(str(candidate.parent.relative_to(self.folder)) for candidate in fitting[:4])
+            raise ValueError(
+                f"{where}: image {name} lies in {len(fitting)} folders ({listed}); name each set's folder of images as "
+                "its file of questions, or give the folder of one set"
+            )
+        path = fitting[0] if fitting else path
+        check_exists(path, where)
+        return ImageFile(path)
+
+
+def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """The number of parts that two paths share at their ends."""
+    pairs = enumerate(zip(reversed(one), reversed(other), strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _plain(name: str) -> str:
+    """The letters and digits of a name, lower-cased."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _points_in(name: str) -> int | None:
+    """The number of points that a file or folder is named for ("blink_3pointscenter", "hard_3"); None if it is not."""
+    found = re.search(r"(?<!\d)([2-8])[ _-]*(?:points?|pts)|(?<![^\W_])([2-8])(?![^\W_])", name.lower())
+    return int(found[1] or found[2]) if found else None
 
 
 def _with_options(question: str, options: Sequence[str]) -> str:
@@ -179,9 +244,23 @@ def _with_options(question: str, options: Sequence[str]) -> str:
 
 
 def _blink_depth(folder: Path) -> Iterator[PublishedItem]:
-    for row in _parquet_rows(folder, "relative_depth"):
-        if row.get("sub_task") in (None, "Relative_Depth"):
-            yield _choice(row, str(row["idx"]), "depth-2", row.image("image_1"))
+    for row in _blink_rows(folder, "Relative_Depth"):
+        yield _choice(row, str(row["idx"]), "depth-2", row.image("image_1"))
+
+
+def _blink_rows(folder: Path, task: str) -> Iterator[_TableRow]:
+    """Rows of one of BLINK's tasks, without those of its test split, whose answers are not published."""
+    found, hidden = False, ""
+    for row in _parquet_rows(folder, task):
+        if row.get("sub_task") not in (None, task):
+            continue
+        if str(row["answer"]).strip().lower() == _HIDDEN:
+            hidden = row.where
+        else:
+            found = True
+            yield row
+    if hidden and not found:
+        raise ValueError(f"{hidden}: the answers are {_HIDDEN!r}, as in BLINK's test split; download its val split")
 
 
 def _choice(row: _TableRow, key: str, group: str, image: EncodedImage) -> PublishedItem:
@@ -192,27 +271,46 @@ def _choice(row: _TableRow, key: str, group: str, image: EncodedImage) -> Publis
 
 
 def _hardblink(folder: Path) -> Iterator[PublishedItem]:
-    """Read pairs of files, questions and answers, one pair per number of points."""
-    questions = [path for path in sorted(folder.rglob("*.jsonl")) if "answer" not in path.name.lower()]
+    return (item for item in _question_files(folder) if item.scoring == OPTION)
+
+
+def _question_files(folder: Path, left_out: str = "(?!)") -> Iterator[PublishedItem]:
+    """Read AURORA's pairs of files, questions and answers, one pair per set.
+
+    Its authors' folder holds questions/, answers/ and images/, with one folder of images per set and the same file
+    names in each. The options of a depth question are the letters of its points, whose number names the set.
+
+    Args:
+        left_out: pattern of names of files that belong to another set, where there are others.
+    """
+    files = _files(folder, "*.jsonl")
+    answers = [path for path in files if "answer" in str(path.relative_to(folder)).lower()]
+    questions = [path for path in files if path not in answers]
     if not questions:
-        raise ValueError(f"{folder} holds no question files (.jsonl); give the folder that HardBLINK lies in")
-    for path in questions:
-        answers = {str(row["question_id"]): row for row in _json_rows(_answers_of(path))}
-        for row in _json_rows(path):
-            key = str(row["question_id"])
-            if key not in answers:
-                raise ValueError(f"{row.where}: question {key} has no answer in {_answers_of(path)}")
-            text, answer = str(row["text"]), answers[key]
-            image = _image_file(folder, str(row["image"]), row.where)
-            number = re.fullmatch(r"\s*\d+\s*", str(answer["text"]))
-            if number:
-                yield PublishedItem(f"{path.stem}-{key}", "count", image, text, number[0].strip(), NUMBER)
-            else:
-                options = _letters_in(text)
-                group = f"depth-{len(options)}" if options else path.stem
-                options = options or tuple("ABCDE")
-                truth = answer.letter("text", len(options))
-                yield PublishedItem(f"{path.stem}-{key}", group, image, text, truth, OPTION, options)
+        raise ValueError(f"{folder} holds no question files (.jsonl); give the folder with questions and answers")
+    images = _ImageFiles(folder)
+    for path in [p for p in questions if not re.search(left_out, p.name, re.IGNORECASE)] or questions:
+        yield from _pair_of_files(path, _answers_of(path, answers, folder), images)
+
+
+def _pair_of_files(questions: Path, answers: Path, images: _ImageFiles) -> Iterator[PublishedItem]:
+    answered = {str(row["question_id"]): row for row in _json_rows(answers)}
+    of_set = re.sub("questions?", "", questions.stem, flags=re.IGNORECASE)
+    for row in _json_rows(questions):
+        key, text = str(row["question_id"]), str(row["text"])
+        if key not in answered:
+            raise ValueError(f"{row.where}: question {key} has no answer in {answers}")
+        answer = answered[key]
+        image = images.find(str(row["image"]), row.where, of_set)
+        number = re.fullmatch(r"\s*\d+\s*", str(answer["text"]))
+        if number:
+            yield PublishedItem(f"{questions.stem}-{key}", "count", image, text, number[0].strip(), NUMBER)
+        else:
+            count = _points_in(of_set) or len(_letters_in(text))
+            options = tuple(LETTERS[: count or 5])
+            truth = answer.letter("text", len(options))
+            group = f"depth-{count}" if count else questions.stem
+            yield PublishedItem(f"{questions.stem}-{key}", group, image, text, truth, OPTION, options)
 
 
 def _letters_in(text: str) -> tuple[str, ...]:
@@ -224,18 +322,24 @@ def _letters_in(text: str) -> tuple[str, ...]:
     return ()
 
 
-def _answers_of(questions: Path) -> Path:
-    """Find the file of answers beside a file of questions, by its name."""
-    candidates = [
-        questions.with_name(re.sub("question", "answer", questions.name, flags=re.IGNORECASE)),
-        questions.with_name(f"{questions.stem}_answers.jsonl"),
-        questions.with_name(f"{questions.stem}_answer.jsonl"),
-        questions.with_name("answers.jsonl"),
-    ]
-    found = [path for path in candidates if path != questions and path.is_file()]
-    if not found:
-        raise ValueError(f"{questions} has no answers beside it, looked for {', '.join(c.name for c in candidates)}")
+def _answers_of(questions: Path, answers: Sequence[Path], folder: Path) -> Path:
+    """Find the file of answers to a file of questions: of the same name but for the words, beside it or elsewhere."""
+    named = [path for path in answers if _pair_name(path) == _pair_name(questions)]
+    found = [path for path in named if path.parent == questions.parent] or named
+    if not found:  # one file of answers for all questions of a folder
+        found = [path for path in answers if path == questions.with_name("answers.jsonl")]
+    if len(found) != 1:
+        which = "several files of answers" if found else "no answers beside it or elsewhere"
+        listed = ", ".join(str(path.relative_to(folder)) for path in (found or answers)[:6]) or "none"
+        raise ValueError(
+            f"{questions} has {which} beneath {folder} (files of answers: {listed}); name one as the questions, with "
+            "'answers' for 'questions'"
+        )
     return found[0]
+
+
+def _pair_name(path: Path) -> str:
+    return _plain(re.sub("questions?|answers?", "", path.stem, flags=re.IGNORECASE))
 
 
 # Counting
@@ -243,43 +347,58 @@ def _answers_of(questions: Path) -> Path:
 
 def _blink_counting(folder: Path) -> Iterator[PublishedItem]:
     """Read BLINK's tables on the hub, or AURORA's JSON lines."""
-    if not any(folder.rglob("*.parquet")):
-        yield from _hardblink(folder)
-        return
-    for row in _parquet_rows(folder, "counting"):
-        if row.get("sub_task") in (None, "Counting"):
-            yield _count(row, str(row["idx"]), row.image("image_1"), [str(option) for option in row["choices"]])
+    if _files(folder, "*.parquet"):
+        rows = _blink_rows(folder, "Counting")
+        return _counts((row, str(row["idx"]), row.image("image_1"), row["choices"]) for row in rows)
+    return (item for item in _question_files(folder, "seed") if item.scoring == NUMBER)
 
 
-def _count(row: _TableRow, key: str, image: EncodedImage | ImageFile, options: Sequence[str]) -> PublishedItem:
-    """A counting question without its options, as in AURORA, so that a model counts rather than guesses."""
-    option = options[LETTERS.index(row.letter("answer", len(options)))]
-    number = read_number(option)
-    if number is None:
-        raise ValueError(f"{row.where}: the right option {option!r} is no number")
-    return PublishedItem(key, "count", image, str(row["question"]).strip(), f"{number:g}", NUMBER)
+def _counts(
+    rows: Iterable[tuple[_TableRow, str, EncodedImage | ImageFile, Sequence[Any]]],
+) -> Iterator[PublishedItem]:
+    """Counting questions without their options, as in AURORA, so that a model counts rather than guesses.
+
+    Questions whose right option is no number ("more than five") are left out, and their number is said.
+
+    Args:
+        rows: (row, key, image, options) of each question.
+    """
+    left_out = []
+    for row, key, image, options in rows:
+        option = str(options[LETTERS.index(row.letter("answer", len(options)))])
+        number = None if _NO_NUMBER.search(option) else read_number(option)
+        if number is None:
+            left_out.append(f"{row.where}: {option!r}")
+        else:
+            yield PublishedItem(key, "count", image, str(row["question"]).strip(), f"{number:g}", NUMBER)
+    if left_out:
+        _logger.warning("%d questions are left out, as their right option is no number: %s", len(left_out), left_out[0])
 
 
 def _cvbench(folder: Path) -> Iterator[PublishedItem]:
     for row in _parquet_rows(folder, "test"):
         key, task = str(row["idx"]), str(row["task"])
         if task == "Count":
-            yield _count(row, key, row.image("image"), [str(option) for option in row["choices"]])
+            yield from _counts([(row, key, row.image("image"), row["choices"])])
         else:
             yield _choice(row, key, task.lower(), row.image("image"))
 
 
 def _seedbench(folder: Path) -> Iterator[PublishedItem]:
     """Read SEED-Bench's instance counting: its own JSON, its tables on the hub, or AURORA's JSON lines."""
-    whole = [path for path in sorted(folder.rglob("*.json")) if "seed" in path.name.lower()]
+    whole = [path for path in _files(folder, "*.json") if "seed" in path.name.lower()]
+    rows: Iterable[tuple[_TableRow, EncodedImage | ImageFile]]
     if whole:
-        yield from _seed_json(whole[0], folder)
-    elif any(folder.rglob("*.parquet")):
-        for row in _parquet_rows(folder, "test"):
-            if str(row.get("question_type_id")) == "5" and row.get("data_type") in (None, "image"):
-                yield _seed_count(row, _first_image(row))
+        rows = _seed_json(min(whole, key=lambda path: len(path.name)), _ImageFiles(folder))
+    elif _files(folder, "*.parquet"):
+        rows = (
+            (row, _first_image(row))
+            for row in _parquet_rows(folder, "test")
+            if str(row.get("question_type_id")) == "5" and row.get("data_type") in (None, "image")
+        )
     else:
-        yield from _hardblink(folder)
+        return (item for item in _question_files(folder, "blink") if item.scoring == NUMBER)
+    return _counts((row, str(row["question_id"]), i, [row[f"choice_{c}"] for c in "abcd"]) for row, i in rows)
 
 
 def _first_image(row: _TableRow) -> EncodedImage:
@@ -287,12 +406,7 @@ def _first_image(row: _TableRow) -> EncodedImage:
     return _TableRow({"image": images[0] if isinstance(images, list) and images else images}, row.where).image("image")
 
 
-def _seed_count(row: _TableRow, image: EncodedImage | ImageFile) -> PublishedItem:
-    options = [str(row[f"choice_{letter}"]) for letter in "abcd"]
-    return _count(row, str(row["question_id"]), image, options)
-
-
-def _seed_json(path: Path, folder: Path) -> Iterator[PublishedItem]:
+def _seed_json(path: Path, images: _ImageFiles) -> Iterator[tuple[_TableRow, ImageFile]]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         counting = held.get("question_type", {}).get(_SEED_COUNTING, 5)
@@ -302,7 +416,7 @@ def _seed_json(path: Path, folder: Path) -> Iterator[PublishedItem]:
     for number, values in enumerate(rows):
         row = _TableRow(values, f"{path}, question {number}")
         if row["question_type_id"] == counting:
-            yield _seed_count(row, _image_file(folder, str(row["data_id"]), row.where))
+            yield row, images.find(str(row["data_id"]), row.where)
 
 
 # Maths
@@ -328,12 +442,13 @@ def _mathvista(folder: Path) -> Iterator[PublishedItem]:
 
 def _geoqa(folder: Path) -> Iterator[PublishedItem]:
     """Read Geo170K's test images with R1-V's JSON lines: image_path, question, ground_truth."""
-    files = sorted(folder.rglob("*geoqa*.jsonl"))
+    files = _files(folder, "*geoqa*.jsonl")
     if not files:
         raise ValueError(f"{folder} holds no file *geoqa*.jsonl; put geoqa_test_prompts.jsonl there")
+    images = _ImageFiles(folder)
     for number, row in enumerate(_json_rows(files[0])):
         truth = re.sub(r"</?answer>", "", str(row["ground_truth"])).strip()
-        image = _image_file(folder, str(row["image_path"]), row.where)
+        image = images.find(str(row["image_path"]), row.where)
         yield PublishedItem(str(number), "geoqa", image, str(row["question"]).strip(), truth, MATHS)
 
 

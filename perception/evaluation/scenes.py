@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,7 @@ def evaluate_items(
     batch_size: int = 50,
     title: str = "",
     read: Read | None = None,
+    **settings: Any,
 ) -> list[ScoredAnswer]:
     """Ask every item in a mode and score the final answers; returns them in the items' order.
 
@@ -98,6 +100,7 @@ def evaluate_items(
         mode: "chain" or "direct".
         forced: ids that each answer must begin with, or None.
         read: who reads the drawn maps, as in `PerceptionModel.ask`.
+        settings: of `PerceptionModel.answer`, such as max_new_tokens.
     """
     prompts = [
         Prompt(item.image, prompt_for(item.question, mode)[0], item.kind, tuple(forced[i]) if forced else ())
@@ -112,7 +115,7 @@ def evaluate_items(
         task = progress.add_task(title, total=len(items))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            answers = model.answer([prompts[i] for i in rows], read=read)
+            answers = model.answer([prompts[i] for i in rows], read=read, **settings)
             for i, answer in zip(rows, answers, strict=True):
                 outcomes[i] = ScoredAnswer(items[i].group, answer.value == items[i].answer, answer)
             progress.advance(task, len(rows))

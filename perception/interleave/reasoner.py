@@ -97,14 +97,16 @@ class Reasoner:
         self._generator_settings = {"tokenizer": tokenizer}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> Reasoner:
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Reasoner:
         """Load a folder written by `train.interleave` or `train.reinforce`, or a model of the hub.
 
         Raises:
             ValueError: naming the file that is missing, half written, or of another model.
         """
         folder = find_folder(path)
-        perception = PerceptionModel.from_pretrained(folder, device)
+        perception = PerceptionModel.from_pretrained(folder, device, dtype)
         selector = VisualTokenSelector.load(folder, perception.model)
         return cls(perception, selector, read_settings(folder))
 

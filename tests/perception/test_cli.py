@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
+from perception.model.perception_model import PerceptionModel
 
 QUESTION = "How many red cubes are there?"
 
@@ -77,6 +79,32 @@ def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
     assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
     with Image.open(drawn) as image:
         assert image.height == 240
+
+
+def test_device_precision_and_room_are_options(folder, picture, monkeypatch):
+    loaded, load = [], PerceptionModel.from_pretrained.__func__
+
+    def noted(cls, path, device="cpu", dtype=torch.float32):
+        loaded.append((torch.device(device), dtype))
+        return load(cls, path, device, dtype)
+
+    monkeypatch.setattr(PerceptionModel, "from_pretrained", classmethod(noted))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    short = ("--device", "cpu", "--dtype", "bfloat16", "--max-new-tokens", 1)
+    text = json.loads(run("ask", picture, "What is this?", "-m", folder, "--json", *short))["text"]
+    whole = json.loads(run("ask", picture, "What is this?", "-m", folder, "--json"))["text"]
+    assert len(text) < len(whole)
+    run("evaluate", "-m", folder, "--num-count", 1, "--num-depth", 1, "--mode", "direct", *short)
+    cpu = torch.device("cpu")
+    assert loaded == [(cpu, torch.bfloat16), (cpu, torch.float32), (cpu, torch.bfloat16)]
+
+
+def test_a_device_or_precision_that_is_not_there(folder, picture, monkeypatch, capsys):
+    for command in (("ask", picture, QUESTION), ("evaluate",)):
+        said = error_of(monkeypatch, capsys, *command, "-m", folder, "--device", "cuda:99")
+        assert "device 'cuda:99' cannot be used here" in said
+        said = error_of(monkeypatch, capsys, *command, "-m", folder, "--dtype", "half")
+        assert "unknown dtype 'half'; known: float32, float16, bfloat16" in said
 
 
 def test_info_describes_the_model(folder):

@@ -16,11 +16,15 @@ from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
-from perception.chains import Answer
+from perception.chains import Answer, kind_of_question
 from perception.datasets.shards import Plan
 from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, score
 from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
+from perception.interleave.reasoner import Reasoner
 from perception.vocabulary.names import Span
+
+ROOT = Path(__file__).parents[3]
+CASES = next((p for p in (ROOT / "shared/cases", ROOT.parent / "shared/cases") if p.is_dir()), None)
 
 
 def picture(shade: int = 0) -> dict[str, Any]:
@@ -41,9 +45,9 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def image_file(path: Path) -> None:
+def image_file(path: Path, colour: str | tuple[int, int, int] = "teal") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), "teal").save(path)
+    Image.new("RGB", (40, 30), colour).save(path)
 
 
 def blink(idx: str, sub_task: str, question: str, choices: list[str], answer: str, **more: Any) -> dict[str, Any]:
@@ -102,6 +106,152 @@ def test_hardblink_s_pairs_of_files(tmp_path: Path) -> None:
     (tmp_path / "hardblink_5_answers.jsonl").unlink()
     with pytest.raises(ValueError, match="has no answers beside it"):
         read_published_set("hardblink", tmp_path)
+
+
+HARDBLINK_TEXT = "Some points are circled and lettered. Which of them is closest to the camera?"
+
+
+def hardblink_folder(folder: Path, sets: dict[int, str]) -> Path:
+    """As its authors publish it: the same file names in every set, no options in the text. Images differ in shade.
+
+    Args:
+        sets: answers by number of points: one letter per question.
+    """
+    for points, letters in sets.items():
+        asked, name = [], f"blink_{points}pointscenter"
+        answers = [{"question_id": n, "text": f"({letter})", "category": "count"} for n, letter in enumerate(letters)]
+        for n in range(len(letters)):
+            asked.append({"question_id": n, "image": f"{n}.png", "text": HARDBLINK_TEXT, "category": "count"})
+            image_file(folder / "images" / f"blink{points}pointscenter" / f"{n}.png", (points, n, 0))
+        lines(folder / "questions" / f"{name}_questions.jsonl", asked)
+        lines(folder / "answers" / f"{name}_answers.jsonl", answers)
+    return folder
+
+
+def test_hardblink_as_its_authors_publish_it(tmp_path: Path) -> None:
+    items = read_published_set("hardblink", hardblink_folder(tmp_path, {3: "AC", 4: "DB", 5: "EA"}))
+    assert [(item.group, item.truth) for item in items] == [
+        ("depth-3", "A"),
+        ("depth-3", "C"),
+        ("depth-4", "D"),
+        ("depth-4", "B"),
+        ("depth-5", "E"),
+        ("depth-5", "A"),
+    ]
+    assert [item.options for item in items[::2]] == [tuple("ABC"), tuple("ABCD"), tuple("ABCDE")]
+    shades = [item.image.load().getpixel((0, 0)) for item in items]
+    assert shades == [(points, n, 0) for points in (3, 4, 5) for n in (0, 1)], "each set has its own pictures"
+    assert kind_of_question(items[0].question) == "depth"
+    lines(tmp_path / "answers" / "blink_3pointscenter_answers.jsonl", [{"question_id": 0, "text": "(D)"}])
+    with pytest.raises(ValueError, match="blink_3pointscenter_answers.jsonl, line 1.*no letter of 3 options"):
+        read_published_set("hardblink", tmp_path)
+
+
+@pytest.mark.skipif(CASES is None, reason="no shared/cases")
+def test_hardblink_s_folder_that_was_refused() -> None:
+    items = read_published_set("hardblink", CASES / "hardblink")
+    assert [(item.group, item.truth) for item in items] == [
+        ("depth-3", "A"),
+        ("depth-3", "B"),
+        ("depth-4", "A"),
+        ("depth-4", "B"),
+    ]
+    assert [item.image.path.parent.name for item in items] == ["blink3pointscenter"] * 2 + ["blink4pointscenter"] * 2
+
+
+def test_pictures_of_a_set_are_never_guessed(tmp_path: Path) -> None:
+    folder = hardblink_folder(tmp_path, {3: "A", 4: "A"})
+    for points in (3, 4):  # other names of the sets, the number of points still says which is which
+        (folder / "images" / f"blink{points}pointscenter").rename(folder / "images" / f"hard {points} points")
+    items = read_published_set("hardblink", folder)
+    assert [item.image.load().getpixel((0, 0)) for item in items] == [(3, 0, 0), (4, 0, 0)]
+    for points, name in ((3, "first"), (4, "second")):
+        (folder / "images" / f"hard {points} points").rename(folder / "images" / name)
+    with pytest.raises(ValueError, match=r"line 1: image 0.png lies in 2 folders \(images/first, images/second\)"):
+        read_published_set("hardblink", folder)
+
+
+def test_files_that_archives_bring_along_are_no_questions(tmp_path: Path) -> None:
+    folder = hardblink_folder(tmp_path, {3: "A"})
+    (folder / "questions" / "._blink_3pointscenter_questions.jsonl").write_bytes(b"\0\5\x16\7")
+    image_file(folder / "__MACOSX" / "blink3pointscenter" / "0.png", (9, 9, 9))
+    (item,) = read_published_set("hardblink", folder)
+    assert item.image.load().getpixel((0, 0)) == (3, 0, 0)
+
+
+def test_counting_and_depth_in_one_folder(tmp_path: Path) -> None:
+    folder = hardblink_folder(tmp_path, {3: "AB"})
+    for name, count in (("blink_count", "4"), ("seed_count", "7")):
+        lines(
+            folder / "questions" / f"{name}_questions.jsonl",
+            [{"question_id": 0, "image": f"{name}.png", "text": "How many cats?"}],
+        )
+        lines(folder / "answers" / f"{name}_answers.jsonl", [{"question_id": 0, "text": count}])
+        image_file(folder / "images" / f"{name}.png")
+    assert [item.truth for item in read_published_set("hardblink", folder)] == ["A", "B"]
+    assert [item.truth for item in read_published_set("blink-counting", folder)] == ["4"]
+    assert [item.truth for item in read_published_set("seedbench", folder)] == ["7"]
+
+
+def test_blink_s_test_split_has_no_answers(tmp_path: Path) -> None:
+    depth_set(tmp_path)
+    hidden = [blink(f"test_{task}", task, "Q?", ["0", "1"], "hidden") for task in ("Relative_Depth", "Counting")]
+    for row in hidden:
+        table(tmp_path / row["sub_task"] / "test-00000-of-00001.parquet", [row])
+    assert len(read_published_set("blink-depth", tmp_path)) == 5
+    assert len(read_published_set("blink-counting", tmp_path)) == 1
+    (tmp_path / "Counting" / "val-00000-of-00001.parquet").unlink()
+    with pytest.raises(ValueError, match="test-00000-of-00001.parquet, row 0: the answers are 'hidden'.*val split"):
+        read_published_set("blink-counting", tmp_path)
+
+
+def test_seedbench_s_images_have_no_ending_and_some_options_are_no_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {
+        "choice_a": "One",
+        "choice_b": "More than five",
+        "choice_c": "3",
+        "choice_d": "Four",
+        "question": "How many?",
+    }
+    rows = [
+        row | {"question_id": str(n), "data_id": f"1_{n}", "answer": answer, "question_type_id": 5}
+        for n, answer in enumerate("ABC")
+    ]
+    (tmp_path / "SEED-Bench.json").write_text(json.dumps({"questions": rows}))
+    (tmp_path / "SEED-Bench-2.json").write_text("{}")
+    for n in range(3):
+        image_file(tmp_path / "SEED-Bench-image" / f"1_{n}.png", (n, n, n))
+        if n:
+            (tmp_path / "SEED-Bench-image" / f"1_{n}.png").rename(tmp_path / "SEED-Bench-image" / f"1_{n}")
+    items = read_published_set("seedbench", tmp_path)
+    assert [(item.key, item.truth, item.image.load().getpixel((0, 0))[0]) for item in items] == [
+        ("0", "1", 0),
+        ("2", "3", 2),
+    ]
+    (said,) = caplog.messages
+    assert "1 questions are left out" in said and "question 1: 'More than five'" in said
+
+
+def test_geoqa_s_test_images_are_not_those_of_training(tmp_path: Path) -> None:
+    rows = [{"image_path": "./Geo170K/images/test/0.png", "question": "Find AB.", "ground_truth": "145"}]
+    lines(tmp_path / "geoqa_test_prompts.jsonl", rows)
+    image_file(tmp_path / "images" / "geo3k" / "0.png", (1, 1, 1))
+    image_file(tmp_path / "images" / "test" / "0.png", (2, 2, 2))
+    (item,) = read_published_set("geoqa", tmp_path)
+    assert item.image.load().getpixel((0, 0)) == (2, 2, 2)
+
+
+def test_pictures_in_tables_are_read_as_files_are(tmp_path: Path) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 40)).save(buffer, "JPEG", exif=exif)
+    table(
+        tmp_path / "Counting" / "val.parquet", [counting_row(0) | {"image_1": {"bytes": buffer.getvalue(), "path": ""}}]
+    )
+    (item,) = read_published_set("blink-counting", tmp_path)
+    assert item.image.load().size == (40, 30)
 
 
 def test_aurora_s_counting_files(tmp_path: Path) -> None:
@@ -315,10 +465,31 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
 def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:
     rows = [{"image_path": "0.png", "question": "Find x.", "ground_truth": "70"}]
     lines(tmp_path / "geoqa.jsonl", rows)
-    figure = Path(__file__).parents[3] / "demos" / "examples" / "figure-fourth_angle-14.png"
+    figure = ROOT / "demos" / "examples" / "figure-fourth_angle-14.png"
     (tmp_path / "0.png").write_bytes(figure.read_bytes())
     command = ["evaluate", "geoqa", "--data", str(tmp_path), "--mode", "interleaved", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
     assert result.exit_code == 0 and "geoqa" in result.stdout
     (answer,) = [json.loads(line) for line in (tmp_path / "out" / "geoqa-interleaved.jsonl").read_text().splitlines()]
     assert "Step 1:" in answer["text"] and answer["said"]
+
+
+def test_the_page_is_made_with_the_settings_of_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(tmp_path / "geoqa.jsonl", [{"image_path": "0.png", "question": "Find x.", "ground_truth": "70"}])
+    image_file(tmp_path / "0.png")
+    rooms = []
+    solve = Reasoner.solve
+
+    def noted(self: Reasoner, image: Any, question: str, max_new_tokens: int = 200) -> Any:
+        rooms.append(max_new_tokens)
+        return solve(self, image, question, max_new_tokens)
+
+    monkeypatch.setattr(Reasoner, "solve", noted)
+    command = ["evaluate", "geoqa", "--data", str(tmp_path), "--mode", "interleaved", "--out", str(tmp_path / "out")]
+    command += ["--max-new-tokens", "7", "--device", "cpu", "--dtype", "bfloat16"]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and rooms == [7, 7]
+    plan = json.loads((tmp_path / "out" / "geoqa-interleaved.plan.json").read_text())
+    assert (plan["dtype"], plan["max_new_tokens"]) == ("bfloat16", 7)
+    with pytest.raises(ValueError, match="dtype was 'bfloat16' and is None"):
+        CliRunner().invoke(cli.app, command[:-2], catch_exceptions=False)
