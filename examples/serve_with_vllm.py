@@ -1,27 +1,37 @@
 """Ask a fine-tuned model that vLLM serves, with its spans constrained by the grammar.
 
     vllm serve runs/own/model --structured-outputs-config.backend guidance
-    python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?"
+    python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?" --draw answer.png
 
-Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads a
-depth map back from the answer's tokens, and the depth tokenizer in the model's folder draws it.
+Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads the
+spans back from the answer's tokens; with --draw their boxes, points and depth maps are drawn, maps by the depth
+tokenizer in the model's folder. No weights of the model are loaded here.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
+import sys
+import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import AutoProcessor
 
 from perception.chains import prompt_for
+from perception.evaluation.report import side_by_side
 from perception.grammar.automaton import SpanGrammar
 from perception.model.image_inputs import placeholder_ids
-from perception.vocabulary.names import PerceptionVocabulary
+from perception.model.images import load_image
+from perception.tokenizers import TOKENIZERS, DepthTokenizer
+from perception.vocabulary.names import PerceptionVocabulary, Span
+from vqvae import VQVAE
 
 
 def grammar_of(folder: str) -> SpanGrammar:
@@ -37,10 +47,16 @@ def grammar_of(folder: str) -> SpanGrammar:
 
 
 def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> dict[str, Any]:
-    """The body of a chat completion. Spans are special tokens, so `skip_special_tokens` is off."""
-    shown = base64.b64encode(image.read_bytes()).decode()
+    """The body of a chat completion.
+
+    The picture is sent as this package sees it: upright, in RGB. Spans are special tokens, so `skip_special_tokens` is
+    off.
+    """
+    png = io.BytesIO()
+    load_image(image).save(png, "PNG")
+    shown = base64.b64encode(png.getvalue()).decode()
     content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/{image.suffix[1:]};base64,{shown}"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{shown}"}},
         {"type": "text", "text": prompt_for(question, "chain")[0]},
     ]
     return {
@@ -54,26 +70,75 @@ def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> d
 
 
 def ask(url: str, body: dict[str, Any]) -> str:
-    """Send a request and return the answer's text."""
+    """Send a request and return the answer's text.
+
+    Raises:
+        ValueError: if no server answers, or it refuses the request (with its reason), or the answer was cut off.
+    """
     call = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(call) as reply:
-        text: str = json.load(reply)["choices"][0]["message"]["content"]
+    try:
+        with urllib.request.urlopen(call) as reply:
+            choice = json.load(reply)["choices"][0]
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"{url} refused the request ({error.code}): {_reason(error)}") from error
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"{url} gave no answer of a server with OpenAI's interface ({error}); start one with `vllm serve "
+            f"{body['model']}`, or give its --url"
+        ) from error
+    if choice.get("finish_reason") == "length":
+        raise ValueError(f"the answer was cut off after {body['max_tokens']} tokens; give more as --max-new-tokens")
+    text: str = choice["message"]["content"]
     return text
 
 
-def main(argv: list[str] | None = None) -> None:
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What a server says about a request that it refuses: vLLM's message, else the beginning of the page."""
+    said = error.read().decode(errors="replace")
+    try:
+        found = json.loads(said)
+        return str(found.get("error", found)["message"])
+    except (ValueError, AttributeError, LookupError, TypeError):
+        return said.strip()[:500] or str(error.reason)
+
+
+def drawn(folder: str, image: Path, parts: Sequence[str | Span]) -> Image.Image:
+    """The picture, and beside it what each span of an answer draws."""
+    vocabulary, picture = PerceptionVocabulary.load(folder), load_image(image)
+    shown = [picture]
+    for span in (part for part in parts if isinstance(part, Span)):
+        if span.modality == "depth":
+            tokenizer = DepthTokenizer(VQVAE.from_pretrained(Path(folder) / "depth_tokenizer").eval())
+            shown.append(DepthTokenizer.draw(tokenizer.decode(span.codes), picture))
+        else:
+            places = TOKENIZERS[span.modality](vocabulary.num_locations)
+            shown.append(places.draw(places.decode(span.codes), picture))
+    return side_by_side(shown)
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the model, as it was given to `vllm serve`")
     parser.add_argument("image", type=Path)
     parser.add_argument("question")
     parser.add_argument("--url", default="http://localhost:8000")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of the answer")
+    parser.add_argument("--draw", type=Path, help="PNG for the picture and what the answer drew")
     given = parser.parse_args(argv)
-    text = ask(given.url, request(given.model, given.image, given.question))
-    for part in PerceptionVocabulary.load(given.model).parse_text(text):
-        print(part)
+    try:
+        body = request(given.model, given.image, given.question, given.max_new_tokens)
+        parts = PerceptionVocabulary.load(given.model).parse_text(ask(given.url, body))
+        for part in parts:
+            print(part)
+        if given.draw is not None:
+            drawn(given.model, given.image, parts).save(given.draw)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
