@@ -23,7 +23,7 @@ MARIGOLD = "prs-eth/marigold-depth-v1-1"
 _FARTHEST = 0.01
 """Offset of relative nearness, so that its inverse is finite; min-max normalisation removes it"""
 _RELATIVE_PAIR = Stereo(1.0, 1.0)
-_METRIC = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+METRIC_TYPES = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
 """Model types of transformers that predict depth in metres"""
 
 DepthTeacher = Callable[[Sequence[Path], Sequence[Image.Image]], list[Tensor]]
@@ -44,7 +44,7 @@ class DepthEstimator:
     """A depth estimator of transformers: Depth Anything, DPT, ZoeDepth, Depth Pro.
 
     Models predict depth in metres if their config has `depth_estimation_type` "metric" or is of a class that predicts
-    nothing else (`_METRIC`), or else relative nearness. `meaning` overrules that, for a DPT trained on NYU for example.
+    nothing else (`METRIC_TYPES`), or else relative nearness. `meaning` overrules that: for a DPT trained on NYU, say.
     """
 
     def __init__(self, model: str, device: str = "cpu", meaning: Meaning | None = None, scale: float | None = None):
@@ -54,7 +54,7 @@ class DepthEstimator:
         self.model = load_pretrained(model, AutoModelForDepthEstimation.from_pretrained).to(device).eval()
         self.device = device
         config = self.model.config
-        is_metric = getattr(config, "depth_estimation_type", "") == "metric" or config.model_type in _METRIC
+        is_metric = getattr(config, "depth_estimation_type", "") == "metric" or config.model_type in METRIC_TYPES
         self.meant = DepthFormat(meaning or ("depth" if is_metric else "inverse"), scale)
 
     @torch.no_grad()
