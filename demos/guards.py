@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from perception.datasets.depth.files import DepthFormat, NotDepth, as_maps, picture_depth, to_depth
 from perception.model.images import DamagedImage, ImageError, UnknownFormat, decode_image
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -78,7 +80,8 @@ def read_question(text: str | None) -> str:
 def read_depth_map(path: str | Path | None, inverse: bool) -> Tensor:
     """Read an upload as depth (H, W), NaN in holes.
 
-    The file is an 8- or 16-bit PNG in any unit, 0 in holes, or an array in NPY.
+    The file is a grey PNG of 8 or 16 bits in any unit, or an array in NPY. Zeros are holes in depth,
+    and the farthest in inverse depth.
 
     Args:
         inverse: the file holds disparity or inverse depth, larger is nearer.
@@ -97,10 +100,14 @@ def read_depth_map(path: str | Path | None, inverse: bool) -> Tensor:
         values = _read_grey(data)
     else:
         raise Refused(f"a depth map must end in {' or '.join(DEPTH_ENDINGS)}, got {ending or 'no ending'}")
-    depth = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))  # (H, W)
+    try:
+        maps = as_maps(values)  # (N, H, W)
+    except NotDepth as error:
+        raise Refused(f"the file {error}") from None
+    if len(maps) != 1:
+        raise Refused(f"the file holds {len(maps)} maps; upload one")
+    depth = to_depth(maps[0], 1.0, DepthFormat("inverse" if inverse else "depth"))  # (H, W)
     depth = torch.where(depth.isfinite() & (depth > 0), depth, torch.nan)
-    if inverse:
-        depth = 1 / depth
     if not bool(depth.isfinite().any()):
         raise Refused("the map holds no valid pixel (finite and above 0)")
     return depth
@@ -112,9 +119,9 @@ def _read_array(data: bytes) -> np.ndarray:
         version = np.lib.format.read_magic(header)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(header)
-        if len(shape) != 2 or dtype.kind not in "fiu" or 0 in shape:
+        if len(shape) not in (2, 3, 4) or dtype.kind not in "fiu" or 0 in shape:
             raise Refused(f"a depth map must be (H, W) numbers, got {shape} of {dtype}")
-        _check_pixels(shape[1], shape[0])
+        _check_pixels(shape[-1], math.prod(shape[:-1]))
         array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     except Refused:
         raise
@@ -129,10 +136,10 @@ def _read_grey(data: bytes) -> np.ndarray:
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
                 _check_pixels(opened.width, opened.height)
-                if opened.mode not in ("L", "I", "I;16", "I;16B", "F"):
-                    raise Refused(f"a depth map must be a grey image of 8 or 16 bits, got colours ({opened.mode})")
-                return np.asarray(opened)
+            return picture_depth(io.BytesIO(data), DepthFormat("inverse"))[0]  # which takes 8 bits too
         except Refused:
             raise
+        except NotDepth as error:
+            raise Refused(f"the file {error}") from None
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise Refused(f"the PNG is damaged ({error}); save it anew") from None

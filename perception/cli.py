@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -250,12 +251,32 @@ def tokenize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (with a .json beside it) or .txt.")],
     tokenizer: Tokenizer = None,
     meaning: Annotated[
-        Literal["depth", "inverse"], typer.Option(help="inverse: disparity or inverse depth, larger is nearer.")
+        Literal["depth", "inverse"],
+        typer.Option(
+            help="inverse: disparity or inverse depth, larger is nearer; 0 is farthest, or a hole if --scale is given."
+        ),
     ] = "depth",
     scale: Annotated[
-        float | None, typer.Option(help="Metres per unit; default: 0.001 for 16-bit images, 1 for others.")
+        float | None,
+        typer.Option(help="Metres per unit (inverse: depth = scale / value); default: 0.001 in 16-bit images, else 1."),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Name of the array, for files that hold several.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set that gives the scale of 16-bit pictures: nyu, scannet, 7-scenes, tum, icl-nuim, "
+            "matterport3d, kitti, vkitti or taskonomy."
+        ),
+    ] = None,
+    invalid: Annotated[float | None, typer.Option(help="Stored value that marks holes, such as 65535.")] = None,
+    max_depth: Annotated[float | None, typer.Option(help="Metres beyond which pixels are holes.")] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            help="Ends of each map's range: this percentile, and 100 minus it; 0 for min-max. Default: the "
+            "tokenizer's, which is min-max without wild pixels."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,
     shard: Annotated[
         str, typer.Option(help="i/n: run as job i (from 0) of n; the name of OUT gets both numbers.")
@@ -268,7 +289,11 @@ def tokenize(
     index, count = _shard(shard)
     if count > 1:
         out = out.with_name(f"{out.stem}-{index:05d}-of-{count:05d}{out.suffix}")
-    codes = run(source, out, _load_tokenizer(tokenizer), DepthFormat(meaning, scale, key), batch_size, (index, count))
+    meant = DepthFormat(meaning, scale, key, invalid, max_depth, preset)
+    model = _load_tokenizer(tokenizer)
+    if percentile is not None:
+        model.config = replace(model.config, range_percentile=percentile)
+    codes = run(source, out, model, meant, batch_size, (index, count))
     console.print(f"{len(codes.names)} maps of {codes.codes.shape[1]} codes: {out}", markup=False, soft_wrap=True)
 
 
@@ -278,7 +303,10 @@ def detokenize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the maps.")],
     tokenizer: Tokenizer = None,
     form: Annotated[
-        str, typer.Option("--format", help="npy (unit of the input), png (16-bit millimetres) or color (a picture).")
+        str,
+        typer.Option(
+            "--format", help="npy, tiff or exr (unit of the input), png (16-bit millimetres) or color (a picture)."
+        ),
     ] = "npy",
     batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,
     diffusion: Annotated[

@@ -18,7 +18,7 @@ all of its batches; only its initialisation uses the first batch alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -155,7 +155,8 @@ class TrainingData:
             made = np.arange(HELD_OUT_SEED, HELD_OUT_SEED + held_back)
             return cls(config, SceneStore.build(config.store, seeds, image_size=size), None, made[:held], made[held:])
         inverse = config.model.normalisation == "relative_inverse"
-        store = DepthStore.build(config.store, config.data, config.data_format, size, inverse)
+        percentile = 0.0 if config.model.normalisation == "metric" else config.model.range_percentile
+        store = DepthStore.build(config.store, config.data, config.data_format, size, inverse, percentile)
         if len(store) <= held_back:
             raise ValueError(
                 f"{config.data} has {len(store)} usable depth maps, and {held_back} are to be held out; lower "
@@ -208,7 +209,7 @@ def _settings(config: TokenizerConfig) -> dict[str, object]:
     free = ["run_dir", "out", "store", "num_held_out"]
     if config.loop.evaluate_every is not None or config.data is not None:
         free.remove("num_held_out")  # decides what is trained on, or when it ends
-    unused = [] if config.data is not None else ["data_format.meaning", "data_format.scale", "data_format.key"]
+    unused = [] if config.data is not None else [f"data_format.{field.name}" for field in fields(DepthFormat)]
     unused += ["augment"] if config.augment else []
     unused += [] if config.masked_maps else ["masked_maps", "masked_share"]
     return {name: value for name, value in fingerprint(config, free).items() if name not in unused}

@@ -46,6 +46,9 @@ class VQVAEConfig:
     min_depth: float | None = None
     """Only with "metric", in the unit of the input depth."""
     max_depth: float | None = None
+    range_percentile: float | None = None
+    """Percentile of a map's depth at nearness 1; 100 minus it is the one at nearness 0. 0: the nearest and the farthest
+    pixel (min-max). None: min-max without wild pixels (`vqvae.normalisation.depth_ranges`). Not with "metric"."""
     fill_holes: bool = True
     """If true, the encoder sees holes filled in from their surroundings (`vqvae.holes`); if false, it sees zeros and a
     mask. No loss is taken in holes either way."""
@@ -85,6 +88,14 @@ class VQVAEConfig:
                 )
 
     def _check_normalisation(self) -> None:
+        if self.range_percentile is not None:
+            if self.normalisation == "metric":
+                raise ValueError(
+                    f"range_percentile ({self.range_percentile}) goes with ranges per map, not with "
+                    'normalisation="metric"'
+                )
+            if not 0 <= self.range_percentile < 50:
+                raise ValueError(f"range_percentile must lie in [0, 50), got {self.range_percentile}")
         if self.normalisation not in NORMALISATIONS:
             raise ValueError(f"unknown normalisation {self.normalisation!r}; known: {', '.join(NORMALISATIONS)}")
         given = (self.min_depth, self.max_depth)

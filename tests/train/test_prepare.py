@@ -16,15 +16,22 @@ import pytest
 import torch
 from PIL import Image
 from tiny_families import save_family
-from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigold, save_owlv2
+from tiny_teachers import save_depth_anything, save_grounding_dino, save_marigold, save_owlv2, save_zoedepth
 
 from perception.datasets.depth.questions import relative_depth
-from perception.datasets.depth.teachers import DepthEstimator, DepthFolder, Marigold, StereoPairs, from_nearness
+from perception.datasets.depth.teachers import (
+    METRIC_TYPES,
+    DepthEstimator,
+    DepthFolder,
+    Marigold,
+    StereoPairs,
+    from_nearness,
+)
 from perception.datasets.images import ImageFile
 from perception.datasets.labelling.box_teachers import Detections, OpenVocabulary, Ssd, kept
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
-from perception.datasets.labelling.teachers import TeachersConfig
+from perception.datasets.labelling.teachers import TeachersConfig, depth_teacher
 from perception.datasets.shards import records
 from perception.model.shipped import shipped
 from train.finetune import main as finetune
@@ -82,7 +89,31 @@ def test_depth_models_see_any_sizes_and_say_the_same_one_by_one(tmp_path: Path) 
         for n in range(4):
             alone = teacher(files[n : n + 1], images[n : n + 1])[0]
             torch.testing.assert_close(alone, together[n], rtol=1e-3, atol=1e-4)
-    assert metric.is_metric and not relative.is_metric
+    assert metric.meant.meaning == "depth" and relative.meant.meaning == "inverse"
+
+
+def test_metric_models_are_known_by_their_type_and_any_model_can_be_told(tmp_path: Path) -> None:
+    """ZoeDepth's config does not say that it predicts metres, and its processor wants the sizes of the images."""
+    files, images = load(tmp_path / "images", pictures(tmp_path / "images", 3))
+    folder = str(save_zoedepth(tmp_path / "zoe"))
+    metres = DepthEstimator(folder)
+    found = metres(files, images)
+    assert metres.meant.meaning == "depth" and [tuple(d.shape) for d in found] == [i.size[::-1] for i in images]
+    assert all(0 < float(depth.min()) <= float(depth.max()) <= 10 for depth in found)
+    in_feet = DepthEstimator(folder, scale=1 / 0.3048)(files, images)
+    torch.testing.assert_close(in_feet[0], found[0] / 0.3048)
+    anything = str(save_depth_anything(tmp_path / "relative"))
+    as_depth = DepthEstimator(anything, meaning="depth")(files[:1], images[:1])[0]
+    as_nearness = DepthEstimator(anything)(files[:1], images[:1])[0]
+    torch.testing.assert_close(from_nearness(as_depth), as_nearness)
+    disparity = DepthEstimator(anything, meaning="inverse", scale=2.0)(files[:1], images[:1])[0]
+    torch.testing.assert_close(disparity[as_depth > 0], 2 / as_depth[as_depth > 0])
+
+
+def test_the_types_of_metric_models_are_those_of_transformers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as NAMES
+
+    assert {"depth_pro", "zoedepth", "glpn"} <= set(METRIC_TYPES) <= set(NAMES)
 
 
 def test_a_relative_model_s_nearness_is_what_the_tokenizer_keeps(tmp_path: Path, vqvae: VQVAE) -> None:
@@ -159,6 +190,33 @@ def test_maps_that_are_there_are_taken(tmp_path: Path) -> None:
         teacher(files, images)
 
 
+def test_a_folder_of_disparity_is_a_teacher_and_another_aspect_is_refused(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "images", 2)
+    (tmp_path / "depth").mkdir()
+    disparity = 1 + np.random.default_rng(0).integers(0, 200, (24, 32)).astype(np.uint16)
+    disparity[0], disparity[1] = 0, 65535
+    Image.fromarray(disparity).save(tmp_path / "depth" / "000.png")
+    np.save(tmp_path / "depth" / "001.npy", np.ones((24, 24), np.float32))
+    files, images = load(tmp_path / "images", names)
+    config = TeachersConfig(
+        depth="folder", depth_folder=str(tmp_path / "depth"), meaning="inverse", scale=100.0, invalid=65535
+    )
+    teacher = depth_teacher(config, tmp_path / "images")
+    assert teacher is not None
+    depth = teacher(files[:1], images[:1])[0]
+    assert bool(depth[:2].isnan().all())
+    np.testing.assert_allclose(depth[2:], 100 / disparity[2:], rtol=1e-6)
+    config = TeachersConfig(depth="folder", depth_folder=str(tmp_path / "depth"), max_depth=0.005, scale=1e-4)
+    depth = depth_teacher(config, tmp_path / "images")(files[:1], images[:1])[0]  # type: ignore[misc]
+    assert torch.equal(depth[2:].isnan(), torch.from_numpy(disparity[2:] > 50))
+    with pytest.raises(
+        ValueError, match=r"001\.npy is 24 x 24 and its image .*001\.png 64 x 48 pixels; a depth map must"
+    ):
+        teacher(files[1:], images[1:])
+    made = Labeller(tmp_path / "images", teacher, VQVAE.from_pretrained(shipped("depth-scenes-100")), None)(names)
+    assert isinstance(made[0], LabelledImage) and isinstance(made[1], Unlabelled) and "24 x 24" in made[1].reason
+
+
 def test_the_bundled_detector_sees_a_cat() -> None:
     data = pytest.importorskip("skimage.data")
     try:
@@ -177,6 +235,12 @@ def test_teachers_that_cannot_be_are_named(tmp_path: Path) -> None:
         ({"depth": "stereo"}, "needs depth_folder"),
         ({"boxes": "open-vocabulary"}, "needs classes to look for"),
         ({"score": 1.5}, r"score must lie in \[0, 1\]"),
+        (
+            {"depth": "marigold", "meaning": "depth"},
+            r"meaning \(depth\) goes with depth teacher depth-anything or folder",
+        ),
+        ({"invalid": 0}, r"invalid \(0\) goes with depth teacher folder, not depth-anything"),
+        ({"scale": -1.0}, "scale must be above 0, got -1.0"),
     ]:
         with pytest.raises(ValueError, match=message):
             TeachersConfig(**given)

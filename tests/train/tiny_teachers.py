@@ -176,3 +176,37 @@ def save_grounding_dino(folder: Path) -> Path:
     images = GroundingDinoImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+def save_zoedepth(folder: Path) -> Path:
+    """A ZoeDepth, which predicts metres; its config has no `depth_estimation_type`."""
+    from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
+
+    torch.manual_seed(5)
+    backbone = BeitConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    config = ZoeDepthConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=16,
+        bottleneck_features=16,
+        num_relative_features=8,
+        num_attractors=[4, 2, 2, 1],
+        bin_embedding_dim=8,
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+        num_patch_transformer_layers=1,
+        patch_transformer_hidden_size=8,
+        patch_transformer_intermediate_size=8,
+        patch_transformer_num_attention_heads=2,
+    )
+    ZoeDepthForDepthEstimation(config).save_pretrained(folder)
+    ZoeDepthImageProcessor(size={"height": 32, "width": 32}, ensure_multiple_of=8).save_pretrained(folder)
+    return folder

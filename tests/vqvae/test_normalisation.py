@@ -69,3 +69,32 @@ def test_input_that_cannot_be_is_refused(tiny: VQVAE, depth: Tensor) -> None:
         tiny.encode(depth)
     with pytest.raises(ValueError, match="at least one pixel"):
         tiny.encode(torch.zeros(0, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["relative_inverse", "relative"])
+@pytest.mark.parametrize("value", [1e-3, 1e4])
+def test_a_wild_pixel_is_clamped_and_a_clean_map_keeps_its_ends(kind: str, value: float) -> None:
+    config = replace(TINY, normalisation=kind)
+    depth = torch.linspace(5, 6, 60 * 80).view(1, 60, 80)
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    assert depth_ranges(depth, valid, config).tolist() == [[5, 6]]
+    depth[0, 30, 40] = value
+    found = depth_ranges(depth, valid, config)
+    torch.testing.assert_close(found, torch.tensor([[5.0, 6.0]]), atol=0.01, rtol=0)
+    nearness = depth_to_nearness(depth, found, config)
+    assert nearness[0, 30, 40] == (1 if value < 1 else 0)
+    plain = depth_ranges(depth, valid, replace(config, range_percentile=0.0))
+    assert plain.tolist() == [[depth.min(), depth.max()]]
+
+
+def test_a_near_object_is_not_wild() -> None:
+    depth = torch.full((1, 60, 80), 6.0)
+    depth[0, 20:28, 30:38] = 0.3  # 64 of 4,800 pixels
+    assert depth_ranges(depth, torch.ones_like(depth, dtype=torch.bool), TINY)[0].tolist() == pytest.approx([0.3, 6])
+
+
+def test_percentiles_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"range_percentile must lie in \[0, 50\), got 50"):
+        replace(TINY, range_percentile=50)
+    with pytest.raises(ValueError, match=r"range_percentile \(1.0\) goes with ranges per map"):
+        replace(TINY, normalisation="metric", min_depth=1.0, max_depth=10.0, range_percentile=1.0)

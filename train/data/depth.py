@@ -20,7 +20,8 @@ from torch import Tensor
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.datasets.depth.tables import read_depth_table, table_files
 from perception.datasets.store import Part, Store
-from vqvae.normalisation import resize_masked, usable_pixels
+from vqvae import VQVAEConfig
+from vqvae.normalisation import depth_ranges, resize_masked, usable_pixels
 
 FILES_PER_PART = 64
 _NAMED = 10
@@ -44,13 +45,20 @@ class DepthStore:
 
     @classmethod
     def build(
-        cls, folder: str | Path, source: str | Path, meant: DepthFormat, image_size: int, inverse: bool = True
+        cls,
+        folder: str | Path,
+        source: str | Path,
+        meant: DepthFormat,
+        image_size: int,
+        inverse: bool = True,
+        range_percentile: float | None = None,
     ) -> DepthStore:
         """Open the store of these depth maps; read them into `folder` first if they are not there.
 
         Args:
             source: a folder of depth files or of parquet tables, or one such file.
             inverse: whether maps are resized as inverse depth, as a tokenizer of inverse depth does, or as depth.
+            range_percentile: ends of each map's range (`VQVAEConfig`), to which it is clamped before it is resized.
 
         Raises:
             ValueError: if the source has no usable map, or the folder holds a store of something else.
@@ -61,7 +69,10 @@ class DepthStore:
         root = source if source.is_dir() else source.parent
         settings: dict[str, Any] = {"kind": "depth maps", "files": [f.relative_to(root).as_posix() for f in files]}
         settings |= {"image_size": image_size, "inverse": inverse, **asdict(meant)}
-        read = partial(_read_part, root, files, meant, image_size, inverse)
+        settings["range_percentile"] = range_percentile
+        kind = "relative_inverse" if inverse else "relative"
+        config = VQVAEConfig(normalisation=kind, range_percentile=range_percentile)
+        read = partial(_read_part, root, files, meant, image_size, config)
         num_parts = -(-len(files) // FILES_PER_PART)
         summary = partial(_summarise, root, len(files))
         store = Store.build(folder, settings, num_parts, read, "reading depth maps", check=summary)
@@ -90,7 +101,9 @@ def _maps_of(file: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | Val
         yield "", error
 
 
-def _read_part(root: Path, files: Sequence[Path], meant: DepthFormat, size: int, inverse: bool, number: int) -> Part:
+def _read_part(
+    root: Path, files: Sequence[Path], meant: DepthFormat, size: int, config: VQVAEConfig, number: int
+) -> Part:
     maps, names, skipped = list[np.ndarray](), list[str](), list[tuple[str, str]]()
     for file in files[number * FILES_PER_PART : (number + 1) * FILES_PER_PART]:
         for suffix, depth in _maps_of(file, meant):
@@ -98,7 +111,7 @@ def _read_part(root: Path, files: Sequence[Path], meant: DepthFormat, size: int,
             if isinstance(depth, Tensor) and not bool(usable_pixels(depth).any()):
                 depth = ValueError("no valid pixel: valid means finite and greater than 0")
             if isinstance(depth, Tensor):
-                maps.append(_resized(depth, size, inverse).numpy())
+                maps.append(_resized(depth, size, config).numpy())
                 names.append(name)
             else:
                 skipped.append((name, " ".join(str(depth).split())))
@@ -107,9 +120,11 @@ def _read_part(root: Path, files: Sequence[Path], meant: DepthFormat, size: int,
     return Part({"depth": stacked}, names, skipped)
 
 
-def _resized(depth: Tensor, size: int, inverse: bool) -> Tensor:
-    """A map (H, W) resized to (S, S), NaN in holes; holes do not bleed into measured pixels."""
-    valid = usable_pixels(depth)
+def _resized(depth: Tensor, size: int, config: VQVAEConfig) -> Tensor:
+    """A map (H, W) clamped to its range and resized to (S, S), NaN in holes; neither holes nor wild pixels bleed."""
+    inverse, valid = config.normalisation == "relative_inverse", usable_pixels(depth)
+    near, far = depth_ranges(depth[None], valid[None], config)[0]
+    depth = depth.clamp(near, far)
     values = torch.where(valid, 1 / depth if inverse else depth, 0)
     values, valid = resize_masked(values[None], valid[None], (size, size))
     return torch.where(valid, 1 / values if inverse else values, torch.nan)[0]

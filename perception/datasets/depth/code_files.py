@@ -31,6 +31,8 @@ class DepthCodes:
     """fingerprint of the tokenizer that made the codes"""
     codebook_size: int
     grid: tuple[int, int]
+    range_percentile: float | None = None
+    """how the ends of each range were chosen (`VQVAEConfig.range_percentile`)"""
 
     def __post_init__(self) -> None:
         count, cells = len(self.names), self.grid[0] * self.grid[1]
@@ -48,7 +50,8 @@ class DepthCodes:
     @property
     def header(self) -> dict[str, Any]:
         """JSON values that all maps share."""
-        return {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
+        made_by = {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
+        return made_by | {"range_percentile": self.range_percentile}
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all. Raises ValueError for an unknown ending."""
@@ -82,6 +85,7 @@ class DepthCodes:
             parts[0].tokenizer,
             parts[0].codebook_size,
             parts[0].grid,
+            parts[0].range_percentile,
         )
 
 
@@ -161,6 +165,7 @@ def _build(header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: A
         str(header["tokenizer"]),
         int(header["codebook_size"]),
         grid,
+        header.get("range_percentile", 0.0),  # older files do not say so: they were min-max
     )
 
 

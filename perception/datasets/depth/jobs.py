@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,20 +11,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from perception.datasets.depth.code_files import DepthCodes, check_ending
-from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
+from perception.datasets.depth.files import DepthFormat, depth_files, read_depth, scale_hint, write_exr
 from perception.datasets.shards import PLAN, Plan
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
 from vqvae.normalisation import nearness_to_depth
 
 FILES_PER_PART = 64
-FORMATS = ("npy", "png", "color")
-"""of decoded maps: float32 in the unit of the input, PNG with 16-bit millimetres, or a coloured picture"""
-_LARGEST_PNG = 65.535  # metres
+FORMATS = {"npy": ".npy", "tiff": ".tiff", "exr": ".exr", "png": ".png", "color": ".color.png"}
+"""Endings of decoded maps: float32 in the unit of the input, PNG with 16-bit millimetres, or a coloured picture"""
+_PNG_RANGE = (0.05, 65.535)  # metres; nearer than that, millimetres are coarser than 1 %
 
 
 def tokenize(
@@ -56,6 +57,7 @@ def tokenize(
     if not files:
         raise ValueError(f"shard {shard[0]}/{shard[1]} of {source} is empty; make fewer shards")
     settings = {"files": [str(f.relative_to(root)) for f in files], "tokenizer": model.fingerprint(), **asdict(meant)}
+    settings["range_percentile"] = model.config.range_percentile
     parts = out.with_name(out.name + ".parts")
     Plan(parts / PLAN, settings).begin()
     starts = range(0, len(files), FILES_PER_PART)
@@ -67,7 +69,17 @@ def tokenize(
     codes = DepthCodes.joined([DepthCodes.read(part) for part in sorted(parts.glob("part-*.npy"))])
     codes.write(out)
     shutil.rmtree(parts)
+    _print_hint(codes, {f.relative_to(root).as_posix(): f for f in files}, meant)
     return codes
+
+
+def _print_hint(codes: DepthCodes, files: Mapping[str, Path], meant: DepthFormat) -> None:
+    """Say, once, if the farthest map looks as if its numbers meant something else."""
+    row = int(codes.ranges[:, 1].argmax())
+    file = next((path for name, path in files.items() if codes.names[row] in (name, f"{name}:0")), None)
+    hint = None if file is None else scale_hint(file, float(codes.ranges[row, 1]), meant)
+    if hint is not None:
+        Console(stderr=True).print(f"note: {hint}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _maps(root: Path, files: Sequence[Path], meant: DepthFormat) -> Iterator[tuple[str, Tensor]]:
@@ -104,9 +116,8 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
     codes, ranges, sizes = (torch.cat(tensors).numpy() for tensors in zip(*rows, strict=True))
     config = model.config
     grid = (config.grid_size, config.grid_size)
-    return DepthCodes(
-        tuple(names), codes, ranges.astype(np.float64), sizes, model.fingerprint(), config.codebook_size, grid
-    )
+    made_by = (model.fingerprint(), config.codebook_size, grid, config.range_percentile)
+    return DepthCodes(tuple(names), codes, ranges.astype(np.float64), sizes, *made_by)
 
 
 def detokenize(
@@ -123,7 +134,7 @@ def detokenize(
         decode: decodes sequences of codes (b, h*w) to nearness (b, S, S); None for the tokenizer's decoder.
 
     Raises:
-        ValueError: if another tokenizer made the codes, the form is unknown, or the depth exceeds 16-bit millimetres.
+        ValueError: if another tokenizer made the codes, the form is unknown, or a map does not fit 16-bit millimetres.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
@@ -132,6 +143,8 @@ def detokenize(
             f"these codes were made by tokenizer {codes.tokenizer}, this one is {model.fingerprint()}; "
             "decode with the one that made them"
         )
+    if form == "png":
+        _check_millimetres(codes)
     written = []
     device = next(model.parameters()).device
     for start in track(range(0, len(codes.names), batch_size), description="decoding", transient=True):
@@ -148,17 +161,28 @@ def detokenize(
     return written
 
 
+def _check_millimetres(codes: DepthCodes) -> None:
+    """Raise ValueError naming the first map whose depth 16-bit millimetres cannot hold."""
+    least, most = _PNG_RANGE
+    for name, (near, far) in zip(codes.names, codes.ranges.tolist(), strict=True):
+        if near < least or far > most + 1e-3:
+            raise ValueError(
+                f"{name}: depth from {near:.4g} to {far:.4g} does not fit 16-bit millimetres ({least} to {most} m); "
+                "write tiff, exr or npy, or give the scale in metres when tokenizing"
+            )
+
+
 def _write_map(values: Tensor, path: Path, form: str) -> Path:
-    path = path.with_name(path.name + {"npy": ".npy", "png": ".png", "color": ".color.png"}[form])
+    path = path.with_name(path.name + FORMATS[form])
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "npy":
         np.save(path, values.numpy())
     elif form == "png":
-        if float(values.max()) > _LARGEST_PNG:
-            raise ValueError(
-                f"{path}: depth up to {float(values.max()):g} m does not fit 16-bit millimetres (65.5 m); write npy"
-            )
-        Image.fromarray((values.numpy() * 1000).round().astype(np.uint16)).save(path)
+        Image.fromarray((values.numpy() * 1000).round().clip(0, 65535).astype(np.uint16)).save(path)
+    elif form == "tiff":
+        Image.fromarray(values.numpy()).save(path)
+    elif form == "exr":
+        write_exr(path, values.numpy())
     else:
         DepthTokenizer.draw(values).save(path)
     return path

@@ -85,11 +85,12 @@ def read_pairs(pairs: list[DepthPair], meant: DepthFormat = DepthFormat()) -> It
                     f"{file} holds several maps for one image, {wanted[None].image}; write one map per file"
                 )
             if found is not None:
-                _check_shape(found, depth)
+                check_proportions(found, depth)
                 yield found, depth
 
 
-def _check_shape(pair: DepthPair, depth: Tensor) -> None:
+def check_proportions(pair: DepthPair, depth: Tensor) -> None:
+    """Raise ValueError, naming both files, if depth (H, W) has other proportions than its image."""
     (height, width), (h, w) = pair.image.size(), depth.shape
     if abs(height * w / (width * h) - 1) > ASPECT_TOLERANCE:
         raise ValueError(
@@ -124,14 +125,6 @@ def _pairs_inside(file: Path) -> list[DepthPair]:
     if file.suffix.lower() not in ARRAY_ENDINGS:
         raise ValueError(f"{file} holds depth alone; name the folder of its image")
     count = array_shape(file)[0]
-    if count == 1 and not _holds_several(file):
+    if count == 1:
         return [DepthPair(ImageFile(file), file)]
     return [DepthPair(ImageFile(file, index), file, index) for index in range(count)]
-
-
-def _holds_several(file: Path) -> bool:
-    """True if the file holds an array of several images, and so of several maps."""
-    import h5py
-
-    with h5py.File(file, "r") as opened:
-        return "images" in opened and opened["images"].ndim == 4

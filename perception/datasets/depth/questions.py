@@ -1,7 +1,8 @@
 """Depth questions about images with depth maps: which of 2 to 5 marked points is closest?
 
 As in AURORA, markers are at least 20 pixels and 20/255 of relative depth apart. Unlike in AURORA, each letter is the
-right answer equally often. Relative depth is nearness: inverse depth, min-max scaled over the measured pixels.
+right answer equally often. Relative depth is nearness: inverse depth, min-max scaled over the measured pixels without
+wild ones (`vqvae.normalisation.depth_ranges`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from perception.scenes.questions import letters_text
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import Span
-from vqvae import VQVAE
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.normalisation import depth_ranges
 
 MIN_PIXELS = 20
 """Smallest distance between two markers on images of at least `FULL_SIZE` pixels per side; less on smaller images"""
@@ -35,6 +37,7 @@ _COUNTS = (2, 3, 4, 5)
 _EDGE_WINDOW = 5 / 80  # of the shorter side: window around a marker that must hold no hole and no depth edge
 _MARGIN = 0.08  # of the shorter side
 _DRAWS = 8  # sets of points that are tried per question
+_RANGE = VQVAEConfig(normalisation="relative_inverse")
 _HOLE = 10.0  # nearness put into holes, so that smooth_mask sees an edge there
 
 
@@ -53,11 +56,12 @@ class DepthRules:
 def relative_depth(depth: Tensor) -> Tensor:
     """Nearness (H, W) in [0, 1] of depth (H, W), 1 = nearest; NaN in holes, and everywhere in a flat or empty map."""
     valid = depth.isfinite() & (depth > 0)
-    inverse = torch.where(valid, 1 / depth.double(), torch.nan)
-    known = inverse[valid]
-    if not len(known) or known.max() - known.min() <= 1e-9 * known.max():
+    if not bool(valid.any()):
         return torch.full(depth.shape, torch.nan)
-    return ((inverse - known.min()) / (known.max() - known.min())).float()
+    near, far = (1 / depth_ranges(depth.double()[None], valid[None], _RANGE)[0]).tolist()
+    if near - far <= 1e-9 * near:
+        return torch.full(depth.shape, torch.nan)
+    return torch.where(valid, ((1 / depth.double() - far) / (near - far)).clamp(0, 1), torch.nan).float()
 
 
 def min_spacing(height: int, width: int) -> float:

@@ -4,8 +4,8 @@ The column `depth` (or the one named by `DepthFormat.key`) holds one of
 
 - a flat list of height * width numbers, row by row, with the columns `height` and `width` (as
   `perception.scenes.export` writes it);
-- a list of rows;
-- an encoded 16-bit or float picture, as bytes or as a struct with `bytes` (as Hugging Face's `datasets` stores images).
+- a list of rows, with or without a dimension of one channel;
+- an encoded grey picture, as bytes or as a struct with `bytes` (as Hugging Face's `datasets` stores images).
 
 The column `name` is optional; other columns are ignored.
 """
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from perception.datasets.depth.files import DepthFormat, check_bits, picture_depth, to_depth
+from perception.datasets.depth.files import DepthFormat, as_maps, picture_depth, to_depth
 
 _ROWS = 64
 
@@ -80,9 +81,7 @@ def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
     if value is None:
         raise ValueError("there is no depth in this row")
     if isinstance(value, bytes):
-        picture, unit = picture_depth(io.BytesIO(value))
-        check_bits(picture, meant, "a picture")
-        return to_depth(picture, unit, meant)
+        return to_depth(*_single(*picture_depth(io.BytesIO(value), meant)), meant)
     array = np.asarray(value, dtype=np.float32)
     if array.ndim == 1:
         height, width = values.get("height"), values.get("width")
@@ -92,6 +91,12 @@ def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
                 "a list of rows"
             )
         array = array.reshape(height, width)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"depth must be (H, W), got shape {array.shape}")
-    return to_depth(array, 1.0, meant)
+    return to_depth(*_single(array, 1.0), meant)
+
+
+def _single(array: NDArray[Any], unit: float) -> tuple[NDArray[Any], float]:
+    """The only map (H, W) of an array, and the unit it came with."""
+    maps = as_maps(array)  # (N, H, W)
+    if len(maps) != 1:
+        raise ValueError(f"holds {len(maps)} maps; write one per row")
+    return maps[0], unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perception.datasets.depth.files import read_depth
+from perception.datasets.depth.files import DepthFormat, Meaning, read_depth, to_depth
 from perception.datasets.depth.measured import Stereo, match_stereo
-from perception.datasets.depth.pairs import find_pairs
+from perception.datasets.depth.pairs import check_proportions, find_pairs
 from perception.datasets.images import ImageFile
 from perception.datasets.pretrained import load_pretrained
 
@@ -22,6 +23,8 @@ MARIGOLD = "prs-eth/marigold-depth-v1-1"
 _FARTHEST = 0.01
 """Offset of relative nearness, so that its inverse is finite; min-max normalisation removes it"""
 _RELATIVE_PAIR = Stereo(1.0, 1.0)
+METRIC_TYPES = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+"""Model types of transformers that predict depth in metres"""
 
 DepthTeacher = Callable[[Sequence[Path], Sequence[Image.Image]], list[Tensor]]
 """(files, their images in RGB) -> depth (H, W) per image: larger is farther, in any unit; holes are NaN or at most 0.
@@ -40,16 +43,19 @@ def from_nearness(nearness: Tensor) -> Tensor:
 class DepthEstimator:
     """A depth estimator of transformers: Depth Anything, DPT, ZoeDepth, Depth Pro.
 
-    Models predict relative nearness, or depth in metres if their config has `depth_estimation_type` "metric".
+    Models predict depth in metres if their config has `depth_estimation_type` "metric" or is of a class that predicts
+    nothing else (`METRIC_TYPES`), or else relative nearness. `meaning` overrules that: for a DPT trained on NYU, say.
     """
 
-    def __init__(self, model: str, device: str = "cpu"):
+    def __init__(self, model: str, device: str = "cpu", meaning: Meaning | None = None, scale: float | None = None):
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
         self.processor = load_pretrained(model, AutoImageProcessor.from_pretrained)
         self.model = load_pretrained(model, AutoModelForDepthEstimation.from_pretrained).to(device).eval()
         self.device = device
-        self.is_metric = getattr(self.model.config, "depth_estimation_type", "relative") == "metric"
+        config = self.model.config
+        is_metric = getattr(config, "depth_estimation_type", "") == "metric" or config.model_type in METRIC_TYPES
+        self.meant = DepthFormat(meaning or ("depth" if is_metric else "inverse"), scale)
 
     @torch.no_grad()
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Tensor]:
@@ -63,11 +69,20 @@ class DepthEstimator:
         ), numbers in by_size.items():  # processors that keep proportions cannot stack sizes
             inputs = self.processor(images=[images[n] for n in numbers], return_tensors="pt").to(self.device)
             sizes = [(height, width)] * len(numbers)
-            results = self.processor.post_process_depth_estimation(self.model(**inputs), target_sizes=sizes)
+            post_process = self.processor.post_process_depth_estimation
+            wanted = {"target_sizes": sizes}
+            if "source_sizes" in inspect.signature(post_process).parameters:  # ZoeDepth's, which removes its padding
+                wanted["source_sizes"] = sizes
+            results = post_process(self.model(**inputs), **wanted)
             for number, result in zip(numbers, results, strict=True):
                 predicted = result["predicted_depth"].float().cpu()  # (H, W)
-                found[number] = predicted if self.is_metric else from_nearness(predicted)
+                found[number] = self._depth(predicted)
         return [found[number] for number in range(len(images))]
+
+    def _depth(self, predicted: Tensor) -> Tensor:
+        if self.meant.meaning == "inverse" and self.meant.scale is None:
+            return from_nearness(predicted)
+        return to_depth(predicted.numpy(), 1.0, self.meant)
 
 
 class Marigold:
@@ -122,19 +137,21 @@ class StereoPairs:
 
 
 class DepthFolder:
-    """Existing depth maps, matched to the images by `find_pairs`."""
+    """Existing depth maps, matched to the images by `find_pairs`; `meant` says what their numbers are."""
 
-    def __init__(self, images: Path, depth: Path):
-        self.folder = depth
-        self.maps = {pair.image.path: pair.depth for pair in find_pairs(depth, images)}
+    def __init__(self, images: Path, depth: Path, meant: DepthFormat = DepthFormat()):  # noqa: B008
+        self.folder, self.meant = depth, meant
+        self.pairs = {pair.image.path: pair for pair in find_pairs(depth, images)}
 
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Tensor]:
         return [self._depth(file) for file in files]
 
     def _depth(self, file: Path) -> Tensor:
-        if file not in self.maps:
+        if file not in self.pairs:
             raise ValueError(f"{file} has no depth map beneath {self.folder}; put one there under the same name")
-        maps = list(read_depth(self.maps[file]))
+        pair = self.pairs[file]
+        maps = [depth for _, depth in read_depth(pair.depth, self.meant)]
         if len(maps) != 1:
-            raise ValueError(f"{self.maps[file]} holds {len(maps)} maps for one image, {file}; write one map per file")
-        return maps[0][1]
+            raise ValueError(f"{pair.depth} holds {len(maps)} maps for one image, {file}; write one map per file")
+        check_proportions(pair, maps[0])
+        return maps[0]

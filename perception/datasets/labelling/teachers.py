@@ -2,10 +2,10 @@
 
 | depth teacher | model | output |
 |---|---|---|
-| depth-anything | any depth estimator of transformers (Depth Anything V2, arXiv 2406.09414) | relative depth, known up to an affine change of its inverse; metres if the model is metric |
+| depth-anything | any depth estimator of transformers (Depth Anything V2, arXiv 2406.09414) | relative depth, known up to an affine change of its inverse; metres if the model is metric (Depth Pro, ZoeDepth) |
 | marigold | MarigoldDepthPipeline of diffusers (arXiv 2312.02145) | depth up to an affine change |
 | stereo | semi-global matching with a rectified right image (OpenCV) | depth in units of focal length times baseline |
-| folder | depth maps in a folder, under the names of the images | the maps as they are |
+| folder | depth maps in a folder, under the names of the images | the maps as they are, read by meaning, scale, invalid and max_depth |
 
 | box teacher | model |
 |---|---|
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from perception.datasets.depth import teachers as depth_teachers
+from perception.datasets.depth.files import DepthFormat, Meaning
 from perception.datasets.depth.teachers import DepthTeacher
 from perception.datasets.labelling import box_teachers
 from perception.datasets.labelling.box_teachers import BoxTeacher
@@ -42,6 +43,16 @@ class TeachersConfig:
     prs-eth/marigold-depth-v1-1"""
     depth_folder: str = ""
     """for stereo: folder of the right images, named as the left ones; for folder: the depth maps"""
+    meaning: Meaning | None = None
+    """for depth-anything and folder: whether larger values are farther (depth) or nearer (inverse); none: as the model
+    says, and depth in a folder"""
+    scale: float | None = None
+    """likewise: metres per unit, or depth = scale / value of inverse values; none: see data_format.scale of
+    train.tokenizer"""
+    invalid: float | None = None
+    """for folder: stored value that marks holes, such as 65535"""
+    max_depth: float | None = None
+    """for folder: depth in metres beyond which pixels are holes"""
     steps: int = 4
     """denoising steps of marigold"""
     boxes: BoxTeacherName = NONE
@@ -66,11 +77,26 @@ class TeachersConfig:
             raise ValueError(f"depth teacher {self.depth} needs depth_folder: the folder of right images or depth maps")
         if self.boxes == "open-vocabulary" and not self.classes:
             raise ValueError('open-vocabulary needs classes to look for, such as cup, "red chair"; got none')
+        for name, teachers in (
+            ("meaning", ("depth-anything", "folder")),
+            ("scale", ("depth-anything", "folder")),
+            ("invalid", ("folder",)),
+            ("max_depth", ("folder",)),
+        ):
+            if getattr(self, name) is not None and self.depth not in teachers:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) goes with depth teacher {' or '.join(teachers)}, not {self.depth}"
+                )
+        self.depth_format()
         for name in ("score", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def depth_format(self) -> DepthFormat:
+        """What the numbers of a folder's maps mean. Raises ValueError for a scale or max_depth that is not above 0."""
+        return DepthFormat(self.meaning or "depth", self.scale, invalid=self.invalid, max_depth=self.max_depth)
 
 
 def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
@@ -85,10 +111,12 @@ def depth_teacher(config: TeachersConfig, images: Path) -> DepthTeacher | None:
     """
     model, folder = config.depth_model, Path(config.depth_folder)
     makers: dict[str, Callable[[], DepthTeacher]] = {
-        "depth-anything": lambda: depth_teachers.DepthEstimator(model or depth_teachers.DEPTH_ANYTHING, config.device),
+        "depth-anything": lambda: depth_teachers.DepthEstimator(
+            model or depth_teachers.DEPTH_ANYTHING, config.device, config.meaning, config.scale
+        ),
         "marigold": lambda: depth_teachers.Marigold(model or depth_teachers.MARIGOLD, config.steps, config.device),
         "stereo": lambda: depth_teachers.StereoPairs(images, folder),
-        "folder": lambda: depth_teachers.DepthFolder(images, folder),
+        "folder": lambda: depth_teachers.DepthFolder(images, folder, config.depth_format()),
     }
     return None if config.depth == NONE else makers[config.depth]()
 

@@ -69,11 +69,11 @@ def test_many_maps_in_one_file_disparity_and_units(tmp_path: Path) -> None:
 
 
 def test_grey_pictures_of_eight_bits_hold_nearness_alone(tmp_path: Path) -> None:
-    """As Depth Anything writes its maps: 255 is nearest, and 0, which has no inverse, a hole."""
+    """As Depth Anything writes its maps: 255 is nearest, and 0 the farthest, lifted so that it has an inverse."""
     file = tmp_path / "relative.png"
     Image.fromarray(np.array([[0, 51, 255]], np.uint8)).save(file)
     ((_, depth),) = read_depth(file, DepthFormat("inverse"))
-    assert depth[0, 0].isnan() and depth[0, 1:].tolist() == pytest.approx([1 / 51, 1 / 255])
+    assert depth[0].tolist() == pytest.approx([1000 / 255, 1 / 51, 1 / 255])
     with pytest.raises(ValueError, match=r"relative\.png is a picture of mode L; .* meaning 'inverse' reads"):
         list(read_depth(file))
 

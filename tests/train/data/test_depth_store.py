@@ -144,3 +144,51 @@ def test_tables_hold_numbers_rows_or_pictures_and_bad_rows_are_told(tmp_path: Pa
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "flat.parquet").read_bytes()[:100])
     with pytest.raises(ValueError, match="cut.parquet cannot be read as a table of depth maps"):
         list(read_depth_table(tmp_path / "cut.parquet", DepthFormat()))
+
+
+def test_one_map_with_channels_is_one_row_and_the_folder_goes_on_after_a_giant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    ramp = np.linspace(1, 4, 600, dtype=np.float32).reshape(20, 30)
+    np.save(maps / "a.npy", ramp[..., None])
+    np.save(maps / "b.npy", ramp[..., None].repeat(3, -1))
+    Image.fromarray(np.full((30, 30), 5000, np.uint16)).save(maps / "giant.png")
+    np.save(maps / "z.npy", ramp)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    store = DepthStore.build(tmp_path / "store", maps, DepthFormat(), 16)
+    assert store.names == ("a.npy", "b.npy", "z.npy") and set(store.skipped) == {"giant.png"}
+    assert np.array_equal(store.depth[0], store.depth[2]) and np.array_equal(store.depth[1], store.depth[2])
+    assert "left out: giant.png: " in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
+def test_a_wild_pixel_spoils_no_map(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    ramp = np.linspace(1, 4, 6000, dtype=np.float32).reshape(60, 100)
+    np.save(maps / "clean.npy", ramp)
+    ramp[30, 50] = 0.001
+    np.save(maps / "wild.npy", ramp)
+    store = DepthStore.build(tmp_path / "store", maps, DepthFormat(), 16)
+    np.testing.assert_allclose(store.depth[1], store.depth[0], rtol=0.05)
+    by_hand = DepthStore.build(tmp_path / "by-hand", maps, DepthFormat(), 16, range_percentile=0.0)
+    assert by_hand.depth[1].min() < 0.5, "min-max was asked for"
+    np.testing.assert_array_equal(by_hand.depth[0], store.depth[0])
+
+
+def test_tables_hold_maps_with_channels_and_relative_zeros(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    picture = io.BytesIO()
+    Image.fromarray(np.array([[0, 51], [102, 255]], np.uint8)).convert("RGB").save(picture, "PNG")
+    parquet.write_table(pa.table({"depth": [picture.getvalue()]}), tmp_path / "grey.parquet")
+    ((_, depth),) = read_depth_table(tmp_path / "grey.parquet", DepthFormat("inverse"))
+    assert isinstance(depth, torch.Tensor) and depth.flatten().tolist() == pytest.approx(
+        [1000 / 255, 1 / 51, 1 / 102, 1 / 255]
+    )
+    rows = np.linspace(1, 4, 6, dtype=np.float32).reshape(2, 3, 1)
+    parquet.write_table(pa.table({"depth": [rows.tolist()]}), tmp_path / "rows.parquet")
+    ((_, depth),) = read_depth_table(tmp_path / "rows.parquet", DepthFormat())
+    assert isinstance(depth, torch.Tensor) and torch.equal(depth, torch.from_numpy(rows[..., 0]))
