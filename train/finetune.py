@@ -10,7 +10,8 @@ JSON files, existing records, rendered scenes, or any combination of these. Trai
 direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
 
 The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
-tokenizer. A run that was stopped resumes from its newest complete checkpoint.
+tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
+`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
 use another file in that folder.
@@ -18,7 +19,10 @@ use another file in that folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,23 +34,33 @@ from perception.model.folder import check_files, find_folder, read_model, read_p
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.records import KINDS, RecordRows, SourcesConfig, read_records
+from train.data.records import KINDS, RecordRows, SourcesConfig, check_lengths, read_records, records_digest
 from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
 from train.data.scenes import SceneRows, TaskMaker, depth_codes
+from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
 from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.config import check_choices
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
 from train.loop.progress import read_log
 from train.loop.sharding import launched_sharded, whole_weights
-from train.models.adapters import LoraSettings, adapt, align_only, merged
+from train.models.adapters import (
+    LoraSettings,
+    adapt,
+    align_only,
+    checkpoint_activations,
+    merged,
+    train_in_float32,
+)
 from train.models.attention import use_plain_attention
 from train.models.losses import row_losses, target_logits
-from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
-from train.models.saving import save_perception_model, stored_dtype
+from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
+from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
 from vqvae import VQVAE
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_FREE = ("run_dir", "out", "gradient_checkpointing", "export")
+"""Settings that do not decide what is trained"""
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,17 @@ class FinetuneConfig:
     only_projector: bool = False
     """train only the projector, to align a new one"""
     base_precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the weights in memory: fp32, or bf16 for LoRA on a large base"""
+    """precision of the frozen weights in memory: fp32, or bf16 for LoRA on a large base. Weights that train are always
+    fp32"""
     gradient_checkpointing: bool = False
     """save memory; steps take about a third longer"""
     batch_size: int = 16
     """rows per device and per gradient accumulation step"""
     length_groups: int = 4
     """number of forward passes per batch, each of rows of similar length; more need less padding and memory"""
+    export: str = ""
+    """name of a checkpoint in run_dir, such as checkpoint-500: write it as a model to out, and train nothing. The other
+    settings must be those of the run"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -110,6 +128,11 @@ class FinetuneConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.tower_lr_ratio < 0:
             raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
+        if self.base_precision == "bf16" and not (self.lora.rank or self.only_projector):
+            raise ValueError(
+                "base_precision bf16 is for frozen weights, and with lora.rank 0 all weights train; set lora.rank, or "
+                "base_precision fp32"
+            )
         if self.only_projector and (self.lora.rank or self.train_rows == "new" or self.tower_lr_ratio):
             raise ValueError(
                 f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
@@ -131,7 +154,7 @@ class FinetuneResult:
     losses: tuple[float, ...]
     """loss per line of the log, in order"""
     padding_share: float
-    """share of padding tokens per forward pass, mean over the run"""
+    """share of padding tokens per forward pass, mean over the run; NaN if its log is lost"""
     scenes: int
     """number of scenes trained on"""
     records: int
@@ -160,8 +183,8 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     """Train or resume a fine-tuning and write the model to `config.out`.
 
     Raises:
-        ValueError: if the data or the base cannot be used (see `read_records` and `build_parts`), or the run was
-            started with other settings.
+        ValueError: if the data or the base cannot be used (see `read_records` and `build_parts`), a row has more tokens
+            than the model has positions, or the run was started with other settings or other data.
     """
     if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
         raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
@@ -171,6 +194,10 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     found = read_records(config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir))
     parts = build_parts(config, vqvae)
     batches = build_batches(config, parts, vqvae, found.records)
+    check_lengths(batches, config.loop.steps)
+    settings = fingerprint(config, _FREE)
+    if config.data.any_records:
+        settings["data_digest"] = records_digest(found.records)
     fixed = parts.tables if config.train_rows == "new" else ()
     fitted = fit(
         parts.model,
@@ -182,7 +209,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         in_parts=True,
         weight=target_weight,
         title=config.arm,
-        fingerprint=fingerprint(config, free=("run_dir", "out", "gradient_checkpointing")),
+        fingerprint=settings,
         shardable=True,
     )
     log = read_log(Path(config.run_dir))
@@ -190,24 +217,73 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     result = FinetuneResult(
         fitted,
         tuple(record["loss"] for record in log),
-        sum(padding) / max(1, len(padding)),
+        sum(padding) / len(padding) if padding else math.nan,
         config.data.scenes.count,
         len(found.records),
         len(found.skipped),
     )
     model = whole_model(config, parts, vqvae, fitted.is_main)
     if fitted.is_main:
+        written = written_before(config, result)
+        if written is not None:
+            lost = math.isnan(result.padding_share)
+            return replace(result, padding_share=written["padding_share"]) if lost else result
         (Path(config.run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
-        save_perception_model(
-            merged(model),
-            parts.processor,
-            parts.vocabulary,
-            Path(config.out),
-            training_record(config, result),
-            stored_dtype(base),
-            find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
-        )
+        save(config, replace(parts, model=model), training_record(config, result))
     return result
+
+
+def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
+    """Write the trained model to `config.out`, with LoRA merged and the depth tokenizer beside it."""
+    save_perception_model(
+        merged(parts.model),
+        parts.processor,
+        parts.vocabulary,
+        Path(config.out),
+        record,
+        stored_dtype(find_folder(config.base)),
+        find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
+    )
+
+
+def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any] | None:
+    """Return the record of the model in `config.out` if this run, started again after its end, wrote it before."""
+    if result.fit.resumed_from != result.fit.steps:
+        return None
+    try:
+        check_files(Path(config.out))
+        record = json.loads((Path(config.out) / TRAINING_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    unknown = {"command", "padding_share"} if math.isnan(result.padding_share) else {"command"}
+    now = training_record(config, result)
+    same = record.keys() == now.keys() and all(record[name] == now[name] for name in now.keys() - unknown)
+    return record if same else None
+
+
+def export(config: FinetuneConfig) -> RunState:
+    """Write the checkpoint `config.export` of a run as a model to `config.out`; the data are not read.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged, it was made with other settings, or `config.out`
+            exists.
+    """
+    vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
+    checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, _FREE))
+    step = checkpoints.step_of(config.export)
+    if Path(config.out).exists():
+        raise ValueError(f"{config.out} exists; give --out another folder for {config.export}")
+    check_files(find_folder(config.base), has_vocabulary=False)
+    parts = build_parts(config, vqvae)
+    state = checkpoints.load_weights(step, parts.model, frozen_digest(parts.model))
+    record = {
+        "command": command_line(config.recipe, config),
+        "steps": state.step,
+        "minutes": round(state.seconds / 60, 1),
+        "final_loss": round(state.loss, 4),
+    }
+    save(config, parts, record)
+    return state
 
 
 def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> PerceptionVocabulary:
@@ -236,8 +312,6 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     wanted = unbound_vocabulary(config, vqvae)
     vocabulary = wanted.extend(model, processor.tokenizer, init=config.new_rows, **sources)
     accepted = accepted_inputs(model)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     use_plain_attention(model.get_decoder())
     tower = tuple(tower_parameters(model))
     if not config.tower_lr_ratio:
@@ -246,6 +320,12 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     model = adapt(model, vocabulary, config.lora, config.train_rows)
     if config.only_projector:
         align_only(model)
+    for parameter in tower:
+        parameter.requires_grad_(config.tower_lr_ratio > 0)
+    if config.base_precision != "fp32":
+        train_in_float32(model)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
     return Parts(model, processor, vocabulary, accepted, tower, tables)
 
 
@@ -271,7 +351,8 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
     prompt = ChatPrompt.from_processor(parts.processor)
-    encoder = RowEncoder(parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted)
+    longest = max_positions(parts.model)
+    encoder = RowEncoder(parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, longest)
     return RowBatches(encoder, tuple(sources), config.length_groups)
 
 
@@ -316,21 +397,28 @@ def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str,
         "minutes": round(fitted.seconds / 60, 1),
         "final_loss": round(fitted.final_loss, 4),
         "waiting_for_data": round(fitted.data_wait_share, 4),
-        "padding_share": round(result.padding_share, 4),
+        "padding_share": None if math.isnan(result.padding_share) else round(result.padding_share, 4),
     }
 
 
 def report(result: FinetuneResult) -> str:
     """Summarize a run in one line."""
     data = f"{result.scenes} scenes and {result.records} records ({result.skipped} left out)"
-    return (
-        f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}, "
-        f"{100 * result.padding_share:.1f} % of the tokens were padding"
-    )
+    said = f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}"
+    if math.isnan(result.padding_share):
+        return said
+    return f"{said}, {100 * result.padding_share:.1f} % of the tokens were padding"
 
 
 def main(argv: list[str] | None = None, config_class: type[FinetuneConfig] = FinetuneConfig) -> None:
-    result = train(parse_config(config_class, argv))
+    config = parse_config(config_class, argv)
+    try:
+        if config.export:
+            print(f"{export(config).step} steps of training; model: {config.out}")
+            return
+        result = train(config)
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(f"{config.recipe.rpartition('.')[2]}: {error}")
     if result.fit.is_main:
         print(report(result))
 

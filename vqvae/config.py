@@ -38,7 +38,8 @@ class VQVAEConfig:
     decay: float = 0.99
     """Decay of the moving averages of "ema"."""
     dead_threshold: float = 0.02
-    """A code used less than this fraction of its fair share (batch tokens / codebook_size) is revived."""
+    """A code used less than this fraction of its fair share (batch tokens / codebook_size) is revived. Above 0, else
+    the averages of a code that is never used would end as 0 / 0."""
     commitment_weight: float = 0.25
     normalisation: str = "relative_inverse"
     """ "relative_inverse": inverse depth, min-max per map (what AURORA uses). "relative": depth, min-max per map.
@@ -74,6 +75,11 @@ class VQVAEConfig:
     def _check_quantizer(self) -> None:
         if self.quantizer not in QUANTIZERS:
             raise ValueError(f"unknown quantizer {self.quantizer!r}; known: {', '.join(QUANTIZERS)}")
+        if self.quantizer == "ema" and not 0 < self.dead_threshold < 1:
+            raise ValueError(
+                f"dead_threshold must lie between 0 and 1, got {self.dead_threshold}: a code that is never revived "
+                f"divides 0 by 0 once its averages have decayed (decay {self.decay}); use a small one, such as 0.001"
+            )
         if self.quantizer == "ema" and self.fsq_levels:
             raise ValueError(f'fsq_levels ({self.fsq_levels}) go with quantizer="fsq"; leave them empty with "ema"')
         if self.quantizer == "fsq":

@@ -6,6 +6,8 @@ By default transformers fills missing tensors with random numbers and only print
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FILES = ("config.json", _WEIGHTS, "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _REMEDY = "copy the whole folder anew, or train again"
+_SMALL = 500_000_000
+"""Size in bytes of weights that load too fast for a progress bar"""
 
 
 def find_folder(name: str | Path) -> Path:
@@ -49,6 +53,11 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
     missing = [name for name in needed if name not in present and not (name == _WEIGHTS and _INDEX in present)]
     if not present.intersection(_PROCESSORS):
         missing.append(_PROCESSORS[0])
+    if missing and any(name.startswith("optimizer") for name in present):
+        raise ValueError(
+            f"{folder} is a checkpoint of a training run, not a model; write it as one with the run's own command "
+            f"(python -m train.finetune ...) and --export {folder.name} --out FOLDER"
+        )
     if missing:
         what, recipe = ("perception", "train.aurora") if has_vocabulary else ("base", "train.base")
         raise ValueError(
@@ -97,11 +106,13 @@ def read_model(folder: Path, dtype: Any) -> Any:
     """
     from transformers import AutoModelForImageTextToText
 
+    small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _SMALL
     try:
         # Sizes that differ are reported below, with the rest.
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with without_bars() if small else nullcontext():
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'} gives no model ({_first_line(error)}); {_REMEDY}") from error
     sized = [f"{name} {tuple(got)} for {tuple(expected)}" for name, got, expected in found["mismatched_keys"]]
@@ -110,6 +121,21 @@ def read_model(folder: Path, dtype: Any) -> Any:
     if said:
         raise ValueError(f"{folder / _WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
     return model
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers inside the block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_processor(folder: Path) -> Any:

@@ -86,6 +86,8 @@ def write_rows(
     if needed > rows:
         # mean_resizing draws from a normal; every row it makes is written below.
         model.resize_token_embeddings(needed, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
+        if hasattr(model.config, "vocab_size"):  # PaliGemma's, which transformers leaves as it was
+            model.config.vocab_size = count_rows(model)
     fresh = sorted({*new_ids, *range(rows, count_rows(model))})
     for layer in embedding_layers(model):
         tensors = [layer.weight.data]

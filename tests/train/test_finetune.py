@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,113 @@ def test_a_finished_run_that_is_started_again_says_the_same(
     assert {path.name: path.read_bytes() for path in (out / "model").glob("*.*")} == before
 
 
+def test_a_rerun_keeps_the_model_whatever_is_lost(
+    world: Path, trained: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    """The report comes from the model's own record where the log is gone; another run's model is replaced."""
+    shutil.copytree(trained[0], tmp_path / "copy")
+    changes: dict = {"train_rows": "new", "tower_lr_ratio": 0.1}
+    config = config_for(world, tmp_path / "copy", **changes)
+    (tmp_path / "copy" / "run" / "log.jsonl").unlink()
+    written = (tmp_path / "copy" / "model" / "training.json").stat().st_mtime_ns
+    again = finetune.train(replace(config, loop=replace(config.loop, num_workers=1)))
+    assert finetune.report(again) == finetune.report(trained[1])
+    assert (tmp_path / "copy" / "model" / "training.json").stat().st_mtime_ns == written
+    (tmp_path / "copy" / "model" / "training.json").write_text('{"steps": 4, "final_loss": 0.0}')
+    assert "padding" not in finetune.report(finetune.train(config)), "what is not known is not said"
+    record = json.loads((tmp_path / "copy" / "model" / "training.json").read_text())
+    assert record["final_loss"] == round(trained[1].fit.final_loss, 4) and record["padding_share"] is None
+
+
+def test_data_that_changed_under_a_run_are_refused(world: Path, tmp_path: Path) -> None:
+    """Answers, boxes, images: whatever a record teaches."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write_questions(data)
+    config = config_for(world, tmp_path, data=SourcesConfig(own=(str(data / "questions.csv"),)), steps=1, batch_size=2)
+    finetune.train(config)
+    text = (data / "questions.csv").read_text()
+    (data / "questions.csv").write_text(text.replace("green", "red"))
+    with pytest.raises(ValueError, match=r"data_digest: '\d+ records, \w+' there, '\d+ records, \w+' now"):
+        finetune.train(config)
+    (data / "questions.csv").write_text(text)
+    picture(data / "0.png", 1)
+    with pytest.raises(ValueError, match="data_digest"):
+        finetune.train(config)
+    picture(data / "0.png", 0)
+    assert finetune.train(config).fit.resumed_from == 1
+
+
+@pytest.mark.parametrize("changes", [{"lora": LoraSettings(4, 8)}, {"ema_decay": 0.9}])
+def test_every_checkpoint_can_be_a_model(
+    world: Path, tmp_path: Path, changes: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exported, the last one is the finished model; an earlier one is what a run of so many steps would be."""
+    if "lora" in changes:
+        pytest.importorskip("peft")
+        save_family("qwen2_vl", tmp_path / "base", tied=True)
+        changes = changes | {"base": str(tmp_path / "base")}
+    config = config_for(world, tmp_path, **changes)
+    finetune.train(config)
+    with pytest.raises(ValueError, match=r"checkpoint of a training run, not a model; .*--export checkpoint-4 --out"):
+        PerceptionModel.from_pretrained(tmp_path / "run" / "checkpoint-4")
+    steps = {}
+    for step in (STEPS - 1, STEPS):
+        named = replace(config, export=f"checkpoint-{step}", out=str(tmp_path / f"exported-{step}"))
+        words = finetune.command_line("train.finetune", named)
+        finetune.main(shlex.split(words)[3:])
+        assert f"{step} steps of training; model: {named.out}" in capsys.readouterr().out
+        model = PerceptionModel.from_pretrained(named.out)
+        assert model.depth_tokenizer is not None and model.vocabulary.num_locations == 10
+        steps[step] = json.loads((Path(named.out) / "training.json").read_text())
+        assert same_weights(Path(named.out), tmp_path / "model") == (step == STEPS)
+    assert [record["steps"] for record in steps.values()] == [STEPS - 1, STEPS]
+    for bad, said in (
+        (
+            {"export": "checkpoint-9", "out": str(tmp_path / "a")},
+            "no complete checkpoint-9; it has: checkpoint-3, checkp",
+        ),
+        ({"export": "checkpoint-4"}, "model exists; give --out another folder for checkpoint-4"),
+        (
+            {"export": "checkpoint-4", "out": str(tmp_path / "a"), "num_locations": 11},
+            "num_locations: 10 there, 11 now",
+        ),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            finetune.main(shlex.split(finetune.command_line("train.finetune", replace(config, **bad)))[3:])
+        assert re.search(said, str(stopped.value)) and "\n" not in str(stopped.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused_before_training(world: Path, tmp_path: Path) -> None:
+    """The record is named, with both numbers, whether its text is long or its image is large."""
+    long = Record(ImageFile(world / "0.png"), chains.direct("direct_other", "What is it? " * 900, "a cup"), "row 7")
+    RecordSet((*RecordSet.read(world / "records.jsonl").records, long)).write(tmp_path / "long.jsonl")
+    data = SourcesConfig(records=(str(tmp_path / "long.jsonl"),))
+    config = config_for(world, tmp_path, data=data)
+    with pytest.raises(ValueError, match=r"row 7: direct_other .* has \d{4,} tokens, .* model has 2048 positions"):
+        finetune.train(config)
+    assert not (tmp_path / "run").exists()
+    base = save_family("qwen2_vl", tmp_path / "qwen")
+    settings = json.loads((base / "config.json").read_text())
+    settings["text_config"]["max_position_embeddings"] = 40
+    (base / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"map \d: .* has \d+ tokens, .* model has 40 positions"):
+        data = SourcesConfig(records=(str(world / "records.jsonl"),))
+        finetune.train(config_for(world, tmp_path, base=str(base), data=data))
+    scenes = SourcesConfig(scenes=ScenesConfig(8, str(tmp_path / "scenes")))
+    with pytest.raises(ValueError, match=r"has \d+ tokens, .* model has 40 positions"):
+        finetune.train(config_for(world, tmp_path, base=str(base), data=scenes, curriculum=CurriculumConfig()))
+
+
+def test_a_run_s_start_shows_no_bars_or_warnings(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finetune.train(config_for(world, tmp_path, steps=1, gradient_checkpointing=True))
+    out, err = capfd.readouterr()
+    assert not re.search("Loading weights|Writing model|FutureWarning", out + err)
+
+
 def test_two_sharded_processes_equal_one_with_twice_the_batch(world: Path, tmp_path: Path) -> None:
     """FSDP2, as `accelerate launch` asks for it: stopped after two steps, resumed, and gathered at the end."""
     two = config_for(world, tmp_path / "two", batch_size=4, steps=3, length_groups=2)
@@ -237,6 +345,8 @@ def test_two_sharded_processes_equal_one_with_twice_the_batch(world: Path, tmp_p
     assert done.returncode == 0 and "resuming from" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("done: 3 steps") == 1
     resumed = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    finetune.export(replace(two, export="checkpoint-3", out=str(tmp_path / "exported")))
+    assert same_weights(tmp_path / "exported", tmp_path / "two" / "model"), "the shards are put together"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole), "bit for bit"
     one = finetune.train(config_for(world, tmp_path / "one", batch_size=8, steps=3, length_groups=2))
     assert np.allclose([r["loss"] for r in read_log(tmp_path / "two" / "run")], one.losses, rtol=1e-5)

@@ -434,6 +434,10 @@ def test_folders_that_cannot_be_read_say_why(tmp_path: Path, vqvae: VQVAE) -> No
     file.write_bytes((out / "shard-00000.parquet").read_bytes())
     with pytest.raises(ValueError, match=r"shard-00001.parquet: 000.png is there twice"):
         read_prepared(out, 100, vqvae)
+    rows, header = read_rows(file)
+    write_rows([rows[0], rows[1], rows[1]], out / "shard-00000.parquet", header)
+    with pytest.raises(ValueError, match=r"shard-00000.parquet: 001.png is there twice"):
+        read_prepared(out, 100, vqvae)
     with pytest.raises(ValueError, match=r"holds no labelled images; make it with python -m train.prepare"):
         read_prepared(tmp_path / "images", 100, vqvae)
 

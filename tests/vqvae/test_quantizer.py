@@ -124,3 +124,19 @@ def test_ranks_keep_one_codebook(tmp_path: Path) -> None:
     assert all(first[name].equal(second[name]) for name in first)
     means = first["codebook"].mean(1)
     assert float(means.min()) < 0.5 and float(means.max()) > 2.5, "both ranks' data shaped it"
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_codes_that_are_never_revived_are_refused(threshold: float, decay: float) -> None:
+    """The averages of a code without vectors fall to 0, and its row would be 0 / 0, the nearest of every vector."""
+    with pytest.raises(ValueError, match=f"dead_threshold must lie between 0 and 1, got {threshold}.*decay {decay}"):
+        replace(TINY, decay=decay, dead_threshold=threshold)
+
+
+def test_a_small_threshold_keeps_codes_finite() -> None:
+    quantizer = EMAQuantizer(replace(TINY, decay=0.5, dead_threshold=1e-3)).train()
+    vectors = torch.randn(8, TINY.codebook_dim, generator=torch.Generator().manual_seed(0))
+    for _ in range(300):
+        quantizer(vectors)
+    assert bool(quantizer.codebook.isfinite().all()) and len(quantizer.encode(vectors).unique()) > 1

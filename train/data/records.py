@@ -6,6 +6,7 @@ device with twice the batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,13 +30,14 @@ from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import draw_markers
 from perception.vocabulary.names import PerceptionVocabulary, SpanError
 from train.data.curriculum import CurriculumConfig, kind_shares
-from train.data.rows import Row
-from train.data.scenes import ScenesConfig
+from train.data.rows import Row, RowBatches, RowEncoder
+from train.data.scenes import SceneRows, ScenesConfig
 from train.loop.config import check_choices
 from vqvae import VQVAE
 
 _MOST_NAMED = 5
 """Further bad images that an error names"""
+_BLANK = Image.new("RGB", (1, 1))
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
 
@@ -135,6 +137,64 @@ def check_record(record: Record, vocabulary: PerceptionVocabulary, vqvae: VQVAE 
             f"{record.source}: its depth codes are of tokenizer {record.tokenizer}, this one is {vqvae.fingerprint()}; "
             "make the records again, or train with the depth tokenizer that made them"
         )
+
+
+def records_digest(records: Sequence[Record]) -> str:
+    """Return the number of records and a digest of what they teach: tasks, texts, codes, markers and image files.
+
+    An image counts with its name and size in bytes, so data may move to another folder.
+    """
+    total = hashlib.sha256()
+    sizes: dict[Path, int] = {}
+    for record in records:
+        path, example = record.image.path, record.example
+        if path not in sizes:
+            sizes[path] = path.stat().st_size if path.is_file() else -1
+        shown = (path.name, sizes[path], record.image.index, record.marks)
+        total.update(repr((*shown, example.task, example.question, example.target, example.answer)).encode())
+    return f"{len(records)} records, {total.hexdigest()[:16]}"
+
+
+def check_lengths(batches: RowBatches, steps: int, looked_at: int = 8) -> None:
+    """Refuse data with rows that are longer than `batches.encoder.max_length`, before training.
+
+    Looked at are scenes of the first, middle and last step, and all records whose text, after the longest prompt of the
+    `looked_at` largest image files, may be too long. Other rows are checked as their batch is made.
+
+    Raises:
+        ValueError: naming the record, its number of tokens and the limit.
+    """
+    encoder = batches.encoder
+    if encoder.max_length is None:
+        return
+    for source, count in batches.sources:
+        if isinstance(source, SceneRows):
+            for step in {0, steps // 2, steps - 1}:
+                encoder.batches(source.rows(step, 0, 1, count), 1)
+        elif isinstance(source, RecordRows):
+            _check_records(encoder, encoder.max_length, source.records, looked_at)
+
+
+def _check_records(encoder: RowEncoder, limit: int, records: Sequence[Record], looked_at: int) -> None:
+    images = {record.image: record for record in records}
+    largest = sorted(images, key=lambda image: image.path.stat().st_size if image.path.is_file() else 0)[-looked_at:]
+    longest = max((encoder.head_length(row_of(images[image]).image) for image in largest), default=0)
+    for record in records:
+        if longest + _most_tokens(record) > limit:
+            try:
+                encoder.encode(Row(_BLANK, record.example), [0] * longest)
+            except ValueError:
+                row = row_of(record)
+                try:
+                    encoder.batches([row], 1)
+                except ValueError as error:
+                    raise ValueError(f"{record.source}: {error}") from error
+
+
+def _most_tokens(record: Record) -> int:
+    """Return a number of tokens that the text of a record, with its end, does not exceed: one per byte and code."""
+    parts = (record.example.question, *record.example.target)
+    return 64 + sum(len(p.encode()) if isinstance(p, str) else len(p.codes) + 2 for p in parts)
 
 
 def available_shares(curriculum: CurriculumConfig, progress: float, available: Sequence[bool]) -> np.ndarray:

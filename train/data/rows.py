@@ -65,6 +65,8 @@ class RowEncoder:
     weights: TokenWeights
     accepted: frozenset[str]
     """names of the inputs that the model's forward accepts"""
+    max_length: int | None = None
+    """number of positions of the model; None: no limit"""
 
     def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
         """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
@@ -77,6 +79,13 @@ class RowEncoder:
             read += asked + answer
             target += [IGNORE] * len(asked) + learned
             weight += [0.0] * len(asked) + weights
+        length = len(head) + len(read)
+        if self.max_length is not None and length > self.max_length:
+            named = f"{row.example.task} ({row.example.question[:60]!r})"
+            raise ValueError(
+                f"{named} has {length} tokens, {len(head)} of them for image and question, and the model has "
+                f"{self.max_length} positions; shorten it, make its image smaller, or take a base with more positions"
+            )
         return head + read, [IGNORE] * len(head) + target, weight
 
     def _answer(self, example: Example, shown: np.ndarray | None = None, foreign: bool = False) -> Encoded:
@@ -126,6 +135,10 @@ class RowEncoder:
                     head, outputs = self._picture(images[n])
                     made[n] = head, {name: value for name, value in outputs.items() if name in self.accepted}
         return [made[n] for n in range(len(images))]
+
+    def head_length(self, image: Image.Image) -> int:
+        """Return the number of tokens of a prompt up to its question, with those of the image."""
+        return len(self._picture(image)[0])
 
     def _picture(self, image: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
         return self.prompt.head_ids(self.processor, image)

@@ -19,7 +19,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from vqvae.files import write_whole
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_NEWER = ("data_digest",)
+"""Settings that older checkpoints lack; where they are missing, nothing is compared"""
 _PARTIAL = ".partial"
 
 
@@ -121,6 +124,44 @@ class Checkpoints:
         wait_for_all(self.num_shards)
         return final
 
+    def step_of(self, name: str) -> int:
+        """Return the step of the complete checkpoint of that name. Raises ResumeError if there is none."""
+        known = {self.folder(step).name: step for step in self.complete()}
+        if name not in known:
+            raise ResumeError(f"{self.run_dir} has no complete {name}; it has: {', '.join(known) or 'no checkpoint'}")
+        return known[name]
+
+    def load_weights(self, step: int, model: nn.Module, frozen: str | None) -> RunState:
+        """Load the weights of a checkpoint alone, or their moving averages, on one process, however many wrote it.
+
+        Args:
+            frozen: `frozen_digest` of the model.
+
+        Raises:
+            ResumeError: as `restore`.
+        """
+        folder = self.folder(step)
+        state = self._read_whole(folder)
+        stored = {name: value for name, value in state["settings"].items() if name in self.settings}
+        self._check_settings(folder, stored)
+        if state["settings"].get("frozen_weights") != frozen:
+            raise ResumeError(f"{folder} was trained on other frozen weights; give the base that the run started from")
+        count = state["settings"].get("sharded_over", 1)
+        names = [replace(self, shard=n, num_shards=count)._name(MODEL_FILE) for n in range(count)]
+        parts = [_guarded(partial(load_file, folder / name), folder / name) for name in names]
+        known = model.state_dict(keep_vars=True)
+        tensors = {
+            name: torch.cat([part[name] for part in parts]) if isinstance(known.get(name), nn.Parameter) else value
+            for name, value in parts[0].items()
+        }  # parameters are sharded along their first axis, and buffers are whole on each process
+        _guarded(lambda: _load_changing(model, tensors), folder / names[0])
+        if AVERAGES_FILE in state["files"]:
+            path = folder / AVERAGES_FILE
+            averages = Averages(model, 0.0)
+            _guarded(lambda: averages.load(load_file(path), step), path)
+            averages.copy_to_model()
+        return _run_state(state)
+
     def restore(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
     ) -> RunState:
@@ -130,13 +171,7 @@ class Checkpoints:
             ResumeError: if a file is damaged, tensors do not fit, or the settings differ.
         """
         folder = self.folder(step)
-        state = self._read_state(folder)
-        for name, (size, digest) in state["files"].items():
-            if not (folder / name).exists() or _digest(folder / name) != [size, digest]:
-                raise ResumeError(
-                    f"{folder / name} is damaged or missing (its SHA-256 is not the one in {STATE_FILE}); delete "
-                    f"{folder} to go on from the checkpoint before it, or from the start where there is none"
-                )
+        state = self._read_whole(folder)
         self._check_settings(folder, state["settings"])
         weights, moments = folder / self._name(MODEL_FILE), folder / self._name(OPTIMIZER_FILE)
         _guarded(lambda: _load_changing(model, load_file(weights)), weights)
@@ -144,7 +179,7 @@ class Checkpoints:
         if averages is not None:
             path = folder / AVERAGES_FILE
             _guarded(lambda: averages.load(load_file(path), step), path)
-        return RunState(**{item.name: state[item.name] for item in fields(RunState) if item.name in state})
+        return _run_state(state)
 
     def save_best(self, model: nn.Module) -> None:
         """Save the weights as the best so far; an interrupted write leaves the previous file unchanged."""
@@ -177,15 +212,31 @@ class Checkpoints:
             ) from None
         return state
 
+    def _read_whole(self, folder: Path) -> dict[str, Any]:
+        """Return what `_read_state` does, once the other files are the ones that it lists."""
+        state = self._read_state(folder)
+        for name, (size, digest) in state["files"].items():
+            if not (folder / name).exists() or _digest(folder / name) != [size, digest]:
+                raise ResumeError(
+                    f"{folder / name} is damaged or missing (its SHA-256 is not the one in {STATE_FILE}); delete "
+                    f"{folder} to go on from the checkpoint before it, or from the start where there is none"
+                )
+        return state
+
     def _check_settings(self, folder: Path, stored: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(dict(self.settings)))
-        differing = sorted(k for k in {*stored, *wanted} if _unless_off(stored.get(k)) != _unless_off(wanted.get(k)))
+        compared = {*stored, *wanted} - {name for name in _NEWER if name not in stored}
+        differing = sorted(k for k in compared if _unless_off(stored.get(k)) != _unless_off(wanted.get(k)))
         if differing:
             listed = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing)
             raise ResumeError(
                 f"{folder} was made with other settings ({listed}); restore them to resume, or give the new run "
                 f"another run_dir or delete {self.run_dir}"
             )
+
+
+def _run_state(state: Mapping[str, Any]) -> RunState:
+    return RunState(**{item.name: state[item.name] for item in fields(RunState) if item.name in state})
 
 
 def _unless_off(value: Any) -> Any:

@@ -11,6 +11,7 @@ over them by FSDP2.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -419,15 +420,22 @@ def _same_bits(device: torch.device) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+@dataclass
+class _DataParallel(DistributedDataParallelKwargs):
+    """accelerate's settings of data-parallel training; buffers are not copied before each forward pass."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        # torch 2.14 renames broadcast_buffers, and accelerate does not know the new name.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return {**super().to_kwargs(), name: False}
+
+
 def _accelerator(config: LoopConfig) -> Accelerator:
     """Build the accelerator. `LoopConfig` sets the precision; EMA codebooks sync their own buffers."""
-    kwargs = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=config.find_unused_parameters
-    )
     # With cpu=True accelerate connects the processes of a launch without GPUs; else each would train on its own.
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available() or None, mixed_precision="no", kwargs_handlers=[kwargs]
-    )
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available() or None, mixed_precision="no")
+    accelerator.ddp_handler = _DataParallel(find_unused_parameters=config.find_unused_parameters)
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
         raise ValueError(

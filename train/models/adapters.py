@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perception.vocabulary.names import PerceptionVocabulary
 from train.models.parts import embedding_names, language_linears, projector_names
@@ -31,7 +32,11 @@ def check_rows(train_rows: str) -> None:
 def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, train_rows: str) -> Any:
     """Add LoRA to the model if `lora.rank` is not 0, and train all embedding rows or only the new ones.
 
-    With LoRA the projector trains in full. Rows that do not train stay bit-equal if their weight decay is 0.
+    With LoRA the projector trains in full. Rows that do not train stay bit-equal if their weight decay is 0. Tied
+    embeddings stay tied.
+
+    Raises:
+        ValueError: if the installed peft unties the embeddings.
     """
     if lora.rank == 0:
         if train_rows == "new":
@@ -39,17 +44,22 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
         return model
     from peft import LoraConfig, get_peft_model
 
-    kept, rows = projector_names(model), {}
+    kept, tables, rows = projector_names(model), embedding_names(model), dict[str, Any]()
+    tied = len(tables) == 1 and model.get_output_embeddings() is not None
     if train_rows == "new":
         # With a plain list instead of a dict, peft trains the rows of the input embedding only.
         new = sorted(vocabulary.ids.values())
-        rows = {"trainable_token_indices": {name: new for name in embedding_names(model)}}
+        rows = {"trainable_token_indices": {name: new for name in tables}}
     else:
-        kept += embedding_names(model)
+        kept += tables
+        rows = {"ensure_weight_tying": tied}  # else peft trains a copy of the input embedding alone
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=language_linears(model), modules_to_save=kept, **rows
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if train_rows == "all" and tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise ValueError("the installed peft unties the embeddings, so that output rows would not train; update peft")
+    return adapted
 
 
 def align_only(model: Any) -> None:
@@ -60,6 +70,57 @@ def align_only(model: Any) -> None:
     model.requires_grad_(False)
     for name in names:
         model.get_submodule(name).requires_grad_(True)
+
+
+def train_in_float32(model: Any) -> None:
+    """Keep the weights that train in float32, in a model whose other weights have a lower precision.
+
+    In bfloat16 an update of less than about 1/500 of its weight is lost. The language model is given embeddings in its
+    own precision, so that activations keep their size.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    frozen = next((p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), torch.float32)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    projectors = [inner.get_submodule(name) for name in projector_names(inner)]
+    inside = [m for m in projectors if any(p.requires_grad for p in m.parameters())]
+    last = inner.get_output_embeddings()
+    # Where only new rows train, peft casts them to the table's precision.
+    whole = [last] if last is not None and last.weight.dtype == torch.float32 else []
+    for module in (*inside, *whole):
+        module.register_forward_pre_hook(_take_float32)
+    # Visual features meet the embeddings in the precision that transformers takes for the model's, its first weight's.
+    for module in (*inside, inner.get_input_embeddings()):
+        module.register_forward_hook(partial(_return_as, inner.base_model.dtype))
+    inner.get_decoder().register_forward_pre_hook(partial(_embed_as, frozen), with_kwargs=True)
+
+
+def _take_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _return_as(dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(dtype)
+
+
+def _embed_as(
+    dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    embeds = named.get("inputs_embeds")
+    return inputs, named if embeds is None else named | {"inputs_embeds": embeds.to(dtype)}
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute the activations of each layer in the backward pass instead of keeping them.
+
+    transformers also makes the outputs of all embeddings require a gradient, those of a frozen vision tower too, which
+    keeps the graph of the whole tower. Checkpoints that are not reentrant do not need this, so it is undone.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    inner.disable_input_require_grads()
 
 
 def _train_new_rows(model: Any, ids: list[int]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-_PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
+_PROJECTORS = ("multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list", "aligner")
 _LANGUAGE = ("language_model", "text_model")
 
 
@@ -58,6 +58,16 @@ def language_linears(model: Any) -> list[str]:
         raise ValueError(f"{type(model).__name__} has no {' or '.join(_LANGUAGE)}; train it whole (lora.rank 0)")
     inside = model.get_submodule(path)
     return [f"{path}.{name}" for name, module in inside.named_modules() if isinstance(module, nn.Linear)]
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the number of positions that a model was made for; None if its config sets no limit."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit is None or not isinstance(rope.get("factor"), int | float):
+        return limit
+    return max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
 
 
 def embedding_names(model: Any) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from perception.model.folder import without_bars
 from perception.vocabulary.names import PerceptionVocabulary
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from vqvae.files import write_whole
@@ -42,6 +43,8 @@ def save_perception_model(
         write_more: called with the folder, to write further files into it.
     """
 
+    know_end(model, processor.tokenizer)
+
     def write(folder: Path) -> None:
         save_as(model, folder, dtype)
         processor.save_pretrained(folder)
@@ -60,6 +63,23 @@ def save_perception_model(
     write_whole(out, write)
 
 
+def know_end(model: Any, tokenizer: Any) -> None:
+    """Add the tokenizer's end of sequence, which answers are trained to end with, to the model's generation config.
+
+    Engines that read this config alone then stop there, too. The model's own ids are kept.
+    """
+    if not model.can_generate():
+        return
+    settings, end = model.generation_config, tokenizer.eos_token_id
+    own = settings.eos_token_id
+    if own is None:
+        settings.eos_token_id = end
+    elif end not in (known := [own] if isinstance(own, int) else list(own)):
+        settings.eos_token_id = [end, *known]
+    if settings.pad_token_id is None:
+        settings.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def save_half(model: Any, folder: Path) -> None:
     """Write a float16 copy of a model; the model itself does not change."""
     save_as(model, folder, torch.float16)
@@ -73,7 +93,8 @@ def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
         if id(value) not in cast:
             cast[id(value)] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
         state[name] = cast[id(value)]
-    model.save_pretrained(folder, state_dict=state)
+    with without_bars():
+        model.save_pretrained(folder, state_dict=state)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

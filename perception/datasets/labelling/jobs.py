@@ -217,7 +217,7 @@ def read_prepared(
         rows, header = read_rows(file)
         images = {row.name: _image(row, header, folder) for row in rows}
         if len(images) < len(rows) or seen & images.keys():
-            twice = sorted(seen & images.keys()) or sorted(Counter(row.name for row in rows))
+            twice = sorted(seen & images.keys()) or [n for n, k in Counter(row.name for row in rows).items() if k > 1]
             raise ValueError(f"{file}: {twice[0]} is there twice; delete the folder and label again")
         seen |= images.keys()
         sets = [_counted(rows, images, file.name, header, num_locations, count_rules)]

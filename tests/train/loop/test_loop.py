@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.loop.checkpoints import ResumeError
-from train.loop.fit import FitResult, LoopConfig, fit, learning_rate_at
+from train.loop.fit import FitResult, LoopConfig, _DataParallel, fit, learning_rate_at
 from train.loop.optimizer import build_optimizer
 
 # Imports what is slow to import once for all the processes below (AdamW imports torch._dynamo).
@@ -425,3 +426,31 @@ def test_bf16_is_autocast_where_the_device_computes_in_it(
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup_steps \(20\) must not exceed steps \(10\)"):
         LoopConfig(steps=10, warmup_steps=20)
+
+
+def test_data_that_changed_are_refused_and_older_checkpoints_resume(tmp_path: Path) -> None:
+    """A checkpoint that was made before the digest of the data was kept is not held against it."""
+    fit(tiny_model(), make_batch, squared_error, CONFIG, tmp_path / "old", fingerprint={"a": 1})
+    newer = {"a": 1, "data_digest": "x"}
+    again = fit(tiny_model(), stop_at(0), squared_error, CONFIG, tmp_path / "old", fingerprint=newer)
+    assert again.resumed_from == CONFIG.steps
+    fit(tiny_model(), make_batch, squared_error, CONFIG, tmp_path / "new", fingerprint={"data_digest": "x"})
+    with pytest.raises(ResumeError, match="data_digest: 'x' there, 'y' now"):
+        fit(tiny_model(), stop_at(0), squared_error, CONFIG, tmp_path / "new", fingerprint={"data_digest": "y"})
+
+
+def test_two_processes_start_without_warnings() -> None:
+    """DDP gets the switch for its buffers under the name that the installed torch asks for."""
+    kwargs = _DataParallel(find_unused_parameters=True).to_kwargs()
+    assert kwargs["find_unused_parameters"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=1, rank=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapped = torch.nn.parallel.DistributedDataParallel(tiny_model(), **kwargs)
+        assert not wrapped.broadcast_buffers
+    finally:
+        torch.distributed.destroy_process_group()
