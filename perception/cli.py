@@ -1,4 +1,4 @@
-"""The command line `perception`: ask, evaluate, info, tokenize, detokenize, export-tokenizer."""
+"""The command line `perception`: ask, evaluate, ablate, info, tokenize, detokenize, export-tokenizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from perception.evaluation.span_ablation import ChainQuestion
     from perception.interleave.reasoner import Reasoner, Reasoning
     from perception.model.perception_model import PerceptionModel
     from vqvae import VQVAE
@@ -213,6 +214,83 @@ def _evaluate_published(
     console.print(table)
     page = write_page(stem.with_suffix(".html"), f"{name}, {mode}", answering, items, given, room)
     console.print(f"answers: {stem.with_suffix('.jsonl')}\npage: {page}", style="dim", markup=False, soft_wrap=True)
+
+
+@app.command()
+def ablate(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SET]",
+            help="scenes (both styles), or a published set with counting or depth questions: blink-depth, hardblink, "
+            "blink-counting, cvbench, seedbench.",
+        ),
+    ] = "scenes",
+    model: Model = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with a downloaded published set.")] = None,
+    kind: Annotated[Literal["all", "count", "depth"], typer.Option(help="Kind of questions.")] = "all",
+    read: Annotated[
+        Literal["decoded", "model"],
+        typer.Option(help="Who reads the maps: the package decodes them, or the model reads them itself."),
+    ] = "decoded",
+    questions: Annotated[int, typer.Option(help="Most questions of a kind (on scenes, of each style).", min=2)] = 150,
+    seeds: Annotated[int, typer.Option(help="Number of draws of each random replacement.", min=1)] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the results and their page.")] = Path("ablation"),
+    batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 32,
+) -> None:
+    """Test whether a model uses what it draws: replace its spans and see what becomes of its answers.
+
+    This is the Token Replacement Test (docs/evaluate.md): the model's own span, the true one, another image's,
+    shuffled, random, a single code, markers only, none; boxes added, removed and moved. Writes SET-READ.json and
+    SET-READ.html.
+    """
+    from perception.evaluation.span_ablation import NAMES, ablate_spans, ablation_table, write_ablation
+
+    kinds: list[str] = list(NAMES) if kind == "all" else [kind]
+    asked, perception = _ablation_questions(task, data, model, kinds, questions)
+    tests = []
+    for name, group in asked.items():
+        tests.append(ablate_spans(perception, group, name, read, range(seeds), batch_size))
+        console.print(ablation_table(tests[-1]))
+    settings = {"model": model or "aurora-tiny", "set": task, "read": read, "seeds": list(range(seeds))}
+    for path in write_ablation(out / f"{task}-{read}", perception, tests, settings):
+        console.print(str(path), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _ablation_questions(
+    task: str, data: Path | None, model: str | None, kinds: list[str], most: int
+) -> tuple[dict[str, list[ChainQuestion]], PerceptionModel]:
+    """The questions of each test by its name, and the model; what costs no waiting is checked first."""
+    from perception.evaluation.published_sets import SETS, read_published_set
+    from perception.evaluation.scenes import depth_tokenizer_of, scene_items
+    from perception.evaluation.span_ablation import NAMES, published_questions, scene_question
+
+    if task != "scenes":
+        if task not in SETS:
+            raise ValueError(f"unknown set {task!r}; known: scenes, {', '.join(SETS)}")
+        if data is None:
+            raise ValueError(f"{task} needs --data, the folder with the downloaded set")
+        fitting = published_questions(read_published_set(task, data))
+        groups = {f"{NAMES[kind]}, {task}": [q for q in fitting if q.kind == kind][:most] for kind in kinds}
+        groups = {name: group for name, group in groups.items() if group}
+        if not groups:
+            wanted = " or ".join(NAMES[kind] for kind in kinds)
+            raise ValueError(f"{task} in {data} has no {wanted} questions that a chain fits; try another set or --kind")
+        return groups, _load(model)
+    if data is not None:
+        raise ValueError("--data goes with a published set; name it, or leave --data out to test on rendered scenes")
+    perception = _load(model)
+    if "depth" in kinds:
+        depth_tokenizer_of(perception)
+    groups = {}
+    for style in ("standard", "shifted"):
+        items = scene_items(style, most if "count" in kinds else 0, -(-most // 3) if "depth" in kinds else 0)
+        for kind in kinds:
+            # Two points are left out: half of all guesses are right there.
+            fits = [item for item in items if item.kind == kind and item.group != "depth-2"]
+            chosen = [fits[n * len(fits) // most] for n in range(most)]  # evenly, over the numbers of points
+            groups[f"{NAMES[kind]}, {style} style"] = [scene_question(perception, item) for item in chosen]
+    return groups, perception
 
 
 @app.command()
