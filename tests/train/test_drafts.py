@@ -61,6 +61,15 @@ def test_a_killed_run_goes_on_behind_the_last_part(config, monkeypatch):
         gather(config)
 
 
+def test_answers_of_a_model_that_was_trained_again_are_not_taken(config, folder):
+    gather(config)
+    (folder / "draft_network.safetensors").write_bytes(b"its own product is no reason")
+    gather(config)
+    build_perception(1).save_pretrained(folder)
+    with pytest.raises(ValueError, match="weights was .* and is"):
+        gather(config)
+
+
 def test_a_network_learns_what_is_held_out(config, folder):
     """A model whose answers say the same of every image can be guessed whole."""
     answers = gather(config)
