@@ -2,7 +2,9 @@
 
 Each forward pass reads the last confirmed id and a window of guesses after it (`perception.decoding.drafts`). Guesses
 that the model itself would have chosen are confirmed, and so is the id that it chose after them. The other guesses are
-dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time.
+dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time,
+in float32 and float16 up to rare ties; in bfloat16 near-ties differ, as they do in plain decoding between two batch
+sizes (docs/fast_decoding.md).
 Sampled answers have the same distribution: a guess is accepted with the probability that the model gives it, and where
 it is rejected the id is drawn from the remaining probability (speculative sampling, Leviathan et al., arXiv 2211.17192,
 with drafts of probability 1).
@@ -20,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from perception.decoding.cache_slots import SlotCache, cache_key, pack, packed_order, why_not_packable
@@ -28,6 +29,7 @@ from perception.decoding.draft_network import DraftNetwork, prompt_states
 from perception.decoding.drafts import RowDraft
 from perception.decoding.lean_forward import LeanForward
 from perception.decoding.map_reader import Due
+from perception.decoding.output_layer import float32_linear
 from perception.decoding.sampling import Sampling, choose_ids
 from perception.grammar.automaton import SpanGrammar, SpanLimits
 from perception.grammar.processor import GrammarMasks, mask_scores
@@ -457,7 +459,7 @@ class SpanDecoder:
     def _head_over(self, hidden: Tensor, columns: Tensor) -> Tensor:
         """Scores (b, width, C) of some ids (C,) only."""
         bias = None if self._head.bias is None else self._head.bias[columns]
-        return F.linear(hidden, self._head.weight[columns], bias).float()
+        return float32_linear(hidden, self._head.weight[columns], bias)
 
     def _scores(self, batch: _BatchState, fed: Tensor, allowed: Tensor) -> Tensor:
         """Scores (b, width, V) after each fed id, -inf where not allowed."""

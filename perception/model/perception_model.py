@@ -16,6 +16,7 @@ from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
 from perception.decoding.map_reader import Due, DueIds, MapReader
+from perception.decoding.output_layer import use_float32_logits
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
@@ -72,6 +73,7 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
         self.model = model.eval()
+        use_float32_logits(self.model)
         self.processor = processor
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
@@ -98,6 +100,10 @@ class PerceptionModel:
         cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> PerceptionModel:
         """Load a folder written by `save_pretrained` or by `train.aurora`, or a model of the hub.
+
+        Args:
+            dtype: of the weights. torch.float16 halves the memory; in torch.bfloat16 the best two ids of a step are
+                often too close to tell apart, and answers then differ between batch sizes and ways of decoding.
 
         Raises:
             ValueError: naming the file that is missing, half written, or does not match its weights.
@@ -172,6 +178,8 @@ class PerceptionModel:
         read: Read | None = None,
     ) -> list[Answer]:
         """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
+
+        In bfloat16 near-ties of two ids may fall otherwise in another batch size.
 
         Args:
             images: one for all questions, or a list or tuple with one per question; an object that occurs several times

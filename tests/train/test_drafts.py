@@ -34,7 +34,7 @@ def test_answers_are_the_model_s_with_what_it_made_of_them(folder):
     image = torch.randint(256, (20, 30, 3), dtype=torch.uint8)
     prompts = [Prompt(image, question) for question in ("Which is nearest?", "Which point is nearest, A, B or C?")]
     found = answers_of(model, prompts, LENGTH)
-    rows = model.generate_ids(prompts, LENGTH)
+    rows = [row[:LENGTH] for row in model.generate_ids(prompts)]
     for ids, row in zip(found["ids"].tolist(), rows, strict=True):
         assert ids[: len(row)] == row and set(ids[len(row) + 1 :]) <= {IGNORE}
     inputs = model.inputs(prompts)

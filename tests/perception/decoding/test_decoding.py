@@ -127,15 +127,18 @@ def test_a_map_is_settled_after_so_many_sweeps(sweeps):
 
 
 def fond_of(model, *modalities):
-    """Make a random model start spans of these modalities wherever it may, and never end its answer."""
-    starts = [model.vocabulary.start_id(modality) for modality in modalities]
+    """Make a random model start and end spans of these modalities wherever it may, and never end its answer."""
+    borders = [
+        border(modality) for border in (model.vocabulary.start_id, model.vocabulary.end_id) for modality in modalities
+    ]
 
     def prefer(module, args, logits):
-        logits[..., starts] += 1e4
-        logits[..., list(model.stop_ids)] -= 1e4
+        logits[..., borders] += 1e3
+        logits[..., list(model.stop_ids)] -= 1e3
         return logits
 
     model.model.lm_head.register_forward_hook(prefer)
+    model.decoder._head = False  # a sliced output layer has no hooks
     return model
 
 
