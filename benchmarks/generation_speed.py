@@ -6,8 +6,9 @@ and without a grammar. Asks depth and counting questions on held-out scenes of t
 32. Every figure is a ratio to plain constrained `generate` in the same run, in which the ways take turns batch by
 batch.
 
-Also reports: the depth question with both ways compiled; on how many of 1,000 questions the ids are identical; accuracy
-of the approximate mode against the number of sweeps; the share of a step that the grammar takes; peak memory, each way
+Also reports: the depth question with both ways compiled; on how many of 1,000 questions the ids are identical in
+float32, and on fewer in float32, float16 and bfloat16, beside plain decoding of another batch size; accuracy of the
+approximate mode against the number of sweeps; the share of a step that the grammar takes; peak memory, each way
 in a process of its own; and the time of a forward pass over a window on random language models of larger shapes, beside
 the lower bound set by reading their weights. Writes `benchmarks/results/generation_speed.json` in a quarter of an hour
 on two cores.
@@ -52,6 +53,7 @@ APPROXIMATE_BAR = 8.0
 MEMORY_PERCENT = 10.0
 """Largest increase of peak memory over plain decoding, in percent"""
 MAX_NEW_TOKENS = 256
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PEERS = ("ours", "plain", "prompt lookup", "without a grammar")
 SWEEPS = (1, 2, 3, 4, 6, 10)
 SHAPES = {
@@ -131,8 +133,9 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
         model.inputs(asked[-batch_size:]),
         [model.drafts.look_up(p.question, p.kind) for p in asked[-2 * batch_size : -batch_size]],
         MAX_NEW_TOKENS,
-        [model.processor.tokenizer.eos_token_id],
+        model.stop_ids,
         trace=trace,
+        limits=[model.room.limits(p.question) for p in asked[-batch_size:]],
     )
     return {
         "question": kind,
@@ -182,6 +185,30 @@ def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -
         "slowest_warm_up_seconds": round(first, 1),
         "same_ids_as_plain": f"{same} of {len(asked)}",
     }
+
+
+def agreement(folder: str, count: int, batch_size: int = 8) -> list[dict[str, Any]]:
+    """Per precision, on how many of `count` questions the ids equal those of plain decoding in batches of `batch_size`:
+    ours in the same batches, ours one question at a time, and plain decoding one question at a time."""
+    asked = [prompt for kind in ("depth", "count") for prompt in questions(kind, count // 2, FIRST_SEED + 3_000_000)]
+    rows = []
+    for name, dtype in PRECISIONS.items():
+        model = PerceptionModel.from_pretrained(folder, dtype=dtype)
+
+        def decoded(peer: str, size: int, model: PerceptionModel = model) -> list[list[int]]:
+            parts = [asked[start : start + size] for start in range(0, len(asked), size)]
+            return [ids for part in parts for ids in answer_by(model, peer, part)]
+
+        plain = decoded("plain", batch_size)
+        row: dict[str, Any] = {"precision": name, "questions": len(asked), "batch_size": batch_size}
+        for key, ids in {
+            "ours": decoded("ours", batch_size),
+            "ours_one_at_a_time": decoded("ours", 1),
+            "plain_one_at_a_time": decoded("plain", 1),
+        }.items():
+            row[f"{key}_as_plain"] = sum(one == other for one, other in zip(ids, plain, strict=True))
+        rows.append(row)
+    return rows
 
 
 def same_ids(model: PerceptionModel, count: int, batch_size: int = 25) -> dict[str, int]:
@@ -354,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         read = bandwidth()
         result["bandwidth_gb_s"] = round(read / 1e9, 1)
+        result["agreement"] = agreement(arguments.model, 100)
         result["compiled"] = [compiled_race(arguments.model, *case) for case in ((1, 30), (8, 8))]
         result["shapes"] = [shape_costs(name, (1, 8, 16, 32), 7, read) for name in SHAPES]
     measured = bars(result)

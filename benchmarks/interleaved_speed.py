@@ -1,10 +1,10 @@
 """Measure the speed of interleaved generation (`python -m benchmarks.interleaved_speed`).
 
 On the shipped model and held-out problems, in batches of 8 and 1 and greedily, compares our cached generation with the
-same generation with everything recomputed for each token (`use_cache=False`), which writes the same ids, and with
-transformers' plain `generate` writing as many tokens plus one per look. The three take turns batch by batch, on one
-thread. The processor's seconds are compared, which a busy machine affects least. Also reports the largest number of
-slots in the cache, beside the tokens of the longest row. Writes `benchmarks/results/interleaved_speed.json`.
+same generation with everything recomputed for each token (`use_cache=False`), which writes the same ids in float32,
+and with transformers' plain `generate` writing as many tokens plus one per look. The three take turns batch by batch,
+on one thread. The processor's seconds are compared, which a busy machine affects least. Also reports the largest
+number of slots in the cache, beside the tokens of the longest row. Writes `benchmarks/results/interleaved_speed.json`.
 
 With --check it takes fewer batches, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """

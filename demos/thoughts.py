@@ -11,8 +11,6 @@ from perception.chains import Answer, encode_target, prompt_for, read_ids
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
-MAX_NEW_TOKENS = 320
-
 
 @dataclass(frozen=True)
 class OpenSpan:
@@ -37,6 +35,8 @@ class Thought:
     done: bool = False
     value: int | str | None = None
     """The final answer, once done: a number, a letter, or the text itself; None if none could be read"""
+    warning: str = ""
+    """As in `Answer`"""
     tokens: int = 0
 
     def span(self, modality: str) -> Span | OpenSpan | None:
@@ -83,11 +83,12 @@ def read_partial(model: PerceptionModel, ids: Sequence[int]) -> tuple[Part, ...]
 def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
     """Yield the thought after each forward pass of the model; the last one is done."""
     ids: list[int] = []
-    for ids in model.stream_ids(thought.prompt, MAX_NEW_TOKENS):
+    for ids in model.stream_ids(thought.prompt):
         thought = replace(thought, parts=read_partial(model, ids), tokens=len(ids))
         yield thought
-    answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, thought.prompt.kind)
-    yield replace(thought, done=True, value=answer.value)
+    prompt = thought.prompt
+    answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, prompt.kind, prompt.question)
+    yield replace(thought, done=True, value=answer.value, warning=answer.warning)
 
 
 def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) -> Iterator[Thought]:

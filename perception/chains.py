@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import torch.nn.functional as F
 
-from perception.answers import POINT_LETTERS, read_answer
+from perception.answers import POINT_LETTERS, asks_for_farthest, read_answer
+from perception.grammar.automaton import SpanLimits
 from perception.model.image_inputs import TOKEN_TYPES
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -36,8 +37,10 @@ TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
 
-_COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b", re.IGNORECASE)
-_DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\bfarth(er|est)\b|\bdepth\b", re.IGNORECASE)
+_COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
+_DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
+_WHICH = re.compile(r"\bwhich\b|\bpoints?\b", re.IGNORECASE)
+_YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -130,15 +133,79 @@ def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Se
 
 
 def kind_of_question(question: str) -> str | None:
-    """Return "count", "depth", or None for a question of neither kind."""
+    """Return "count" for a question after a number of things, "depth" for one after a point, a letter or one of several
+    things by its depth, and None for any other: "Is A closer than B?", "What colour is the nearest car?"."""
     if _COUNT_QUESTION.search(question):
         return "count"
-    return "depth" if _DEPTH_QUESTION.search(question) else None
+    if not _DEPTH_QUESTION.search(question) or _YES_OR_NO.match(question):
+        return None
+    return "depth" if _WHICH.search(question) or len(letters_in(question)) > 1 else None
+
+
+def letters_in(question: str) -> set[str]:
+    """Letters of points that a question names."""
+    return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question))
 
 
 def is_depth_chain(question: str) -> bool:
     """True if a prompt's question asks for a depth map before the answer."""
     return question.endswith(DEPTH_FIRST)
+
+
+@dataclass(frozen=True)
+class ChainRoom:
+    """Numbers of tokens that parts of a chain take with one tokenizer, from which limits of answers follow."""
+
+    depth_length: int
+    """Codes of a depth map"""
+    letter: int
+    """A letter with its point and its reading"""
+    conclusion: int
+    """The answer behind the last span or reading, with the end of sequence"""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary) -> ChainRoom:
+        def length(text: str) -> int:
+            return len(vocabulary.encode_plain(tokenizer, text))
+
+        letter = length(" A") + len(("START", "x", "y", "END")) + length(" 99,")
+        return cls(vocabulary.depth_length, letter, 1 + max(length(" so A."), length(" 999.")))
+
+    @property
+    def default(self) -> int:
+        """Room for an answer where none is given: for a depth map and a good deal more, at least 256."""
+        return max(256, self.depth_length + 156)
+
+    def limits(self, question: str) -> SpanLimits | None:
+        """What a chain may draw, so that it ends with an answer; None for a prompt that asks for no chain.
+
+        A counting chain draws one list of boxes; a depth chain one map, and at most one span of points per letter.
+        """
+        if question.endswith(BOXES_FIRST):
+            return SpanLimits({"depth": 0, "boxes": 1, "points": 0}, self.conclusion)
+        if is_depth_chain(question):
+            return SpanLimits({"depth": 1, "boxes": 0, "points": _points_in(question)}, self.conclusion)
+        return None
+
+    def check(self, question: str, max_new_tokens: int) -> None:
+        """Raise ValueError where a prompt asks for a chain that does not fit into `max_new_tokens`."""
+        if is_depth_chain(question):
+            needed = 2 + self.depth_length + self.letter * _points_in(question) + self.conclusion
+            holds = f"a depth map of {self.depth_length} codes, {_points_in(question)} readings and an answer"
+        else:
+            needed = 2 + self.conclusion if question.endswith(BOXES_FIRST) else 0
+            holds = "a list of boxes and an answer"
+        if max_new_tokens < needed:
+            raise ValueError(
+                f"max_new_tokens must be at least {needed} for {holds}, got {max_new_tokens}; raise it, leave it out "
+                f"for {self.default}, or use mode='direct'"
+            )
+
+
+def _points_in(question: str) -> int:
+    """Number of points of a depth question: those that it names, or all letters where they are in the image alone."""
+    named = len(letters_in(question))
+    return named if named > 1 else len(POINT_LETTERS)
 
 
 def choose_mode(question: str, mode: str) -> str:
@@ -279,14 +346,25 @@ class Answer:
     """The final answer: a number, a letter, or the text itself; None where none could be read"""
     mode: str = ""
     """"chain" or "direct", set by `PerceptionModel.ask` and `ask_many`"""
+    warning: str = ""
+    """What speaks against the answer: it differs from what was drawn or read before it ("3 said, 2 boxes drawn"), or
+    the model was not taught such questions; empty where nothing does"""
 
 
 def read_ids(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, ids: Sequence[int], kind: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: PerceptionVocabulary,
+    ids: Sequence[int],
+    kind: str | None,
+    question: str = "",
 ) -> Answer:
     """Read generated ids back. The final answer is read from the text after the last span.
 
-    Raises SpanError where a span is malformed.
+    Args:
+        question: says which of several numbers or letters in that text is the answer.
+
+    Raises:
+        SpanError: where a span is malformed.
     """
     parts: list[str | Span] = []
     run: list[int] = []
@@ -299,4 +377,20 @@ def read_ids(
     parts.append(tokenizer.decode(run, skip_special_tokens=True))
     texts = [p for p in parts if isinstance(p, str)]
     spans = tuple(p for p in parts if isinstance(p, Span))
-    return Answer("".join(texts).strip(), spans, read_answer(texts[-1], kind))
+    text, value = "".join(texts).strip(), read_answer(texts[-1], kind, question)
+    return Answer(text, spans, value, warning=_mismatch(kind, value, spans, text, question))
+
+
+def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], text: str, question: str) -> str:
+    """How an answer differs from what was drawn or read before it; empty where it agrees, or nothing was."""
+    boxes = [len(span.codes) // 4 for span in spans if span.modality == "boxes"]
+    if kind == "count" and boxes and value != sum(boxes):
+        return f"{'no number' if value is None else value} said, {sum(boxes)} boxes drawn"
+    readings = {letter: int(number) for letter, number in re.findall(rf"\b([{POINT_LETTERS}]) (\d+)\b", text)}
+    if kind == "depth" and any(span.modality == "depth" for span in spans) and len(readings) > 1:
+        pick = min if asks_for_farthest(question) else max
+        best = pick(readings.values())
+        if value is None or readings.get(str(value)) != best:
+            listed = ", ".join(f"{letter} {number}" for letter, number in readings.items())
+            return f"{'no letter' if value is None else value} said, readings {listed}"
+    return ""

@@ -88,7 +88,8 @@ def ask(
     answer = perception.ask(loaded_image, question, mode, **room)
     if as_json:
         spans = [{"modality": s.modality, "codes": list(s.codes)} for s in answer.spans]
-        print(json.dumps({"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}))
+        said = {"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}
+        print(json.dumps(said | {"warning": answer.warning}))
     else:
         if mode == "auto":
             chose = {"chain": "draw first", "direct": "answer at once"}[answer.mode]
@@ -98,8 +99,10 @@ def ask(
             word = {"depth": "a depth map, codes", "boxes": "boxes", "points": "points"}[span.modality]
             console.print(f"drew {word}: {number[span.modality]}", style="dim")
         console.print(f"said: {answer.text}", style="dim", markup=False)
-        said = "no answer could be read" if answer.value is None else str(answer.value)
-        console.print(said, style="bold", markup=False, highlight=False)
+        if answer.warning:
+            console.print(f"warning: {answer.warning}", style="yellow", markup=False)
+        value = "no answer could be read" if answer.value is None else str(answer.value)
+        console.print(value, style="bold", markup=False, highlight=False)
     if draw is not None:
         from perception.evaluation.report import drawn_answer
 

@@ -9,6 +9,7 @@ about forty minutes on two cores with `--processes 2`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from perception.chains import prompt_for
 from perception.datasets.shards import PLAN, Plan
-from perception.decoding.draft_network import DraftNetwork, DraftNetworkConfig, prompt_states
+from perception.decoding.draft_network import FILE_NAME, DraftNetwork, DraftNetworkConfig, prompt_states
 from perception.evaluation.scenes import DEPTH_COUNTS, scene_items
+from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel, Prompt
 from train.loop.command_line import parse_config
+from train.models.saving import TRAINING_FILE
 from vqvae.files import write_whole
 
 PART = 256
@@ -86,6 +89,16 @@ class DraftsConfig:
         return [Path(self.run_dir) / f"answers-{seed}-{self.length}.safetensors" for seed in seeds]
 
 
+def weights_digest(model: str) -> str:
+    """Digest of the files that decide a model's answers: weights, configuration, tokenizer; not the draft network."""
+    folder, digest = find_folder(model), hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json") and path.name not in (FILE_NAME, TRAINING_FILE):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def answers_of(model: PerceptionModel, prompts: Sequence[Prompt], length: int) -> dict[str, Tensor]:
     """The model's greedy answers with its hidden states and probabilities.
@@ -98,7 +111,7 @@ def answers_of(model: PerceptionModel, prompts: Sequence[Prompt], length: int) -
         ValueError: if the prompts do not have a square number of image tokens.
     """
     end = model.processor.tokenizer.eos_token_id
-    rows = [[*row, end][:length] for row in model.generate_ids(prompts, length)]
+    rows = [[*row, end][:length] for row in model.generate_ids(prompts)]
     written = [replace(prompt, forced=tuple(row[:-1])) for prompt, row in zip(prompts, rows, strict=True)]
     inputs = model.inputs(written)
     hidden = model.model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
@@ -144,10 +157,11 @@ def gather(config: DraftsConfig) -> dict[str, Tensor]:
     """`config.answers` answers of the model, read from `run_dir`; missing parts are made first.
 
     Raises:
-        ValueError: naming a part that is not a complete file; for a run_dir with the answers of another model.
+        ValueError: naming a part that is not a complete file; for a run_dir with the answers of another model, or of
+            this one before it was trained again.
     """
     parts = config.parts()
-    Plan(Path(config.run_dir) / PLAN, {"model": config.model}).begin()
+    Plan(Path(config.run_dir) / PLAN, {"model": config.model, "weights": weights_digest(config.model)}).begin()
     missing = [path for path in parts if not path.exists()]
     for _ in _shown(_written(config, missing), len(parts), len(parts) - len(missing)):
         pass

@@ -311,6 +311,8 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
         sources = {"descriptions": {f"<DEPTH_{k}>": f" {round(99 * k / max(1, size - 1))}" for k in range(size)}}
     wanted = unbound_vocabulary(config, vqvae)
     vocabulary = wanted.extend(model, processor.tokenizer, init=config.new_rows, **sources)
+    if config.data.any_records:  # a start model that knew counting and depth alone may now learn more
+        model.config.taught_questions = None
     accepted = accepted_inputs(model)
     use_plain_attention(model.get_decoder())
     tower = tuple(tower_parameters(model))

@@ -97,7 +97,7 @@ def _example(question: str, answer: str, vocabulary: PerceptionVocabulary, where
         raise ValueError(f"{where}: {error}") from error
     text = target[-1] if isinstance(target[-1], str) else ""
     task = task_of(question, target)
-    value = "" if task in chains.ATOMIC else answers.read_answer(text, chains.kind_of_question(question))
+    value = "" if task in chains.ATOMIC else answers.read_answer(text, chains.kind_of_question(question), question)
     return chains.Example(task, question, target, "" if value is None else str(value))
 
 

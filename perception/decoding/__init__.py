@@ -1,1 +1,1 @@
-"""Fast decoding of spans: several tokens per forward pass, the same ids as one at a time."""
+"""Fast decoding of spans: several tokens per forward pass, the same ids as one at a time up to near-ties."""

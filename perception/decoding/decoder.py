@@ -2,7 +2,9 @@
 
 Each forward pass reads the last confirmed id and a window of guesses after it (`perception.decoding.drafts`). Guesses
 that the model itself would have chosen are confirmed, and so is the id that it chose after them. The other guesses are
-dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time.
+dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time,
+in float32 and float16 up to rare ties; in bfloat16 near-ties differ, as they do in plain decoding between two batch
+sizes (docs/fast_decoding.md).
 Sampled answers have the same distribution: a guess is accepted with the probability that the model gives it, and where
 it is rejected the id is drawn from the remaining probability (speculative sampling, Leviathan et al., arXiv 2211.17192,
 with drafts of probability 1).
@@ -20,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from perception.decoding.cache_slots import SlotCache, cache_key, pack, packed_order, why_not_packable
@@ -28,8 +29,9 @@ from perception.decoding.draft_network import DraftNetwork, prompt_states
 from perception.decoding.drafts import RowDraft
 from perception.decoding.lean_forward import LeanForward
 from perception.decoding.map_reader import Due
+from perception.decoding.output_layer import float32_linear
 from perception.decoding.sampling import Sampling, choose_ids
-from perception.grammar.automaton import SpanGrammar
+from perception.grammar.automaton import SpanGrammar, SpanLimits
 from perception.grammar.processor import GrammarMasks, mask_scores
 from perception.vocabulary.names import PerceptionVocabulary
 
@@ -82,10 +84,19 @@ class _RowState:
     """One unfinished answer."""
 
     def __init__(
-        self, prompt: Sequence[int], draft: Sequence[int], vocabulary: PerceptionVocabulary, due: Due | None = None
+        self,
+        prompt: Sequence[int],
+        draft: Sequence[int],
+        vocabulary: PerceptionVocabulary,
+        due: Due | None = None,
+        limits: SpanLimits | None = None,
     ):
         self.draft = RowDraft(vocabulary, draft)
         self.due = due
+        limits = limits or SpanLimits({})
+        self.reserve = limits.reserve
+        self.starts_left = {vocabulary.start_id(name): most for name, most in limits.most.items()}
+        """Number of spans that may still be started, by the id of their START; any number of others"""
         self.ids: list[int] = []
         self.span: list[int] = []
         """The newest ids, from the last one that is not a code: all that the grammar reads"""
@@ -104,6 +115,8 @@ class _RowState:
         for token in ids:
             role = self._roles.get(token)
             self.span = [*self.span, token] if role is not None and role.kind == "code" else [token]
+            if token in self.starts_left:
+                self.starts_left[token] -= 1
 
     def confirm(self, new: Sequence[int], predicted: Sequence[int]) -> None:
         self.ids += new
@@ -112,8 +125,13 @@ class _RowState:
         if self.due is not None:
             self.draft.force(self.due(self.ids))
 
-    def force(self, allowed: Tensor, fed: Sequence[int]) -> None:
-        """Restrict the masks (width, V) after each of the ids fed (width) to the ids that are due there."""
+    def restrict(self, allowed: Tensor, fed: Sequence[int]) -> None:
+        """Restrict the masks (width, V) after each of the ids fed (width): no more spans than the row may
+        start, and only the id that is due where one is."""
+        for start, left in self.starts_left.items():
+            opened = [place for place, token in enumerate(fed) if place and token == start]
+            if left <= len(opened):
+                allowed[opened[left - 1] if left > 0 else 0 :, start] = False
         if self.due is not None:
             for place in range(len(fed)):
                 if forced := self.due([*self.ids, *fed[1 : place + 1]]):
@@ -247,6 +265,7 @@ class SpanDecoder:
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
         dues: Sequence[Due | None] | None = None,
+        limits: Sequence[SpanLimits | None] | None = None,
     ) -> list[list[int]] | None:
         """Decode the answers to a batch of prompts; returns their ids, with the stop id where one was reached.
 
@@ -256,6 +275,7 @@ class SpanDecoder:
             max_new_tokens: per row.
             dues: one per row, what tells the ids that must come next (`perception.decoding.map_reader`); None forces
                 nothing.
+            limits: one per row, the spans that it may draw; None for any number.
             sweeps: if given, decoding is approximate: all codes of a depth map are guessed at once, and after this many
                 forward passes the guesses are accepted, verified or not. With 1 the draft network's map is accepted as
                 it is; a map that it did not draft gets at least two passes.
@@ -267,7 +287,7 @@ class SpanDecoder:
         Raises:
             ValueError: where sweeps is below 1, or is 1 and there is no draft network.
         """
-        steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps, dues)
+        steps = self.stream(inputs, drafts, max_new_tokens, stop_ids, sampling, trace, sweeps, dues, limits)
         newest: deque[list[list[int]]] = deque(steps, maxlen=1)
         return newest[0] if newest else None
 
@@ -282,6 +302,7 @@ class SpanDecoder:
         trace: DecodingTrace | None = None,
         sweeps: int | None = None,
         dues: Sequence[Due | None] | None = None,
+        limits: Sequence[SpanLimits | None] | None = None,
     ) -> Iterator[list[list[int]]]:
         """Yield all rows' ids so far after each forward pass; yields nothing where `decode` returns None.
 
@@ -306,21 +327,21 @@ class SpanDecoder:
                 )
                 self._warned = True
             return
-        dues = dues or [None] * len(prompt)
+        dues, limits = dues or [None] * len(prompt), limits or [None] * len(prompt)
         rows = [
-            _RowState(ids, draft, self.grammar.vocabulary, due)
-            for ids, draft, due in zip(prompt.tolist(), drafts, dues, strict=True)
+            _RowState(ids, draft, self.grammar.vocabulary, due, limit)
+            for ids, draft, due, limit in zip(prompt.tolist(), drafts, dues, limits, strict=True)
         ]
-        room = torch.full((len(rows), 1), max_new_tokens, device=prompt.device)
+        room = torch.tensor([[max_new_tokens - row.reserve] for row in rows], device=prompt.device)  # (B, 1)
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         for row, masks in zip(rows, allowed, strict=True):
-            row.force(masks, [-1])
+            row.restrict(masks, [-1])
         predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         if self.draft_network is not None and states is not None:
             self._draft(rows, predicted[:, 0].tolist(), self.draft_network.draft(states))
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
         width = min(self.window, max(_NARROWEST, _AT_ONCE // len(rows)))
-        limits = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
+        most = _Limits(max_new_tokens, tuple(stop_ids), logits.shape[-1], width, sweeps)
         if self._lean is not None:
             with torch.inference_mode():  # as in `_step`, since compiled code tells inference tensors from others
                 cache = SlotCache(cache)
@@ -328,13 +349,13 @@ class SpanDecoder:
         answers = list(rows)
         while True:
             yield [list(row.ids) for row in answers]
-            keep = [n for n, row in enumerate(rows) if not limits.ends(row.ids)]
+            keep = [n for n, row in enumerate(rows) if not most.ends(row.ids)]
             if not keep:
                 return
             if len(keep) < len(rows):
                 rows = [rows[n] for n in keep]
                 batch.select(keep)
-            self._step(rows, batch, limits, sampling, trace)
+            self._step(rows, batch, most, sampling, trace)
 
     @torch.inference_mode()
     def _step(
@@ -360,10 +381,11 @@ class SpanDecoder:
             if in_map:
                 allowed = self._masks.in_map(device, limits.num_logits).expand(len(rows), width, -1)
             else:
-                room = torch.tensor(left, device=device)[:, None] - torch.arange(width, device=device)  # (b, width)
+                free = torch.tensor([n - row.reserve for n, row in zip(left, rows, strict=True)], device=device)
+                room = free[:, None] - torch.arange(width, device=device)  # (b, width)
                 allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
                 for row, masks, held in zip(rows, allowed, guesses, strict=True):
-                    row.force(masks, held)
+                    row.restrict(masks, held)
             predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         found = predicted.tolist()
@@ -437,7 +459,7 @@ class SpanDecoder:
     def _head_over(self, hidden: Tensor, columns: Tensor) -> Tensor:
         """Scores (b, width, C) of some ids (C,) only."""
         bias = None if self._head.bias is None else self._head.bias[columns]
-        return F.linear(hidden, self._head.weight[columns], bias).float()
+        return float32_linear(hidden, self._head.weight[columns], bias)
 
     def _scores(self, batch: _BatchState, fed: Tensor, allowed: Tensor) -> Tensor:
         """Scores (b, width, V) after each fed id, -inf where not allowed."""

@@ -53,10 +53,10 @@ class PublishedAnswer:
 def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
     """Read the answer out of a text, and return it and whether it is right."""
     if item.scoring == OPTION:
-        letter = read_option(text, item.options)
+        letter = read_option(text, item.options, item.question)
         return letter, letter == item.truth
     if item.scoring == NUMBER:
-        number = read_number(text)
+        number = read_number(text, item.question)
         return None if number is None else f"{number:g}", number is not None and number == float(item.truth)
     said = final_answer(text)
     return said or None, same_answer(said, item.truth)

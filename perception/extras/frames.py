@@ -2,8 +2,8 @@
 
 `FrameDepth` keeps the newest frame of each sequence and its codes. For the next frame, the codes of unchanged cells are
 given to the model as if it had written them, and the changed ones are decoded under the grammar, several per forward
-pass, with the ids of decoding one at a time. MolmoAct2 reuses depth tokens in a similar way. A threshold of 0 decodes
-every cell again.
+pass, with the ids of decoding one at a time (in bfloat16 up to near-ties). MolmoAct2 reuses depth tokens in a similar
+way. A threshold of 0 decodes every cell again.
 
 Codes are relative to a map's nearest and farthest point: if one of these moves all codes change, and unchanged pixels
 do not show it.
@@ -163,8 +163,8 @@ class FrameDepth:
             return []
         length = self.model.vocabulary.depth_length
         rows = self.model.generate_ids(self._prompts(arrays), length + 1)
-        first = self.model.vocabulary.code_ids("depth")[0]
-        return [FrameMap(tuple(i - first for i in ids[1 : length + 1]), length, None) for ids in rows]
+        roles = self.model.vocabulary.id_roles
+        return [FrameMap(tuple(roles[i].code for i in ids[1 : length + 1]), length, None) for ids in rows]
 
     @torch.no_grad()
     def _partly(self, arrays: Sequence[NDArray[np.uint8]], kept: Tensor, before: Tensor) -> list[FrameMap]:
@@ -195,10 +195,9 @@ class FrameDepth:
         states = None if network is None or image_id is None else prompt_states(hidden[:, :-1], ids[:, :-1], image_id)
         if network is None or states is None:
             return None
-        first, number = self.model.vocabulary.code_ids("depth")[0], self.model.vocabulary.depth_codes
-        length = self.model.vocabulary.depth_length
-        drafted = torch.tensor([row[1 : length + 1] for row in network.draft(states)]) - first
-        return drafted.clamp(0, number - 1)
+        length, codes = self.model.vocabulary.depth_length, self.model.vocabulary.code_ids("depth")
+        code_of = {token: code for code, token in enumerate(codes)}  # any code where the draft is none
+        return torch.tensor([[code_of.get(i, 0) for i in row[1 : length + 1]] for row in network.draft(states)])
 
     def _verify(self, logits: Tensor, cache: object, guesses: Tensor, kept: Tensor) -> tuple[Tensor, int]:
         """Verify guesses; returns the codes (B, N) of decoding one at a time, and the number of forward passes.
@@ -211,7 +210,7 @@ class FrameDepth:
         """
         depth_ids = torch.tensor(self.model.vocabulary.code_ids("depth"), device=guesses.device)  # (K,)
         codes, count, forwards = guesses.clone(), guesses.shape[1], 1
-        best = logits[:, depth_ids].argmax(-1)  # (B,)
+        best = logits[:, depth_ids].float().argmax(-1)  # (B,)
         codes[:, 0] = torch.where(kept[:, 0], codes[:, 0], best)
         done = 1  # number of settled codes
         while not bool(kept[:, done:].all()):
@@ -219,7 +218,7 @@ class FrameDepth:
             fed = depth_ids[codes[:, done - 1 : done - 1 + width]]  # (B, width): the last settled code, and guesses
             out = self.model.model(input_ids=fed, **{cache_key(): cache, "use_cache": True})
             forwards += 1
-            chosen = out.logits[..., depth_ids].argmax(-1)  # (B, width), for cells done .. done + width - 1
+            chosen = out.logits[..., depth_ids].float().argmax(-1)  # (B, width), for cells done .. done + width - 1
             places = slice(done, done + width)
             settled = torch.where(kept[:, places], codes[:, places], chosen)
             right = (settled == codes[:, places]).all(0)  # (width,), in every sequence

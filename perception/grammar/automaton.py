@@ -7,7 +7,7 @@ span is always well-formed. `perception.grammar.processor.SpanLogitsProcessor` a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perception.grammar import export
@@ -21,6 +21,16 @@ class GrammarState:
 
     modality: str | None = None
     codes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpanLimits:
+    """What one answer may draw, spans that it was begun with included, and the room that is kept for its text."""
+
+    most: Mapping[str, int]
+    """Largest number of spans, by modality; any number of those that are left out"""
+    reserve: int = 0
+    """Tokens of the limit of an answer that spans leave free"""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from perception.grammar.automaton import SpanGrammar
+from perception.grammar.automaton import SpanGrammar, SpanLimits
 from perception.vocabulary.spans import GROUP_SIZES, MODALITIES
 
 _BOXES = 1 + MODALITIES.index("boxes")
@@ -224,15 +225,23 @@ class SpanLogitsProcessor(LogitsProcessor):
 
     supports_continuous_batching = False
 
-    def __init__(self, grammar: SpanGrammar, max_length: int | None = None):
+    def __init__(
+        self,
+        grammar: SpanGrammar,
+        max_length: int | None = None,
+        limits: Sequence[SpanLimits | None] | None = None,
+    ):
         """
         Args:
             grammar: says what is allowed.
             max_length: length in tokens, prompt included, at which `generate` stops. Spans are only started where they
                 can end by then, and boxes and points are ended in time. Without it the limit can cut a span short.
+            limits: one per prompt; None for any number of spans.
         """
         self.grammar = grammar
         self.max_length = max_length
+        self.limits = list(limits or ())
+        self._reserve = max((limit.reserve for limit in self.limits if limit is not None), default=0)
         self._masks = GrammarMasks(grammar)
         self._ids: Tensor | None = None  # of the last call
         self._spans: list[tuple[int, int]] = []  # the open span of each of its rows, and its codes so far
@@ -241,14 +250,35 @@ class SpanLogitsProcessor(LogitsProcessor):
         """Set scores (B, V) to -inf for every id that may not follow input_ids (B, L)."""
         rows, length = input_ids.shape
         spans = self._follow(input_ids, scores.shape[-1])
-        ample = self.max_length is None or self.max_length - length >= self._masks.ample
+        ample = self.max_length is None or self.max_length - length >= self._masks.ample + self._reserve
         if ample and (states := self._masks.plain_states(spans)) is not None:
             masks = self._masks.of_states(states, input_ids.device, scores.shape[-1])  # (B or 1, V)
-            return mask_scores(scores, masks)
+            return mask_scores(scores, self._limited(input_ids, masks))
         remaining = None
         if self.max_length is not None:
-            remaining = torch.full((rows, 1), self.max_length - length, device=input_ids.device)
-        return mask_scores(scores, self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0])
+            free = [0 if limit is None else limit.reserve for limit in self._limits_of(rows)]
+            remaining = self.max_length - length - torch.tensor(free, device=input_ids.device)[:, None]  # (B, 1)
+        masks = self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0]
+        return mask_scores(scores, self._limited(input_ids, masks))
+
+    def _limits_of(self, rows: int) -> list[SpanLimits | None]:
+        """Limits of each row; a prompt has several rows where beams or several sequences are asked for."""
+        copies = rows // max(len(self.limits), 1)
+        return [limit for limit in self.limits for _ in range(copies)] or [None] * rows
+
+    def _limited(self, ids: Tensor, masks: Tensor) -> Tensor:
+        """Masks (B, V) without the STARTs of spans that rows of ids (B, L) have enough of, from (B or 1, V)."""
+        if not self.limits or all(modality != _OTHER for modality, _ in self._spans):
+            return masks
+        starts = torch.tensor([self.grammar.vocabulary.start_id(name) for name in MODALITIES], device=ids.device)
+        most = [
+            [ids.shape[1] if limit is None else limit.most.get(name, ids.shape[1]) for name in MODALITIES]
+            for limit in self._limits_of(len(ids))
+        ]
+        enough = (ids[..., None] == starts).sum(1) >= torch.tensor(most, device=ids.device)  # (B, 3)
+        masks = masks.expand(len(ids), -1).clone()
+        masks[:, starts] &= ~enough
+        return masks
 
     def _follow(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:
         """Open span per row: updated by the new id where the rows continue those of the last call, else read again."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from perception.chains import Answer, ChatPrompt, choose_mode, is_depth_chain, prompt_for, read_ids
+from perception.chains import Answer, ChainRoom, ChatPrompt, choose_mode, is_depth_chain, prompt_for, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
 from perception.decoding.map_reader import Due, DueIds, MapReader
+from perception.decoding.output_layer import use_float32_logits
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
@@ -72,6 +73,7 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
         self.model = model.eval()
+        use_float32_logits(self.model)
         self.processor = processor
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
@@ -79,7 +81,10 @@ class PerceptionModel:
         self._accepted = accepted_inputs(model)
         tokenizer = processor.tokenizer
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.stop_ids = _stop_ids(model, tokenizer)
+        self.stop_ids = _stop_ids(model, tokenizer, self.pad_id)
+        self.room = ChainRoom.of(tokenizer, vocabulary)
+        self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
+        """Kinds of questions that the model knows alone ("count", "depth"); empty for a model that knows others"""
         self.grammar = SpanGrammar(
             vocabulary,
             eos_id=processor.tokenizer.eos_token_id,
@@ -95,6 +100,10 @@ class PerceptionModel:
         cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> PerceptionModel:
         """Load a folder written by `save_pretrained` or by `train.aurora`, or a model of the hub.
+
+        Args:
+            dtype: of the weights. torch.float16 halves the memory; in torch.bfloat16 the best two ids of a step are
+                often too close to tell apart, and answers then differ between batch sizes and ways of decoding.
 
         Raises:
             ValueError: naming the file that is missing, half written, or does not match its weights.
@@ -137,7 +146,7 @@ class PerceptionModel:
         image: ImageLike,
         question: str,
         mode: str = "auto",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         read: Read | None = None,
     ) -> Answer:
         """Answer one question about one image.
@@ -147,14 +156,15 @@ class PerceptionModel:
             question: plain text; names of perception tokens inside it stay plain text.
             mode: "chain" draws first, "direct" answers directly, "auto" draws first where a chain fits the question (it
                 counts or asks for depth) and answers directly elsewhere.
-            max_new_tokens: for the whole answer; a depth map takes one token per cell of its grid and two more.
+            max_new_tokens: for the whole answer. Left out, it follows from the grid of the model's depth map, which
+                takes one token per cell and two more: 256 for grids of up to 10 x 10, 412 for 16 x 16.
             read: who reads the drawn map at the points of a depth chain. "decoded": the package decodes the map and
                 writes the readings, and the model concludes from them. "model": the model writes them. None: "decoded"
                 where the model has a depth tokenizer to decode maps with, "model" elsewhere.
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
-                chain fits, or read="decoded" without a depth tokenizer.
+                chain fits, max_new_tokens that a chain does not fit into, or read="decoded" without a depth tokenizer.
         """
         return self.ask_many([image], [question], mode, max_new_tokens, read=read)[0]
 
@@ -163,11 +173,13 @@ class PerceptionModel:
         images: ImageLike | Sequence[ImageLike],
         questions: Sequence[str],
         modes: str | Sequence[str] = "auto",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
         read: Read | None = None,
     ) -> list[Answer]:
         """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
+
+        In bfloat16 near-ties of two ids may fall otherwise in another batch size.
 
         Args:
             images: one for all questions, or a list or tuple with one per question; an object that occurs several times
@@ -197,8 +209,18 @@ class PerceptionModel:
             prepared = {key: prepared.get(key) or self.prepare_image(image) for key, image in batch.items()}
             prompts = [Prompt(prepared[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
             found = self.answer(prompts, max_new_tokens, read)
-            answers += [replace(answer, mode=chosen[i]) for i, answer in zip(rows, found, strict=True)]
+            for i, prompt, answer in zip(rows, prompts, found, strict=True):
+                answers.append(self._judged(replace(answer, mode=chosen[i]), prompt.kind))
         return answers
+
+    def _judged(self, answer: Answer, kind: str | None) -> Answer:
+        """Take back the value of an answer to a question of a kind that the model was not taught."""
+        if not self.taught or kind in self.taught or answer.spans:
+            return answer
+        asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
+        return replace(
+            answer, value=None, warning=f"the model was taught questions of {' and '.join(self.taught)} alone, {asked}"
+        )
 
     def prepare_image(self, image: ImageLike) -> PreparedImage:
         """Prepare an image once for several questions; its visual features are computed at the first question.
@@ -248,7 +270,7 @@ class PerceptionModel:
     def generate_ids(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         read: Read | None = None,
         fast: bool = True,
         sweeps: int | None = None,
@@ -256,55 +278,85 @@ class PerceptionModel:
     ) -> list[list[int]]:
         """Generated ids of each prompt, with forced ids and without the end of sequence and padding.
 
-        Decoding is greedy under the span grammar, several tokens per forward pass (`perception.decoding.decoder`).
+        Decoding is greedy under the span grammar, several tokens per forward pass (`perception.decoding.decoder`). A
+        prompt that asks for a chain draws no more than the chain needs and keeps room for its answer
+        (`perception.chains.ChainRoom`).
 
         Args:
-            max_new_tokens: per answer, forced ids not counted.
+            max_new_tokens: per answer, forced ids not counted; left out as in `ask`.
             read: as in `ask`; it concerns prompts that ask for a depth map before the answer.
-            fast: False decodes with transformers' `generate`, one token per forward pass; the ids are the same.
+            fast: False decodes with transformers' `generate`, one token per forward pass. The ids are the same in
+                float32 and float16, up to rare ties; in bfloat16 near-ties differ, as between two batch sizes.
             sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
             kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
+
+        Raises:
+            ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer, or
+                sweeps where one token at a time is decoded.
         """
+        most, limits = self._most(prompts, max_new_tokens), [self.room.limits(p.question) for p in prompts]
+        slow = sorted(set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"})
+        if sweeps is not None and (slow or not fast):
+            asked = f"{', '.join(slow)} are settings of" if slow else "fast=False asks for"
+            raise ValueError(
+                f"sweeps settle a map in fast decoding alone, and {asked} `generate`; leave one of them out"
+            )
         inputs, dues = self.inputs(prompts), self._dues(prompts, read)
-        if fast and not set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"}:
+        if fast and not slow:
             drafts = [self.drafts.look_up(p.question, p.kind)[len(p.forced) :] for p in prompts]
             rows = self.decoder.decode(
-                inputs, drafts, max_new_tokens, self.stop_ids, Sampling(**kwargs), sweeps=sweeps, dues=dues
+                inputs, drafts, most, self.stop_ids, Sampling(**kwargs), sweeps=sweeps, dues=dues, limits=limits
             )
             if rows is not None:
                 for prompt, row in zip(prompts, rows, strict=True):
                     self.drafts.remember(prompt.question, prompt.kind, [*prompt.forced, *row])
                 return [list(p.forced) + self._without_end(row) for p, row in zip(prompts, rows, strict=True)]
+            if sweeps is not None:
+                raise ValueError(
+                    f"sweeps settle a map in fast decoding alone, and {type(self.model).__name__} decodes one token "
+                    "at a time; leave sweeps out"
+                )
         width = inputs["input_ids"].shape[1]
-        processor = SpanLogitsProcessor(self.grammar, max_length=width + max_new_tokens)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
+        processor = SpanLogitsProcessor(self.grammar, width + most, limits)
+        settings = {"do_sample": False, "max_new_tokens": most} | kwargs
         settings = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id} | settings
         out = self.model.generate(**inputs, logits_processor=[processor, DueIds(dues, width)], **settings)
         return [
             list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
         ]
 
-    def stream_ids(self, prompt: Prompt, max_new_tokens: int = 256, read: Read | None = None) -> Iterator[list[int]]:
+    def stream_ids(
+        self, prompt: Prompt, max_new_tokens: int | None = None, read: Read | None = None
+    ) -> Iterator[list[int]]:
         """Yield the ids of one answer so far, forced ids included, after each forward pass.
 
         The last ids are those of `generate_ids`. Decoding stops when the caller stops iterating. A model that cannot
-        decode several tokens per forward pass yields once, when the answer is complete.
+        decode several tokens per forward pass yields once, when the answer is complete. Raises ValueError as
+        `generate_ids`.
         """
-        inputs, forced = self.inputs([prompt]), list(prompt.forced)
+        most = self._most([prompt], max_new_tokens)
+        inputs, forced, limits = self.inputs([prompt]), list(prompt.forced), [self.room.limits(prompt.question)]
         draft = self.drafts.look_up(prompt.question, prompt.kind)[len(forced) :]
         ids: list[int] | None = None
         for (ids,) in self.decoder.stream(
-            inputs, [draft], max_new_tokens, self.stop_ids, dues=self._dues([prompt], read)
+            inputs, [draft], most, self.stop_ids, dues=self._dues([prompt], read), limits=limits
         ):
             yield forced + self._without_end(ids)
         if ids is None:
-            yield self.generate_ids([prompt], max_new_tokens, read, fast=False)[0]
+            yield self.generate_ids([prompt], most, read, fast=False)[0]
         else:
             self.drafts.remember(prompt.question, prompt.kind, [*forced, *ids])
 
     def _without_end(self, ids: list[int]) -> list[int]:
-        stop = {*self.stop_ids, self.pad_id}
-        return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
+        return ids[: next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
+
+    def _most(self, prompts: Sequence[Prompt], max_new_tokens: int | None) -> int:
+        """Largest number of tokens of an answer, which every chain fits into that is not begun with forced ids."""
+        most = self.room.default if max_new_tokens is None else max_new_tokens
+        for prompt in prompts:
+            if not prompt.forced:
+                self.room.check(prompt.question, most)
+        return most
 
     def _dues(self, prompts: Sequence[Prompt], read: Read | None) -> list[Due | None]:
         """Return, per prompt, the function that forces readings of the decoded map; None if the model writes them."""
@@ -321,21 +373,22 @@ class PerceptionModel:
         return [partial(reader.due, p.forced) if is_depth_chain(p.question) else None for p in prompts]
 
     def answer(
-        self, prompts: Sequence[Prompt], max_new_tokens: int = 256, read: Read | None = None, **kwargs: Any
+        self, prompts: Sequence[Prompt], max_new_tokens: int | None = None, read: Read | None = None, **kwargs: Any
     ) -> list[Answer]:
         """Answer a batch of prompts; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)
         tokenizer = self.processor.tokenizer
         return [
-            read_ids(tokenizer, self.vocabulary, ids, prompt.kind) for ids, prompt in zip(rows, prompts, strict=True)
+            read_ids(tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
+            for ids, prompt in zip(rows, prompts, strict=True)
         ]
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer: the tokenizer's end of sequence, which training writes, and the model's own."""
+def _stop_ids(model: Any, tokenizer: Any, pad_id: int) -> tuple[int, ...]:
+    """Ids that end an answer: the tokenizer's end of sequence, which training writes, the model's own, and padding."""
     own = model.generation_config.eos_token_id if model.can_generate() else None
     others = own if isinstance(own, list) else [own]
-    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others) if i is not None))
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *others, pad_id) if i is not None))
 
 
 def _check_depth_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabulary) -> None:

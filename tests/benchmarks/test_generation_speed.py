@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import generation_speed
-from benchmarks.generation_speed import approximate, bars, compiled_race, held_out, race, shape_costs
+from benchmarks.generation_speed import agreement, approximate, bars, compiled_race, held_out, race, shape_costs
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 
@@ -46,6 +46,13 @@ def test_the_shipped_model_is_raced_and_settled_early(monkeypatch: pytest.Monkey
     exact, early, late = approximate(model, 4, batch_size=4)
     assert exact["same_codes"] == 1 and early["same_codes"] < late["same_codes"] <= 1
     assert len(held_out("depth", 4)) == 4
+
+
+def test_agreement_is_counted_in_every_precision():
+    rows = agreement(str(shipped("aurora-tiny")), 2, batch_size=2)
+    assert [row["precision"] for row in rows] == ["float32", "float16", "bfloat16"]
+    assert rows[0]["ours_as_plain"] == rows[0]["plain_one_at_a_time_as_plain"] == rows[0]["questions"] == 2
+    assert all(0 <= row["ours_one_at_a_time_as_plain"] <= 2 for row in rows)
 
 
 def test_larger_shapes_are_built_and_timed(monkeypatch: pytest.MonkeyPatch):

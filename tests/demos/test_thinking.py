@@ -56,6 +56,23 @@ def test_the_same_span_again_gives_the_same_answer_and_another_one_another(model
     assert fewer.span("boxes").codes == span.codes[:-4]
 
 
+def test_the_caption_says_that_the_number_and_the_boxes_differ(
+    model: PerceptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = last(think(model, read_image(scene_examples()[3]), QUESTION, "chain"))
+    assert end.warning == "" and "agree" not in counting._view(model, end).answer
+    drawn = len(end.span("boxes").codes) // 4
+    ids = [
+        *model.vocabulary.span_ids(end.span("boxes")),
+        *model.vocabulary.encode_plain(model.processor.tokenizer, " 9."),
+    ]
+    monkeypatch.setattr(model, "stream_ids", lambda prompt: iter([ids]))
+    other = counting._view(model, last(think(model, end.image, QUESTION, "chain")))
+    assert other.answer == (
+        f"9 (boxes drawn: {drawn}). The answer does not agree with the drawing: 9 said, {drawn} boxes drawn"
+    )
+
+
 def test_an_unfinished_thought_cannot_be_edited(model: PerceptionModel) -> None:
     begun = next(think(model, read_image(scene_examples()[3]), QUESTION, "chain"))
     with pytest.raises(ValueError, match="still being written"):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_models import build_llava, build_tokenizer
 
 from perception import chains
 from perception.answers import read_answer
-from perception.chains import Example, encode_target, kind_of_question, prompt_for, read_ids
+from perception.chains import ChainRoom, Example, encode_target, kind_of_question, prompt_for, read_ids
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 DEPTH = Span("depth", tuple(i % 128 for i in range(100)))
 BOXES = Span("boxes", (1, 2, 30, 40, 50, 60, 70, 80))
 POINTS = Span("points", (10, 20, 60, 70))
+READ = (DEPTH, " A", POINTS, " 63, B", POINTS)
 
 
 @pytest.fixture
@@ -40,7 +43,8 @@ def test_a_depth_chain_reads_its_map_before_it_concludes():
     [
         (" 4.", "count", 4),
         ("There are 12 of 13.", "count", 13),
-        ("none", "count", None),
+        ("none", "count", 0),
+        ("I cannot tell", "count", None),
         (" A 63, B 41, so B.", "depth", "B"),
         ("(C)", "depth", "C"),
         ("no letter here", "depth", None),
@@ -54,7 +58,14 @@ def test_final_answers_are_read(text, kind, value):
 def test_kinds_of_questions():
     assert kind_of_question("How many red cubes are there?") == "count"
     assert kind_of_question("Which point is closest to the camera, A or B?") == "depth"
-    assert kind_of_question("What colour is the cube?") is None
+    assert kind_of_question("Which cup is nearest?") == kind_of_question("What is farther, A or B?") == "depth"
+    for other in (
+        "What colour is the cube?",
+        "What colour is the nearest cube?",
+        "Is the cube closer than the ball?",
+        "What is the number of the bus?",
+    ):
+        assert kind_of_question(other) is None and prompt_for(other, "auto") == (other, None)
 
 
 def test_modes_put_the_question():
@@ -88,6 +99,46 @@ def test_what_is_written_is_read_back(extended):
         answer = read_ids(tokenizer, vocabulary, ids, kind)
         assert answer.spans == tuple(p for p in example.target if isinstance(p, Span))
         assert str(answer.value) == example.answer
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "question", "warning"),
+    [
+        ((BOXES, " 2."), "count", "How many cubes?", ""),
+        ((BOXES, " 3."), "count", "How many cubes?", "3 said, 2 boxes drawn"),
+        ((BOXES, " many"), "count", "How many cubes?", "no number said, 2 boxes drawn"),
+        ((" 3.",), "count", "How many cubes?", ""),
+        ((*READ, " 41, so A."), "depth", "Which is closest?", ""),
+        ((*READ, " 41, so A."), "depth", "Which is farthest?", "A said, readings A 63, B 41"),
+        ((*READ, " 41, so B."), "depth", "Which is closest?", "B said, readings A 63, B 41"),
+    ],
+)
+def test_an_answer_that_differs_from_the_drawing_is_flagged(extended, parts, kind, question, warning):
+    _, tokenizer, vocabulary = extended
+    ids = encode_target(tokenizer, vocabulary, parts)
+    assert read_ids(tokenizer, vocabulary, ids, kind, question).warning == warning
+
+
+def test_room_follows_from_the_grid(extended):
+    _, tokenizer, vocabulary = extended
+    room = ChainRoom.of(tokenizer, vocabulary)
+    assert room.default == 256 and replace(room, depth_length=256).default == 412
+    asked = prompt_for("Which point is closest, A or B?", "chain")[0]
+    needed = 2 + 256 + 2 * room.letter + room.conclusion
+    replace(room, depth_length=256).check(asked, needed)
+    with pytest.raises(ValueError, match=f"max_new_tokens must be at least {needed} for a depth map of 256 codes.*412"):
+        replace(room, depth_length=256).check(asked, needed - 1)
+    room.check("What is this?", 1)
+
+
+def test_a_chain_may_draw_what_it_needs(extended):
+    _, tokenizer, vocabulary = extended
+    room = ChainRoom.of(tokenizer, vocabulary)
+    assert room.limits("What is this?") is None
+    assert room.limits(prompt_for("How many?", "chain")[0]).most == {"depth": 0, "boxes": 1, "points": 0}
+    for question, points in (("Which is closest, A, B or C?", 3), ("Which point is closest?", 5)):
+        limits = room.limits(prompt_for(question, "chain")[0])
+        assert limits.most == {"depth": 1, "boxes": 0, "points": points} and limits.reserve == room.conclusion
 
 
 def test_token_names_in_a_target_s_text_stay_text(extended):

@@ -71,11 +71,20 @@ def test_auto_says_what_it_chose(folder, picture):
     assert "auto chose" not in run("ask", picture, QUESTION, "-m", folder, "--mode", "chain")
 
 
+def test_ask_says_that_the_number_and_the_boxes_differ(folder, picture, monkeypatch):
+    from perception.chains import Answer
+    from perception.model.perception_model import PerceptionModel
+
+    monkeypatch.setattr(PerceptionModel, "ask", lambda *_, **__: Answer("3.", (), 3, "chain", "3 said, 2 boxes drawn"))
+    assert "warning: 3 said, 2 boxes drawn" in run("ask", picture, QUESTION, "-m", folder)
+    assert json.loads(run("ask", picture, QUESTION, "-m", folder, "--json"))["warning"] == "3 said, 2 boxes drawn"
+
+
 def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
     drawn = tmp_path / "drawn.png"
     said = run("ask", picture, QUESTION, "-m", folder, "--json", "--draw", drawn)
     answer = json.loads(said)
-    assert answer.keys() == {"answer", "text", "spans", "mode"}
+    assert answer.keys() == {"answer", "text", "spans", "mode", "warning"}
     assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
     with Image.open(drawn) as image:
         assert image.height == 240

@@ -34,7 +34,7 @@ def test_answers_are_the_model_s_with_what_it_made_of_them(folder):
     image = torch.randint(256, (20, 30, 3), dtype=torch.uint8)
     prompts = [Prompt(image, question) for question in ("Which is nearest?", "Which point is nearest, A, B or C?")]
     found = answers_of(model, prompts, LENGTH)
-    rows = model.generate_ids(prompts, LENGTH)
+    rows = [row[:LENGTH] for row in model.generate_ids(prompts)]
     for ids, row in zip(found["ids"].tolist(), rows, strict=True):
         assert ids[: len(row)] == row and set(ids[len(row) + 1 :]) <= {IGNORE}
     inputs = model.inputs(prompts)
@@ -58,6 +58,15 @@ def test_a_killed_run_goes_on_behind_the_last_part(config, monkeypatch):
     assert all(torch.equal(again[name], value) for name, value in first.items())
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{kept.name} is not a complete file.*delete it"):
+        gather(config)
+
+
+def test_answers_of_a_model_that_was_trained_again_are_not_taken(config, folder):
+    gather(config)
+    (folder / "draft_network.safetensors").write_bytes(b"its own product is no reason")
+    gather(config)
+    build_perception(1).save_pretrained(folder)
+    with pytest.raises(ValueError, match="weights was .* and is"):
         gather(config)
 
 

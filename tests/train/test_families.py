@@ -225,5 +225,5 @@ def check_spans(model: PerceptionModel) -> None:
     ids = model.generate_ids([Prompt(image(0), QUESTION, None, begun)], max_new_tokens=8)[0]
     depth = model.vocabulary.parse(ids)[0]
     assert isinstance(depth, Span) and depth.modality == "depth" and depth.codes[0] == 3 and len(depth.codes) == 4
-    answer = model.ask(image(1), QUESTION, mode="chain", max_new_tokens=8)
+    answer = model.ask(image(1), QUESTION, mode="chain")
     assert all(isinstance(span, Span) for span in answer.spans)

@@ -12,12 +12,13 @@ from tiny_models import build_llama, build_tokenizer
 from tiny_perception import build_perception
 from transformers import MistralConfig, MistralForCausalLM
 
+from perception.chains import BOXES_FIRST, DEPTH_FIRST
 from perception.decoding.decoder import DecodingTrace, SpanDecoder
 from perception.decoding.drafts import DraftBook, RowDraft
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
-from perception.model.perception_model import Prompt
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?", "What is this? It is a long question.")
@@ -123,6 +124,106 @@ def test_a_map_is_settled_after_so_many_sweeps(sweeps):
     stop = [model.processor.tokenizer.eos_token_id]
     model.decoder.decode(model.inputs(batch), [[]] * 3, 5, stop, trace=trace, sweeps=sweeps)
     assert trace.forwards <= 1 + min(sweeps, model.vocabulary.depth_length)
+
+
+def fond_of(model, *modalities):
+    """Make a random model start and end spans of these modalities wherever it may, and never end its answer."""
+    borders = [
+        border(modality) for border in (model.vocabulary.start_id, model.vocabulary.end_id) for modality in modalities
+    ]
+
+    def prefer(module, args, logits):
+        logits[..., borders] += 1e3
+        logits[..., list(model.stop_ids)] -= 1e3
+        return logits
+
+    model.model.lm_head.register_forward_hook(prefer)
+    model.decoder._head = False  # a sliced output layer has no hooks
+    return model
+
+
+@pytest.mark.parametrize(
+    ("question", "most"),
+    [
+        (f"How many red cubes are there? {BOXES_FIRST}", {"depth": 0, "boxes": 1, "points": 0}),
+        (f"Which point is closest, A or B? {DEPTH_FIRST}", {"depth": 1, "boxes": 0, "points": 2}),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_chain_opens_as_many_spans_as_it_needs_and_keeps_room_for_the_answer(question, most, seed):
+    model = fond_of(build_perception(seed), *most)
+    batch = [Prompt(prompt.image, question, None) for prompt in prompts(seed)[:2]]
+    batch.append(prompts(seed)[2])  # asks for no chain: as many as it likes
+    rows = model.generate_ids(batch, 80)
+    assert rows == model.generate_ids(batch, 80, fast=False)
+    assert rows == [list(model.stream_ids(prompt, 80))[-1] for prompt in batch]
+    for row in rows[:2]:
+        assert {m: row.count(model.vocabulary.start_id(m)) for m in most} == most
+        assert not set(row[-model.room.conclusion :]) & set(model.vocabulary.ids.values())
+    starts = [model.vocabulary.start_id(modality) for modality in most]
+    assert sum(rows[2].count(start) for start in starts) > 5
+    beams = model.model.generate(
+        **model.inputs(batch), num_beams=2, do_sample=False, max_new_tokens=30, pad_token_id=model.pad_id,
+        logits_processor=[SpanLogitsProcessor(model.grammar, limits=[model.room.limits(p.question) for p in batch])],
+    )  # fmt: skip
+    for row in beams[:2].tolist():
+        assert all(row.count(model.vocabulary.start_id(m)) <= most[m] for m in most)
+
+
+def test_a_list_of_boxes_without_end_leaves_room_for_the_answer():
+    model = build_perception(0)
+    end = model.vocabulary.end_id("boxes")
+    model.model.lm_head.register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([end]), -1e4)
+    )
+    begun = (model.vocabulary.start_id("boxes"),)
+    batch = [Prompt(prompts(0)[0].image, f"How many? {BOXES_FIRST}", "count", begun)]
+    (row,) = model.generate_ids(batch, 40)
+    assert row == model.generate_ids(batch, 40, fast=False)[0]
+    assert row.count(end) == 1 and row.index(end) <= 40 - model.room.conclusion
+
+
+def test_a_map_that_does_not_fit_is_refused_and_fits_by_default():
+    model = build_perception(0)
+    asked = Prompt(prompts(0)[0].image, f"Which point is closest, A or B? {DEPTH_FIRST}", "depth")
+    with pytest.raises(ValueError, match="max_new_tokens must be at least .* got 8; raise it, leave it out for 256"):
+        model.generate_ids([asked], 8)
+    with pytest.raises(ValueError, match="max_new_tokens must be at least .* got 8"):
+        next(model.stream_ids(asked, 8))
+    assert model.generate_ids([asked]) == model.generate_ids([asked], 256)
+
+
+def test_an_answer_ends_at_every_stop_id_and_the_surplus_is_no_draft():
+    """Plain, fast and streamed: at ids of the generation config, and at padding."""
+    for seed in range(3):
+        model = build_perception(seed)
+        prompt = prompts(seed)[2]
+        whole = model.generate_ids([prompt], 30)[0]
+        texts = [n for n, token in enumerate(whole) if n and token not in model.vocabulary.ids.values()]
+        if texts and whole[texts[0]] not in whole[: texts[0]]:
+            break
+    place = texts[0]
+    for name in ("config", "padding"):
+        if name == "config":
+            model.model.generation_config.eos_token_id = [model.processor.tokenizer.eos_token_id, whole[place]]
+        else:
+            model.model.generation_config.eos_token_id = model.processor.tokenizer.eos_token_id
+            model.processor.tokenizer.pad_token = model.processor.tokenizer.convert_ids_to_tokens(whole[place])
+        ended = PerceptionModel(model.model, model.processor, model.vocabulary)
+        assert ended.generate_ids([prompt], 30) == [whole[:place]] == ended.generate_ids([prompt], 30, fast=False)
+        ended.drafts = DraftBook()
+        assert list(ended.stream_ids(prompt, 30))[-1] == whole[:place]
+        assert ended.drafts.look_up(prompt.question) == tuple(whole[: place + 1])
+
+
+def test_sweeps_are_refused_where_one_token_at_a_time_is_decoded(monkeypatch):
+    model = build_perception(0)
+    for settings in ({"fast": False}, {"num_beams": 2}):
+        with pytest.raises(ValueError, match="sweeps settle a map in fast decoding alone.*leave"):
+            model.generate_ids(prompts(0), 5, sweeps=3, **settings)
+    monkeypatch.setattr("perception.decoding.decoder.why_not", lambda model, cache: "its cache slides")
+    with pytest.raises(ValueError, match="decodes one token at a time; leave sweeps out"):
+        model.generate_ids(prompts(0), 5, sweeps=3)
 
 
 def test_scores_are_cut_to_what_the_grammar_allows_without_changing_them():

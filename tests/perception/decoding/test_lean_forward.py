@@ -21,6 +21,7 @@ from transformers import (
 
 from perception.decoding.cache_slots import SlotCache, cache_key
 from perception.decoding.lean_forward import LeanForward
+from perception.model.perception_model import PerceptionModel
 
 SIZES = {
     "vocab_size": 50,
@@ -44,6 +45,21 @@ def build(name: str, dtype: torch.dtype = torch.float32, **more: object) -> nn.M
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.normal_(module.bias)
     return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_computed_in_float32(dtype):
+    built = build_perception(0)
+    half = PerceptionModel(built.model.to(dtype), built.processor, built.vocabulary)
+    head = half.model.get_output_embeddings()
+    hidden = torch.randn(2, 3, head.in_features).to(dtype)
+    exact = hidden.double() @ head.weight.double().t()
+    assert head(hidden).dtype == torch.float32
+    torch.testing.assert_close(head(hidden).double(), exact, rtol=1e-5, atol=1e-5)
+    codes = torch.tensor([3, 9])
+    half.decoder._head = head
+    torch.testing.assert_close(half.decoder._head_over(hidden, codes).double(), exact[..., codes], rtol=1e-5, atol=1e-5)
+    assert "forward" not in vars(build_perception(0).model.get_output_embeddings()), "a float32 model is left as it is"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +74,25 @@ def test_a_first_frame_is_decoded_as_ever():
     (answer,) = model.answer([Prompt(noise(), ATOMIC_DEPTH_QUESTION, None, (start,))], CELLS + 1)
     assert answer.spans == (Span("depth", made.codes),)
     assert made == FrameMap(made.codes, CELLS, None)
+
+
+def test_codes_are_read_by_their_ids_which_need_not_be_in_order():
+    """A tokenizer that had some of the names already gives them other places."""
+    model = build(1)
+    first = FrameDepth(model)(noise())
+    ids, turned = dict(model.vocabulary.ids), {}
+    for code in range(8):
+        turned[f"<DEPTH_{code}>"] = ids[f"<DEPTH_{(3 * code + 1) % 8}>"]
+    model.vocabulary = replace(model.vocabulary, ids=ids | turned)
+    again = FrameDepth(model)(noise())
+    assert tuple((3 * code + 1) % 8 for code in again.codes) == first.codes
+    network = SimpleNamespace(draft=lambda states: [[0, *ids.values(), 0]])
+    model.decoder.draft_network = network
+    drafted = [dict((i, c) for c, i in enumerate(model.vocabulary.code_ids("depth"))).get(i, 0) for i in ids.values()]
+    reader = FrameDepth(model)
+    inputs = model.inputs([Prompt(noise(), ATOMIC_DEPTH_QUESTION, None, (model.vocabulary.start_id("depth"),))])
+    found = reader._drafted(inputs["input_ids"], torch.zeros(1, inputs["input_ids"].shape[1], 8))
+    assert found is not None and found[0].tolist() == drafted[:CELLS]
 
 
 def test_an_unchanged_frame_costs_nothing_and_has_the_same_map():

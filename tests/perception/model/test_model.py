@@ -17,6 +17,7 @@ from tiny_perception import NUM_CODES, build_depth_tokenizer, build_perception
 from perception.chains import encode_target
 from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel, Prompt
+from perception.model.shipped import shipped
 from perception.vocabulary.names import FILE_NAME, Span
 
 HEAD = "language_model.lm_head.weight"  # on disk
@@ -116,6 +117,15 @@ def test_bad_arrays_are_described(model, array):
 def test_bad_questions(model, question, mode, said):
     with pytest.raises(ValueError, match=said):
         model.ask(noise(), question, mode)
+
+
+def test_a_question_of_a_kind_that_the_model_was_not_taught_gets_no_answer():
+    """It is answered directly, what the model wrote is kept, and the answer says why it is none."""
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    answer = model.ask(noise(), "What colour is the wall?")
+    assert answer.mode == "direct" and answer.value is None and answer.text
+    assert answer.warning == "the model was taught questions of count and depth alone, this question asks for neither"
+    assert model.ask(noise(), QUESTIONS[0], "direct").warning == ""
 
 
 def test_token_names_in_a_question_stay_text(model):
