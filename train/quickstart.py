@@ -44,7 +44,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Configuration of the quickstart; the defaults fit in eight minutes on two cores."""
+    """Configuration of the quickstart."""
 
     run_dir: str = "runs/quickstart"
     base: str = "models/perception-tiny"

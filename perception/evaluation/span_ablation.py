@@ -42,8 +42,6 @@ _DRAWN = {"count": "boxes", "depth": "depth"}
 """Modality of the span that is replaced, by kind"""
 _AFTERWARDS = {"count": (), "depth": ("points",)}
 """Modalities that may be drawn after the replaced span, which must not be drawn anew"""
-_ENOUGH = 256
-"""Most tokens of an answer, a depth map's codes not counted"""
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,6 @@ def _restricted(model: PerceptionModel, allow: tuple[str, ...]) -> PerceptionMod
     return restricted
 
 
-def _most_tokens(model: PerceptionModel) -> int:
-    return _ENOUGH + model.vocabulary.depth_length
-
-
 def draw_cases(
     model: PerceptionModel, questions: Sequence[ChainQuestion], read: Read, batch_size: int = 32, title: str = "drawing"
 ) -> list[Case[Span]]:
@@ -127,7 +121,7 @@ def draw_cases(
         for start in range(0, len(questions), batch_size):
             part = questions[start : start + batch_size]
             prompts = [Prompt(question.load(), question.text, question.kind) for question in part]
-            for question, ids in zip(part, model.generate_ids(prompts, _most_tokens(model), read), strict=True):
+            for question, ids in zip(part, model.generate_ids(prompts, read=read), strict=True):
                 modality = _DRAWN[question.kind]
                 if vocabulary.start_id(modality) not in ids:
                     continue
@@ -163,7 +157,7 @@ def answerer(model: PerceptionModel, kind: str, read: Read) -> AnswerCases[Span]
         prompts = [
             Prompt(case.question.load(), case.question.text, kind, ids) for case, ids in zip(cases, begun, strict=True)
         ]
-        rows = (silent if spans[0] is None else after).generate_ids(prompts, _most_tokens(model), read)
+        rows = (silent if spans[0] is None else after).generate_ids(prompts, read=read)
         answers = []
         for case, span, forced, ids in zip(cases, spans, begun, rows, strict=True):
             # Without the replaced span, which may be no whole one.

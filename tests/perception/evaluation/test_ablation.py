@@ -145,7 +145,7 @@ def scripted(model, follows=True, draws=True):
     """Let a tiny model draw two boxes, or a map and say "A", and then count the boxes in its answer, or say "3"."""
     vocabulary, tokenizer = model.vocabulary, model.processor.tokenizer
 
-    def generate_ids(prompts, max_new_tokens, read):
+    def generate_ids(prompts, read):
         rows = []
         for prompt in prompts:
             ids = list(prompt.forced)
