@@ -52,6 +52,8 @@ class Example:
     target: tuple[str | Span, ...]
     answer: str
     """The final answer alone: "4", "B", "" for atomic tasks"""
+    places_given: bool = True
+    """False where the points in the target were chosen at random, so that their places cannot be learned"""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -78,18 +80,34 @@ def atomic_points(points: Span) -> Example:
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
 
 
-def atomic_readings(depth: Span, sets: Sequence[tuple[Sequence[Span], Sequence[int]]]) -> Example:
-    """A task that draws the depth map, reads it at several sets of points, and says which point of each is nearest.
+def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]) -> Example:
+    """A task that draws the depth map, reads it at the image's lettered points, and says which of them is nearest.
 
-    It has the form in which a depth chain reads its map, so that a model learns to conclude from readings as well.
+    Its target has the form of a depth chain's, so that a model learns to name the points and to conclude from readings.
 
     Args:
-        sets: pairs of the spans of one point each and the map's readings there, from 0 (farthest) to 99 (nearest).
+        points: spans of one point each.
+        readings: of the map at each point, from 0 (farthest) to 99 (nearest).
+    """
+    letters = " and ".join(", ".join(POINT_LETTERS[: len(points)]).rsplit(", ", 1))
+    question = f"Draw the depth map and read it at the points {letters}."
+    return Example(ATOMIC_READINGS, question, (depth, *_read(points, readings, _nearest(readings))), "")
+
+
+def more_readings(sets: Sequence[tuple[Sequence[Span], Sequence[int]]]) -> Example:
+    """A further turn of `atomic_readings`: it reads the same map at several sets of random points.
+
+    Args:
+        sets: pairs of points and readings, as of `atomic_readings`.
     """
     read: list[str | Span] = []
     for points, readings in sets:
-        read += _read(points, readings, POINT_LETTERS[max(range(len(readings)), key=readings.__getitem__)])
-    return Example(ATOMIC_READINGS, "Draw the depth map and read it at points.", (depth, *read), "")
+        read += _read(points, readings, _nearest(readings))
+    return Example(ATOMIC_READINGS, "Read it at other points.", tuple(read), "", places_given=False)
+
+
+def _nearest(readings: Sequence[int]) -> str:
+    return POINT_LETTERS[max(range(len(readings)), key=readings.__getitem__)]
 
 
 def _read(points: Sequence[Span], readings: Sequence[int], nearest: str) -> list[str | Span]:

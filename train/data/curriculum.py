@@ -49,11 +49,12 @@ class CurriculumConfig:
     points_share: float = 0.15
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
-    """share of the atomic depth tasks that read a map (a mosaic of other images' maps) at many points, and say which of
-    a few is nearest. Finding a place on a map takes long to learn, and a chain does it only two to five times"""
+    """share of the atomic depth tasks that read a map (a mosaic of other images' maps), first at the points marked in
+    the image and then at random ones, and say which of a few is nearest. Finding a place on a map takes long to learn,
+    and a chain does it only two to five times"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
-    image, which costs far less than a row for every question"""
+    image, which costs far less than a row for every question. None with a chat template that takes one question"""
     foreign_maps: float = 0.35
     """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
     reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""

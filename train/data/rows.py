@@ -45,7 +45,8 @@ class Row:
     foreign: bool = False
     """True if the depth map belongs to another image; its codes are then not learned"""
     more: tuple[Example, ...] = ()
-    """further turns of the conversation, without depth maps; the image tokens are read once for all of them"""
+    """further turns of the conversation, without depth maps; the image tokens are read once for all of them. Where the
+    chat template takes one question, they are left out"""
 
 
 class RowSource(Protocol):
@@ -73,7 +74,7 @@ class RowEncoder:
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, row.example.question)
         read, target, weight = self._answer(row.example, row.shown, row.foreign)
-        for example in row.more:
+        for example in row.more if self.prompt.between is not None else ():
             asked = self.prompt.next_ids(tokenizer, vocabulary, example.question)
             answer, learned, weights = self._answer(example)
             read += asked + answer
@@ -95,7 +96,7 @@ class RowEncoder:
         depth_ids = vocabulary.code_ids("depth")
         depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
         of_map = 0.0 if foreign else self.weights.depth
-        of_place = 0.0 if example.task == chains.ATOMIC_READINGS else self.weights.location  # random, not to be learned
+        of_place = self.weights.location if example.places_given else 0.0
         weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
         read = list(tail)
         if shown is not None:

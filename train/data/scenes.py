@@ -39,7 +39,7 @@ MOST_NOISE = 0.5
 """Largest share of random codes in a noisy map."""
 SHOWN_GAP = 3
 """Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
-_READINGS = 16  # fewest points at which a map is read
+_READINGS = 10  # fewest random points at which a map is read
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 12  # number of scenes that are tried for a task
@@ -143,14 +143,14 @@ class TaskMaker:
         return readings_at(near, points)
 
     def read_at_random(self, codes: np.ndarray, rng: np.random.Generator) -> Example:
-        """Make an example that reads a map of codes (h * w,) at sets of two to five random points."""
+        """Make a turn that reads a map of codes (h * w,) at sets of two to five random points."""
         tokenizer, read, sets = PointTokenizer(self.vocabulary.num_locations), 0, []
         while read < _READINGS:
             spans = [self._points(xy[None]) for xy in rng.random((int(rng.integers(2, 6)), 2), dtype=np.float32)]
             centres = np.concatenate([tokenizer.decode(span.codes) for span in spans])
             sets.append((spans, self.readings(codes, np.asarray(centres, np.float32)).tolist()))
             read += len(spans)
-        return chains.atomic_readings(Span("depth", tuple(int(c) for c in codes)), sets)
+        return chains.more_readings(sets)
 
     def boxes(self, scene: Scene, rng: np.random.Generator) -> Example:
         """Make an example that draws the boxes of some things of the scene."""
@@ -190,8 +190,6 @@ class TaskMaker:
             if task == chains.DIRECT_COUNT:
                 return scene.image, chains.direct(task, count.text, str(count.answer))
             return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
-        if task == chains.ATOMIC_READINGS:
-            return scene.image, self.read_at_random(codes if shown is None else shown, rng)
         question = depth_question(scene, rng)
         if question is None:
             return None
@@ -200,12 +198,14 @@ class TaskMaker:
         if task == chains.ATOMIC_POINTS:
             return question.image, chains.atomic_points(self._points(question.points_xy))
         readings = self.readings(codes if shown is None else shown, question.points_xy)
+        places = [self._points(point[None]) for point in question.points_xy]
+        if task == chains.ATOMIC_READINGS:
+            return question.image, chains.atomic_readings(depth, places, readings.tolist())
         nearest = POINT_LETTERS[int(readings.argmax())]
         if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
         if shown is None and nearest != question.answer:
             return None  # the tokenizer lost the order, and the chain would contradict its own map
-        places = [self._points(point[None]) for point in question.points_xy]
         return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), nearest)
 
 
@@ -270,6 +270,8 @@ class SceneRows:
             if made is not None:
                 turns = curriculum.box_turns if task in chains.ATOMIC else 0
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
+                if task == chains.ATOMIC_READINGS:
+                    more = (self.maker.read_at_random(codes, rng), *more)
                 return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign, more)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
