@@ -1,9 +1,11 @@
-"""The command line `perception`: ask, evaluate, ablate, info, tokenize, detokenize, export-tokenizer."""
+"""The command line `perception`: ask, evaluate, ablate, info, tokenize, join, detokenize, export-tokenizer."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -210,7 +212,8 @@ def _evaluate_published(
     settings |= {"dtype": dtype} if dtype != "float32" else {}  # runs begun before there was a choice go on
     Plan(stem.with_suffix(".plan.json"), settings).begin()
     ask = asker(answering, mode, room)
-    given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
+    with _stoppable():
+        given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
     for group, interval in accuracies(given).items():
         table.add_row(group, str(interval.count), str(interval))
@@ -360,11 +363,18 @@ def tokenize(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,
     shard: Annotated[
-        str, typer.Option(help="i/n: run as job i (from 0) of n; the name of OUT gets both numbers.")
+        str, typer.Option(help="i/n: run as job i (from 0) of n; the name of OUT gets both numbers. See join.")
     ] = "0/1",
+    glob: Annotated[
+        str, typer.Option(help='Encode only files that match, such as "*_depth.png" or "left/**/*.png"; default: all.')
+    ] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files without readable depth; OUT.skipped.jsonl lists them.")
+    ] = False,
 ) -> None:
     """Turn depth maps into codes. The same command continues a stopped job."""
     from perception.datasets.depth.files import DepthFormat
+    from perception.datasets.depth.jobs import skipped_list
     from perception.datasets.depth.jobs import tokenize as run
 
     index, count = _shard(shard)
@@ -374,7 +384,23 @@ def tokenize(
     model = _load_tokenizer(tokenizer)
     if percentile is not None:
         model.config = replace(model.config, range_percentile=percentile)
-    codes = run(source, out, model, meant, batch_size, (index, count))
+    with _stoppable():
+        codes = run(source, out, model, meant, batch_size, (index, count), glob, skip_bad)
+    console.print(f"{len(codes.names)} maps of {codes.codes.shape[1]} codes: {out}", markup=False, soft_wrap=True)
+    if skipped_list(out).exists():
+        said = f"{len(skipped_list(out).read_bytes().splitlines())} skipped: {skipped_list(out)}"
+        Console(stderr=True).print(said, style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
+def join(
+    files: Annotated[list[Path], typer.Argument(help="Files of codes that the shards of one job wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Codes: .parquet, .npy (with a .json beside it) or .txt.")],
+) -> None:
+    """Join the codes of all shards (tokenize --shard) into the file that one job would have written."""
+    from perception.datasets.depth.code_files import join_files
+
+    codes = join_files(files, out)
     console.print(f"{len(codes.names)} maps of {codes.codes.shape[1]} codes: {out}", markup=False, soft_wrap=True)
 
 
@@ -414,7 +440,8 @@ def detokenize(
         except ImportError as error:
             raise ValueError(str(error)) from error
         decode = partial(decoder.decode, num_steps=steps, seed=seed)
-    written = run(DepthCodes.read(codes), out, model, form, batch_size, decode)
+    with _stoppable("and the same command writes all maps again"):
+        written = run(DepthCodes.read(codes), out, model, form, batch_size, decode)
     console.print(f"{len(written)} maps: {out}", markup=False, soft_wrap=True)
 
 
@@ -432,6 +459,16 @@ def export_tokenizer(
     except ImportError as error:
         raise ValueError(str(error)) from error
     console.print(f"{', '.join(path.name for path in written)}: {out}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _stoppable(then: str = "and the same command goes on from there") -> Iterator[None]:
+    """End a job that Ctrl-C stops with one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"stopped; what is finished is kept, {then}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _shard(text: str) -> tuple[int, int]:

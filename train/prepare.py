@@ -2,7 +2,8 @@
 
 Pretrained models, the teachers, label images that have no labels (`perception.datasets.labelling.teachers`): with a
 depth map, which is tokenised here once, and with boxes of named classes. The result is parquet in shards. A stopped run
-continues with the same command. An image that cannot be labelled is skipped and listed in skipped.jsonl.
+continues with the same command, also after images were added, replaced or taken away. An image that cannot be labelled
+is skipped and listed in skipped.jsonl.
 `python -m train.finetune --data.prepared OUT` trains on the result. With `--engine ray` shards are spread over a Ray
 cluster; all its machines must see both folders.
 """
@@ -23,6 +24,7 @@ from perception.model.shipped import shipped
 from train.loop.command_line import flatten, parse_config
 from train.views.labels import labelled_sheet
 from vqvae import VQVAE
+from vqvae.files import DiskFull
 
 _FREE = ("device",)
 """Settings of teachers that do not change what is written"""
@@ -52,6 +54,8 @@ class PrepareConfig:
     """processes with a teacher each; only with engine ray"""
     draw: int = 8
     """labelled images to draw on labels.png, a contact sheet in the output folder; 0: no sheet"""
+    glob: str = ""
+    """label only images that match, such as "*_left.png" or "day/**/*.jpg"; empty: all"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers"):
@@ -89,9 +93,8 @@ def prepare(config: PrepareConfig) -> PreparedReport:
     if config.teachers.depth != NONE:
         plan["tokenizer"] = VQVAE.from_pretrained(config.tokenizer_folder).fingerprint()
     make = functools.partial(labeller, config)
-    return prepare_folder(
-        Path(config.images).resolve(), Path(config.out).resolve(), make, plan, config.shard_size, engine_of(config)
-    )
+    images, out = Path(config.images).resolve(), Path(config.out).resolve()
+    return prepare_folder(images, out, make, plan, config.shard_size, engine_of(config), config.glob)
 
 
 def draw_labels(config: PrepareConfig) -> Path | None:
@@ -113,9 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(PrepareConfig, argv)
     try:
         report = prepare(config)
-    except ValueError as error:
+    except (ValueError, DiskFull) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("prepare: stopped; finished shards are kept, and the same command goes on from there", file=sys.stderr)
+        return 130
     print(f"{report}\nwritten: {config.out}")
     if picture := draw_labels(config):
         print(f"look at {picture}")

@@ -19,6 +19,7 @@ from perception.datasets.interleaved.making import InterleaveMaker, MakingSettin
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, for_grid
 from train.data.interleaved import ChainProblem, ChainStep
 from train.loop.command_line import flatten, parse_config
+from vqvae.files import DiskFull
 
 _ANSWER = re.compile(r"\n\s*Answer:\s*([^\n]*)$")
 _FREE = ("timeout", "key_variable", "url", "device")
@@ -83,9 +84,13 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(PrepareInterleaveConfig, argv)
     try:
         report = prepare(config)
-    except (ValueError, KeywordsStopped) as error:
+    except (ValueError, DiskFull, KeywordsStopped) as error:
         print(f"prepare_interleave: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        said = "stopped; finished shards are kept, and the same command goes on from there"
+        print(f"prepare_interleave: {said}", file=sys.stderr)
+        return 130
     print(f"{report}\nwritten: {config.out}")
     if not report.rows:
         print(f"prepare_interleave: no row could be made; reasons are in {config.out}/skipped.jsonl", file=sys.stderr)

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
 """Ending of temporary names; a killed process may leave such a file or folder behind, and nothing reads it"""
+_FULL = re.compile(r"No space left on device|os error 28\b|\d+ requested and \d+ written|[Dd]isk quota exceeded")
+"""How pyarrow, safetensors and NumPy name a full disk, none of them by its error number"""
+
+Content = str | bytes | Callable[[Path], object]
+"""Text (written as UTF-8), bytes, or a function that writes a file or makes a folder at the path that it is given"""
 
 
-def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
+class DiskFull(OSError):
+    """The disk has no room for a file."""
+
+    def __init__(self, path: Path):
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename} could not be written: the disk is full ({self.strerror}); free space, then run this again"
+        )
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Raise `DiskFull` for `path` in place of any library's error about a full disk or a used-up quota."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and _FULL.search(str(error))):
+            raise DiskFull(path) from error
+        raise
+
+
+def write_whole(path: str | Path, content: Content) -> None:
     """Write a file or a folder so that readers see the old one or the new one, never a part of it.
 
     The content is written under a temporary name in the same folder, flushed to disk, and renamed. If writing fails,
@@ -21,24 +53,45 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object
     Args:
         content: text (written as UTF-8), bytes, or a function that writes a file or makes a folder at the path that it
             is given. That path ends in ".partial", so writers that choose a format by the ending need to be told it.
+
+    Raises:
+        DiskFull: naming `path`, if there is no room for it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    write_together({Path(path): content})
+
+
+def write_together(contents: Mapping[Path, Content]) -> None:
+    """Write files that belong together as `write_whole` does: all are on disk before the first gets its name.
+
+    So a full disk leaves all the old ones. A process that is killed between two names leaves old beside new; files for
+    which that matters hold a digest of one another.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}") for path in contents}
     try:
-        if isinstance(content, str | bytes):
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        else:
-            content(temporary)
-        if temporary.is_dir():
-            for entry in temporary.rglob("*"):
-                _flush(entry)
-        _flush(temporary)
-        _rename(temporary, path)
+        for path, content in contents.items():
+            with full_disk_named(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(temporary[path], content)
+        for path, made in temporary.items():
+            _rename(made, path)
     except BaseException:
-        _remove(temporary)
+        for made in temporary.values():
+            _remove(made)
         raise
-    _flush(path.parent)
+    for folder in {path.parent for path in contents}:
+        _flush(folder)
+
+
+def _write(path: Path, content: Content) -> None:
+    """Write and flush what lies at `path`, a temporary name."""
+    if isinstance(content, str | bytes):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        content(path)
+    if path.is_dir():
+        for entry in path.rglob("*"):
+            _flush(entry)
+    _flush(path)
 
 
 def _rename(temporary: Path, path: Path) -> None:

@@ -9,13 +9,13 @@ image resized to 336 x 336. The codes belong to AURORA's depth tokenizer; this p
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from perception import answers, chains
 from perception.datasets.images import ImageFile, check_exists
+from perception.datasets.lines import json_rows
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
@@ -57,21 +57,18 @@ def _entries(path: Path) -> list[Any]:
     """The entries of a JSON list, or of JSON lines."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give one of AURORA's JSON files")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        entries = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not complete JSON ({error}); fetch it again") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path} must hold a list of conversations, got {type(entries).__name__}")
+    entries = [entry for _, entry in json_rows(path, "it must hold a list of conversations; fetch it again")]
+    if len(entries) == 1 and isinstance(entries[0], dict) and "conversations" not in entries[0]:
+        raise ValueError(f"{path} must hold a list of conversations, got {type(entries[0]).__name__}")
     return entries
 
 
 def _read_entry(entry: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
     """The image of an entry and its (question, answer) pairs."""
     remedy = "correct or remove the entry"
+    several = isinstance(entry, dict) and (entry.get("images") or entry.get("image"))
+    if isinstance(several, list) and len(several) > 1:
+        raise ValueError(f"{where} has {len(several)} images; a question is about one image: split or remove the entry")
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise ValueError(f"{where} names no image; {remedy}")
     said = entry.get("conversations")
@@ -84,6 +81,8 @@ def _read_entry(entry: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
             raise ValueError(
                 f"{where}: expected a turn of {expected} with its text as value, got {turn!r:.80}; {remedy}"
             )
+        if turn["value"].count("<image>") > 1:
+            raise ValueError(f"{where}: a turn asks about several images (<image> is there twice); {remedy}")
         words.append(turn["value"].replace("<image>", "").strip())
         if not words[-1]:
             raise ValueError(f"{where}: a turn of {expected} is empty; {remedy}")

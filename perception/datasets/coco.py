@@ -20,6 +20,7 @@ import numpy as np
 
 from perception import chains
 from perception.datasets.images import ImageFile, check_exists
+from perception.datasets.lines import read_text
 from perception.datasets.plurals import plural, readable, without_qualifier
 from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
@@ -70,10 +71,11 @@ def read_counts(annotations: Path, images: Path, num_locations: int, rules: Coun
         entry = index.imgs[image_id]
         where = f"{annotations.name}, image {image_id}"
         path = _image_path(entry, images, where)
-        boxes, bad = _boxes_by_class(index, entry, where)
+        _check_size(entry, path, where)
+        boxes, bad, unsure = _boxes_by_class(index, entry, where)
         skipped += bad
         rng = np.random.default_rng((rules.seed, image_id))
-        asked = _classes_asked(entry, boxes, index, rules, rng)
+        asked = _classes_asked(entry, boxes, index, rules, rng, unsure)
         if not asked:
             skipped.append(f"{where}: no fully annotated class has 1 to {rules.max_count} objects")
         for category in asked:
@@ -91,9 +93,18 @@ def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> lis
 
 
 def _classes_asked(
-    entry: Mapping[str, Any], boxes: Mapping[int, list], index: Any, rules: CountRules, rng: np.random.Generator
+    entry: Mapping[str, Any],
+    boxes: Mapping[int, list],
+    index: Any,
+    rules: CountRules,
+    rng: np.random.Generator,
+    uncounted: set[int],
 ) -> list[int]:
-    """The most frequent class that can be counted and, for a share of the images, an absent class."""
+    """The most frequent class that can be counted and, for a share of the images, an absent class.
+
+    Args:
+        uncounted: classes whose boxes do not tell their number.
+    """
     annotated = index.imgToAnns[entry["id"]]
     if rules.layout == "lvis":
         unsure = set(entry["not_exhaustive_category_ids"])
@@ -101,6 +112,7 @@ def _classes_asked(
     else:
         unsure = {a["category_id"] for a in annotated if a.get("iscrowd")}
         absent = sorted(set(index.cats) - {a["category_id"] for a in annotated})
+    unsure |= uncounted
     counts = {c: len(found) for c, found in boxes.items() if c not in unsure and 0 < len(found) <= rules.max_count}
     asked = [min(counts, key=lambda c: (-counts[c], c))] if counts else []
     if absent and rng.random() < rules.zero_share:
@@ -108,20 +120,36 @@ def _classes_asked(
     return asked
 
 
-def _boxes_by_class(index: Any, entry: Mapping[str, Any], where: str) -> tuple[dict[int, list[list[float]]], list[str]]:
-    """Boxes xyxy in [0, 1] per class, clipped to the image, and messages about boxes without area."""
+def _boxes_by_class(
+    index: Any, entry: Mapping[str, Any], where: str
+) -> tuple[dict[int, list[list[float]]], list[str], set[int]]:
+    """Boxes xyxy in [0, 1] per class, clipped to the image; messages about boxes without area, and their classes."""
     boxes: dict[int, list[list[float]]] = {}
-    bad = []
+    bad, classes = [], set[int]()
     for annotation in index.imgToAnns[entry["id"]]:
         box = _normalised(_box_xywh(index, annotation, where), entry["width"], entry["height"])
         if box is None:
             bad.append(
                 f"{where}, annotation {annotation['id']}: box {annotation.get('bbox')} has no area inside the image of "
-                f"{entry['width']} x {entry['height']} pixels"
+                f"{entry['width']} x {entry['height']} pixels, so its class is not counted"
             )
+            classes.add(annotation["category_id"])
         elif not annotation.get("iscrowd"):
             boxes.setdefault(annotation["category_id"], []).append(box)
-    return boxes, bad
+    return boxes, bad, classes
+
+
+def _check_size(entry: Mapping[str, Any], path: Path, where: str) -> None:
+    """Raise ValueError unless an image has the size that its boxes are made for."""
+    try:
+        height, width = ImageFile(path).size()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if (width, height) != (entry["width"], entry["height"]):
+        raise ValueError(
+            f"{where}: {path} has {width} x {height} pixels and the annotations are for {entry['width']} x "
+            f"{entry['height']}; give the images that were annotated, or correct width, height and boxes"
+        )
 
 
 def _normalised(xywh: list[float], width: int, height: int) -> list[float] | None:
@@ -192,7 +220,7 @@ def _read(path: Path, layout: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the annotation file (instances_*.json, lvis_v1_*.json)")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not complete JSON ({error}); fetch it again") from error
     lists = ("images", "annotations", "categories")
@@ -203,8 +231,14 @@ def _read(path: Path, layout: str) -> dict[str, Any]:
         "annotations": ("id", "image_id", "category_id"),
     }
     needed["categories"] = ("id", "name")
+    lvis = any(isinstance(entry, dict) and key in entry for key in _LVIS_LISTS for entry in data["images"])
     if layout == "lvis":
         needed["images"] += _LVIS_LISTS
+    elif lvis:
+        raise ValueError(
+            f"{path} is in LVIS's layout ({_LVIS_LISTS[0]}), in which a class without boxes may still be there; set "
+            f"counts_layout lvis, not {layout}"
+        )
     for name, keys in needed.items():
         _check_entries(path, name, data[name], keys)
     known = {name: {entry["id"] for entry in data[name]} for name in ("images", "categories")}

@@ -9,6 +9,7 @@ from typing import Any
 
 from perception.chains import Example
 from perception.datasets.images import ImageFile
+from perception.datasets.lines import json_lines, read_text, text_lines
 from perception.vocabulary.names import Span
 from vqvae.files import write_whole
 
@@ -37,7 +38,7 @@ class RecordSet:
     def write(self, path: Path) -> None:
         """Write JSON lines with one record each, and what was left out to a text file beside them."""
         lines = (json.dumps(_to_json(record), ensure_ascii=False) + "\n" for record in self.records)
-        write_whole(skipped_file(path), "".join(line + "\n" for line in self.skipped))
+        write_whole(skipped_file(path), "".join(line.replace("\n", " ") + "\n" for line in self.skipped))
         write_whole(path, "".join(lines))
 
     @classmethod
@@ -46,14 +47,13 @@ class RecordSet:
         if not path.is_file():
             raise ValueError(f"{path} does not exist; make it with RecordSet.write")
         records = []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
+        for number, values in json_lines(path, "it is not a record; write the file again"):
             try:
-                records.append(_from_json(json.loads(line)))
+                records.append(_from_json(values))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number} is not a record ({error!r}); write the file again") from error
         left_out = skipped_file(path)
-        skipped = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
+        skipped = text_lines(read_text(left_out)) if left_out.is_file() else []
         return cls(tuple(records), tuple(skipped))
 
 
@@ -73,6 +73,9 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 def _from_json(values: dict[str, Any]) -> Record:
     parts = tuple(p if isinstance(p, str) else Span(p["modality"], tuple(p["codes"])) for p in values["target"])
+    for name in ("question", "answer"):
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} must be text, got {values[name]!r:.80}")
     return Record(
         image=ImageFile(Path(values["image"]), values.get("index")),
         example=Example(values["task"], values["question"], parts, values["answer"]),

@@ -15,6 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from perception.datasets.lines import read_text
+from perception.datasets.listing import LOCK
 from vqvae.files import PARTIAL, write_whole
 
 PLAN, SKIPPED = "plan.json", "skipped.jsonl"
@@ -79,7 +81,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
             for left in folder.glob(f".*{PARTIAL}"):
                 if left.is_file():
                     left.unlink()  # of a process that was killed while it wrote
@@ -95,7 +97,7 @@ def record_file(folder: Path, number: int) -> Path:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The records of all shards that are done, in order."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("shard-*.record.json"))]
+    return [json.loads(read_text(file)) for file in sorted(folder.glob("shard-*.record.json"))]
 
 
 def write_skipped(folder: Path) -> None:

@@ -10,18 +10,24 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import BadZipFile
+from zlib import error as DeflateError
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
+from perception.datasets.lines import read_text, text_lines
 from perception.datasets.shards import PLAN, Plan, check_settings, locked
-from vqvae.files import write_whole
+from vqvae.files import full_disk_named, write_whole
 
 _STORE, _ROWS, _PARTS = "store.json", "rows.jsonl", "parts"
 
@@ -94,20 +100,24 @@ class Store:
         """Open a finished store.
 
         Raises:
-            ValueError: if the store is missing or unfinished, or its arrays and rows do not belong together.
+            ValueError: if the store is missing or unfinished, or one of its files is damaged.
         """
         folder = Path(folder)
         if not (folder / _STORE).exists():
             raise ValueError(f"{folder} is not a finished store ({_STORE} is missing); build it first")
-        kept = json.loads((folder / _STORE).read_text(encoding="utf-8"))
-        lines = (folder / _ROWS).read_text(encoding="utf-8").splitlines()
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in kept["arrays"]}
+        try:
+            kept = json.loads(read_text(folder / _STORE))
+            lines = text_lines(read_text(folder / _ROWS))
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in kept["arrays"]}
+            store = cls(folder, kept["settings"], arrays, lines, kept["notes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} is damaged ({error}); delete the folder and build it again") from error
         for name, array in arrays.items():
             if len(array) != len(lines):
                 raise ValueError(
                     f"{folder} holds {len(array)} {name} and {len(lines)} rows; delete the folder and build it again"
                 )
-        return cls(folder, kept["settings"], arrays, lines, kept["notes"])
+        return store
 
 
 def _build(
@@ -123,7 +133,7 @@ def _build(
     parts = folder / _PARTS
     Plan(parts / PLAN, settings).begin()
     files = [parts / f"{number:06d}.npz" for number in range(num_parts)]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
+    missing = [number for number, file in enumerate(files) if not (file.exists() and _is_whole(file))]
     write = partial(_write_part, parts, make)
     workers = min(workers, max(1, len(missing)))
     with Progress(transient=True, disable=num_parts < 2) as progress:
@@ -133,7 +143,7 @@ def _build(
                 write(number)
                 progress.advance(task)
         else:  # "spawn": a forked child of a process that has used torch's threads can hang
-            with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            with multiprocessing.get_context("spawn").Pool(workers, _begin_worker) as pool:
                 for _ in pool.imap_unordered(write, missing):
                     progress.advance(task)
     found = [_read_texts(file) for file in files]
@@ -150,6 +160,11 @@ def _build(
     shutil.rmtree(parts)
 
 
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that builds ends the others
+
+
 def _write_part(parts: Path, make: Callable[[int], Part], number: int) -> None:
     part = make(number)
     arrays: dict[str, Any] = dict(part.arrays)
@@ -163,6 +178,18 @@ def _write_part(parts: Path, make: Callable[[int], Part], number: int) -> None:
     write_whole(parts / f"{number:06d}.npz", write)
 
 
+def _is_whole(file: Path) -> bool:
+    """False, said in one line, if a finished part is damaged: every array of a zip archive has a checksum."""
+    try:
+        with np.load(file) as part:
+            for name in part.files:
+                part[name]
+        return True
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, DeflateError) as error:
+        Console(stderr=True).print(f"{file} is damaged ({error}); it is made again", markup=False, soft_wrap=True)
+        return False
+
+
 def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
     """Rows and notes of a part."""
     with np.load(file) as part:
@@ -170,21 +197,22 @@ def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
 
 
 def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
-    """Write one memory map per array; returns the arrays' names."""
-    maps: dict[str, np.memmap] = {}
-    start = 0
-    for file in files:
-        with np.load(file) as part:
-            length = len(json.loads(part["_rows"].tobytes()))
-            for name in part.files:
-                if name.startswith("_"):
-                    continue
-                array = part[name]
-                if name not in maps:
-                    shape = (count, *array.shape[1:])
-                    maps[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-                maps[name][start : start + length] = array
-            start += length
-    for array in maps.values():
-        array.flush()
-    return list(maps)
+    """Write one .npy file of `count` rows per array; returns the arrays' names.
+
+    The files are written from front to back: a memory map of a file that outgrows its disk kills the process.
+    """
+    streams, kinds = dict[str, BinaryIO](), dict[str, np.dtype]()
+    with ExitStack() as opened, full_disk_named(folder):
+        for file in files:
+            with np.load(file) as part:
+                for name in (name for name in part.files if not name.startswith("_")):
+                    array = part[name]
+                    if name not in streams:
+                        streams[name] = opened.enter_context((folder / f"{name}.npy").open("wb"))
+                        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
+                        np.lib.format.write_array_header_2_0(
+                            streams[name], header | {"shape": (count, *array.shape[1:])}
+                        )
+                        kinds[name] = array.dtype
+                    streams[name].write(array.astype(kinds[name], copy=False).tobytes())
+    return list(streams)

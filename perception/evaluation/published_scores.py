@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from perception.answers import final_answer, read_number, read_option, same_answer
 from perception.chains import Answer, kind_of_question, prompt_for
+from perception.datasets.lines import text_lines
 from perception.evaluation.bootstrap import Interval, bootstrap_interval
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
 from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
@@ -126,7 +127,7 @@ def answer_published(
 def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, PublishedAnswer]:
     by_key = {item.key: item for item in items}
     kept: dict[str, PublishedAnswer] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in text_lines(path.read_text(encoding="utf-8")) if path.exists() else ():
         try:
             one = PublishedAnswer.from_json(line)
         except (ValueError, KeyError, TypeError):

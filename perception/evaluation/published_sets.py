@@ -18,6 +18,7 @@ from PIL import Image
 
 from perception.answers import LETTERS, read_number
 from perception.datasets.images import ImageFile, check_exists
+from perception.datasets.lines import json_lines, read_text
 from perception.model.images import ImageError, decode_image
 
 OPTION, NUMBER, MATHS = "option", "number", "maths"
@@ -151,17 +152,7 @@ def _parquet_rows(folder: Path, wanted: str) -> Iterator[_TableRow]:
 
 def _json_rows(path: Path) -> Iterator[_TableRow]:
     """Rows of a file of JSON lines."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); download it again") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON ({error}); download it again") from error
+    for number, values in json_lines(path, "download it again"):
         if not isinstance(values, dict):
             raise ValueError(f"{path}, line {number} is no JSON object; download it again")
         yield _TableRow(values, f"{path}, line {number}")
@@ -408,7 +399,7 @@ def _first_image(row: _TableRow) -> EncodedImage:
 
 def _seed_json(path: Path, images: _ImageFiles) -> Iterator[tuple[_TableRow, ImageFile]]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(read_text(path))
         counting = held.get("question_type", {}).get(_SEED_COUNTING, 5)
         rows = held["questions"]
     except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -375,7 +375,9 @@ def test_other_settings_images_or_runs_are_refused(
     assert main([*command, "--embed_images", "true"]) == 1
     assert "embed_images was False and is True" in capsys.readouterr().err
     pictures(tmp_path / "images", 4)
-    assert main(command) == 1 and "names was" in capsys.readouterr().err
+    assert main(command) == 0 and "4 images labelled, 0 skipped" in capsys.readouterr().out
+    assert main([*command[:3], str(tmp_path / "images"), *command[4:]]) == 1
+    assert "is the folder of the images; give another folder for the labels" in capsys.readouterr().err
     assert main(command_for(tmp_path / "none", tmp_path / "other", depth_model)) == 1
     assert "is not a folder" in capsys.readouterr().err
     config = PrepareConfig(
@@ -384,6 +386,80 @@ def test_other_settings_images_or_runs_are_refused(
     assert labeller(config).vqvae is not None
     with pytest.raises(ValueError, match="was begun with other settings"):
         prepare(config)
+
+
+def test_images_that_changed_are_labelled_and_others_are_not(
+    tmp_path: Path, vqvae: VQVAE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perception.datasets.labelling.jobs import prepare_folder
+
+    images, out, seen = tmp_path / "images", tmp_path / "images" / "labelled", list[str]()
+    pictures(images, 7)
+    (images / "._000.png").write_bytes(b"no picture")
+    (images / "005.png").write_bytes(b"no picture")
+
+    def watched(files, opened):
+        seen.extend(file.name for file in files)
+        return slopes(files, opened)
+
+    def label(**more):
+        seen.clear()
+        made = Labeller(images, watched, vqvae, None, batch_size=1)
+        return prepare_folder(images, out, lambda: made, {}, shard_size=2, **more)
+
+    assert (label().images, label().skipped) == (6, 1)
+    (out / "labels.png").write_bytes((images / "001.png").read_bytes())  # what a job wrote is not labelled
+    (images / "004.png").unlink()
+    (images / "005.png").unlink()  # the bad file and its neighbour are taken away
+    Image.new("RGB", (20, 20)).save(images / "002.png")
+    (images / "107.png").write_bytes((images / "001.png").read_bytes())
+    shard = out / "shard-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 255
+    shard.write_bytes(data)
+    report = label()
+    assert (report.images, report.skipped) == (6, 0), (out / "skipped.jsonl").read_text()
+    assert sorted(seen) == ["000.png", "001.png", "002.png", "107.png"], "003 and 006 are not labelled again"
+    said = capsys.readouterr().err
+    assert "shard-00000.parquet is not as it was written" in said and "1 images were replaced" in said
+    assert sorted(row[0] for row in all_rows(out)) == ["000.png", "001.png", "002.png", "003.png", "006.png", "107.png"]
+    assert label().images_of_run == 0 and not seen
+    assert label(glob="00[0-2].png").images == 3
+
+
+def test_skipped_images_are_tried_again_by_a_run_with_nothing_else_to_do(tmp_path: Path, vqvae: VQVAE) -> None:
+    from perception.datasets.labelling.jobs import prepare_folder
+
+    pictures(tmp_path / "images", 3)
+    dark = {"001"}
+
+    def moody(files, images):
+        if any(file.stem in dark for file in files):
+            raise ValueError("too dark")
+        return slopes(files, images)
+
+    made = Labeller(tmp_path / "images", moody, vqvae, None, batch_size=1)
+    reports = []
+    for _ in range(3):
+        reports.append(prepare_folder(tmp_path / "images", tmp_path / "out", lambda: made, {}, shard_size=2))
+        if len(reports) == 2:
+            dark.clear()
+    assert [(r.images, r.skipped, r.images_of_run) for r in reports] == [(2, 1, 3), (2, 1, 1), (3, 0, 1)]
+    assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
+
+
+def test_ctrl_c_ends_labelling_in_one_line(
+    tmp_path: Path, depth_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "images", 1)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.prepare.prepare_folder", stop)
+    assert main(command_for(tmp_path / "images", tmp_path / "out", depth_model)) == 130
+    said = capsys.readouterr().err
+    assert said == "prepare: stopped; finished shards are kept, and the same command goes on from there\n"
 
 
 # Records

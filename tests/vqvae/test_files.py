@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from vqvae.files import write_whole
+from vqvae.files import DiskFull, write_together, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +60,23 @@ def test_a_folder_does_not_replace_a_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_whole(tmp_path / "name", lambda path: make_folder(path, "folder"))
     assert names(tmp_path) == ["name"] and (tmp_path / "name").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("25600 requested and 4096 written"),  # NumPy
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+    ],
+)
+def test_a_full_disk_is_named_as_such_and_leaves_the_old_files(tmp_path: Path, error: Exception) -> None:
+    def full(path: Path) -> None:
+        path.write_text("ha")
+        raise error
+
+    write_whole(tmp_path / "b", "old")
+    with pytest.raises(DiskFull, match=r"/b could not be written: the disk is full .*; free space"):
+        write_together({tmp_path / "a": "new", tmp_path / "b": full})
+    assert names(tmp_path) == ["b"] and (tmp_path / "b").read_text() == "old"

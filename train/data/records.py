@@ -47,6 +47,9 @@ class SourcesConfig:
 
     own: tuple[str, ...] = ()
     """CSV or JSON lines with your own images and questions; perception/datasets/own.py describes the columns"""
+    boxes_format: Literal["xyxy", "xywh", "xyxy-1", "cxcywh-1", "xyxy-1000"] | None = None
+    """boxes of own: xyxy or xywh (COCO) in pixels, xyxy-1 or cxcywh-1 (YOLO) in [0, 1], xyxy-1000 in thousandths of the
+    image; none: xyxy in pixels, and boxes that look otherwise are refused"""
     records: tuple[str, ...] = ()
     """JSON lines written by RecordSet.write"""
     aurora: tuple[str, ...] = ()
@@ -101,7 +104,7 @@ def read_records(
             "data.scenes.count"
         )
     size = vocabulary.num_locations
-    sets = [read_questions(Path(path), size) for path in config.own]
+    sets = [read_questions(Path(path), size, config.boxes_format) for path in config.own]
     sets += [RecordSet.read(Path(path)) for path in config.records]
     sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary) for path in config.aurora]
     rules = CountRules(layout=config.counts_layout)

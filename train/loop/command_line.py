@@ -25,6 +25,8 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from train.loop.stopping import end_in_one_line
+
 Config = TypeVar("Config")
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NONES = {"none": None, "null": None}
@@ -35,8 +37,10 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) 
     """Parse a command line (`sys.argv` if `argv` is None) into a configuration.
 
     A wrong setting ends the program with status 2 and prints one line that names it. `--help` prints the type, default
-    and meaning of every field.
+    and meaning of every field. If `argv` is None, Ctrl-C and a full disk end the program with one line, too.
     """
+    if argv is None:
+        end_in_one_line()
     program = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(program, "%(prog)s [--config FILE] [--field value ...]", add_help=False)
     parser.add_argument("--config")

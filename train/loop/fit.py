@@ -14,10 +14,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from train.loop.precision import computes_bf16
 from train.loop.progress import Display, RunLog
 from train.loop.scalars import RunningMean, Scalars, to_floats
 from train.loop.sharding import launched_sharded, shard, whole
+from train.loop.stopping import Stopped, StopSignals
+from vqvae.files import full_disk_named
 
 BatchFn = Callable[[int, int, int], Any]
 """(step, shard, num_shards) -> batch of one shard of a step. It must be a pure function: same arguments, same batch."""
@@ -113,6 +116,8 @@ def fit(
 
     Raises:
         ResumeError: if a checkpoint is damaged or was made with other settings.
+        Stopped: after Ctrl-C, once the step that it met is finished and its checkpoint is saved.
+        DiskFull: if there is no room for a checkpoint.
         ValueError: if `config.evaluate_every` is set without `evaluate`.
         FloatingPointError: if a loss or gradient is NaN or infinite; earlier checkpoints are kept.
     """
@@ -172,6 +177,9 @@ def _run(
     log = RunLog(checkpoints.run_dir, state.step) if is_main else None
     mean = RunningMean()
     last_saved = time.monotonic()
+    alone = trainer.accelerator.num_processes == 1
+    stack = ExitStack()
+    stopping = stack.enter_context(StopSignals(with_sigterm=alone))
     try:
         for step in range(state.step, config.steps):
             start = time.perf_counter()
@@ -196,16 +204,22 @@ def _run(
                     if on_log is not None:
                         on_log(record)
                 mean = RunningMean()
-            due = finished or trainer.agreed(time.monotonic() - last_saved >= config.checkpoint_every_seconds)
+            old = time.monotonic() - last_saved >= config.checkpoint_every_seconds
+            due = finished or trainer.agreed(stopping.asked or old)
             if due and (is_main or trainer.sharded):
-                checkpoints.save(state, trainer.model, trainer.optimizer, trainer.averages)
+                with full_disk_named(checkpoints.folder(step + 1)):
+                    checkpoints.save(state, trainer.model, trainer.optimizer, trainer.averages)
                 last_saved = time.monotonic()
+            if due and not finished and trainer.agreed(stopping.asked):
+                kept = f"{checkpoints.folder(step + 1)} is kept, and the same command goes on from there"
+                raise Stopped(f"stopped after {step + 1} of {config.steps} steps; {kept}" if is_main else "")
             if finished:
                 if step + 1 < config.steps:
                     best = f"lowest after {state.best_step} steps ({state.best_loss:.4g})"
                     display.say(f"stopped after {step + 1} steps: held-out loss was {best}, whose weights are kept")
                 break
     finally:
+        stack.close()
         if log is not None:
             log.close()
     return state
@@ -399,6 +413,7 @@ def _batches(batch_fn: BatchFn, config: LoopConfig, accelerator: Accelerator, st
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one finishes its step first
 
 
 @contextmanager

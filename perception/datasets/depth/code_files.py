@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.datasets.lines import read_text, text_lines
 from perception.tokenizers.locations import text_to_codes
 from perception.vocabulary.names import PerceptionVocabulary, Span
-from vqvae.files import write_whole
+from vqvae.files import write_together, write_whole
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,16 @@ class DepthCodes:
         return made_by | {"range_percentile": self.range_percentile}
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all. Raises ValueError for an unknown ending."""
+        """Write the file whole or not at all.
+
+        Raises:
+            ValueError: for an unknown ending, or if the JSON file beside a .npy file would replace one of another kind.
+        """
         writer = _of(path, _WRITERS)
         if path.suffix == ".npy":
-            rest = {"names": self.names, "ranges": self.ranges.tolist(), "sizes": self.sizes.tolist()}
-            write_whole(_sidecar(path), json.dumps(self.header | rest) + "\n")
-        write_whole(path, lambda partial: writer(self, partial))
+            _write_numpy(self, path)
+        else:
+            write_whole(path, lambda partial: writer(self, partial))
 
     @classmethod
     def read(cls, path: Path) -> DepthCodes:
@@ -75,8 +86,25 @@ class DepthCodes:
             ) from error
 
     @classmethod
+    def of_header(cls, header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: Any) -> DepthCodes:
+        """Codes of N maps with what `header` holds. Raises KeyError, TypeError or ValueError if they do not fit."""
+        return _build(header, names, codes, ranges, sizes)
+
+    def take(self, rows: Sequence[int]) -> DepthCodes:
+        """The maps of these numbers, in this order."""
+        at = np.asarray(rows, np.int64)
+        names = tuple(self.names[n] for n in rows)
+        return replace(self, names=names, codes=self.codes[at], ranges=self.ranges[at], sizes=self.sizes[at])
+
+    @classmethod
     def joined(cls, parts: list[DepthCodes]) -> DepthCodes:
-        """Concatenate parts that one tokenizer made."""
+        """Concatenate parts. Raises ValueError if their tokenizers differ, or a map is in two of them."""
+        for part in parts[1:]:
+            if part.header != parts[0].header:
+                raise ValueError(f"parts of one tokenizer can be joined, got {part.header} beside {parts[0].header}")
+        twice = [name for name, times in Counter(name for part in parts for name in part.names).items() if times > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is in two of the parts; give each part once")
         return cls(
             tuple(name for part in parts for name in part.names),
             np.concatenate([part.codes for part in parts]),
@@ -87,6 +115,47 @@ class DepthCodes:
             parts[0].grid,
             parts[0].range_percentile,
         )
+
+
+def join_files(files: Sequence[Path], out: Path) -> DepthCodes:
+    """Join the files that the shards of one job wrote, in the order in which one job would have written the maps.
+
+    Raises:
+        ValueError: if a shard of those that the names count (-00001-of-00004) is missing, or as `DepthCodes.read` and
+            `DepthCodes.joined` do.
+    """
+    check_ending(out)
+    found = {(int(name[1]), int(name[2])) for file in files if (name := _SHARD.search(file.stem))}
+    missing = [f"{i:05d}-of-{n:05d}" for n in {n for _, n in found} for i in range(n) if (i, n) not in found]
+    if missing:
+        raise ValueError(f"the shard {missing[0]} is missing; run its job, and give all shards")
+    codes = DepthCodes.joined([DepthCodes.read(file) for file in files])
+    order = sorted(range(len(codes.names)), key=lambda n: _place(codes.names[n]))
+    codes = codes.take(order)
+    codes.write(out)
+    return codes
+
+
+def _place(name: str) -> tuple[tuple[str, ...], int]:
+    """Sorts maps by their file's path and their number in it ("a/b.npy:3")."""
+    file, _, index = name.rpartition(":")
+    return (PurePosixPath(file).parts, int(index)) if file and index.isdigit() else (PurePosixPath(name).parts, -1)
+
+
+def is_code_file(path: Path) -> bool:
+    """True for a .npy or .parquet file of codes, by the header beside or inside it, which names a tokenizer."""
+    try:
+        if path.suffix == ".npy":
+            text = read_text(_sidecar(path)) if _sidecar(path).is_file() else "{}"
+        elif path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            text = (parquet.read_schema(path).metadata or {}).get(b"perception", b"{}")
+        else:
+            return False
+        return {"tokenizer", "codebook_size", "grid"} <= json.loads(text).keys()
+    except (ImportError, OSError, ValueError, AttributeError):
+        return False
 
 
 def check_ending(path: Path) -> None:
@@ -105,12 +174,21 @@ def _sidecar(path: Path) -> Path:
 
 
 def _write_numpy(codes: DepthCodes, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, codes.codes.astype(np.int32))
+    """Write the array and the JSON file, which holds the array's digest, so that none is read beside another's."""
+    beside = _sidecar(path)
+    if beside.exists() and not is_code_file(path):
+        raise ValueError(f"{beside} is there and belongs to no codes; give another name, or move it")
+    buffer = io.BytesIO()
+    np.save(buffer, codes.codes.astype(np.int32))
+    rest = {"names": codes.names, "ranges": codes.ranges.tolist(), "sizes": codes.sizes.tolist()}
+    rest["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    write_together({beside: json.dumps(codes.header | rest) + "\n", path: buffer.getvalue()})
 
 
 def _read_numpy(path: Path) -> DepthCodes:
-    rest = json.loads(_sidecar(path).read_text())
+    rest = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+    if rest.get("sha256", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+        raise ValueError(f"{_sidecar(path).name} belongs to other codes")
     return _build(rest, rest["names"], np.load(path, allow_pickle=False), rest["ranges"], rest["sizes"])
 
 
@@ -146,7 +224,7 @@ def _write_text(codes: DepthCodes, path: Path) -> None:
 
 
 def _read_text(path: Path) -> DepthCodes:
-    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    first, *lines = text_lines(path.read_text(encoding="utf-8-sig"))
     header = json.loads(first.removeprefix("# "))
     vocabulary = PerceptionVocabulary(depth_codes=header["codebook_size"], depth_grid=tuple(header["grid"]))
     cells = [line.split("\t") for line in lines]

@@ -7,7 +7,7 @@ file).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -18,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
+
+from perception.datasets.depth.code_files import is_code_file
+from perception.datasets.listing import files_beneath
 
 Meaning = Literal["depth", "inverse"]
 MEANINGS: tuple[str, ...] = get_args(Meaning)
@@ -85,13 +88,17 @@ class NotDepth(ValueError):
     """Error for a file that can be read but holds something else than depth; the message follows the file's name."""
 
 
-def depth_files(path: Path) -> list[Path]:
-    """The file itself, or all depth files beneath a folder, sorted by name. Raises ValueError if there are none."""
+def depth_files(path: Path, glob: str = "", but: Sequence[Path] = ()) -> list[Path]:
+    """The file itself, or all depth files beneath a folder (see `files_beneath`), sorted by name; no files of codes.
+
+    Raises:
+        ValueError: if there are none.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path} does not exist; give a depth file or a folder of them")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _READERS and p.is_file())
+    found = [file for file in files_beneath(path, _READERS, glob, but) if not is_code_file(file)]
     if not found:
         raise ValueError(f"{path} holds no depth file; known endings: {', '.join(sorted(_READERS))}")
     return found

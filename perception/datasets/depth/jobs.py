@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as DeflateError
 
 import numpy as np
 import torch
@@ -17,15 +23,20 @@ from torch import Tensor
 
 from perception.datasets.depth.code_files import DepthCodes, check_ending
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth, scale_hint, write_exr
-from perception.datasets.shards import PLAN, Plan
+from perception.datasets.listing import stamp
+from perception.datasets.shards import locked
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
+from vqvae.files import full_disk_named, write_whole
 from vqvae.normalisation import nearness_to_depth
 
 FILES_PER_PART = 64
 FORMATS = {"npy": ".npy", "tiff": ".tiff", "exr": ".exr", "png": ".png", "color": ".color.png"}
 """Endings of decoded maps: float32 in the unit of the input, PNG with 16-bit millimetres, or a coloured picture"""
 _PNG_RANGE = (0.05, 65.535)  # metres; nearer than that, millimetres are coarser than 1 %
+_KEYED = (".npz", ".exr", ".mat", ".h5", ".hdf5")
+"""Endings of files that can hold several arrays, of which `DepthFormat.key` chooses one"""
+_NO_DEPTH = "holds no valid depth (finite and above 0)"
 
 
 def tokenize(
@@ -35,17 +46,23 @@ def tokenize(
     meant: DepthFormat = DepthFormat(),  # noqa: B008
     batch_size: int = 32,
     shard: tuple[int, int] = (0, 1),
+    glob: str = "",
+    skip_bad: bool = False,
 ) -> DepthCodes:
     """Encode a depth file, or all depth files beneath a folder, and write the codes to `out` (.parquet, .npy, .txt).
 
-    Finished parts are kept in the folder `out`.parts until the end, so that a job that was killed, or stopped at a bad
-    file, goes on from there.
+    Finished parts are kept in the folder `out`.parts until the end. A job that was killed, or stopped at a bad file,
+    goes on from there: what is used again of them are the files that are still there, unchanged, and for which nothing
+    that decides their codes is asked otherwise.
 
     Args:
         shard: (i, n) encodes only files i, i + n, i + 2 n, .. of the sorted list, so that n jobs can run side by side.
+            `join_files` joins what they write.
+        glob: pattern of the files that are encoded, as in `files_beneath`.
+        skip_bad: leave out what cannot be read or holds no valid pixel, and list it in the file `skipped_list(out)`.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or holds no valid pixel.
+        ValueError: naming the file, if it cannot be read or holds no valid pixel; or if another process writes `out`.
     """
     check_ending(out)
     if not 0 <= shard[0] < shard[1]:
@@ -53,21 +70,43 @@ def tokenize(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     root = source if source.is_dir() else source.parent
-    files = depth_files(source)[shard[0] :: shard[1]]
+    parts = out.with_name(out.name + ".parts")
+    files = depth_files(source, glob, (out, parts))[shard[0] :: shard[1]]
     if not files:
         raise ValueError(f"shard {shard[0]}/{shard[1]} of {source} is empty; make fewer shards")
-    settings = {"files": [str(f.relative_to(root)) for f in files], "tokenizer": model.fingerprint(), **asdict(meant)}
-    settings["range_percentile"] = model.config.range_percentile
-    parts = out.with_name(out.name + ".parts")
-    Plan(parts / PLAN, settings).begin()
-    starts = range(0, len(files), FILES_PER_PART)
-    for start in track(starts, description="encoding", transient=True, disable=len(starts) < 2):
-        part = parts / f"part-{start // FILES_PER_PART:05d}.npy"
-        if not part.exists():
-            maps = _maps(root, files[start : start + FILES_PER_PART], meant)
-            encode_maps(maps, model, batch_size).write(part)
-    codes = DepthCodes.joined([DepthCodes.read(part) for part in sorted(parts.glob("part-*.npy"))])
-    codes.write(out)
+    names = {file: file.relative_to(root).as_posix() for file in files}
+    made_by = {"tokenizer": model.fingerprint(), **asdict(model.config)}
+    keys = {name: _key(file, name, meant, made_by) for file, name in names.items()}
+    skipped: dict[str, str] = {}
+    with locked(parts):
+        found = _finished(parts, keys)
+        done = {name for part in found for name in part.files}
+        left = [file for file, name in names.items() if name not in done]
+        starts = range(0, len(left), FILES_PER_PART)
+        for start in track(starts, description="encoding", transient=True, disable=len(starts) < 2):
+            chunk = left[start : start + FILES_PER_PART]
+            maps = _maps(root, chunk, meant, skipped if skip_bad else None)
+            try:
+                codes = encode_maps(maps, model, batch_size)
+            except ValueError as error:
+                raise ValueError(f"{error}; --skip-bad leaves out such files") from error
+            bad = {name.rpartition(":")[0] for name in skipped} | skipped.keys()
+            whole = {names[file]: keys[names[file]] for file in chunk if names[file] not in bad}
+            of_map = tuple(name if name in keys else name.rpartition(":")[0] for name in codes.names)
+            found.append(_EncodedFiles(codes, of_map, whole))
+            found[-1].write(parts)
+        order = {name: n for n, name in enumerate(keys)}
+        place = [order[name] for part in found for name in part.files]
+        codes = DepthCodes.joined([part.codes for part in found])
+        if not codes.names:
+            name, reason = next(iter(skipped.items()))
+            raise ValueError(f"none of the {len(files)} files can be used; the first is {name}: {reason}")
+        codes = codes.take(sorted(range(len(place)), key=place.__getitem__))
+        codes.write(out)
+        lines = [json.dumps({"map": name, "reason": reason}, ensure_ascii=False) for name, reason in skipped.items()]
+        skipped_list(out).unlink(missing_ok=True)
+        if lines:
+            write_whole(skipped_list(out), "".join(f"{line}\n" for line in lines))
     shutil.rmtree(parts)
     _print_hint(codes, {f.relative_to(root).as_posix(): f for f in files}, meant)
     return codes
@@ -82,10 +121,100 @@ def _print_hint(codes: DepthCodes, files: Mapping[str, Path], meant: DepthFormat
         Console(stderr=True).print(f"note: {hint}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _maps(root: Path, files: Sequence[Path], meant: DepthFormat) -> Iterator[tuple[str, Tensor]]:
+def skipped_list(out: Path) -> Path:
+    """The JSON lines file beside a file of codes that names what was left out, and why; it is there if anything was."""
+    return out.with_name(f"{out.stem}.skipped.jsonl")
+
+
+@dataclass(frozen=True)
+class _EncodedFiles:
+    """The codes of some files, and a digest of what they were made from."""
+
+    codes: DepthCodes
+    files: tuple[str, ...]
+    """file of each map, relative to the source"""
+    keys: dict[str, str]
+    """digest of each file that was read whole, by its name"""
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(
+            {"header": self.codes.header, "names": self.codes.names, "files": self.files, "keys": self.keys}
+        )
+        arrays: dict[str, Any] = {"codes": self.codes.codes, "ranges": self.codes.ranges, "sizes": self.codes.sizes}
+        buffer = io.BytesIO()
+        np.savez(buffer, text=np.frombuffer(text.encode(), np.uint8), **arrays)
+        name = hashlib.sha256("".join(sorted(self.keys.values())).encode()).hexdigest()[:16]
+        write_whole(folder / f"part-{name}.npz", buffer.getvalue())
+
+    @classmethod
+    def read(cls, file: Path) -> _EncodedFiles:
+        """Read a part; every array of a zip archive has a checksum. Raises ValueError if it is damaged."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                text = json.loads(arrays["text"].tobytes())
+                values = (arrays["codes"], arrays["ranges"], arrays["sizes"])
+                codes = DepthCodes.of_header(text["header"], text["names"], *values)
+            return cls(codes, tuple(text["files"]), text["keys"])
+        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile, DeflateError) as error:
+            raise ValueError(f"{file} is damaged ({error}); its files are encoded again") from error
+
+    def of(self, keys: Mapping[str, str], but: Collection[str]) -> _EncodedFiles:
+        """The part of the files that would be made with the same digests, without those in `but`."""
+        same = {name: key for name, key in self.keys.items() if keys.get(name) == key and name not in but}
+        rows = [n for n, name in enumerate(self.files) if name in same]
+        return _EncodedFiles(self.codes.take(rows), tuple(self.files[n] for n in rows), same)
+
+
+def _finished(parts: Path, keys: Mapping[str, str]) -> list[_EncodedFiles]:
+    """What can be used again of the parts in a folder, each file once; says what cannot."""
+    found: list[_EncodedFiles] = []
+    done, stale = set[str](), set[str]()
+    say = Console(stderr=True)
+    for file in sorted(parts.glob("part-*.npz")):
+        try:
+            part = _EncodedFiles.read(file)
+        except ValueError as error:
+            say.print(str(error), markup=False, soft_wrap=True)
+            continue
+        stale |= keys.keys() & part.keys.keys()
+        found.append(part.of(keys, done))
+        done |= found[-1].keys.keys()
+    if changed := sorted(stale - done):
+        said = (
+            f"{len(changed)} finished files were replaced, or are asked for otherwise now, and are encoded again; the"
+        )
+        say.print(f"{said} first is {changed[0]}", markup=False, soft_wrap=True)
+    return found
+
+
+def _key(file: Path, name: str, meant: DepthFormat, made_by: Mapping[str, Any]) -> str:
+    """A digest of all that decides the codes of a file: its name, size and time, the tokenizer, and the format."""
+    settings = asdict(meant)
+    if file.suffix.lower() not in _KEYED:
+        del settings["key"]  # an error of one file advises it; it changes nothing of the others
+    return hashlib.sha256(json.dumps([name, stamp(file), made_by, settings]).encode()).hexdigest()
+
+
+def _maps(
+    root: Path, files: Sequence[Path], meant: DepthFormat, skipped: dict[str, str] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, map) of all files. What is bad is put into `skipped` with its reason, or raises if that is None."""
     for file in files:
-        for suffix, depth in read_depth(file, meant):
-            yield file.relative_to(root).as_posix() + suffix, depth
+        name = file.relative_to(root).as_posix()
+        try:
+            for suffix, depth in read_depth(file, meant):
+                if skipped is not None and not _holds_depth(depth):
+                    skipped[name + suffix] = _NO_DEPTH
+                else:
+                    yield name + suffix, depth
+        except ValueError as error:
+            if skipped is None:
+                raise
+            skipped[name] = str(error)
+
+
+def _holds_depth(depth: Tensor) -> bool:
+    return bool((depth.isfinite() & (depth > 0)).any())
 
 
 def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: int) -> DepthCodes:
@@ -106,15 +235,20 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
 
     device = next(model.parameters()).device
     for name, depth in maps:
-        if not bool((depth.isfinite() & (depth > 0)).any()):
-            raise ValueError(f"{name} holds no valid depth (finite and above 0); remove the file, or correct it")
+        if not _holds_depth(depth):
+            raise ValueError(f"{name} {_NO_DEPTH}; remove the file, or correct it")
         if waiting and (waiting[0].shape != depth.shape or len(waiting) == batch_size):
             encode()
         names.append(name)
         waiting.append(depth.to(device))
-    encode()
-    codes, ranges, sizes = (torch.cat(tensors).numpy() for tensors in zip(*rows, strict=True))
     config = model.config
+    if waiting:
+        encode()
+    if not rows:
+        rows.append(
+            (torch.zeros(0, config.grid_size**2, dtype=torch.long), torch.zeros(0, 2), torch.zeros(0, 2).long())
+        )
+    codes, ranges, sizes = (torch.cat(tensors).numpy() for tensors in zip(*rows, strict=True))
     grid = (config.grid_size, config.grid_size)
     made_by = (model.fingerprint(), config.codebook_size, grid, config.range_percentile)
     return DepthCodes(tuple(names), codes, ranges.astype(np.float64), sizes, *made_by)
@@ -157,7 +291,8 @@ def detokenize(
             if form != "color":
                 depth_range = torch.from_numpy(codes.ranges[index : index + 1]).float().to(device)
                 values = nearness_to_depth(values, depth_range, model.config)
-            written.append(_write_map(values[0].cpu(), folder / name.replace(":", "-"), form))
+            with full_disk_named(folder / name):
+                written.append(_write_map(values[0].cpu(), folder / name.replace(":", "-"), form))
     return written
 
 

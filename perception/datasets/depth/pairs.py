@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.datasets.images import ARRAY_ENDINGS, ENDINGS, ImageFile, array_shape
+from perception.datasets.listing import files_beneath
 
 ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect ratios of an image and its depth map; resolutions may differ"""
@@ -101,14 +102,13 @@ def check_proportions(pair: DepthPair, depth: Tensor) -> None:
 
 def _images_by_name(images: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() in ENDINGS and path.is_file():
-            name = _name(path, images, _IMAGE_WORD)
-            if name in found:
-                raise ValueError(
-                    f"{found[name]} and {path} go by one name; keep one of them, or put them into different folders"
-                )
-            found[name] = path
+    for path in files_beneath(images, ENDINGS):
+        name = _name(path, images, _IMAGE_WORD)
+        if name in found:
+            raise ValueError(
+                f"{found[name]} and {path} go by one name; keep one of them, or put them into different folders"
+            )
+        found[name] = path
     if not found:
         raise ValueError(f"{images} holds no image; known endings: {', '.join(ENDINGS)}")
     return found

@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perception.datasets.depth.code_files import is_code_file
 from perception.datasets.depth.files import DepthFormat, as_maps, picture_depth, to_depth
+from perception.datasets.listing import files_beneath
 
 _ROWS = 64
 
 
 def table_files(path: Path) -> list[Path]:
-    """The parquet file itself, or all parquet files beneath a folder, sorted by name; empty if there are none."""
+    """The parquet file itself, or all parquet files of maps beneath a folder, sorted by name; may be empty."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    return sorted(p for p in path.rglob("*.parquet") if p.is_file())
+    return [file for file in files_beneath(path, (".parquet",)) if not is_code_file(file)]
 
 
 def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tensor | ValueError]]:

@@ -176,7 +176,7 @@ def read_shards(folder: str | Path) -> InterleavedRows:
 
 def _numbered_lines(data: Path) -> list[tuple[int, str]]:
     try:
-        text = data.read_bytes().decode("utf-8", errors="replace")
+        text = data.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{data} cannot be read ({error.strerror or error}); give a file of JSON lines") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]

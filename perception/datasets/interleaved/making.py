@@ -75,6 +75,9 @@ def parse_row(line: str, name: str, root: Path) -> SolvedRow:
     missing = [key for key in ("image", "question", "solution", "answer") if row.get(key) in (None, "")]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing")
+    for key in ("image", "question", "solution", "answer"):
+        if isinstance(row[key], list | dict | bool):
+            raise ValueError(f"{key} must be one text, got {row[key]!r:.80}")
     texts = {key: str(row[key]).strip() for key in ("question", "solution", "answer")}
     for key, text in texts.items():
         if tags := [tag for tag in _TAGS if tag in text]:

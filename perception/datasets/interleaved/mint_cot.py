@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from perception.datasets.lines import json_rows
 from perception.model.images import image_size
 from vqvae.files import write_whole
 
@@ -141,18 +142,9 @@ def read_mint_cot(
 
 
 def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; give MINT-CoT's JSON file") from None
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is half written or not JSON ({error}); fetch it again") from None
-    return list(rows)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give MINT-CoT's JSON file")
+    return [row for _, row in json_rows(path, "it is half written or no JSON; fetch it again")]
 
 
 def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tuple[int, int]]) -> InterleavedProblem:
@@ -161,7 +153,10 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
     missing = [key for key in ("images", "messages_interleave_ra") if not row.get(key)]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing")
-    said = {message.get("role"): str(message.get("content", "")) for message in row["messages_interleave_ra"]}
+    said = {message.get("role"): message.get("content") for message in row["messages_interleave_ra"]}
+    for role in ("user", "assistant"):
+        if said.get(role) is not None and not isinstance(said[role], str):
+            raise ValueError(f"the {role}'s message must be text, got {said[role]!r:.80}")
     if not said.get("user") or not said.get("assistant"):
         raise ValueError("messages_interleave_ra must hold a user's and an assistant's message")
     if len(row["images"]) != 1:

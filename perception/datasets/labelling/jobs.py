@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from perception.datasets.coco import CountRules, count_records
@@ -20,6 +22,7 @@ from perception.datasets.depth.pairs import DepthPair
 from perception.datasets.depth.questions import DepthRules, ask_depth
 from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
+from perception.datasets.listing import files_beneath, stamp
 from perception.datasets.plurals import plural, readable
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
@@ -74,11 +77,11 @@ def in_process(shards: Sequence[Shard], make: Callable[[Shard], dict[str, Any]])
     yield from map(make, shards)
 
 
-def find_images(folder: Path) -> list[str]:
-    """Names of all images beneath a folder, sorted. Raises ValueError if there are none."""
+def find_images(folder: Path, glob: str = "", but: Sequence[Path] = ()) -> list[str]:
+    """Names of all images beneath a folder (see `files_beneath`), sorted. Raises ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that holds the images")
-    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    found = sorted(path.relative_to(folder).as_posix() for path in files_beneath(folder, ENDINGS, glob, but))
     if not found:
         raise ValueError(f"{folder} holds no image; known endings: {', '.join(ENDINGS)}")
     return found
@@ -91,37 +94,90 @@ def prepare_folder(
     plan: Mapping[str, Any],
     shard_size: int = 256,
     engine: Engine = in_process,
+    glob: str = "",
 ) -> PreparedReport:
-    """Label all images beneath a folder, skipping the shards that an earlier run has finished.
+    """Label all images beneath a folder that an earlier run has not labelled already.
+
+    Rows of earlier runs are used again while their images are there unchanged. Images that were skipped are tried again
+    by a run that finds nothing else to do.
 
     Args:
         labeller: makes the labeller; called once per process, and only if something is left to do.
         plan: JSON settings that decide what is written; an `out` that was begun with others is refused.
         engine: runs the shards.
+        glob: pattern of the images to label, as in `files_beneath`.
 
     Raises:
-        ValueError: if `images` holds no image, `out` was begun with other images or settings, another process writes
-            it, or the disk is full.
+        ValueError: if `images` holds no image or is `out`, `out` was begun with another folder of images or other
+            settings, another process writes it, or the disk is full.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-    names = find_images(images)
-    count = -(-len(names) // shard_size)
-    shards = [Shard(n, tuple(names[n * shard_size : (n + 1) * shard_size])) for n in range(count)]
+    if images.resolve() == out.resolve():
+        raise ValueError(
+            f"{out} is the folder of the images; give another folder for the labels, so that they stay apart"
+        )
+    names = find_images(images, glob, (out,))
     begun = time.monotonic()
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-    plan = {**plan, "images": str(images.resolve()), "names": digest, "shard_size": shard_size}
+    plan = {**plan, "images": str(images.resolve()), "shard_size": shard_size}
     with locked(out):
         Plan(out / PLAN, plan).begin()
-        left = [shard for shard in shards if not record_file(out, shard.number).exists()]
+        stamps = {name: stamp(images / name) for name in names}
+        numbers = _keep(out, stamps, retry=False)
+        if not (left := [name for name in names if name not in numbers]):
+            numbers = _keep(out, stamps, retry=True)
+            left = [name for name in names if name not in numbers]
+        free = (n for n in count() if n not in set(numbers.values()))
+        chunks = [tuple(left[start : start + shard_size]) for start in range(0, len(left), shard_size)]
+        shards = [Shard(n, chunk) for n, chunk in zip(free, chunks, strict=False)]
         make = ShardMaker(labeller, out, plan)
         with Progress(transient=True) as progress:
-            task = progress.add_task("labelling", total=len(names))
-            progress.advance(task, len(names) - sum(len(shard.names) for shard in left))
-            for record in engine(left, make):
+            task = progress.add_task("labelling", total=len(names), completed=len(names) - len(left))
+            for record in engine(shards, make):
                 progress.advance(task, record["images"] + len(record["skipped"]))
         write_skipped(out)
-    return _report(out, time.monotonic() - begun, sum(len(shard.names) for shard in left))
+    return _report(out, time.monotonic() - begun, len(left))
+
+
+def _keep(out: Path, stamps: Mapping[str, list[int]], retry: bool) -> dict[str, int]:
+    """Bring the finished shards in line with the images; says what is labelled again, and why.
+
+    Args:
+        stamps: `stamp` of every image by its name. Rows of images that are gone or were replaced are taken out.
+        retry: take out images that were skipped, too.
+
+    Returns:
+        the shard of each image that is done.
+    """
+    numbers: dict[str, int] = {}
+    replaced: list[str] = []
+    say = Console(stderr=True)
+    for file in sorted(out.glob("shard-*.record.json")):
+        number = int(file.name.split("-")[1].split(".")[0])
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            stamped, skipped = dict(record["stamps"]), list(record["skipped"])
+            if _digest(_shard_file(out, number)) != record["sha256"]:
+                raise ValueError(f"{_shard_file(out, number).name} is not as it was written")
+            same = {name for name, then in stamped.items() if stamps.get(name) == then and name not in numbers}
+            same -= {line["image"] for line in skipped} if retry else set()
+            if same != stamped.keys():
+                rows, header = read_rows(_shard_file(out, number))
+                kept = [row for row in rows if row.name in same]
+                left_out = [line for line in skipped if line["image"] in same]
+                file.unlink()
+                if same:
+                    _write_shard(out, number, kept, left_out, header, {name: stamped[name] for name in same})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            say.print(f"{file.name}: {error}; its images are labelled again", markup=False, soft_wrap=True)
+            file.unlink()
+            continue
+        replaced += [name for name, then in stamped.items() if name in stamps and stamps[name] != then]
+        numbers |= dict.fromkeys(same, number)
+    if replaced:
+        said = f"{len(replaced)} images were replaced and are labelled again; the first is {replaced[0]}"
+        say.print(said, markup=False, soft_wrap=True)
+    return numbers
 
 
 @dataclass
@@ -140,6 +196,7 @@ class ShardMaker:
         """Write the rows of a shard, then the record that marks it as done. Returns the record."""
         if self._made is None:
             self._made = self.labeller()
+        stamps = {name: stamp(Path(self.plan["images"]) / name) for name in shard.names}  # before they are read
         found = self._made(shard.names)
         rows = [row for row in found if isinstance(row, LabelledImage)]
         skipped = [{"image": r.name, "reason": r.reason} for r in found if isinstance(r, Unlabelled)]
@@ -149,16 +206,30 @@ class ShardMaker:
             config = vqvae.config
             grid = [config.grid_size, config.grid_size]
             header |= {"tokenizer": vqvae.fingerprint(), "codebook_size": config.codebook_size, "grid": grid}
-        write_rows(rows, _shard_file(self.out, shard.number), header)
-        labels = Counter(label for row in rows if row.detections is not None for label in row.detections.labels)
-        maps = sum(row.codes is not None for row in rows)
-        record = {"images": len(rows), "maps": maps, "labels": dict(labels), "skipped": skipped}
-        file = record_file(self.out, shard.number)
-        try:
-            write_whole(file, json.dumps(record, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise ValueError(f"{file} could not be written ({error}); free disk space and run this again") from error
-        return record
+        return _write_shard(self.out, shard.number, rows, skipped, header, stamps)
+
+
+def _write_shard(
+    out: Path,
+    number: int,
+    rows: Sequence[LabelledImage],
+    skipped: Sequence[Mapping[str, str]],
+    header: Mapping[str, Any],
+    stamps: Mapping[str, list[int]],
+) -> dict[str, Any]:
+    """Write the rows of a shard, then its record, which this returns: with the file's digest and its images' stamps."""
+    write_rows(rows, _shard_file(out, number), header)
+    labels = Counter(label for row in rows if row.detections is not None for label in row.detections.labels)
+    maps = sum(row.codes is not None for row in rows)
+    record = {"images": len(rows), "maps": maps, "labels": dict(labels), "skipped": list(skipped)}
+    record |= {"stamps": dict(stamps), "sha256": _digest(_shard_file(out, number))}
+    write_whole(record_file(out, number), json.dumps(record, ensure_ascii=False) + "\n")
+    return record
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shard_file(out: Path, number: int) -> Path:

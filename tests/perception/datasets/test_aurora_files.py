@@ -111,8 +111,14 @@ def test_bad_entries_are_named(tmp_path: Path) -> None:
         read(tmp_path, *pair, conversations=[{"from": "human", "value": "x"}] * 2)
     with pytest.raises(ValueError, match="a turn of human is empty"):
         read(tmp_path, "<image>", "2")
+    with pytest.raises(ValueError, match="has 2 images; a question is about one image"):
+        read(tmp_path, *pair, image=["a.jpg", "b.jpg"])
+    with pytest.raises(ValueError, match="a turn asks about several images"):
+        read(tmp_path, "<image> <image> How many cats are in both?", "2.")
     file = write(tmp_path, *pair)
-    file.write_text(file.read_text()[:-9])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_aurora(file, tmp_path).records) == 1
+    file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"train\.json is not complete JSON"):
         read_aurora(file, tmp_path)
     file.write_text("{}")

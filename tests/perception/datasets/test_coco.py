@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,42 @@ def test_the_most_frequent_class_is_counted_in_every_way(tmp_path: Path) -> None
     np.testing.assert_allclose(decoded, [[0.05 * i + 0.005, 0.205, 0.05 * i + 0.105, 0.605] for i in range(3)])
 
 
-def test_boxes_are_cut_at_the_edge_and_those_of_no_size_named(tmp_path: Path) -> None:
-    found = boxes(1, 4)
-    for annotation, box in zip(
-        found, [[-10, -5, 30, 30], [90, 40, 30, 30], [20, 20, 0, 9], [120, 3, 5, 5]], strict=True
-    ):
+def test_boxes_are_cut_at_the_edge(tmp_path: Path) -> None:
+    found = boxes(1, 2)
+    for annotation, box in zip(found, [[-10, -5, 30, 30], [90, 40, 30, 30]], strict=True):
         annotation["bbox"] = box
     made = read(write(tmp_path, found))
-    assert made.records[1].example.answer == "2"
+    assert made.records[1].example.answer == "2" and not made.skipped
     assert made.records[1].example.target[0].codes == (0, 0, 20, 50, 90, 80, 99, 99)
+
+
+def test_a_class_with_a_box_of_no_area_is_not_counted(tmp_path: Path) -> None:
+    people, bears = boxes(1, 4), boxes(2, 1, first=9)
+    people[2]["bbox"], people[3]["bbox"] = [20, 20, 0, 9], [120, 3, 5, 5]
+    made = read(write(tmp_path, people + bears))
+    assert made.records and all("teddy bears" in record.example.question for record in made.records)
     assert len(made.skipped) == 2
     assert "image 1, annotation 3: box [20, 20, 0, 9] has no area inside the image of 100 x 50" in made.skipped[0]
+    assert "so its class is not counted" in made.skipped[0]
+
+
+def test_lvis_s_files_are_not_read_as_coco_s(tmp_path: Path) -> None:
+    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    with pytest.raises(ValueError, match=r"instances\.json is in LVIS's layout .* set counts_layout lvis, not coco"):
+        read(write(tmp_path, boxes(1, 2), **lists), ALWAYS)
+
+
+@pytest.mark.parametrize("size", [{"width": 50, "height": 100}, {"width": 200}])
+def test_annotations_for_images_of_another_size_are_refused(tmp_path: Path, size: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"image 1: .*0001\.jpg has 100 x 50 pixels and the annotations are for"):
+        read(write(tmp_path, boxes(1, 2), **size))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, boxes(1, 2))
+    plain = read(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(file) == plain
 
 
 def test_crowds_and_classes_too_many_to_count_are_left_out(tmp_path: Path) -> None:
@@ -176,7 +202,15 @@ def test_records_survive_their_file(tmp_path: Path) -> None:
     made = read(write(tmp_path, boxes(1, 2)), ALWAYS)
     made.write(tmp_path / "made.jsonl")
     assert RecordSet.read(tmp_path / "made.jsonl") == made
+    odd = replace(made.records[0], source="one\u2028two\x85three", marks=((0.1, 0.2),))
+    RecordSet((odd, *made.records), ("left\u2028out",)).write(tmp_path / "odd.jsonl")
+    (tmp_path / "odd.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "odd.jsonl").read_bytes())
+    assert RecordSet.read(tmp_path / "odd.jsonl") == RecordSet((odd, *made.records), ("left\u2028out",))
     text = (tmp_path / "made.jsonl").read_text()
+    listed = text.replace('"answer": "2"', '"answer": ["2"]')
+    (tmp_path / "listed.jsonl").write_text(listed)
+    with pytest.raises(ValueError, match=r"listed\.jsonl, line 2 .*answer must be text, got \['2'\]"):
+        RecordSet.read(tmp_path / "listed.jsonl")
     (tmp_path / "made.jsonl").write_text(text[:-30])
-    with pytest.raises(ValueError, match=r"made\.jsonl, line 6 is not a record"):
+    with pytest.raises(ValueError, match=r"made\.jsonl, line 6 is not complete JSON .* it is not a record"):
         RecordSet.read(tmp_path / "made.jsonl")

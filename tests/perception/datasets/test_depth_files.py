@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.code_files import DepthCodes, join_files
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.datasets.depth.jobs import detokenize, tokenize
+from perception.datasets.depth.tables import table_files
 from vqvae import VQVAE, VQVAEConfig
 
 DEPTH = np.linspace(1, 4, 12 * 20, dtype=np.float32).reshape(12, 20)
@@ -137,26 +141,166 @@ def test_codes_survive_their_file_and_decode_to_size_and_unit(
     np.testing.assert_allclose(again, first, atol=5.1e-4)
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that jobs read, in parts of one file each."""
+    found: list[str] = []
+
+    def reading(path: Path, meant: DepthFormat) -> Iterator[tuple[str, torch.Tensor]]:
+        found.append(path.name)
+        return read_depth(path, meant)
+
+    monkeypatch.setattr("perception.datasets.depth.jobs.read_depth", reading)
+    monkeypatch.setattr("perception.datasets.depth.jobs.FILES_PER_PART", 1)
+    return found
+
+
+def stopped(folder: Path, out: Path, model: VQVAE, reads: list[str]) -> Path:
+    """A job that a bad file, the last of four, has stopped; returns that file."""
+    bad = write(folder / "many2.npy", np.full((4, 4), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"many2\.npy holds no valid depth .*--skip-bad"):
+        tokenize(folder, out, model)
+    assert not out.exists() and len(list(out.parent.glob(f"{out.name}.parts/part-*"))) == 3
+    reads.clear()
+    return bad
+
+
+@pytest.mark.parametrize("mended", ["removed", "corrected", "skipped", "by key"])
 def test_a_job_stopped_by_a_bad_file_goes_on_where_it_was(
+    mended: str, folder: Path, tmp_path: Path, model: VQVAE, reads: list[str]
+) -> None:
+    out = tmp_path / "codes.npy"
+    bad = stopped(folder, out, model, reads)
+    count, meant, last = 5, DepthFormat(), [bad.name]
+    if mended == "removed":
+        bad.unlink()
+        last = []
+    elif mended == "corrected":
+        write(bad, DEPTH)
+        count = 6
+    elif mended == "by key":
+        bad.unlink()
+        np.savez(folder / "z.npz", z=DEPTH, other=DEPTH)
+        count, meant, last = 6, DepthFormat(key="z"), ["z.npz"]
+    codes = tokenize(folder, out, model, meant, skip_bad=mended == "skipped")
+    assert len(codes.names) == count and reads == last, "what was finished is not read again"
+    assert not out.with_name("codes.npy.parts").exists()
+    whole = tokenize(folder, tmp_path / "w.npy", model, meant, skip_bad=True)
+    assert codes.names == whole.names and np.array_equal(codes.codes, whole.codes)
+
+
+def test_other_settings_and_replaced_or_damaged_files_are_made_anew(
+    folder: Path, tmp_path: Path, model: VQVAE, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "codes.npy"
+    stopped(folder, out, model, reads).unlink()
+    write(folder / "a.png", DEPTH + 5)  # replaced, at the same size
+    part = next(p for p in out.with_name("codes.npy.parts").glob("part-*") if b"many.npy" in p.read_bytes())
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 255
+    part.write_bytes(data)
+    codes = tokenize(folder, out, model)
+    assert sorted(reads) == ["a.png", "many.npy"]
+    said = capsys.readouterr().err
+    assert f"{part.name} is damaged" in said and "1 finished files were replaced" in said and "a.png" in said
+    assert codes.ranges[0, 1] == pytest.approx(9, abs=0.01)
+    stopped(folder, tmp_path / "scaled.npy", model, reads).unlink()
+    scaled = tokenize(folder, tmp_path / "scaled.npy", model, DepthFormat(scale=0.002))
+    assert len(reads) == 3 and scaled.ranges[0, 1] == pytest.approx(18, abs=0.02), "no part of another scale is joined"
+
+
+def test_bad_files_are_skipped_and_listed(folder: Path, tmp_path: Path, model: VQVAE) -> None:
+    (folder / "b" / "cut.png").write_bytes(b"\x89PNG")
+    maps = np.stack([DEPTH, np.zeros_like(DEPTH), DEPTH])
+    write(folder / "part.npy", maps)
+    out = tmp_path / "codes.parquet"
+    codes = tokenize(folder, out, model, skip_bad=True)
+    assert codes.names[-2:] == ("part.npy:0", "part.npy:2") and len(codes.names) == 7
+    listed = [json.loads(line) for line in (tmp_path / "codes.skipped.jsonl").read_text().splitlines()]
+    assert [line["map"] for line in listed] == ["b/cut.png", "part.npy:1"]
+    assert "cannot be read" in listed[0]["reason"] and "no valid depth" in listed[1]["reason"]
+    (folder / "b" / "cut.png").unlink()
+    (folder / "part.npy").unlink()
+    tokenize(folder, out, model, skip_bad=True)
+    assert not (tmp_path / "codes.skipped.jsonl").exists()
+    (tmp_path / "bad").mkdir()
+    write(tmp_path / "bad" / "a.npy", np.zeros((4, 4), np.float32))
+    with pytest.raises(ValueError, match="none of the 1 files can be used; the first is a.npy: holds no valid depth"):
+        tokenize(tmp_path / "bad", tmp_path / "x.npy", model, skip_bad=True)
+
+
+@pytest.mark.parametrize("ending", ["npy", "parquet"])
+def test_a_job_does_not_read_what_jobs_wrote_into_its_source(
+    ending: str, folder: Path, model: VQVAE, reads: list[str]
+) -> None:
+    stopped(folder, folder / f"a_codes.{ending}", model, reads).unlink()
+    first = tokenize(folder, folder / f"a_codes.{ending}", model)
+    other = tokenize(folder, folder / "b" / "codes.npy", model)
+    again = tokenize(folder, folder / f"a_codes.{ending}", model)
+    assert first.names == other.names == again.names and len(first.names) == 5
+    assert table_files(folder) == []
+    assert tokenize(folder, folder / "c.npy", model, glob="*.png").names == ("a.png", "b/a.png")
+
+
+def test_a_numpy_file_and_its_sidecar_are_written_together(
     folder: Path, tmp_path: Path, model: VQVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perception.datasets.depth.jobs.FILES_PER_PART", 1)
-    bad, out = write(folder / "many2.npy", np.full((4, 4), np.nan, np.float32)), tmp_path / "codes.npy"
-    with pytest.raises(ValueError, match=r"many2\.npy holds no valid depth"):
-        tokenize(folder, out, model)
-    assert not out.exists() and len(list(tmp_path.glob("codes.npy.parts/part-*.npy"))) == 3
-    with pytest.raises(ValueError, match="was begun with other settings"):
-        tokenize(folder, out, model, DepthFormat(scale=2.0))
-    write(bad, DEPTH)
-    (folder / "a.png").write_bytes(b"")  # done before, so it is not read again
-    assert len(tokenize(folder, out, model).names) == 6
-    assert not out.with_name("codes.npy.parts").exists()
+    out = tmp_path / "codes.npy"
+    codes = tokenize(folder, out, model)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    fewer, write_bytes = codes.take([0, 2]), Path.write_bytes
+
+    def fills_up(path: Path, data: bytes) -> int:
+        if "codes.npy" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fills_up)
+        with pytest.raises(OSError, match=r"codes\.npy could not be written: the disk is full .*; free space"):
+            fewer.write(out)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    fewer.write(tmp_path / "fewer.npy")
+    (tmp_path / "fewer.json").replace(tmp_path / "codes.json")  # as after a kill between the two
+    with pytest.raises(ValueError, match=r"codes\.json belongs to other codes"):
+        DepthCodes.read(out)
+    (tmp_path / "mine.json").write_text('{"camera": 1}')
+    with pytest.raises(ValueError, match=r"mine\.json is there and belongs to no codes"):
+        codes.write(tmp_path / "mine.npy")
+    assert (tmp_path / "mine.json").read_text() == '{"camera": 1}'
+
+
+def test_ctrl_c_ends_a_job_in_one_line_and_keeps_its_parts(
+    folder: Path, tmp_path: Path, model: VQVAE, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "tokenizer")
+    arguments = ["tokenize", str(folder), "-o", str(tmp_path / "c.npy"), "-t", str(tmp_path / "tokenizer")]
+
+    def stop(path: Path, meant: DepthFormat) -> Iterator[tuple[str, torch.Tensor]]:
+        if path.name == "many.npy":
+            raise KeyboardInterrupt
+        return read_depth(path, meant)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("perception.datasets.depth.jobs.read_depth", stop)
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130 and len(result.stderr.strip().splitlines()) == 1
+    assert "stopped; what is finished is kept, and the same command goes on from there" in result.stderr
+    assert CliRunner().invoke(app, arguments).exit_code == 0 and reads == ["many.npy"]
 
 
 def test_shards_make_up_the_whole(folder: Path, tmp_path: Path, model: VQVAE) -> None:
     whole = tokenize(folder, tmp_path / "w.txt", model)
     shards = [tokenize(folder, tmp_path / f"{i}.txt", model, shard=(i, 2)) for i in range(2)]
     assert sorted(whole.names) == sorted(name for shard in shards for name in shard.names)
+    joined = join_files([tmp_path / "1.txt", tmp_path / "0.txt"], tmp_path / "j.parquet")
+    assert joined.names == whole.names and np.array_equal(joined.codes, whole.codes)
+    assert np.array_equal(DepthCodes.read(tmp_path / "j.parquet").ranges, whole.ranges)
+    with pytest.raises(ValueError, match=r"a\.png is in two of the parts"):
+        join_files([tmp_path / "0.txt", tmp_path / "0.txt"], tmp_path / "j.txt")
+    (tmp_path / "0.txt").rename(tmp_path / "c-00000-of-00003.txt")
+    with pytest.raises(ValueError, match="the shard 00001-of-00003 is missing"):
+        join_files([tmp_path / "c-00000-of-00003.txt"], tmp_path / "j.txt")
     with pytest.raises(ValueError, match="make fewer shards"):
         tokenize(folder, tmp_path / "x.txt", model, shard=(7, 8))
 
@@ -192,6 +336,11 @@ def test_the_command_line_goes_there_and_back(folder: Path, tmp_path: Path, mode
         return result.stdout
 
     assert "4 maps of 4 codes" in run("tokenize", folder, "--out", tmp_path / "c.npy", "--shard", "0/2")
+    assert "1 maps of 4 codes" in run("tokenize", folder, "-o", tmp_path / "c.npy", "--shard", "1/2")
+    joined = ["join", *map(str, sorted(tmp_path.glob("c-*.npy"))), "-o", str(tmp_path / "joined.npy")]
+    assert "5 maps of 4 codes" in CliRunner().invoke(app, joined, catch_exceptions=False).stdout
+    for file in tmp_path.glob("c-00001-of-00002.*"):
+        file.unlink()
     made = sorted(path.name for path in tmp_path.glob("c-*"))
     assert made == ["c-00000-of-00002.json", "c-00000-of-00002.npy"]
     said = run("detokenize", tmp_path / "c-00000-of-00002.npy", "--out", tmp_path / "back", "--format", "png")

@@ -88,3 +88,33 @@ def test_what_a_check_refuses_is_built_anew(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 rows are too few: \['part 0', 'part 1'\]"):
         Store.build(tmp_path, {"power": 2}, 2, squares, "squaring", check=refuse)
     assert len(Store.build(tmp_path, {"power": 3}, 2, squares, "squaring")) == 3
+
+
+def test_damaged_parts_are_made_anew_and_damaged_stores_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[int] = []
+
+    def stop_once(number: int) -> Part:
+        made.append(number)
+        if number == 2 and made.count(2) == 1:
+            raise KeyboardInterrupt
+        return squares(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        Store.build(tmp_path, {"power": 2}, 3, stop_once, "squaring")
+    part = tmp_path / "parts" / "000001.npz"
+    part.write_bytes(part.read_bytes()[:-40])
+    store = Store.build(tmp_path, {"power": 2}, 3, stop_once, "squaring")
+    assert made == [0, 1, 2, 1, 2] and "000001.npz is damaged" in capsys.readouterr().err
+    assert store.arrays["squares"][:, 0].tolist() == [v**2 for v in range(3, 9)]
+    array = tmp_path / "squares.npy"
+    array.write_bytes(array.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is damaged .*delete the folder and build it again"):
+        Store.build(tmp_path, {"power": 2}, 3, squares, "squaring")
+
+
+def test_rows_hold_any_text(tmp_path: Path) -> None:
+    rows = ["one\u2028two\x85three"]
+    store = Store.build(tmp_path, {}, 1, lambda number: Part({"a": np.zeros(1)}, rows), "writing")
+    assert [json.loads(line) for line in store.lines] == rows

@@ -1,0 +1,161 @@
+"""Your own questions: tables of every kind of spelling, and boxes of every format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perception import chains
+from perception.datasets.own import BOXES_FORMATS, read_questions
+from perception.datasets.records import RecordSet
+from perception.tokenizers.boxes import BoxTokenizer
+
+CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
+CUPS = {"image": "a.png", "question": "How many cups are there?", "answer": 1, "boxes": [[20, 10, 60, 40]]}
+TABLE = [
+    ["image", "question", "answer", "boxes", "things"],
+    ["a.png", CUPS["question"], "1", "[[20, 10, 60, 40]]", "cups"],
+]
+
+
+def jsonl(folder: Path, *rows: dict[str, Any], size: tuple[int, int] = (100, 50)) -> Path:
+    Image.new("RGB", size).save(folder / "a.png")
+    file = folder / "questions.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+def examples(made: RecordSet) -> list[tuple[str, str]]:
+    return [(record.example.task, record.example.answer) for record in made.records]
+
+
+def boxes_of(made: RecordSet) -> np.ndarray:
+    return BoxTokenizer(100).decode(made.records[1].example.target[0].codes)
+
+
+@pytest.mark.parametrize(
+    ("separator", "mark", "first"),
+    [(",", "", ""), (";", "\ufeff", ""), ("\t", "", ""), (";", "", "sep=;\r\n"), ("|", "", "")],
+)
+def test_tables_of_any_separator_are_read(tmp_path: Path, separator: str, mark: str, first: str) -> None:
+    jsonl(tmp_path, CUPS)
+    quote = '"' if separator == "," else ""
+    lines = [separator.join(f"{quote}{cell}{quote}" if "[" in cell else cell for cell in row) for row in TABLE]
+    blank = separator * (len(TABLE[0]) - 1)
+    file = tmp_path / "questions.csv"
+    file.write_bytes((mark + first + "\r\n".join([*lines, blank]) + "\r\n").encode())
+    made = read_questions(file, 100)
+    assert examples(made) == [(chains.DIRECT_COUNT, "1"), (chains.CHAIN_COUNT, "1"), (chains.ATOMIC_BOXES, "")]
+    assert made.records[0].source == f"questions.csv, line {3 if first else 2}" and not made.skipped
+
+
+def test_json_is_lines_split_at_line_feeds_alone_or_a_list(tmp_path: Path) -> None:
+    odd = {**CUPS, "question": "How many cups\u2028are\x85there?"}
+    file = jsonl(tmp_path, odd, CUPS)
+    lines = read_questions(file, 100)
+    assert [r.example.question for r in lines.records[::2]] == [odd["question"], CUPS["question"]]
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert examples(read_questions(marked, 100)) == examples(lines)
+    (tmp_path / "list.json").write_text(json.dumps([odd, CUPS], indent=1))
+    assert examples(read_questions(tmp_path / "list.json", 100)) == examples(lines)
+    file.write_bytes(json.dumps(CUPS).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"questions\.jsonl is not text in UTF-8 .*save it again as UTF-8"):
+        read_questions(file, 100)
+
+
+@pytest.mark.parametrize("answer", ["2", 2, 2.0, "2.0", "2."])
+def test_a_spreadsheet_s_two_is_a_count(tmp_path: Path, answer: object) -> None:
+    row = {**CUPS, "answer": answer, "boxes": [[0, 0, 5, 5], [9, 9, 20, 20]]}
+    assert examples(read_questions(jsonl(tmp_path, row), 100)) == [
+        (chains.DIRECT_COUNT, "2"),
+        (chains.CHAIN_COUNT, "2"),
+    ]
+    metres = {"image": "a.png", "question": "How long is it in metres?", "answer": "2.0"}
+    assert read_questions(jsonl(tmp_path, metres), 100).records[0].example.answer == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"answer": ["1"]}, r"answer must be text or a number, got \['1'\]"),
+        ({"answer": {"value": 1}}, "answer must be text or a number"),
+        ({"answer": True}, "answer must be text or a number, got True"),
+        ({"question": ["How many?"]}, "question must be text"),
+        ({"image": ["a.png", "b.png"]}, "2 images, .*a question is about one image"),
+        ({"image": "a.png;b.png"}, "several images, .*a question is about one image"),
+        ({"image": '["a.png", "b.png"]'}, "several images, .*a question is about one image"),
+    ],
+)
+def test_what_is_no_single_text_is_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"questions.jsonl, line 1: {said}"):
+        read_questions(jsonl(tmp_path, {**CUPS, **row}), 100)
+
+
+def test_images_with_one_name_is_that_image(tmp_path: Path) -> None:
+    row = {name: value for name, value in CUPS.items() if name != "image"}
+    with pytest.raises(ValueError, match="2 images"):
+        read_questions(jsonl(tmp_path, {**row, "images": ["a.png", "a.png"]}), 100)
+    assert read_questions(jsonl(tmp_path, {**row, "images": ["a.png"]}), 100).records[0].image.path.name == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "box"),
+    [
+        ("xyxy", [20, 10, 60, 40]),
+        ("xywh", [20, 10, 40, 30]),
+        ("xyxy-1", [0.2, 0.2, 0.6, 0.8]),
+        ("cxcywh-1", [0.4, 0.5, 0.4, 0.6]),
+        ("xyxy-1000", [200, 200, 600, 800]),
+    ],
+)
+def test_boxes_of_every_declared_format_are_the_same_boxes(tmp_path: Path, name: str, box: list[float]) -> None:
+    file = jsonl(tmp_path, {**CUPS, "boxes": [box]})
+    np.testing.assert_allclose(boxes_of(read_questions(file, 100, name)), [[0.2, 0.2, 0.6, 0.8]], atol=0.0051)
+    assert set(BOXES_FORMATS) == {"xyxy", "xywh", "xyxy-1", "cxcywh-1", "xyxy-1000"}
+    with pytest.raises(ValueError, match="unknown boxes_format 'yxyx'; known: xyxy"):
+        read_questions(file, 100, "yxyx")
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([0.2, 0.2, 0.6, 0.8], r"not in pixels but in \[0, 1\] of the image, .*set boxes_format xyxy-1"),
+        ([0.4, 0.5, 0.4, 0.6], "set boxes_format xyxy-1, or cxcywh-1"),
+        ([0, 0, 1, 1], "set boxes_format xyxy-1"),
+        ([0.5, 0.5, 0.9, 1.02], "set boxes_format xyxy-1"),
+        ([60, 20, 30, 25], "is empty or not inside .*set boxes_format if it is xywh"),
+        ([200, 200, 600, 800], "is empty or not inside .*set boxes_format if it is xyxy-1000"),
+    ],
+)
+def test_boxes_of_another_format_are_never_taken_as_pixels(tmp_path: Path, box: list[float], said: str) -> None:
+    with pytest.raises(ValueError, match=f"line 1: box .*{said}"):
+        read_questions(jsonl(tmp_path, {**CUPS, "boxes": [box]}), 100)
+
+
+def test_thousandths_of_large_images_are_noticed(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, {**CUPS, "boxes": [[100, 200, 900, 950]]}, size=(2000, 1500))
+    with pytest.raises(ValueError, match="all boxes end within 1000, 950 at most, .*xyxy-1000"):
+        read_questions(file, 100)
+    np.testing.assert_allclose(boxes_of(read_questions(file, 100, "xyxy")), [[0.05, 0.133, 0.45, 0.633]], atol=0.006)
+
+
+def test_boxes_that_no_task_uses_are_reported(tmp_path: Path) -> None:
+    made = read_questions(jsonl(tmp_path, {**CUPS, "question": "What is on the desk?", "answer": "a cup"}), 100)
+    assert len(made.records) == 1
+    assert made.skipped[0].startswith("questions.jsonl, line 1: the boxes are not used, since 'What is on the desk?'")
+    alone = {name: value for name, value in CUPS.items() if name != "boxes"}
+    made = read_questions(jsonl(tmp_path, {**alone, "things": "cups"}), 100)
+    assert "things are named and there are no boxes" in made.skipped[0]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
+@pytest.mark.parametrize("name", ["question_u2028.jsonl", "own_questions_bom.csv", "own_questions_semicolons.csv"])
+def test_shared_tables_are_read(name: str) -> None:
+    made = read_questions(CASES / name, 100)
+    assert (chains.CHAIN_COUNT, "1") in examples(made)
