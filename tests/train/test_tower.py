@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perception.scenes.markers import choose_markers
+from perception.scenes.markers import MIN_SPACING, choose_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
@@ -18,6 +18,7 @@ from train.tower import (
     dense_loss,
     dense_targets,
     fourier_code,
+    scatter_markers,
     tower_config,
 )
 
@@ -95,6 +96,16 @@ def test_every_cell_says_where_it_is(scenes):
     for cell in range(GRID * GRID):
         x, y = places_of(place[cell])
         assert cell_of(x, y) == cell and (x * GRID) % 1 == pytest.approx(0.5, abs=0.02)
+
+
+def test_scattered_markers_are_pixel_centres_apart_from_each_other():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        for _ in range(20):
+            points = scatter_markers(count, 80, rng)
+            assert points.shape == (count, 2) and np.allclose((points * 80) % 1, 0.5, atol=1e-4)
+            gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(count, 1)]
+            assert (gaps >= MIN_SPACING - 1e-6).all() and points.min() > 0.07 and points.max() < 0.93
 
 
 def test_batches_are_functions_of_the_step_and_hold_no_depth(store):
