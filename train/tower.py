@@ -2,6 +2,10 @@
 
 A Swin transformer learns, for each cell of its 10 x 10 output, which kinds of objects cover the cell, the boxes of the
 objects centred in it, and the lettered markers. Depth and counts are not taught here: fine-tuning teaches them.
+
+With --base MODEL the tower of a finished model learns further, and learns the depth code of each cell as well. An image
+costs a sixth of a row of text here, so this is the cheap way to perceive better; the language model then has to learn
+to say what the tower sees.
 """
 
 from __future__ import annotations
@@ -18,13 +22,19 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
 from perception.answers import POINT_LETTERS
+from perception.model.folder import find_folder, read_model, read_processor
 from perception.scenes.markers import MIN_SPACING, draw_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
+from perception.vocabulary.names import PerceptionVocabulary
 from train.data.augmentation import normalise_pixels, photometric, to_pixels
-from train.loop.command_line import parse_config
+from train.data.scenes import depth_codes
+from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import LoopConfig, fit
+from train.loop.provenance import provenance
+from train.models.saving import save_perception_model
+from vqvae import VQVAE
 
 GRID = 10
 NUM_KINDS = len(COLORS) * len(SHAPES)
@@ -48,6 +58,8 @@ class TowerConfig:
 
     run_dir: str = "runs/tower"
     """folder for checkpoints, logs and the finished tower"""
+    base: str = ""
+    """model with perception tokens whose tower learns further; written with its new tower to RUN_DIR/model"""
     store: str = "runs/scenes/standard"
     """folder of rendered scenes; rendered first if it is missing"""
     num_scenes: int = 40_000
@@ -80,18 +92,23 @@ def tower_config(embed_dim: int = 80, depths: Sequence[int] = (2, 4), num_heads:
 
 
 class DenseTower(nn.Module):
-    """The tower with one linear head for all dense targets."""
+    """A tower with one linear head for all dense targets.
 
-    def __init__(self, config: SwinConfig):
+    Args:
+        depth_codes: size of the depth tokenizer's codebook; 0 learns no depth.
+    """
+
+    def __init__(self, tower: SwinModel, depth_codes: int = 0):
         super().__init__()
-        self.tower = SwinModel(config, add_pooling_layer=False)
-        self.head = nn.Linear(config.hidden_size, sum(_FIELDS.values()))
+        self.tower = tower
+        self.fields = _FIELDS | ({"depth": depth_codes} if depth_codes else {})
+        self.head = nn.Linear(tower.config.hidden_size, sum(self.fields.values()))
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         # The language model reads hidden_states[-1] (before the final norm), so the head does too.
         tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]  # (B, 100, D)
         out = self.head(tokens).float()
-        return dict(zip(_FIELDS, out.split(list(_FIELDS.values()), dim=-1), strict=True))
+        return dict(zip(self.fields, out.split(list(self.fields.values()), dim=-1), strict=True))
 
 
 def cell_of(x: float, y: float) -> int:
@@ -151,19 +168,24 @@ class TowerBatches:
     store: SceneStore
     batch_size: int
     seed: int
+    codes: np.ndarray | None = None
+    """depth codes of the scenes and of their mirror images, (2, N, 100)"""
 
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
-        images, rows = [], []
+        images, rows, codes = [], [], []
         for index in rng.integers(len(self.store), size=self.batch_size):
-            scene = Scene.from_store(self.store, int(index))
-            scene = scene.flipped() if rng.random() < 0.5 else scene
+            scene, mirrored = Scene.from_store(self.store, int(index)), bool(rng.random() < 0.5)
+            scene = scene.flipped() if mirrored else scene
+            if self.codes is not None:
+                codes.append(self.codes[int(mirrored), index].astype(np.int64))
             points = scatter_markers(int(rng.integers(2, 6)), len(scene.image), rng) if rng.random() < 0.5 else None
             images.append(scene.image if points is None else draw_markers(scene.image, points))
             rows.append(dense_targets(scene, points))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
-        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in _FIELDS}
+        depth = {} if self.codes is None else {"depth": torch.from_numpy(np.stack(codes))}
+        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in _FIELDS} | depth
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
@@ -174,7 +196,8 @@ def _focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the sum of focal losses of kinds and letters and of squared errors of Fourier codes.
+    """Return the sum of focal losses of kinds and letters, of squared errors of Fourier codes, and of the cross-entropy
+    of depth codes where they are learned.
 
     The error of a cell's own place counts in every cell, those of boxes and points in the cells that contain one.
     """
@@ -187,16 +210,41 @@ def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
     parts["place"] = (out["place"] - batch["place"]).square().mean()
     loss = parts["covers"] + parts["centres"] + 0.5 * parts["letters"]
     loss = loss + 4 * (parts["box"] + parts["point"] + parts["place"])
+    if "depth" in out:
+        parts["depth"] = F.cross_entropy(out["depth"].flatten(0, 1), batch["depth"].flatten())
+        loss = loss + parts["depth"]
     return loss, {k: v.detach() for k, v in parts.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(TowerConfig, argv)
     store = SceneStore.build(config.store, range(config.num_scenes))
-    model = DenseTower(tower_config())
-    batches = TowerBatches(store, config.batch_size, config.loop.seed)
-    fit(model, batches, dense_loss, config.loop, Path(config.run_dir), title="tower")
-    model.tower.save_pretrained(Path(config.run_dir) / "tower")
+    run_dir = Path(config.run_dir)
+    if not config.base:
+        model = DenseTower(SwinModel(tower_config(), add_pooling_layer=False))
+        fit(
+            model,
+            TowerBatches(store, config.batch_size, config.loop.seed),
+            dense_loss,
+            config.loop,
+            run_dir,
+            title="tower",
+        )
+        model.tower.save_pretrained(run_dir / "tower")
+        return
+    base = find_folder(config.base)
+    tokenizer = VQVAE.from_pretrained(base / "depth_tokenizer")
+    whole, vocabulary = read_model(base, torch.float32), PerceptionVocabulary.load(base)
+    if vocabulary.depth_grid != (GRID, GRID):
+        raise ValueError(f"{base} draws maps of {vocabulary.depth_grid} codes; the tower has {GRID} x {GRID} cells")
+    model = DenseTower(whole.model.vision_tower, tokenizer.config.codebook_size)
+    batches = TowerBatches(store, config.batch_size, config.loop.seed, depth_codes(store, tokenizer))
+    if not fit(model, batches, dense_loss, config.loop, run_dir, title="tower").is_main:
+        return
+    record = {"command": command_line("train.tower", config), **provenance(), "config": flatten(config)}
+    save_perception_model(
+        whole, read_processor(base), vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer"
+    )
 
 
 if __name__ == "__main__":

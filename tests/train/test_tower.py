@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import SwinModel
 
+from perception.model.folder import find_folder, read_model
 from perception.scenes.markers import MIN_SPACING, choose_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
@@ -18,6 +20,7 @@ from train.tower import (
     dense_loss,
     dense_targets,
     fourier_code,
+    main,
     scatter_markers,
     tower_config,
 )
@@ -38,7 +41,7 @@ def scenes(store) -> list[Scene]:
 @pytest.fixture(scope="module")
 def tower() -> DenseTower:
     torch.manual_seed(0)
-    return DenseTower(tower_config(embed_dim=8, depths=(1, 1), num_heads=(1, 1)))
+    return DenseTower(SwinModel(tower_config(embed_dim=8, depths=(1, 1), num_heads=(1, 1)), add_pooling_layer=False))
 
 
 def places_of(code: np.ndarray) -> np.ndarray:
@@ -133,3 +136,27 @@ def test_the_loss_falls_to_nothing_at_the_targets_and_trains_every_weight(store,
     loss.backward()
     still = [n for n, p in tower.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert [name for name in still if "layernorm" not in name] == []  # the final norm is not read, see forward
+
+
+def test_the_tower_of_a_model_learns_depth_codes_and_the_rest_of_the_model_stays(store, tmp_path):
+    folder = tmp_path / "run"
+    shared = ["--run_dir", str(folder), "--store", str(store.folder), "--num_scenes", "16", "--batch_size", "2"]
+    main(["--base", "models/perception-tiny", *shared, "--loop.steps", "2", "--loop.warmup_steps", "0"])
+    before, after = (
+        read_model(find_folder(name), torch.float32).state_dict()
+        for name in ("models/perception-tiny", folder / "model")
+    )
+    moved = {name for name, weight in after.items() if not torch.allclose(weight, before[name], atol=1e-4)}
+    assert moved and all("vision_tower" in name for name in moved)
+    assert '"depth":' in (folder / "log.jsonl").read_text(), "the loss of the depth codes is logged"
+
+
+def test_depth_codes_of_a_batch_are_those_of_its_images(store):
+    codes = np.arange(2 * 16 * 100).reshape(2, 16, 100)
+    batch = TowerBatches(store, 8, 0, codes)(0, 0, 1)
+    assert batch["depth"].shape == (8, 100)
+    half, index = np.divmod(batch["depth"][:, 0].numpy() // 100, 16)
+    for row, (mirrored, number) in enumerate(zip(half, index, strict=True)):
+        scene = Scene.from_store(store, int(number))
+        scene = scene.flipped() if mirrored else scene
+        assert np.allclose(batch["covers"][row], dense_targets(scene, None)["covers"])
