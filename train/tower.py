@@ -101,6 +101,7 @@ class DenseTower(nn.Module):
     def __init__(self, tower: SwinModel, depth_codes: int = 0):
         super().__init__()
         self.tower = tower
+        self.tower.layernorm.requires_grad_(False)  # the language model reads what comes before it
         self.fields = _FIELDS | ({"depth": depth_codes} if depth_codes else {})
         self.head = nn.Linear(tower.config.hidden_size, sum(self.fields.values()))
 
