@@ -36,6 +36,7 @@ TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
 
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
+_AND_READ_IT = "Draw the depth map and read it"
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
@@ -54,6 +55,8 @@ class Example:
     """The final answer alone: "4", "B", "" for atomic tasks"""
     places_given: bool = True
     """False where the points in the target were chosen at random, so that their places cannot be learned"""
+    concludes: bool = True
+    """False where the last part of the target is not learned: it would be the answer to a question"""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -80,18 +83,27 @@ def atomic_points(points: Span) -> Example:
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
 
 
-def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int]) -> Example:
+def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int], foreign: bool) -> Example:
     """A task that draws the depth map, reads it at the image's lettered points, and says which of them is nearest.
 
     Its target has the form of a depth chain's, so that a model learns to name the points and to conclude from readings.
+    The conclusion is learned on foreign maps alone: on the image's own it is the answer to a question.
 
     Args:
         points: spans of one point each.
         readings: of the map at each point, from 0 (farthest) to 99 (nearest).
+        foreign: True if the map belongs to another image.
     """
-    letters = " and ".join(", ".join(POINT_LETTERS[: len(points)]).rsplit(", ", 1))
-    question = f"Draw the depth map and read it at the points {letters}."
-    return Example(ATOMIC_READINGS, question, (depth, *_read(points, readings, _nearest(readings))), "")
+    *read, last = _read(points, readings, _nearest(readings))
+    end = f" so {_nearest(readings)}."
+    target = (depth, *read, str(last).removesuffix(end), end)
+    return Example(ATOMIC_READINGS, readings_question(len(points)), target, "", concludes=foreign)
+
+
+def readings_question(count: int) -> str:
+    """The question of `atomic_readings` for an image with `count` lettered points."""
+    letters = " and ".join(", ".join(POINT_LETTERS[:count]).rsplit(", ", 1))
+    return f"{_AND_READ_IT} at the points {letters}."
 
 
 def more_readings(sets: Sequence[tuple[Sequence[Span], Sequence[int]]]) -> Example:
@@ -166,8 +178,8 @@ def letters_in(question: str) -> set[str]:
 
 
 def is_depth_chain(question: str) -> bool:
-    """True if a prompt's question asks for a depth map before the answer."""
-    return question.endswith(DEPTH_FIRST)
+    """True if a prompt's question asks for a depth map that is then read: before an answer, or as an atomic task."""
+    return question.endswith(DEPTH_FIRST) or question.startswith(_AND_READ_IT)
 
 
 @dataclass(frozen=True)

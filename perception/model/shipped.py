@@ -9,6 +9,7 @@ FOLDERS = {
     "depth-scenes-100": "tokenizers",
     "depth-scenes-100-nested": "tokenizers",
     "tiny-base": "models",
+    "perception-tiny": "models",
     "aurora-tiny": "models",
     "geometry-base": "models",
     "geometry-tiny": "models",

@@ -40,7 +40,7 @@ from train import finetune
 from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
 from train.data.records import SourcesConfig
-from train.data.rows import RowBatches
+from train.data.rows import Row, RowBatches
 from train.data.scenes import SceneRows, ScenesConfig, TaskMaker
 from train.finetune import FinetuneResult
 from train.loop.fit import FitResult, LoopConfig
@@ -184,18 +184,39 @@ def test_a_foreign_map_is_read_and_not_learned(world, tmp_path):
     assert example.answer == max(said, key=lambda letter: int(said[letter]))
 
 
+ALL_READINGS = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
+
+
+def reading_rows(made) -> dict[bool, Row]:
+    """One row of readings of a mosaic and one of the image's own map, by whether the map is foreign."""
+    scenes = scenes_of(made)
+    rows = [scenes._row(ATOMIC_READINGS, np.random.default_rng(seed)) for seed in range(20)]
+    return {row.foreign: row for row in rows}
+
+
+def test_what_is_learned_of_readings(world, tmp_path):
+    """Places of marked points, never those of random ones; the image's own map or the conclusion, never both."""
+    made = captured(world, tmp_path, curriculum=ALL_READINGS)["batches"]
+    vocabulary, tokenizer = made.encoder.vocabulary, made.encoder.processor.tokenizer
+    for foreign, row in reading_rows(made).items():
+        ids, labels, weights = (np.array(part) for part in made.encoder.encode(replace(row, more=()), ()))
+        labels = labels[-len(weights) :]
+        learned = {name: weights[np.isin(labels, vocabulary.code_ids(name))] > 0 for name in ("depth", "boxes")}
+        assert learned["depth"].any() == learned["depth"].all() == (not foreign)
+        points = sum(isinstance(part, Span) and part.modality == "points" for part in row.example.target)
+        assert learned["boxes"].tolist() == [True] * 2 * points, "points are written in the tokens of boxes"
+        end = vocabulary.encode_plain(tokenizer, row.example.target[-1])
+        assert labels[-len(end) - 1 :].tolist() == [*end, tokenizer.eos_token_id] and weights[-1] > 0
+        assert (weights[-len(end) - 1 : -1] > 0).tolist() == [foreign] * len(end)
+        _, _, weights = made.encoder.encode(row, ())
+        ids = np.array(made.encoder.encode(row, ())[0])
+        places = np.isin(ids[-len(weights) :], vocabulary.code_ids("boxes"))
+        assert not any((np.array(weights)[places] > 0)[2 * points :])
+
+
 def test_a_map_is_read_at_many_points(world, tmp_path):
-    """The map, another image's, is not learned; the places of the marked points are, those of random ones not."""
-    curriculum = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
-    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
-    part, vocabulary = made(3, 0, 1)[0], made.encoder.vocabulary
-    assert not part["weights"][torch.isin(part["labels"], torch.tensor(vocabulary.code_ids("depth")))].any()
-    row = scenes_of(made)._row(ATOMIC_READINGS, np.random.default_rng(0))
-    ids, _, weights = made.encoder.encode(row, ())
-    places = np.isin(ids[-len(weights) :], vocabulary.code_ids("boxes"))  # points are written in the tokens of boxes
-    points = sum(isinstance(part, Span) and part.modality == "points" for part in row.example.target)
-    learned = np.array(weights)[places] > 0
-    assert learned.tolist() == [True] * 2 * points + [False] * (len(learned) - 2 * points)
+    made = captured(world, tmp_path, curriculum=ALL_READINGS)["batches"]
+    vocabulary, row = made.encoder.vocabulary, reading_rows(made)[True]
     assert row.example.target[0].codes == tuple(row.shown)
     (more,) = row.more
     read = more.target
@@ -213,17 +234,15 @@ def test_a_map_is_read_at_many_points(world, tmp_path):
 
 def test_each_set_of_readings_ends_with_the_nearest(world, tmp_path):
     """The reading part has the form of a depth chain's, so a model learns to conclude without an answer."""
-    curriculum = CurriculumConfig("constant", atomic_end=1.0, depth_share=1.0, points_share=0.0, readings_share=1.0)
-    row = scenes_of(captured(world, tmp_path, curriculum=curriculum)["batches"])._row(
-        ATOMIC_READINGS, np.random.default_rng(0)
-    )
-    text = "".join(part for example in (row.example, *row.more) for part in example.target if isinstance(part, str))
-    sets = re.findall(r"((?: [A-E] \d+,)+) so ([A-E])\.", text)
-    assert set(re.findall(r"\b[A-E]\b", row.example.question)) == set(re.findall(r"([A-E]) \d", sets[0][0]))
-    assert len(sets) >= 3 and "".join(f"{read} so {nearest}." for read, nearest in sets) == text
-    for read, nearest in sets:
-        values = {letter: int(value) for letter, value in re.findall(r"([A-E]) (\d+)", read)}
-        assert list(values) == list("ABCDE"[: len(values)]) and values[nearest] == max(values.values())
+    for row in reading_rows(captured(world, tmp_path, curriculum=ALL_READINGS)["batches"]).values():
+        parts = [part for example in (row.example, *row.more) for part in example.target]
+        text = "".join(part for part in parts if isinstance(part, str))
+        sets = re.findall(r"((?: [A-E] \d+,)+) so ([A-E])\.", text)
+        assert set(re.findall(r"\b[A-E]\b", row.example.question)) == set(re.findall(r"([A-E]) \d", sets[0][0]))
+        assert len(sets) >= 3 and "".join(f"{read} so {nearest}." for read, nearest in sets) == text
+        for read, nearest in sets:
+            values = {letter: int(value) for letter, value in re.findall(r"([A-E]) (\d+)", read)}
+            assert list(values) == list("ABCDE"[: len(values)]) and values[nearest] == max(values.values())
 
 
 def test_rows_of_several_turns_ask_for_other_boxes_of_the_same_scene(world, tmp_path):

@@ -49,9 +49,10 @@ class CurriculumConfig:
     points_share: float = 0.15
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
-    """share of the atomic depth tasks that read a map (a mosaic of other images' maps), first at the points marked in
-    the image and then at random ones, and say which of a few is nearest. Finding a place on a map takes long to learn,
-    and a chain does it only two to five times"""
+    """share of the atomic depth tasks that read a map, first at the points marked in the image and then at random ones,
+    and say which of a few is nearest. Half of the maps are mosaics of other images' maps, which are not learned; on the
+    image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to learn, and
+    a chain does it only two to five times"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""
@@ -59,7 +60,7 @@ class CurriculumConfig:
     """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
     reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""
     noisy_maps: float = 0.3
-    """share of the other maps in which up to half of the codes that the model reads are random. It learns to continue
+    """share of the other maps in which a random part of the codes that the model reads is random. It learns to continue
     after mistakes, and to draw from the image rather than from its last tokens, which also makes it possible to draw
     many tokens at once (`perception.decoding.decoder`)"""
 

@@ -98,6 +98,9 @@ class RowEncoder:
         of_map = 0.0 if foreign else self.weights.depth
         of_place = self.weights.location if example.places_given else 0.0
         weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
+        if not example.concludes:
+            last = 1 + len(encode_target(tokenizer, vocabulary, example.target[-1:]))
+            weight[-last:-1] = [0.0] * (last - 1)
         read = list(tail)
         if shown is not None:
             codes = iter(shown.tolist())

@@ -35,11 +35,12 @@ from train.loop.config import check_choices
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
-MOST_NOISE = 0.5
-"""Largest share of random codes in a noisy map."""
+MOST_NOISE = 1.0
+"""Largest share of random codes in a noisy map. Where little is left of the map, the model has to look at the image."""
 SHOWN_GAP = 3
 """Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
 _READINGS = 10  # fewest random points at which a map is read
+_FOREIGN = 0.5  # share of mosaics in the atomic task that reads maps; the others are the image's own
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 12  # number of scenes that are tried for a task
@@ -167,7 +168,13 @@ class TaskMaker:
         return tuple(found.values())[1:]
 
     def make(
-        self, task: str, scene: Scene, codes: np.ndarray, rng: np.random.Generator, shown: np.ndarray | None = None
+        self,
+        task: str,
+        scene: Scene,
+        codes: np.ndarray,
+        rng: np.random.Generator,
+        shown: np.ndarray | None = None,
+        foreign: bool = False,
     ) -> tuple[Tensor, Example] | None:
         """Make an image and an example of the task; return None if the scene does not suit the task.
 
@@ -175,6 +182,7 @@ class TaskMaker:
             codes: depth codes (h * w,) to be drawn, of `scene` (which may be mirrored).
             shown: codes (h * w,) that the model reads instead of `codes`, either noisy or another image's; a depth
                 chain then takes its answer from them. None: the model reads `codes`.
+            foreign: True if `codes` belong to another image.
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
@@ -200,7 +208,7 @@ class TaskMaker:
         readings = self.readings(codes if shown is None else shown, question.points_xy)
         places = [self._points(point[None]) for point in question.points_xy]
         if task == chains.ATOMIC_READINGS:
-            return question.image, chains.atomic_readings(depth, places, readings.tolist())
+            return question.image, chains.atomic_readings(depth, places, readings.tolist(), foreign)
         nearest = POINT_LETTERS[int(readings.argmax())]
         if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
             return None
@@ -251,9 +259,9 @@ class SceneRows:
 
     def _row(self, task: str, rng: np.random.Generator) -> Row:
         curriculum = self.curriculum
-        with_map = task in (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH)
-        foreign = task == chains.ATOMIC_READINGS
-        foreign = foreign or (task == chains.CHAIN_DEPTH and happens(curriculum.foreign_maps, rng))
+        reads = task in (chains.ATOMIC_READINGS, chains.CHAIN_DEPTH)
+        foreign = reads and happens(_FOREIGN if task == chains.ATOMIC_READINGS else curriculum.foreign_maps, rng)
+        with_map = reads or task == chains.ATOMIC_DEPTH
         noisy = with_map and not foreign and happens(curriculum.noisy_maps, rng)
         labelled = self.answers if task not in chains.ATOMIC else 0
         for _ in range(_ATTEMPTS):
@@ -266,12 +274,12 @@ class SceneRows:
             if noisy:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
             asking = np.random.default_rng((_QUESTIONS, index)) if labelled else rng
-            made = self.maker.make(task, scene, codes, asking, shown)
+            made = self.maker.make(task, scene, codes, asking, shown, foreign)
             if made is not None:
                 turns = curriculum.box_turns if task in chains.ATOMIC else 0
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
                 if task == chains.ATOMIC_READINGS:
-                    more = (self.maker.read_at_random(codes, rng), *more)
+                    more = (self.maker.read_at_random(codes if shown is None else shown, rng), *more)
                 return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign, more)
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
