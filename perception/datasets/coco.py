@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perception.datasets.detection import CountRules, LabelledImage, ask_counts, check_size, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped, plural_names
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import read_text
 from perception.datasets.records import RecordSet, bad_row
@@ -41,7 +41,7 @@ def read_counts(
         ValueError: naming file and entry, if the file has another layout, an id is duplicated, or an image is missing.
     """
     index = _index(annotations, rules.layout)
-    names, skipped, found = _class_names(annotations, index.cats), list[str](), list[LabelledImage]()
+    names, skipped, found = _class_names(annotations, index.cats), list[str](), list[BoxedImage]()
     for image_id in sorted(index.imgs):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(index, index.imgs[image_id], images, f"{annotations.name}, image {image_id}", rules))
@@ -49,7 +49,7 @@ def read_counts(
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 
-def _labelled(index: Any, entry: Mapping[str, Any], images: Path, where: str, rules: CountRules) -> LabelledImage:
+def _labelled(index: Any, entry: Mapping[str, Any], images: Path, where: str, rules: CountRules) -> BoxedImage:
     """An image with the boxes of its classes; LVIS says itself which classes are not fully annotated or absent."""
     path = _image_path(entry, images, where)
     check_size(path, (entry["width"], entry["height"]), where)
@@ -62,7 +62,7 @@ def _labelled(index: Any, entry: Mapping[str, Any], images: Path, where: str, ru
     else:
         unsure |= {annotation["category_id"] for annotation in annotated if annotation.get("iscrowd")}
         absent = sorted(set(index.cats) - there)
-    return LabelledImage(ImageFile(path), where, entry["id"], boxes, unsure, absent, bad)
+    return BoxedImage(ImageFile(path), where, entry["id"], boxes, unsure, absent, bad)
 
 
 def _boxes_by_class(

@@ -1,6 +1,6 @@
 """Counting and drawing tasks from detection labels, in the words of their class names.
 
-Readers of the layouts (`perception.datasets.coco`, `voc`, `yolo`) give `LabelledImage`s. The question of an image is
+Readers of the layouts (`perception.datasets.coco`, `voc`, `yolo`) give `BoxedImage`s. The question of an image is
 about its most frequent class among those that are fully annotated and have at most `CountRules.max_count` objects.
 """
 
@@ -46,7 +46,7 @@ class CountRules:
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class BoxedImage:
     """An image with the boxes of its classes."""
 
     image: ImageFile
@@ -65,7 +65,7 @@ class LabelledImage:
 
 
 def ask_counts(
-    found: Iterable[LabelledImage], names: Mapping[Any, str], num_locations: int, rules: CountRules
+    found: Iterable[BoxedImage], names: Mapping[Any, str], num_locations: int, rules: CountRules
 ) -> RecordSet:
     """Counting records: per question, boxes to draw, a chain and a direct answer.
 
@@ -94,7 +94,7 @@ def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> lis
     return [Record(image, example, where) for example in (chains.atomic_boxes(things, boxes), chain, direct)]
 
 
-def _classes_asked(labelled: LabelledImage, rules: CountRules) -> list[Any]:
+def _classes_asked(labelled: BoxedImage, rules: CountRules) -> list[Any]:
     """The most frequent class that can be counted and, for a share of the images, an absent class."""
     rng = np.random.default_rng((rules.seed, labelled.number))
     counts = {c: len(boxes) for c, boxes in labelled.boxes.items() if c not in labelled.unsure}

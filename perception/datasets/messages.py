@@ -29,7 +29,7 @@ from perception import chains
 from perception.chains import IMAGE
 from perception.datasets.aurora import example_of
 from perception.datasets.boxes import DeclaredBoxes
-from perception.datasets.detection import CountRules, LabelledImage, ask_counts, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, plural_names
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.own import image_size
 from perception.datasets.records import Record
@@ -272,6 +272,6 @@ def _labels(
     for name, spot in zip(objects.names, objects.spots, strict=True):
         boxes.setdefault(name, []).append(spot.tolist())
     made = ask_counts(
-        [LabelledImage(files[0], where, 0, boxes)], plural_names({n: n for n in boxes}), num_locations, _RULES
+        [BoxedImage(files[0], where, 0, boxes)], plural_names({n: n for n in boxes}), num_locations, _RULES
     )
     return list(made.records), list(made.skipped)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from perception.datasets.detection import CountRules, LabelledImage, ask_counts, check_size, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped, plural_names
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.listing import files_beneath
 from perception.datasets.records import RecordSet, bad_row
@@ -39,7 +39,7 @@ def read_voc(
     files = files_beneath(annotations, {".xml"}) if annotations.is_dir() else [annotations]
     if not files:
         raise ValueError(f"{annotations} holds no XML files; give VOC's folder Annotations")
-    found, skipped = list[tuple[LabelledImage, set[str]]](), list[str]()
+    found, skipped = list[tuple[BoxedImage, set[str]]](), list[str]()
     for number, path in enumerate(files):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(path, number, images))
@@ -50,7 +50,7 @@ def read_voc(
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 
-def _labelled(path: Path, number: int, images: Path) -> tuple[LabelledImage, set[str]]:
+def _labelled(path: Path, number: int, images: Path) -> tuple[BoxedImage, set[str]]:
     """An image with its boxes, and the classes that are there."""
     try:
         root = ElementTree.fromstring(path.read_bytes())
@@ -85,7 +85,7 @@ def _labelled(path: Path, number: int, images: Path) -> tuple[LabelledImage, set
             boxes.setdefault(name, []).append(box)
         if box is None or (item.findtext("difficult") or "0").strip() not in ("0", "false"):
             unsure.add(name)
-    return LabelledImage(image, where, number, boxes, unsure, bad=bad), there
+    return BoxedImage(image, where, number, boxes, unsure, bad=bad), there
 
 
 def _number(parent: Any, side: str, where: str) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from perception.datasets.detection import CountRules, LabelledImage, ask_counts, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, clipped, plural_names
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
@@ -51,7 +51,7 @@ def read_yolo(
         raise ValueError(
             f"none of the {len(images)} images of {path} has labels; the first would be {_label_file(images[0])}"
         )
-    found, skipped = list[LabelledImage](), list[str]()
+    found, skipped = list[BoxedImage](), list[str]()
     for number, image in enumerate(images):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(image, number, names, path, "kpt_shape" in settings))
@@ -59,7 +59,7 @@ def read_yolo(
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 
-def _labelled(image: Path, number: int, names: dict[int, str], path: Path, poses: bool) -> LabelledImage:
+def _labelled(image: Path, number: int, names: dict[int, str], path: Path, poses: bool) -> BoxedImage:
     boxes, unsure, bad = dict[int, list[list[float]]](), set[int](), list[str]()
     file = _label_file(image)
     lines = text_lines(read_text(file)) if file.is_file() else []
@@ -81,7 +81,7 @@ def _labelled(image: Path, number: int, names: dict[int, str], path: Path, poses
             boxes.setdefault(category, []).append(inside)
     check_exists(image, path.name)
     absent = sorted(set(names) - set(boxes) - unsure)
-    return LabelledImage(ImageFile(image), file.name, number, boxes, unsure, absent, bad)
+    return BoxedImage(ImageFile(image), file.name, number, boxes, unsure, absent, bad)
 
 
 def _object(line: str, where: str, poses: bool) -> tuple[int, list[float]]:
