@@ -7,11 +7,13 @@ image inputs and prompts. `--data.*` chooses the data (see `train.data.records`)
 columns are described in `perception.datasets.own`), COCO or LVIS annotations, depth maps with their images, AURORA's
 JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic tasks;
 `--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns only
-direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
+direct answers, on the same data. `--evaluation.share 0.05` holds images out and measures the model on them during
+training (`train.data.held_out`). `train.aurora` is this recipe with the settings of the tiny model.
 
 The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
 tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
-`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder.
+`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder; `--export
+best` writes the weights with the lowest loss on held-out data.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
 use another file in that folder.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,15 +33,26 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
+from perception.datasets.records import RecordSet
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.records import KINDS, RecordRows, SourcesConfig, check_lengths, read_records, records_digest
+from train.data.held_out import EvaluationConfig, HeldOutRecords, split
+from train.data.records import (
+    KINDS,
+    RecordRows,
+    SourcesConfig,
+    check_lengths,
+    check_records,
+    read_records,
+    records_digest,
+    too_long,
+)
 from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
 from train.data.scenes import SceneRows, TaskMaker, depth_codes
 from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
-from train.loop.command_line import command_line, fingerprint, parse_config
+from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.config import check_choices
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
@@ -59,8 +73,13 @@ from train.models.saving import TRAINING_FILE, save_perception_model, stored_dty
 from vqvae import VQVAE
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export")
-"""Settings that do not decide what is trained"""
+_BEST = "best"
+_LORA_RATES = ((20e9, 2e-4), (math.inf, 1e-4))
+_FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
+"""Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
+_EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
+_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "epochs", "max_length", "long_rows", *_EVALUATION)
+"""Settings that do not decide what is trained, or only by the records and steps that follow from them"""
 
 
 @dataclass(frozen=True)
@@ -98,20 +117,28 @@ class FinetuneConfig:
     fp32"""
     gradient_checkpointing: bool = False
     """save memory; steps take about a third longer"""
+    epochs: float | None = None
+    """passes over the records, instead of loop.steps: a pass has as many rows as there are records"""
+    max_length: int | None = None
+    """number of tokens of a row at most, with those of the image; none: the model's number of positions"""
+    long_rows: Literal["stop", "skip"] = "stop"
+    """stop: a record that is longer ends the run before it starts; skip: it is left out and named in skipped.txt. None
+    is cut, since a span that is cut off is no map or box"""
     batch_size: int = 16
     """rows per device and per gradient accumulation step"""
     length_groups: int = 4
     """number of forward passes per batch, each of rows of similar length; more need less padding and memory"""
     export: str = ""
-    """name of a checkpoint in run_dir, such as checkpoint-500: write it as a model to out, and train nothing. The other
-    settings must be those of the run"""
+    """name of a checkpoint in run_dir, such as checkpoint-500, or best: write it as a model to out, and train nothing.
+    The other settings must be those of the run"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            learning_rate=2e-4,
+            learning_rate=None,
             weight_decay=0.0,
             warmup_steps=0.03,
             min_lr_ratio=0.0,
@@ -126,6 +153,16 @@ class FinetuneConfig:
         for name in ("batch_size", "length_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or none, got {self.max_length}")
+        self._check_epochs()
+        if self.evaluation.share and not self.data.any_records:
+            raise ValueError("evaluation.share is of the records' images, and there are none; give evaluation.data")
+        if self.loop.evaluate_every and not self.evaluation.wanted:
+            raise ValueError(
+                f"loop.evaluate_every ({self.loop.evaluate_every}) needs held-out data; set evaluation.share, or give "
+                "evaluation.data"
+            )
         if self.tower_lr_ratio < 0:
             raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
         if self.base_precision == "bf16" and not (self.lora.rank or self.only_projector):
@@ -138,12 +175,29 @@ class FinetuneConfig:
                 f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
                 f"tower_lr_ratio {self.tower_lr_ratio}; leave these at 0, all and 0"
             )
+        if self.lora.tower and self.tower_lr_ratio:
+            raise ValueError(
+                f"lora.tower adapts a frozen tower, and tower_lr_ratio ({self.tower_lr_ratio}) trains it whole; set one"
+            )
         for needs, wanted in (
             ("new_rows=codebook", self.new_rows == "codebook"),
             ("data.scenes", self.data.scenes.count),
         ):
             if wanted and not self.depth_tokenizer:
                 raise ValueError(f"{needs} needs the depth tokenizer; set depth_tokenizer")
+
+    def _check_epochs(self) -> None:
+        if self.epochs is None:
+            return
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0 or none, got {self.epochs}")
+        if self.data.scenes.count:
+            raise ValueError("epochs are passes over records, and scenes are drawn anew; set loop.steps instead")
+        usual = type(self)().loop.steps
+        if self.loop.steps != usual:
+            raise ValueError(
+                f"epochs ({self.epochs}) and loop.steps ({self.loop.steps}) differ in kind; give one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -161,6 +215,8 @@ class FinetuneResult:
     """number of records trained on"""
     skipped: int
     """number of records that were left out"""
+    held_out: int = 0
+    """number of held-out records"""
 
 
 @dataclass(frozen=True)
@@ -188,16 +244,28 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     """
     if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
         raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
+    if launched_sharded() and config.evaluation.wanted:
+        raise ValueError("held-out data need the whole model on a device, and FSDP2 shards it; leave evaluation out")
     base = find_folder(config.base)
     check_files(base, has_vocabulary=False)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
-    found = read_records(config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir))
+    found, held = read_data(config, vqvae)
     parts = build_parts(config, vqvae)
+    encoder = build_encoder(config, parts)
+    if config.long_rows == "skip":
+        found, held = fitting(found, encoder), fitting(held, encoder)
+    config = with_steps(with_learning_rate(config, parts.model), len(found.records))
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
     settings = fingerprint(config, _FREE)
     if config.data.any_records:
         settings["data_digest"] = records_digest(found.records)
+    evaluate = None
+    if held.records:
+        settings["held_out_digest"] = records_digest(held.records)
+        run_dir, size = Path(config.run_dir), config.batch_size
+        evaluate = HeldOutRecords(held.records, config.evaluation, encoder, vqvae, run_dir, size, config.length_groups)
+        check_records(encoder, held.records)
     fixed = parts.tables if config.train_rows == "new" else ()
     fitted = fit(
         parts.model,
@@ -208,6 +276,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         param_groups=parameter_groups(parts.model, (parts.tower, config.tower_lr_ratio), undecayed=fixed),
         in_parts=True,
         weight=target_weight,
+        evaluate=evaluate,
         title=config.arm,
         fingerprint=settings,
         shardable=True,
@@ -221,6 +290,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         config.data.scenes.count,
         len(found.records),
         len(found.skipped),
+        len(held.records),
     )
     model = whole_model(config, parts, vqvae, fitted.is_main)
     if fitted.is_main:
@@ -270,12 +340,16 @@ def export(config: FinetuneConfig) -> RunState:
     """
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
     checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, _FREE))
-    step = checkpoints.step_of(config.export)
+    step = None if config.export == _BEST else checkpoints.step_of(config.export)
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists; give --out another folder for {config.export}")
     check_files(find_folder(config.base), has_vocabulary=False)
     parts = build_parts(config, vqvae)
-    state = checkpoints.load_weights(step, parts.model, frozen_digest(parts.model))
+    frozen = frozen_digest(parts.model)
+    if step is None:
+        state = checkpoints.load_best_weights(parts.model, frozen)
+    else:
+        state = checkpoints.load_weights(step, parts.model, frozen)
     record = {
         "command": command_line(config.recipe, config),
         "steps": state.step,
@@ -284,6 +358,54 @@ def export(config: FinetuneConfig) -> RunState:
     }
     save(config, parts, record)
     return state
+
+
+def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, RecordSet]:
+    """Read the records to train on and those held out; the baseline's are direct answers alone.
+
+    Raises:
+        ValueError: see `read_records` and `split`.
+    """
+    vocabulary, run_dir = unbound_vocabulary(config, vqvae), Path(config.run_dir)
+    found = read_records(config.data, vocabulary, vqvae, run_dir)
+    kept, held = split(found.records, config.evaluation.share)
+    if config.evaluation.data.any_records:
+        more = read_records(config.evaluation.data, vocabulary, vqvae, run_dir / "held_out")
+        held, found = held + more.records, replace(found, skipped=found.skipped + more.skipped)
+    if config.arm == "direct":
+        kept, held = (tuple(r for r in part if r.example.task in KINDS["direct"]) for part in (kept, held))
+    if config.evaluation.wanted and not held:
+        raise ValueError("the held-out data have no records to evaluate on; raise evaluation.share, or leave it out")
+    return replace(found, records=kept), RecordSet(held)
+
+
+def fitting(found: RecordSet, encoder: RowEncoder) -> RecordSet:
+    """Return the records that are not longer than the encoder's limit, with a message for each that is."""
+    kept, long = [], []
+    for record, fault in zip(found.records, too_long(encoder, found.records), strict=True):
+        kept += [] if fault else [record]
+        long += [fault] if fault else []
+    return RecordSet(tuple(kept), (*found.skipped, *long))
+
+
+def with_learning_rate(config: FinetuneConfig, model: nn.Module) -> FinetuneConfig:
+    """Return the configuration with the usual learning rate for what trains and the model's size, if it has none."""
+    if config.loop.learning_rate is not None:
+        return config
+    rates = _LORA_RATES if config.lora.rank or config.only_projector else _FULL_RATES
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return replace(config, loop=replace(config.loop, learning_rate=next(rate for most, rate in rates if size < most)))
+
+
+def with_steps(config: FinetuneConfig, records: int) -> FinetuneConfig:
+    """Return the configuration with the steps of its epochs, and with evaluations at every tenth of the run."""
+    loop = config.loop
+    if config.epochs is not None:
+        rows = config.batch_size * loop.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+        loop = replace(loop, steps=max(1, math.ceil(config.epochs * records / rows)))
+    if config.evaluation.wanted and loop.evaluate_every is None:
+        loop = replace(loop, evaluate_every=max(1, loop.steps // 10))
+    return replace(config, epochs=None, loop=loop)
 
 
 def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> PerceptionVocabulary:
@@ -316,7 +438,7 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     accepted = accepted_inputs(model)
     use_plain_attention(model.get_decoder())
     tower = tuple(tower_parameters(model))
-    if not config.tower_lr_ratio:
+    if not (config.tower_lr_ratio or config.lora.tower):
         keep_still(vision_tower(model))
     tables = tuple(model.get_submodule(name).weight for name in embedding_names(model))
     model = adapt(model, vocabulary, config.lora, config.train_rows)
@@ -329,6 +451,15 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return Parts(model, processor, vocabulary, accepted, tower, tables)
+
+
+def build_encoder(config: FinetuneConfig, parts: Parts) -> RowEncoder:
+    """Build the encoder of rows, with the limit of their length."""
+    limits = [limit for limit in (max_positions(parts.model), config.max_length) if limit is not None]
+    prompt = ChatPrompt.from_processor(parts.processor)
+    return RowEncoder(
+        parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, min(limits, default=None)
+    )
 
 
 def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Any, ...]) -> RowBatches:
@@ -347,15 +478,10 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:
-        if config.arm == "direct":
-            records = tuple(record for record in records if record.example.task in KINDS["direct"])
         sources.append((RecordRows(records, config.curriculum, loop.steps, loop.seed), config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
-    prompt = ChatPrompt.from_processor(parts.processor)
-    longest = max_positions(parts.model)
-    encoder = RowEncoder(parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, longest)
-    return RowBatches(encoder, tuple(sources), config.length_groups)
+    return RowBatches(build_encoder(config, parts), tuple(sources), config.length_groups)
 
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -389,6 +515,10 @@ def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_ma
 def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
     """Return the training record for the model's folder. Starting a finished run again does not change it."""
     fitted = result.fit
+    held_out = {}
+    if result.held_out:
+        best = round(fitted.best_loss, 4)
+        held_out = {"held_out": result.held_out, "best_held_out_loss": best, "best_step": fitted.best_step}
     return {
         "command": command_line(config.recipe, config),
         "steps": fitted.steps,
@@ -398,6 +528,7 @@ def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str,
         "skipped": result.skipped,
         "minutes": round(fitted.seconds / 60, 1),
         "final_loss": round(fitted.final_loss, 4),
+        **held_out,
         "waiting_for_data": round(fitted.data_wait_share, 4),
         "padding_share": None if math.isnan(result.padding_share) else round(result.padding_share, 4),
     }
@@ -407,6 +538,9 @@ def report(result: FinetuneResult) -> str:
     """Summarize a run in one line."""
     data = f"{result.scenes} scenes and {result.records} records ({result.skipped} left out)"
     said = f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}"
+    if result.held_out:
+        best = f"{result.fit.best_loss:.4f} after {result.fit.best_step} steps"
+        said += f", lowest loss on {result.held_out} held-out records {best}"
     if math.isnan(result.padding_share):
         return said
     return f"{said}, {100 * result.padding_share:.1f} % of the tokens were padding"
