@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
-from perception.datasets.records import RecordSet
+from perception.datasets.records import Record, RecordSet
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
@@ -69,10 +69,11 @@ from train.models.adapters import (
 from train.models.attention import use_plain_attention
 from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
+from train.models.quantized import check_quantizing, nf4_settings
 from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
 from vqvae import VQVAE
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
 _BEST = "best"
 _LORA_RATES = ((20e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
@@ -112,9 +113,9 @@ class FinetuneConfig:
     """ratio of the vision tower's learning rate to that of the rest; 0 freezes the tower"""
     only_projector: bool = False
     """train only the projector, to align a new one"""
-    base_precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the frozen weights in memory: fp32, or bf16 for LoRA on a large base. Weights that train are always
-    fp32"""
+    base_precision: Literal["fp32", "bf16", "nf4"] = "fp32"
+    """precision of the frozen weights in memory: fp32, bf16 for LoRA on a large base, or nf4 for QLoRA, which keeps the
+    language model in 4 bits and needs an NVIDIA GPU and bitsandbytes. Weights that train are always fp32"""
     gradient_checkpointing: bool = False
     """save memory; steps take about a third longer"""
     epochs: float | None = None
@@ -170,6 +171,11 @@ class FinetuneConfig:
                 "base_precision bf16 is for frozen weights, and with lora.rank 0 all weights train; set lora.rank, or "
                 "base_precision fp32"
             )
+        if self.base_precision == "nf4" and (not self.lora.rank or self.tower_lr_ratio):
+            raise ValueError(
+                f"base_precision nf4 is for LoRA, and lora.rank is {self.lora.rank}, tower_lr_ratio "
+                f"{self.tower_lr_ratio}; set lora.rank, and lora.tower to adapt the tower"
+            )
         if self.only_projector and (self.lora.rank or self.train_rows == "new" or self.tower_lr_ratio):
             raise ValueError(
                 f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
@@ -196,7 +202,7 @@ class FinetuneConfig:
         usual = type(self)().loop.steps
         if self.loop.steps != usual:
             raise ValueError(
-                f"epochs ({self.epochs}) and loop.steps ({self.loop.steps}) differ in kind; give one of them"
+                f"epochs ({self.epochs}) and loop.steps ({self.loop.steps}) both say how long to train; give one"
             )
 
 
@@ -244,8 +250,12 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     """
     if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
         raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
+    if launched_sharded() and config.base_precision == "nf4":
+        raise ValueError("base_precision nf4 keeps the model whole on a device, and FSDP2 shards it; take bf16")
     if launched_sharded() and config.evaluation.wanted:
         raise ValueError("held-out data need the whole model on a device, and FSDP2 shards it; leave evaluation out")
+    if config.base_precision == "nf4":
+        check_quantizing()
     base = find_folder(config.base)
     check_files(base, has_vocabulary=False)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
@@ -254,7 +264,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     encoder = build_encoder(config, parts)
     if config.long_rows == "skip":
         found, held = fitting(found, encoder), fitting(held, encoder)
-    config = with_steps(with_learning_rate(config, parts.model), len(found.records))
+    config = with_steps(with_learning_rate(config, parts.model), len(of_arm(config, found.records)))
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
     settings = fingerprint(config, _FREE)
@@ -344,6 +354,8 @@ def export(config: FinetuneConfig) -> RunState:
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists; give --out another folder for {config.export}")
     check_files(find_folder(config.base), has_vocabulary=False)
+    if config.base_precision == "nf4":
+        check_quantizing()
     parts = build_parts(config, vqvae)
     frozen = frozen_digest(parts.model)
     if step is None:
@@ -356,12 +368,12 @@ def export(config: FinetuneConfig) -> RunState:
         "minutes": round(state.seconds / 60, 1),
         "final_loss": round(state.loss, 4),
     }
-    save(config, parts, record)
+    save(config, replace(parts, model=whole_model(config, parts, vqvae, True)), record)
     return state
 
 
 def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, RecordSet]:
-    """Read the records to train on and those held out; the baseline's are direct answers alone.
+    """Read the records to train on and those held out.
 
     Raises:
         ValueError: see `read_records` and `split`.
@@ -372,11 +384,16 @@ def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, R
     if config.evaluation.data.any_records:
         more = read_records(config.evaluation.data, vocabulary, vqvae, run_dir / "held_out")
         held, found = held + more.records, replace(found, skipped=found.skipped + more.skipped)
-    if config.arm == "direct":
-        kept, held = (tuple(r for r in part if r.example.task in KINDS["direct"]) for part in (kept, held))
+    held = of_arm(config, held)
     if config.evaluation.wanted and not held:
         raise ValueError("the held-out data have no records to evaluate on; raise evaluation.share, or leave it out")
     return replace(found, records=kept), RecordSet(held)
+
+
+def of_arm(config: FinetuneConfig, records: tuple[Record, ...]) -> tuple[Record, ...]:
+    """Return the records that the run's arm uses: all, or for the baseline direct answers alone."""
+    direct = KINDS["direct"]
+    return tuple(r for r in records if r.example.task in direct) if config.arm == "direct" else records
 
 
 def fitting(found: RecordSet, encoder: RowEncoder) -> RecordSet:
@@ -423,7 +440,8 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     """
     torch.manual_seed(config.loop.seed)
     base = find_folder(config.base)
-    processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision])
+    quantization = nf4_settings(base) if config.base_precision == "nf4" else None
+    processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision], quantization)
     sources: dict[str, Any] = {}
     if vqvae is not None and config.new_rows == "codebook":
         sources = {"codebook": vqvae.codebook}
@@ -462,7 +480,7 @@ def build_encoder(config: FinetuneConfig, parts: Parts) -> RowEncoder:
     )
 
 
-def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Any, ...]) -> RowBatches:
+def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Record, ...]) -> RowBatches:
     """Build the batches of a run from scenes and records.
 
     Raises:
@@ -478,6 +496,7 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:
+        records = of_arm(config, records)
         sources.append((RecordRows(records, config.curriculum, loop.steps, loop.seed), config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
@@ -501,14 +520,23 @@ def target_weight(batch: dict[str, Tensor]) -> Tensor:
 
 
 def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_main: bool) -> Any:
-    """Return the trained, unsharded model; None on processes of a sharded run other than the main one."""
-    if not launched_sharded():
+    """Return the trained model, not sharded and not quantised; None on a sharded run's other processes."""
+    if launched_sharded():
+        weights = whole_weights(parts.model, is_main)
+        if not is_main:
+            return None
+        model = build_parts(config, vqvae).model
+        model.load_state_dict(weights)
+        return model
+    if config.base_precision != "nf4":
         return parts.model.cpu()
-    weights = whole_weights(parts.model, is_main)
-    if not is_main:
-        return None
-    model = build_parts(config, vqvae).model
-    model.load_state_dict(weights)
+    # LoRA is merged into the base's own weights: those of 4 bits would be rounded to 4 bits again.
+    model = build_parts(replace(config, base_precision="bf16"), vqvae).model
+    copies = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            if parameter.requires_grad:
+                copies[name].copy_(parameter)
     return model
 
 

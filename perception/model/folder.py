@@ -98,8 +98,11 @@ def _check_safetensors(path: Path) -> None:
         raise ValueError(f"{path} is half written or corrupt ({size} bytes); {_REMEDY}")
 
 
-def read_model(folder: Path, dtype: Any) -> Any:
+def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
     """Load the transformers model of a folder.
+
+    Args:
+        quantization: transformers' settings of quantisation, or None.
 
     Raises:
         ValueError: where the config names no known model, or the weights do not fit it.
@@ -111,7 +114,11 @@ def read_model(folder: Path, dtype: Any) -> Any:
         # Sizes that differ are reported below, with the rest.
         with without_bars() if small else nullcontext():
             model, found = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                quantization_config=quantization,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'} gives no model ({_first_line(error)}); {_REMEDY}") from error

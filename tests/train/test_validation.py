@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_finetune import STEPS, config_for, same_weights, write_questions, write_records
 from tiny_families import save_family
 
@@ -25,6 +26,7 @@ from train.data.held_out import EvaluationConfig, chosen, split
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
 from train.loop.progress import read_held_out
+from train.models import quantized
 from train.models.adapters import LoraSettings
 from vqvae import VQVAE, VQVAEConfig
 
@@ -195,7 +197,7 @@ def test_long_rows_are_left_out_and_named(world: Path, tmp_path: Path) -> None:
         ({"data": SourcesConfig(scenes=ScenesConfig(8)), "evaluation": LOOK}, "share is of the records' images, and"),
         ({"data": SourcesConfig(scenes=ScenesConfig(8)), "epochs": 2}, "epochs are passes over records, and scenes"),
         ({"epochs": 0}, "epochs must be above 0 or none, got 0"),
-        ({"epochs": 2, "steps": 7}, "epochs is 2 and loop.steps 7; give one"),
+        ({"epochs": 2, "steps": 7}, "epochs (2) and loop.steps (7) both say how long to train; give one"),
         ({"max_length": 0}, "max_length must be at least 1 or none, got 0"),
         ({"lora": LoraSettings(4, tower=True), "tower_lr_ratio": 0.1}, "lora.tower adapts a frozen tower"),
     ],
@@ -255,3 +257,46 @@ def test_a_picture_shows_both_drawings(world: Path, tmp_path: Path) -> None:
     one = held_out_picture(model, AnsweredExample(image, counted, Answer("3.", (), 3)))
     assert one.image.size == (2 * 480 + 6, 2 * 240)
     assert "&lt;b&gt;cups" in one.caption and '<span class="wrong">3 (wrong)</span>' in one.caption
+
+
+# QLoRA
+
+
+def test_qlora_is_refused_without_what_it_needs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="base_precision nf4 is for LoRA, and lora.rank is 0"):
+        config_for(world, tmp_path, base_precision="nf4")
+    config = config_for(world, tmp_path, base_precision="nf4", lora=LoraSettings(4, 8))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="nf4 needs an NVIDIA GPU, and none is found; take base_precision bf16"):
+        finetune.train(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="nf4 needs bitsandbytes; pip install bitsandbytes, or take"):
+        finetune.train(config)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_qlora_trains_beside_4_bits_and_is_merged_into_the_base(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """On bitsandbytes' CPU kernels, where it is installed: resumed, and merged into weights that were never rounded."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    monkeypatch.setattr(finetune, "check_quantizing", lambda: None)
+    base = save_family(family, tmp_path / "base", tied=family != "llava")
+    changes: dict = {"base": str(base), "lora": LoraSettings(4, 8), "train_rows": "new", "steps": 2}
+    config = config_for(world, tmp_path, base_precision="nf4", evaluation=LOOK, **changes)
+    model = finetune.build_parts(config, None).model
+    kinds = {type(m).__name__ for n, m in model.named_modules() if n.endswith("base_layer") and "q_proj" in n}
+    assert kinds == {"Linear4bit"}
+    result = finetune.train(config)
+    plain = finetune.train(config_for(world, tmp_path / "plain", base_precision="bf16", evaluation=LOOK, **changes))
+    assert result.losses == pytest.approx(plain.losses, rel=0.2) and result.losses != plain.losses
+    finetune.export(replace(config, export="checkpoint-2", out=str(tmp_path / "exported")))
+    assert same_weights(tmp_path / "exported", tmp_path / "model")
+    mine, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "model", tmp_path / "plain" / "model"))
+    assert mine.keys() == theirs.keys()
+    still = [n for n in mine if "vision_tower" in n or "visual.blocks" in n]
+    assert still and all(torch.equal(mine[n], theirs[n]) for n in still)
+    moved = [n for n in mine if "q_proj" in n and "vis" not in n]
+    assert moved and all((mine[n] - theirs[n]).abs().max() < 0.1 for n in moved)

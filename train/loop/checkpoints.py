@@ -275,9 +275,12 @@ def frozen_digest(model: nn.Module) -> str | None:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Return trained parameters and buffers; tied ones appear under each of their names."""
-    state = model.state_dict(keep_vars=True)
-    return {n: v for n, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+    """Return trained parameters and buffers; tied ones appear under each of their names.
+
+    Layers of 4 bits add the scales of their frozen weights to the state, made anew at each call; these are left out.
+    """
+    state, buffers = model.state_dict(keep_vars=True), {id(buffer) for buffer in model.buffers()}
+    return {n: v for n, v in state.items() if v.requires_grad or id(v) in buffers}
 
 
 def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:
