@@ -75,7 +75,7 @@ from vqvae import VQVAE
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
 _BEST = "best"
-_LORA_RATES = ((20e9, 2e-4), (math.inf, 1e-4))
+_LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
 """Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
 _EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
@@ -405,12 +405,12 @@ def fitting(found: RecordSet, encoder: RowEncoder) -> RecordSet:
     return RecordSet(tuple(kept), (*found.skipped, *long))
 
 
-def with_learning_rate(config: FinetuneConfig, model: nn.Module) -> FinetuneConfig:
+def with_learning_rate(config: FinetuneConfig, model: Any) -> FinetuneConfig:
     """Return the configuration with the usual learning rate for what trains and the model's size, if it has none."""
     if config.loop.learning_rate is not None:
         return config
     rates = _LORA_RATES if config.lora.rank or config.only_projector else _FULL_RATES
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = model.num_parameters()
     return replace(config, loop=replace(config.loop, learning_rate=next(rate for most, rate in rates if size < most)))
 
 

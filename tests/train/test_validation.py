@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,11 +241,11 @@ def test_the_learning_rate_follows_what_trains_and_its_size() -> None:
     lora = replace(usual, lora=LoraSettings(8, 16))
     rates = {}
     for size in (28e6, 0.4e9, 7e9, 34e9):
-        model = torch.nn.Linear(1, int(size), bias=False, device="meta")
+        model = SimpleNamespace(num_parameters=lambda size=size: size)
         rates[size] = [finetune.with_learning_rate(c, model).loop.learning_rate for c in (usual, lora)]
     assert rates == {28e6: [2e-4, 2e-4], 0.4e9: [5e-5, 2e-4], 7e9: [2e-5, 2e-4], 34e9: [2e-5, 1e-4]}
     given = replace(usual, loop=replace(usual.loop, learning_rate=0.5))
-    assert finetune.with_learning_rate(given, torch.nn.Linear(1, 1)) is given
+    assert finetune.with_learning_rate(given, model) is given
     with pytest.raises(ValueError, match="does not choose a learning rate; set learning_rate"):
         usual.loop.peak_rate  # noqa: B018
 

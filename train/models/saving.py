@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from perception.chains import ChatPrompt
 from perception.model.folder import without_bars
 from perception.vocabulary.names import PerceptionVocabulary
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
@@ -44,6 +45,7 @@ def save_perception_model(
     """
 
     know_end(model, processor.tokenizer)
+    keep_spans_in_replies(model, processor)
 
     def write(folder: Path) -> None:
         save_as(model, folder, dtype)
@@ -78,6 +80,21 @@ def know_end(model: Any, tokenizer: Any) -> None:
         settings.eos_token_id = [end, *known]
     if settings.pad_token_id is None:
         settings.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def keep_spans_in_replies(model: Any, processor: Any) -> None:
+    """Let transformers' server write perception tokens in its replies; without a template it leaves special tokens out.
+
+    Qwen's models have a template of their own there, which keeps them and reads tool calls, too.
+    """
+    tokenizer = processor.tokenizer
+    begin = ChatPrompt.from_processor(processor).after.strip()
+    if not begin or getattr(tokenizer, "response_template", None) or model.config.model_type.startswith("qwen"):
+        return
+    content = {"close": [tokenizer.eos_token], "content": "text"}
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"}, "start_anchor": begin, "fields": {"content": content}
+    }  # fmt: skip
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -50,6 +50,9 @@ def package(name: str, patch: pytest.MonkeyPatch) -> list[Run]:
 
 
 def write(run_dir: Path, *trackers: str) -> None:
+    from accelerate import PartialState
+
+    PartialState()  # as in a run; accelerate's trackers ask for it
     log = RunLog(run_dir, 0, trackers)
     log.write_held_out(3, {"loss": 1.0, "boxes_f1": 0.5}, PICTURE)
     log.write(RECORD)
