@@ -32,7 +32,7 @@ from train.models.adapters import LoraSettings
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("accelerate")
-LOOK = EvaluationConfig(share=0.25, asked=8, pictures=3)
+LOOK = EvaluationConfig(share=0.25, asked=6, pictures=3)
 
 
 @pytest.fixture(scope="module")

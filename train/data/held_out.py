@@ -74,7 +74,7 @@ def split(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], 
     Raises:
         ValueError: if there is no image for one of the parts.
     """
-    images = sorted({record.image for record in records}, key=_order)
+    images = sorted({record.image for record in records if record.image is not None}, key=_order)
     count = max(1, round(share * len(images))) if share else 0
     if share and count >= len(images):
         raise ValueError(
@@ -114,7 +114,8 @@ class HeldOutRecords:
 
     def __call__(self, model: nn.Module) -> Evaluation:
         loss, scalars = self._losses(model)
-        asked = [(row.image, row.example) for row in map(row_of, chosen(self.records, self.config.asked))]
+        rows = map(row_of, chosen(self.records, self.config.asked))
+        asked = [(row.image, row.example) for row in rows if row.image is not None]
         if not asked:
             return Evaluation(loss, scalars)
         with _asking(model, self) as perception:
