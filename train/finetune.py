@@ -3,11 +3,11 @@
     python -m train.finetune --base models/tiny-base --data.own questions.csv --out runs/finetune/model
 
 The base is a folder or hub name of LLaVA, Qwen-VL, SmolVLM, InternVL, Gemma3, PaliGemma, ...; its own processor makes
-image inputs and prompts. `--data.*` chooses the data (see `train.data.records`): your own CSV or JSON lines (their
-columns are described in `perception.datasets.own`), COCO or LVIS annotations, depth maps with their images, AURORA's
-JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic tasks;
-`--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns only
-direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
+image inputs and prompts. `--data.*` chooses the data (docs/data.md): your own CSV or JSON lines, conversations of
+messages and images (a file, a folder or a hub name), detection labels of COCO, LVIS, VOC or YOLO, depth maps with their
+images, AURORA's JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic
+tasks; `--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns
+only direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
 
 The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
 tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,11 +32,20 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
+from perception.datasets.boxes import RESIZED, resize_rule
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.records import KINDS, RecordRows, SourcesConfig, check_lengths, read_records, records_digest
+from train.data.records import (
+    KINDS,
+    RecordRows,
+    SourcesConfig,
+    check_conversations,
+    check_lengths,
+    read_records,
+    records_digest,
+)
 from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
 from train.data.scenes import SceneRows, TaskMaker, depth_codes
 from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
@@ -57,9 +68,10 @@ from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
 from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export")
+_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "on_bad_row")
 """Settings that do not decide what is trained"""
 
 
@@ -105,6 +117,9 @@ class FinetuneConfig:
     export: str = ""
     """name of a checkpoint in run_dir, such as checkpoint-500: write it as a model to out, and train nothing. The other
     settings must be those of the run"""
+    on_bad_row: Literal["skip", "stop"] = "skip"
+    """what happens at a row or an image of the data that cannot be used. skip: it is named in skipped.txt in run_dir,
+    and the run goes on; stop: the run ends before it starts"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -191,8 +206,16 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     base = find_folder(config.base)
     check_files(base, has_vocabulary=False)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
-    found = read_records(config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir))
+    skip, in_resized_pixels = config.on_bad_row == "skip", (config.data.boxes_format or "").endswith(RESIZED)
+    resize = resize_rule(read_processor(base)) if in_resized_pixels else None
+    found = read_records(
+        config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir), skip_bad=skip, resize=resize
+    )
     parts = build_parts(config, vqvae)
+    found = check_conversations(found, parts.processor, parts.vocabulary, skip)
+    if launched_sharded() and any(not record.all_images for record in found.records):
+        raise ValueError("a sharded run needs an image in every row, and some rows have text alone; remove those rows")
+    say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
     settings = fingerprint(config, _FREE)
@@ -228,9 +251,16 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         if written is not None:
             lost = math.isnan(result.padding_share)
             return replace(result, padding_share=written["padding_share"]) if lost else result
-        (Path(config.run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
         save(config, replace(parts, model=model), training_record(config, result))
     return result
+
+
+def say_skipped(path: Path, skipped: Sequence[str]) -> None:
+    """Name in a file what of the data is left out, and say so before training; only the first process does."""
+    if os.environ.get("RANK", "0") == "0":
+        write_whole(path, "".join(" ".join(line.split()) + "\n" for line in skipped))
+        if skipped:
+            print(f"left out of the data: {len(skipped)} entries, see {path}; the first: {skipped[0]}", file=sys.stderr)
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
@@ -348,7 +378,8 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         sources.append((rows, of_scenes))
     if config.data.any_records:
         if config.arm == "direct":
-            records = tuple(record for record in records if record.example.task in KINDS["direct"])
+            direct = KINDS["direct"]
+            records = tuple(record for record in records if all(turn.task in direct for turn in record.turns))
         sources.append((RecordRows(records, config.curriculum, loop.steps, loop.seed), config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from perception import chains
-from perception.datasets.coco import CountRules, read_counts
+from perception.datasets.coco import read_counts
+from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
 from perception.datasets.records import RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
