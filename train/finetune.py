@@ -215,9 +215,9 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     found = check_conversations(found, parts.processor, parts.vocabulary, skip)
     if launched_sharded() and any(not record.all_images for record in found.records):
         raise ValueError("a sharded run needs an image in every row, and some rows have text alone; remove those rows")
-    say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
+    say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
     settings = fingerprint(config, _FREE)
     if config.data.any_records:
         settings["data_digest"] = records_digest(found.records)

@@ -147,9 +147,9 @@ def _content(turn: dict[str, Any], where: str) -> str:
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, str):
         return _trimmed(IMAGE.join(_plain(part) for part in content.split(_TAG)))
-    parts = []
-    for part in content if isinstance(content, list) else [None]:
-        kind = part.get("type") if isinstance(part, dict) else None
+    parts, given = list[str](), content if isinstance(content, list) else [content]
+    for part in (part if isinstance(part, dict) else {} for part in given):
+        kind = part.get("type")
         if kind in ("image", "image_url"):
             parts.append(IMAGE)
         elif kind == "text" and isinstance(part.get("text"), str):
@@ -224,8 +224,11 @@ def _objects(given: Any, files: tuple[ImageFile, ...], declared: DeclaredBoxes, 
         given = {name: [item.get(name) for item in given] for name in given[0]}
     if not isinstance(given, dict):
         raise ValueError(f"{where}: objects must give bbox and ref, got {given!r:.80}; {_REMEDY}")
-    names = next((given[name] for name in _NAMES if given.get(name) is not None), [])
-    boxes = given.get("bbox") if given.get("bbox") is not None else []
+    names: Any = next((given[name] for name in _NAMES if given.get(name) is not None), [])
+    boxes: Any = given.get("bbox") or []
+    owners: Any = given.get("image_id") or ([0] * len(boxes) if isinstance(boxes, list) else [])
+    if not all(isinstance(values, list) for values in (names, boxes, owners)):
+        raise ValueError(f"{where}: objects must give lists, got {given!r:.80}; {_REMEDY}")
     kind = given.get("bbox_type") or "real"
     kind = kind[0] if isinstance(kind, list) and kind else kind
     if kind not in ("real", "norm1"):
@@ -235,7 +238,6 @@ def _objects(given: Any, files: tuple[ImageFile, ...], declared: DeclaredBoxes, 
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{where}: names of objects must be texts, got {names!r:.80}; {_REMEDY}")
     form = DeclaredBoxes("xyxy-1") if kind == "norm1" else declared
-    owners = given.get("image_id") or [0] * len(boxes)
     if len(owners) != len(boxes) or not all(isinstance(n, int) and 0 <= n < len(files) for n in owners):
         raise ValueError(
             f"{where}: {len(boxes)} objects are of images {owners!r:.60}, and the row has {len(files)} images; "

@@ -144,8 +144,13 @@ def _dataset_rows(source: str, subset: str, split: str) -> _Rows:
     name, classes, number = Path(source).name, _class_names(table.features), 0
     for batch in table.with_format("arrow").iter(64):
         for row in batch.to_pylist():
-            for column in classes.keys() & (row.get("objects") or {}).keys():
-                row["objects"][column] = [classes[column](n) for n in row["objects"][column]]
+            objects = row.get("objects") or []
+            for entry in objects if isinstance(objects, list) else [objects]:
+                for column in classes.keys() & entry.keys():
+                    given = entry[column]
+                    entry[column] = (
+                        list(map(classes[column], given)) if isinstance(given, list) else classes[column](given)
+                    )
             yield f"{name}, row {number}", row
             number += 1
 
@@ -170,9 +175,9 @@ def _load(source: str, subset: str, split: str) -> Any:
 
 def _class_names(features: Any) -> dict[str, Any]:
     """By column of `objects`: what turns a number into a class's name."""
-    inside = features.get("objects") if features else None
+    inside: Any = features.get("objects") if features else None
     inside = getattr(inside, "feature", inside)
     if isinstance(inside, list):
         inside = inside[0]
     found = {name: getattr(kind, "feature", kind) for name, kind in inside.items()} if isinstance(inside, dict) else {}
-    return {name: kind.int2str for name, kind in found.items() if hasattr(kind, "int2str")}
+    return {name: kind.int2str for name, kind in found.items() if kind is not None and hasattr(kind, "int2str")}

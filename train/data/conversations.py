@@ -110,8 +110,8 @@ class ConversationPrompt:
                 f"the base's chat template does not write each text of a conversation of {form} once, in order"
             )
         eos = self.processor.tokenizer.eos_token
-        for number, text in enumerate(texts):
-            if text is None:  # answers begin with the space and end with the token that ends a sequence
+        for number, answered in enumerate(text is None for text in texts):
+            if answered:  # answers begin with the space and end with the token that ends a sequence
                 pieces[number] = pieces[number].rstrip(" ")
             if number and texts[number - 1] is None:
                 pieces[number] = pieces[number].removeprefix(eos)

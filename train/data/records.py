@@ -221,9 +221,9 @@ def check_lengths(batches: RowBatches, steps: int, looked_at: int = 8) -> None:
 
 
 def _check_records(encoder: RowEncoder, limit: int, records: Sequence[Record], looked_at: int) -> None:
-    images = {image: Record(image, record.example, record.source) for record in records for image in record.all_images}
+    images = {image: record.source for record in records for image in record.all_images}
     largest = sorted(images, key=lambda image: image.path.stat().st_size if image.path.is_file() else 0)[-looked_at:]
-    longest = max((encoder.head_length(row_of(images[image]).image) for image in largest), default=0)
+    longest = max((encoder.head_length(_loaded(image, images[image])) for image in largest), default=0)
     for record in records:
         if longest * len(record.all_images) + _most_tokens(record) <= limit:
             continue
@@ -382,10 +382,7 @@ def check_images(records: Sequence[Record], skipped: list[str] | None = None) ->
 
 def row_of(record: Record) -> Row:
     """Load a record's images in RGB and draw its markers. Raises ValueError, naming record and file, if it cannot."""
-    try:
-        images = [image.load() for image in record.all_images]
-    except ValueError as error:
-        raise ValueError(f"{record.source}: {error}") from error
+    images = [_loaded(image, record.source) for image in record.all_images]
     if record.images is not None:
         return Row(None, record.example, more=record.more, images=tuple(images), system=record.system)
     (image,) = images
@@ -393,3 +390,10 @@ def row_of(record: Record) -> Row:
         marked = draw_markers(torch.from_numpy(np.array(image)), np.array(record.marks))
         image = Image.fromarray(marked.numpy())
     return Row(image, record.example, more=record.more)
+
+
+def _loaded(image: ImageFile, source: str) -> Image.Image:
+    try:
+        return image.load()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

@@ -183,7 +183,12 @@ def test_classes_of_a_data_set_are_read_by_their_names(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "objects": objects})
     row = {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [[10, 10, 20, 20]], "category": [1]}}
     datasets.Dataset.from_list([row], features=features).save_to_disk(tmp_path / "set")
-    made = read_table(str(tmp_path / "set"), 100, tmp_path / "images", boxes_format="xywh")
+    each = {"bbox": datasets.List(datasets.Value("float32")), "category": kinds.feature}
+    features = datasets.Features({"image": datasets.Image(), "objects": datasets.List(each)})
+    listed = {**row, "objects": [{"bbox": [10, 10, 20, 20], "category": 1}]}
+    datasets.Dataset.from_list([listed], features=features).save_to_disk(tmp_path / "listed")
+    made, other = (read_table(str(tmp_path / n), 100, tmp_path, boxes_format="xywh") for n in ("set", "listed"))
+    assert [record.example for record in made.records] == [record.example for record in other.records]
     assert made.records[2].example.question == "How many mice are there?"
     (box,) = BoxTokenizer(100).decode(made.records[0].example.target[0].codes)
     np.testing.assert_allclose(box, [0.1, 0.2, 0.3, 0.6], atol=0.0051)
