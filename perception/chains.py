@@ -34,6 +34,8 @@ DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
 TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
 """All tasks. DIRECT_OTHER, a question that neither counts nor asks for depth, occurs in your own data only."""
 
+IMAGE = "\ufffc"
+"""Where an image is shown in a question of a conversation with several: Unicode's sign for an object in a text"""
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
 
@@ -306,7 +308,7 @@ class ChatPrompt:
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
         inputs.pop("labels", None)
-        begin = self._begin(processor.tokenizer, ids)
+        begin = self.begin_ids(processor.tokenizer, ids)
         tail = processor.tokenizer.encode(self.after, add_special_tokens=False) if self.completed else []
         end = len(ids) - len(tail)
         for name in TOKEN_TYPES:
@@ -316,7 +318,7 @@ class ChatPrompt:
         return begin + ids[:end], dict(inputs)
 
     @staticmethod
-    def _begin(tokenizer: Any, ids: list[int]) -> list[int]:
+    def begin_ids(tokenizer: Any, ids: list[int]) -> list[int]:
         """The beginning of sequence, where the tokenizer writes it and the template does not (LLaVA-1.5)."""
         bos = tokenizer.bos_token_id
         writes_it = bos is not None and tokenizer("a")["input_ids"][0] == bos

@@ -3,11 +3,11 @@
     python -m train.finetune --base models/tiny-base --data.own questions.csv --out runs/finetune/model
 
 The base is a folder or hub name of LLaVA, Qwen-VL, SmolVLM, InternVL, Gemma3, PaliGemma, ...; its own processor makes
-image inputs and prompts. `--data.*` chooses the data (see `train.data.records`): your own CSV or JSON lines (their
-columns are described in `perception.datasets.own`), COCO or LVIS annotations, depth maps with their images, AURORA's
-JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic tasks;
-`--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns only
-direct answers, on the same data. `--evaluation.share 0.05` holds images out and measures the model on them during
+image inputs and prompts. `--data.*` chooses the data (docs/data.md): your own CSV or JSON lines, conversations of
+messages and images (a file, a folder or a hub name), detection labels of COCO, LVIS, VOC or YOLO, depth maps with their
+images, AURORA's JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic
+tasks; `--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns
+only direct answers, on the same data. `--evaluation.share 0.05` holds images out and measures the model on them during
 training (`train.data.held_out`). `train.aurora` is this recipe with the settings of the tiny model.
 
 The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
@@ -25,6 +25,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
+from perception.datasets.boxes import RESIZED, resize_rule
 from perception.datasets.records import Record, RecordSet
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
@@ -43,6 +45,7 @@ from train.data.records import (
     KINDS,
     RecordRows,
     SourcesConfig,
+    check_conversations,
     check_lengths,
     check_records,
     read_records,
@@ -72,6 +75,7 @@ from train.models.parts import embedding_names, keep_still, max_positions, tower
 from train.models.quantized import check_quantizing, nf4_settings
 from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
 _BEST = "best"
@@ -79,7 +83,7 @@ _LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
 """Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
 _EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "epochs", "max_length", "long_rows", *_EVALUATION)
+_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "epochs", "max_length", "on_bad_row", *_EVALUATION)
 """Settings that do not decide what is trained, or only by the records and steps that follow from them"""
 
 
@@ -121,10 +125,8 @@ class FinetuneConfig:
     epochs: float | None = None
     """passes over the records, instead of loop.steps: a pass has as many rows as there are records"""
     max_length: int | None = None
-    """number of tokens of a row at most, with those of the image; none: the model's number of positions"""
-    long_rows: Literal["stop", "skip"] = "stop"
-    """stop: a record that is longer ends the run before it starts; skip: it is left out and named in skipped.txt. None
-    is cut, since a span that is cut off is no map or box"""
+    """number of tokens of a row at most, with those of the image; none: the model's number of positions. A longer row
+    cannot be used (on_bad_row); none is cut, since a span that is cut off is no map or box"""
     batch_size: int = 16
     """rows per device and per gradient accumulation step"""
     length_groups: int = 4
@@ -132,6 +134,9 @@ class FinetuneConfig:
     export: str = ""
     """name of a checkpoint in run_dir, such as checkpoint-500, or best: write it as a model to out, and train nothing.
     The other settings must be those of the run"""
+    on_bad_row: Literal["skip", "stop"] = "skip"
+    """what happens at a row or an image of the data that cannot be used. skip: it is named in skipped.txt in run_dir,
+    and the run goes on; stop: the run ends before it starts"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -261,12 +266,17 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
     found, held = read_data(config, vqvae)
     parts = build_parts(config, vqvae)
-    encoder = build_encoder(config, parts)
-    if config.long_rows == "skip":
+    encoder, skip = build_encoder(config, parts), config.on_bad_row == "skip"
+    found, held = (check_conversations(part, parts.processor, parts.vocabulary, skip) for part in (found, held))
+    if skip:
         found, held = fitting(found, encoder), fitting(held, encoder)
+    found, held = replace(found, skipped=found.skipped + held.skipped), replace(held, skipped=())
+    if launched_sharded() and any(not record.all_images for record in found.records):
+        raise ValueError("a sharded run needs an image in every row, and some rows have text alone; remove those rows")
     config = with_steps(with_learning_rate(config, parts.model), len(of_arm(config, found.records)))
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
+    say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
     settings = fingerprint(config, _FREE)
     if config.data.any_records:
         settings["data_digest"] = records_digest(found.records)
@@ -308,9 +318,16 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         if written is not None:
             lost = math.isnan(result.padding_share)
             return replace(result, padding_share=written["padding_share"]) if lost else result
-        (Path(config.run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in found.skipped))
         save(config, replace(parts, model=model), training_record(config, result))
     return result
+
+
+def say_skipped(path: Path, skipped: Sequence[str]) -> None:
+    """Name in a file what of the data is left out, and say so before training; only the first process does."""
+    if os.environ.get("RANK", "0") == "0":
+        write_whole(path, "".join(" ".join(line.split()) + "\n" for line in skipped))
+        if skipped:
+            print(f"left out of the data: {len(skipped)} entries, see {path}; the first: {skipped[0]}", file=sys.stderr)
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
@@ -378,11 +395,17 @@ def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, R
     Raises:
         ValueError: see `read_records` and `split`.
     """
-    vocabulary, run_dir = unbound_vocabulary(config, vqvae), Path(config.run_dir)
-    found = read_records(config.data, vocabulary, vqvae, run_dir)
+    vocabulary, run_dir, skip = unbound_vocabulary(config, vqvae), Path(config.run_dir), config.on_bad_row == "skip"
+
+    def read(data: SourcesConfig, folder: Path) -> RecordSet:
+        resized = (data.boxes_format or "").endswith(RESIZED)
+        resize = resize_rule(read_processor(find_folder(config.base))) if resized else None
+        return read_records(data, vocabulary, vqvae, folder, skip_bad=skip, resize=resize)
+
+    found = read(config.data, run_dir)
     kept, held = split(found.records, config.evaluation.share)
     if config.evaluation.data.any_records:
-        more = read_records(config.evaluation.data, vocabulary, vqvae, run_dir / "held_out")
+        more = read(config.evaluation.data, run_dir / "held_out")
         held, found = held + more.records, replace(found, skipped=found.skipped + more.skipped)
     held = of_arm(config, held)
     if config.evaluation.wanted and not held:
@@ -393,7 +416,9 @@ def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, R
 def of_arm(config: FinetuneConfig, records: tuple[Record, ...]) -> tuple[Record, ...]:
     """Return the records that the run's arm uses: all, or for the baseline direct answers alone."""
     direct = KINDS["direct"]
-    return tuple(r for r in records if r.example.task in direct) if config.arm == "direct" else records
+    if config.arm != "direct":
+        return records
+    return tuple(record for record in records if all(turn.task in direct for turn in record.turns))
 
 
 def fitting(found: RecordSet, encoder: RowEncoder) -> RecordSet:

@@ -16,7 +16,7 @@ from typing import Any
 from perception import answers, chains
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import json_rows
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
@@ -28,7 +28,9 @@ _BOXES = re.compile(rf"{_BOX}(?:[\s,;]*(?:and\s*)?{_BOX})*")
 _PIXEL = re.compile(r"<PIXEL_\d+>")
 
 
-def read_aurora(path: Path, images: Path, vocabulary: PerceptionVocabulary = AURORA_VOCABULARY) -> RecordSet:
+def read_aurora(
+    path: Path, images: Path, vocabulary: PerceptionVocabulary = AURORA_VOCABULARY, skip_bad: bool = False
+) -> RecordSet:
     """One record per question and answer of a file. Boxes keep the file's order.
 
     A conversation of several turns becomes several records, and each question is asked without the turns before it.
@@ -36,21 +38,23 @@ def read_aurora(path: Path, images: Path, vocabulary: PerceptionVocabulary = AUR
     Args:
         images: folder that the entries' `image` is relative to.
         vocabulary: the token names and sizes to expect; by default AURORA's.
+        skip_bad: name entries that cannot be used in the set's `skipped`, and go on.
 
     Raises:
         ValueError: naming file and entry, if an entry is not a conversation, a token name is unknown, a span is cut
             short, or an image is missing.
     """
-    records = []
+    records, skipped = list[Record](), list[str]()
     for number, entry in enumerate(_entries(path)):
         where = f"{path.name}, entry {number}"
         if isinstance(entry, dict) and "id" in entry:
             where += f" (id {entry['id']})"
-        image, turns = _read_entry(entry, where)
-        check_exists(images / image, where)
-        for question, answer in turns:
-            records.append(Record(ImageFile(images / image), _example(question, answer, vocabulary, where), where))
-    return RecordSet(tuple(records))
+        with bad_row(skipped if skip_bad else None):
+            image, turns = _read_entry(entry, where)
+            check_exists(images / image, where)
+            examples = [_example(question, answer, vocabulary, where) for question, answer in turns]
+            records += [Record(ImageFile(images / image), example, where) for example in examples]
+    return RecordSet(tuple(records), tuple(skipped))
 
 
 def _entries(path: Path) -> list[Any]:
@@ -94,6 +98,11 @@ def _example(question: str, answer: str, vocabulary: PerceptionVocabulary, where
         target = read_target(answer, vocabulary)
     except SpanError as error:
         raise ValueError(f"{where}: {error}") from error
+    return example_of(question, target)
+
+
+def example_of(question: str, target: tuple[str | Span, ...]) -> chains.Example:
+    """The task of a question and its target, with the answer that the target ends with."""
     text = target[-1] if isinstance(target[-1], str) else ""
     task = task_of(question, target)
     value = "" if task in chains.ATOMIC else answers.read_answer(text, chains.kind_of_question(question), question)

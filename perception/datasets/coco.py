@@ -10,114 +10,59 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from perception import chains
+from perception.datasets.detection import CountRules, LabelledImage, ask_counts, check_size, clipped, plural_names
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import read_text
-from perception.datasets.plurals import plural, readable, without_qualifier
-from perception.datasets.records import Record, RecordSet
-from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary.names import Span
+from perception.datasets.records import RecordSet, bad_row
 
-LAYOUTS = ("coco", "lvis")
 _LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-@dataclass(frozen=True)
-class CountRules:
-    """Which counting questions are asked about an image with boxes."""
-
-    layout: str = "coco"
-    """coco or lvis: decides which classes count as fully annotated and which as absent"""
-    max_count: int = 15
-    """largest count that is asked for"""
-    zero_share: float = 0.0625
-    """share of the images that are also asked about an absent class; the default, 1/16, is one of the counts 0 to 15"""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
-        if self.max_count < 1:
-            raise ValueError(f"max_count must be at least 1, got {self.max_count}")
-        if not 0 <= self.zero_share <= 1:
-            raise ValueError(f"zero_share must lie in [0, 1], got {self.zero_share}")
-
-
-def read_counts(annotations: Path, images: Path, num_locations: int, rules: CountRules = CountRules()) -> RecordSet:
+def read_counts(
+    annotations: Path,
+    images: Path,
+    num_locations: int,
+    rules: CountRules = CountRules(),  # noqa: B008
+    skip_bad: bool = False,
+) -> RecordSet:
     """Counting records of an annotation file: per question, boxes to draw, a chain and a direct answer.
-
-    The question of an image is about its most frequent class among those that are fully annotated and have at most
-    `max_count` objects.
 
     Args:
         images: folder of the images that the annotations name.
         num_locations: number of bins for the coordinates of boxes.
+        rules: which class of an image is asked for.
+        skip_bad: name images that cannot be used in the set's `skipped`, and go on.
 
     Raises:
         ValueError: naming file and entry, if the file has another layout, an id is duplicated, or an image is missing.
     """
     index = _index(annotations, rules.layout)
-    names, skipped, records = _class_names(annotations, index.cats), [], []
-    tokenizer = BoxTokenizer(num_locations)
+    names, skipped, found = _class_names(annotations, index.cats), list[str](), list[LabelledImage]()
     for image_id in sorted(index.imgs):
-        entry = index.imgs[image_id]
-        where = f"{annotations.name}, image {image_id}"
-        path = _image_path(entry, images, where)
-        _check_size(entry, path, where)
-        boxes, bad, unsure = _boxes_by_class(index, entry, where)
-        skipped += bad
-        rng = np.random.default_rng((rules.seed, image_id))
-        asked = _classes_asked(entry, boxes, index, rules, rng, unsure)
-        if not asked:
-            skipped.append(f"{where}: no fully annotated class has 1 to {rules.max_count} objects")
-        for category in asked:
-            span = Span("boxes", tuple(tokenizer.encode(np.array(boxes.get(category, [])).reshape(-1, 4))))
-            records += count_records(ImageFile(path), names[category], span, where)
-    return RecordSet(tuple(records), tuple(skipped))
+        with bad_row(skipped if skip_bad else None):
+            found.append(_labelled(index, index.imgs[image_id], images, f"{annotations.name}, image {image_id}", rules))
+    made = ask_counts(found, names, num_locations, rules)
+    return RecordSet(made.records, (*skipped, *made.skipped))
 
 
-def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
-    """Records that count `things` (a plural): boxes to draw, a chain, and a direct answer."""
-    question = f"How many {things} are there?"
-    chain = chains.chain_count(question, boxes)
-    direct = chains.direct(chains.DIRECT_COUNT, question, chain.answer)
-    return [Record(image, example, where) for example in (chains.atomic_boxes(things, boxes), chain, direct)]
-
-
-def _classes_asked(
-    entry: Mapping[str, Any],
-    boxes: Mapping[int, list],
-    index: Any,
-    rules: CountRules,
-    rng: np.random.Generator,
-    uncounted: set[int],
-) -> list[int]:
-    """The most frequent class that can be counted and, for a share of the images, an absent class.
-
-    Args:
-        uncounted: classes whose boxes do not tell their number.
-    """
+def _labelled(index: Any, entry: Mapping[str, Any], images: Path, where: str, rules: CountRules) -> LabelledImage:
+    """An image with the boxes of its classes; LVIS says itself which classes are not fully annotated or absent."""
+    path = _image_path(entry, images, where)
+    check_size(path, (entry["width"], entry["height"]), where)
+    boxes, bad, unsure = _boxes_by_class(index, entry, where)
     annotated = index.imgToAnns[entry["id"]]
+    there = {annotation["category_id"] for annotation in annotated}
     if rules.layout == "lvis":
-        unsure = set(entry["not_exhaustive_category_ids"])
-        absent = sorted(set(entry["neg_category_ids"]) - {a["category_id"] for a in annotated})
+        unsure |= set(entry["not_exhaustive_category_ids"])
+        absent = sorted(set(entry["neg_category_ids"]) - there)
     else:
-        unsure = {a["category_id"] for a in annotated if a.get("iscrowd")}
-        absent = sorted(set(index.cats) - {a["category_id"] for a in annotated})
-    unsure |= uncounted
-    counts = {c: len(found) for c, found in boxes.items() if c not in unsure and 0 < len(found) <= rules.max_count}
-    asked = [min(counts, key=lambda c: (-counts[c], c))] if counts else []
-    if absent and rng.random() < rules.zero_share:
-        asked.append(absent[int(rng.integers(len(absent)))])
-    return asked
+        unsure |= {annotation["category_id"] for annotation in annotated if annotation.get("iscrowd")}
+        absent = sorted(set(index.cats) - there)
+    return LabelledImage(ImageFile(path), where, entry["id"], boxes, unsure, absent, bad)
 
 
 def _boxes_by_class(
@@ -127,7 +72,8 @@ def _boxes_by_class(
     boxes: dict[int, list[list[float]]] = {}
     bad, classes = [], set[int]()
     for annotation in index.imgToAnns[entry["id"]]:
-        box = _normalised(_box_xywh(index, annotation, where), entry["width"], entry["height"])
+        x, y, w, h = _box_xywh(index, annotation, where)
+        box = clipped([x, y, x + w, y + h], entry["width"], entry["height"])
         if box is None:
             bad.append(
                 f"{where}, annotation {annotation['id']}: box {annotation.get('bbox')} has no area inside the image of "
@@ -137,29 +83,6 @@ def _boxes_by_class(
         elif not annotation.get("iscrowd"):
             boxes.setdefault(annotation["category_id"], []).append(box)
     return boxes, bad, classes
-
-
-def _check_size(entry: Mapping[str, Any], path: Path, where: str) -> None:
-    """Raise ValueError unless an image has the size that its boxes are made for."""
-    try:
-        height, width = ImageFile(path).size()
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if (width, height) != (entry["width"], entry["height"]):
-        raise ValueError(
-            f"{where}: {path} has {width} x {height} pixels and the annotations are for {entry['width']} x "
-            f"{entry['height']}; give the images that were annotated, or correct width, height and boxes"
-        )
-
-
-def _normalised(xywh: list[float], width: int, height: int) -> list[float] | None:
-    """The box as xyxy in [0, 1], clipped to the image, or None if it has no area there."""
-    x, y, w, h = xywh
-    corners = np.array([x / width, y / height, (x + w) / width, (y + h) / height])
-    if not np.isfinite(corners).all():
-        return None
-    x1, y1, x2, y2 = (float(side) for side in corners.clip(0, 1))
-    return [x1, y1, x2, y2] if x2 > x1 and y2 > y1 else None
 
 
 def _box_xywh(index: Any, annotation: Mapping[str, Any], where: str) -> list[float]:
@@ -189,16 +112,10 @@ def _image_path(entry: Mapping[str, Any], images: Path, where: str) -> Path:
 
 
 def _class_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
-    """Plural class names by category id. A qualifier, as in "bow (weapon)", is kept only if two names differ by it."""
-    full = {}
     for number, category in categories.items():
         if not isinstance(category.get("name"), str) or not category["name"].strip():
             raise ValueError(f"{path}, category {number} has no name; give it one")
-        full[number] = readable(category["name"])
-    bare = Counter(without_qualifier(name) for name in full.values())
-    return {
-        n: plural(name if bare[without_qualifier(name)] > 1 else without_qualifier(name)) for n, name in full.items()
-    }
+    return plural_names({number: category["name"] for number, category in categories.items()})
 
 
 def _index(path: Path, layout: str) -> Any:

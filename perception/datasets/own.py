@@ -12,8 +12,9 @@ CSV is UTF-8 and separated by commas, semicolons or tabs, as its first line is. 
 - image: a file, relative to the table's folder. A question is about one image.
 - question, answer: plain text; names of perception tokens in them stay text. An answer may be a number, not a list.
 - boxes (optional): the boxes of the counted objects, as x1 y1 x2 y2 in pixels from the upper left corner of the upright
-  image (photos are turned by their EXIF data, as viewers show them), or as `boxes_format` says. With boxes, a "how
-  many" question is also taught as a chain: the boxes first, then their number.
+  image (photos are turned by their EXIF data, as viewers show them), or as `boxes_format` says (the formats of
+  `perception.datasets.boxes`). With boxes, a "how many" question is also taught as a chain: the boxes first, then their
+  number.
 - things (optional): the plural of the boxed objects. With it, drawing the boxes is also a task: "Draw the boxes of the
   cups."
 - id (optional): unique per row.
@@ -29,7 +30,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,41 +38,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception import answers, chains
+from perception.datasets.boxes import DeclaredBoxes, Resize
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import json_rows, read_text
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 
 _NEEDED = ("image", "question", "answer")
 _KNOWN = (*_NEEDED, "boxes", "things", "id")
+CONVERSATIONS = ("messages", "conversations")
+"""Columns that hold conversations (`perception.datasets.messages`)"""
 _REMEDY = "correct or remove the row"
 _ONE_IMAGE = "a question is about one image: make a row for each, or join them into one picture"
 _SEPARATORS = ",;\t|"
-_THOUSANDTHS = 1000
 
 
-def _xywh(boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _cxcywh(boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1) * [width, height, width, height]
-
-
-BOXES_FORMATS: dict[str, Callable[[NDArray[np.float64], int, int], NDArray[np.float64]]] = {
-    "xyxy": lambda boxes, width, height: boxes,
-    "xywh": _xywh,
-    "xyxy-1": lambda boxes, width, height: boxes * [width, height, width, height],
-    "cxcywh-1": _cxcywh,
-    "xyxy-1000": lambda boxes, width, height: boxes / 1000 * [width, height, width, height],
-}
-"""(boxes (N, 4), width, height) -> boxes as x1 y1 x2 y2 in pixels, by the name of a format. xyxy and xywh (COCO) are in
-pixels; -1 is in [0, 1] of the image, as YOLO's cxcywh-1; -1000 is in thousandths of it."""
-
-
-def read_questions(path: Path, num_locations: int, boxes_format: str | None = None) -> RecordSet:
+def read_questions(
+    path: Path,
+    num_locations: int,
+    boxes_format: str | None = None,
+    skip_bad: bool = False,
+    resize: Resize | None = None,
+) -> RecordSet:
     """Records of a table: per row a direct answer, with boxes also a chain, and with things also the boxes alone.
 
     Boxes and things that no task uses are named in the set's `skipped`.
@@ -79,43 +68,57 @@ def read_questions(path: Path, num_locations: int, boxes_format: str | None = No
     Args:
         path: CSV file (.csv or .tsv), JSON lines, or a JSON list (.jsonl or .json).
         num_locations: number of bins for the coordinates of boxes.
-        boxes_format: one of `BOXES_FORMATS`. None: pixels as x1 y1 x2 y2, and boxes that look like another format are
-            refused.
+        boxes_format: one of `perception.datasets.boxes.FORMATS`. None: pixels as x1 y1 x2 y2, and boxes that look like
+            another format are refused.
+        skip_bad: name rows that cannot be used in `skipped`, and go on.
+        resize: the rule of a processor, for boxes in pixels of its resized images.
 
     Raises:
         ValueError: naming file and row, if a column is missing or unknown, a question or answer is empty or no text, a
             row has several images, an image is missing, a box is empty, reaches outside the image or looks like one of
-            another format, the answer differs from the number of boxes, or an id occurs twice.
+            another format, the answer differs from the number of boxes, or an id occurs twice. With `skip_bad`, if the
+            file cannot be read, has an unknown column, or no row can be used.
     """
-    if boxes_format is not None and boxes_format not in BOXES_FORMATS:
-        raise ValueError(f"unknown boxes_format {boxes_format!r}; known: {', '.join(BOXES_FORMATS)}")
+    declared = DeclaredBoxes(boxes_format, resize)
     tokenizer, records, seen = BoxTokenizer(num_locations), list[Record](), set[str]()
     skipped: list[str] = []
-    drawn: list[tuple[NDArray[np.float64], tuple[int, int]]] = []
     for where, row in _rows(path):
-        name = _text(row, "id")
-        if name and name in seen:
-            raise ValueError(f"{where}: id {name} is there twice; give each row a unique id")
-        seen.add(name)
-        missing = [column for column in _NEEDED if not _text(row, column)]
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}; {_REMEDY}")
-        image = ImageFile(path.parent / _text(row, "image"))
-        _check_one_image(_text(row, "image"), where)
-        check_exists(image.path, where)
-        boxes = _boxes(row, where)
-        if boxes is not None and len(boxes):
-            size = _size(image, where)
-            drawn.append((boxes, size))
-            boxes = _fractions(boxes, size, boxes_format, where)
-        examples, unused = _examples(row, boxes, tokenizer, where)
-        records += [Record(image, example, where) for example in examples]
-        skipped += unused
+        with bad_row(skipped if skip_bad else None):
+            name = _text(row, "id")
+            if name and name in seen:
+                raise ValueError(f"{where}: id {name} is there twice; give each row a unique id")
+            seen.add(name)
+            made, unused = question_records(row, path.parent, tokenizer, declared, where)
+            records += made
+            skipped += unused
+    if not records and skipped:
+        raise ValueError(f"no row of {path} can be used; the first: {skipped[0]}")
     if not records:
         raise ValueError(f"{path} holds no questions; give a row with {', '.join(_NEEDED)}")
-    if boxes_format is None:
-        _check_thousandths(path, drawn)
+    declared.check_unit(path)
     return RecordSet(tuple(records), tuple(skipped))
+
+
+def question_records(
+    row: dict[str, Any], folder: Path, tokenizer: BoxTokenizer, declared: DeclaredBoxes, where: str
+) -> tuple[list[Record], list[str]]:
+    """The records of a row, and what of it no task uses. Raises ValueError as `read_questions`.
+
+    Args:
+        row: its image is a path relative to `folder`, or absolute.
+    """
+    row = _check_values(row, where)
+    missing = [column for column in _NEEDED if not _text(row, column)]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; {_REMEDY}")
+    image = ImageFile(folder / _text(row, "image"))
+    _check_one_image(_text(row, "image"), where)
+    check_exists(image.path, where)
+    boxes = _boxes(row, where)
+    if boxes is not None and len(boxes):
+        boxes = declared.fractions(boxes, image_size(image, where), where)
+    examples, unused = _examples(row, boxes, tokenizer, where)
+    return [Record(image, example, where) for example in examples], unused
 
 
 def _examples(
@@ -167,55 +170,12 @@ def _boxes(row: dict[str, Any], where: str) -> NDArray[np.float64] | None:
     return boxes
 
 
-def _size(image: ImageFile, where: str) -> tuple[int, int]:
+def image_size(image: ImageFile, where: str) -> tuple[int, int]:
     """(height, width) of a row's image."""
     try:
         return image.size()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _fractions(
-    boxes: NDArray[np.float64], size_hw: tuple[int, int], boxes_format: str | None, where: str
-) -> NDArray[np.float64]:
-    """Boxes (N, 4) of a format as xyxy in [0, 1]. Raises ValueError for one that is empty, outside, or of another."""
-    height, width = size_hw
-    size = np.array([width, height, width, height])
-    for box in boxes:
-        if boxes_format is None and (box.max() <= 1 or (box.max() < 2 and (box % 1).any())):
-            raise ValueError(
-                f"{where}: box {box.tolist()} is not in pixels but in [0, 1] of the image, as it seems; set "
-                "boxes_format xyxy-1, or cxcywh-1 for YOLO's (xyxy if it is in pixels)"
-            )
-        if not _is_inside(BOXES_FORMATS[boxes_format or "xyxy"](box[None], width, height)[0] / size):
-            fitting = [
-                name for name in BOXES_FORMATS if _is_inside(BOXES_FORMATS[name](box[None], width, height)[0] / size)
-            ]
-            fitting = [name for name in fitting if not name.endswith("-1")] if box.max() > 1 else fitting
-            hint = f"set boxes_format if it is {' or '.join(fitting)}" if fitting else _REMEDY
-            raise ValueError(
-                f"{where}: box {box.tolist()} is empty or not inside the image of {width} x {height} pixels as "
-                f"{boxes_format or 'x1 y1 x2 y2 in pixels'}; {hint}"
-            )
-    return (BOXES_FORMATS[boxes_format or "xyxy"](boxes, width, height) / size).clip(0, 1)
-
-
-def _is_inside(box: NDArray[np.float64]) -> bool:
-    """True for a box (4,) xyxy in [0, 1] that has an area; a millionth is left for rounding."""
-    x1, y1, x2, y2 = box
-    return bool(-1e-6 <= x1 < x2 <= 1 + 1e-6 and -1e-6 <= y1 < y2 <= 1 + 1e-6)
-
-
-def _check_thousandths(path: Path, drawn: Sequence[tuple[NDArray[np.float64], tuple[int, int]]]) -> None:
-    """Raise ValueError if boxes of large images all end within 1000 pixels, one near them: thousandths, as it seems."""
-    if not drawn or min(min(size) for _, size in drawn) <= _THOUSANDTHS:
-        return
-    ends = np.concatenate([boxes[:, 2:] for boxes, _ in drawn])  # (N, 2)
-    if 0.9 * _THOUSANDTHS <= ends.max() <= _THOUSANDTHS:
-        raise ValueError(
-            f"{path}: all boxes end within 1000, {ends.max():g} at most, and all images are larger; set boxes_format "
-            "xyxy-1000 if they are thousandths of the image, or xyxy if they are pixels"
-        )
 
 
 def _text(row: dict[str, Any], column: str) -> str:
@@ -246,10 +206,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .json; got {path.suffix!r}")
     read = _csv_rows if path.suffix.lower() in (".csv", ".tsv") else _json_rows
     for where, row in read(path):
-        row = _check_values(row, where)
-        unknown = [str(column) for column in row if column not in _KNOWN]
+        unknown = [str(column) for column in row if column not in _KNOWN and column != "images"]
         if unknown:
-            raise ValueError(f"{where}: unknown column {', '.join(unknown)}; known: {', '.join(_KNOWN)}")
+            hint = "; give a table of messages as data.dataset" if set(unknown) & set(CONVERSATIONS) else ""
+            raise ValueError(f"{where}: unknown column {', '.join(unknown)}; known: {', '.join(_KNOWN)}{hint}")
         yield where, row
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from vqvae.files import write_whole
 
 @dataclass(frozen=True)
 class Record:
-    """An image with a question and its target. The codes in its spans fit the sizes of one vocabulary."""
+    """An image with a question and its target. The codes in its spans fit the sizes of one vocabulary.
 
-    image: ImageFile
+    A conversation has further turns, and may have several images, no image, and a system turn.
+    """
+
+    image: ImageFile | None
+    """shown before the question; the first one of `images`, or None, where those are given"""
     example: Example
     source: str
     """file and entry that it comes from, for error messages"""
@@ -26,6 +32,22 @@ class Record:
     """points (x, y) in [0, 1] at which A, B, ... are drawn on the image"""
     tokenizer: str = ""
     """fingerprint of the depth tokenizer that made the codes; empty if there are none or it is unknown"""
+    more: tuple[Example, ...] = ()
+    """further turns of a conversation"""
+    images: tuple[ImageFile, ...] | None = None
+    """all images of a conversation, each shown where `chains.IMAGE` stands in its questions; None: `image` alone"""
+    system: str = ""
+    """system turn of a conversation that gives `images`"""
+
+    @property
+    def turns(self) -> tuple[Example, ...]:
+        return (self.example, *self.more)
+
+    @property
+    def all_images(self) -> tuple[ImageFile, ...]:
+        if self.images is not None:
+            return self.images
+        return () if self.image is None else (self.image,)
 
 
 @dataclass(frozen=True)
@@ -62,24 +84,48 @@ def skipped_file(path: Path) -> Path:
     return path.with_suffix(".skipped.txt")
 
 
+@contextmanager
+def bad_row(skipped: list[str] | None) -> Iterator[None]:
+    """Append the message of a ValueError to `skipped` and go on behind the block; None: raise it."""
+    try:
+        yield
+    except ValueError as error:
+        if skipped is None:
+            raise
+        skipped.append(str(error))
+
+
 def _to_json(record: Record) -> dict[str, Any]:
-    example = record.example
-    parts = [p if isinstance(p, str) else {"modality": p.modality, "codes": list(p.codes)} for p in example.target]
-    values: dict[str, Any] = {"image": str(record.image.path), "task": example.task, "question": example.question}
-    values |= {"target": parts, "answer": example.answer, "source": record.source}
-    optional = {"index": record.image.index, "marks": record.marks, "tokenizer": record.tokenizer}
+    values: dict[str, Any] = {"image": None if record.image is None else str(record.image.path)}
+    values |= _example_to_json(record.example) | {"source": record.source}
+    index = None if record.image is None else record.image.index
+    optional: dict[str, Any] = {"index": index, "marks": record.marks, "tokenizer": record.tokenizer}
+    optional |= {"more": [_example_to_json(example) for example in record.more] or None, "system": record.system}
+    optional["images"] = None if record.images is None else [str(image.path) for image in record.images]
     return values | {name: value for name, value in optional.items() if value not in (None, (), "")}
 
 
+def _example_to_json(example: Example) -> dict[str, Any]:
+    parts = [p if isinstance(p, str) else {"modality": p.modality, "codes": list(p.codes)} for p in example.target]
+    return {"task": example.task, "question": example.question, "target": parts, "answer": example.answer}
+
+
 def _from_json(values: dict[str, Any]) -> Record:
+    return Record(
+        image=None if values["image"] is None else ImageFile(Path(values["image"]), values.get("index")),
+        example=_example_from_json(values),
+        source=values["source"],
+        marks=tuple((float(x), float(y)) for x, y in values.get("marks", ())),
+        tokenizer=values.get("tokenizer", ""),
+        more=tuple(_example_from_json(turn) for turn in values.get("more", ())),
+        images=tuple(ImageFile(Path(path)) for path in values["images"]) if "images" in values else None,
+        system=values.get("system", ""),
+    )
+
+
+def _example_from_json(values: dict[str, Any]) -> Example:
     parts = tuple(p if isinstance(p, str) else Span(p["modality"], tuple(p["codes"])) for p in values["target"])
     for name in ("question", "answer"):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} must be text, got {values[name]!r:.80}")
-    return Record(
-        image=ImageFile(Path(values["image"]), values.get("index")),
-        example=Example(values["task"], values["question"], parts, values["answer"]),
-        source=values["source"],
-        marks=tuple((float(x), float(y)) for x, y in values.get("marks", ())),
-        tokenizer=values.get("tokenizer", ""),
-    )
+    return Example(values["task"], values["question"], parts, values["answer"])

@@ -41,7 +41,8 @@ def image_inputs(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def batch_images(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The image inputs of several rows, concatenated along the first axis."""
+    """The image inputs of several rows, concatenated along the first axis; rows without images have none."""
+    rows = [row for row in rows if image_inputs(row)]
     names = image_inputs(rows[0]) if rows else {}
     return {name: _join([row[name] for row in rows]) for name in names}
 
@@ -60,6 +61,8 @@ def _join(tensors: list[Tensor]) -> Tensor:
 def token_types(row: Mapping[str, Tensor], prompt: int, answer: int) -> dict[str, list[int]]:
     """Types of a row's tokens, for a prompt of `prompt` tokens, whose first ones the processor typed, and an answer.
 
+    A row whose tokens are typed up to the answer's end, as a conversation's are, keeps its types.
+
     Where types mark images (Gemma3, Qwen-VL) text is 0. Where images are 0 too, types mark what follows the prompt
     (PaliGemma, whose prompt attends in both directions), and the answer is 1.
     """
@@ -67,7 +70,8 @@ def token_types(row: Mapping[str, Tensor], prompt: int, answer: int) -> dict[str
     for name in TOKEN_TYPES:
         if name in row:
             head = row[name].flatten().tolist()
-            types[name] = head + [0] * (prompt - len(head)) + [0 if any(head) else 1] * answer
+            made = head + [0] * (prompt - len(head)) + [0 if any(head) else 1] * answer
+            types[name] = made[: prompt + answer]
     return types
 
 

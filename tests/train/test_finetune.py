@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +25,16 @@ from tiny_families import save_family
 
 from perception import chains
 from perception.chains import TASKS
+from perception.datasets.boxes import resize_rule
 from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
+from perception.model.folder import read_processor
 from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
 from train import finetune
 from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
-from train.data.records import RecordPlan, SourcesConfig, available_shares
+from train.data.records import RecordPlan, SourcesConfig, available_shares, read_records
 from train.data.rows import RowBatches, split_by_length
 from train.data.scenes import ScenesConfig
 from train.finetune import FinetuneConfig, FinetuneResult
@@ -303,7 +306,7 @@ def test_rows_longer_than_the_model_s_positions_are_refused_before_training(worl
     long = Record(ImageFile(world / "0.png"), chains.direct("direct_other", "What is it? " * 900, "a cup"), "row 7")
     RecordSet((*RecordSet.read(world / "records.jsonl").records, long)).write(tmp_path / "long.jsonl")
     data = SourcesConfig(records=(str(tmp_path / "long.jsonl"),))
-    config = config_for(world, tmp_path, data=data)
+    config = config_for(world, tmp_path, on_bad_row="stop", data=data)
     with pytest.raises(ValueError, match=r"row 7: direct_other .* has \d{4,} tokens, .* the limit is 2048"):
         finetune.train(config)
     assert not (tmp_path / "run").exists()
@@ -313,10 +316,12 @@ def test_rows_longer_than_the_model_s_positions_are_refused_before_training(worl
     (base / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"map \d: .* has \d+ tokens, .* the limit is 40"):
         data = SourcesConfig(records=(str(world / "records.jsonl"),))
-        finetune.train(config_for(world, tmp_path, base=str(base), data=data))
+        finetune.train(config_for(world, tmp_path, on_bad_row="stop", base=str(base), data=data))
     scenes = SourcesConfig(scenes=ScenesConfig(8, str(tmp_path / "scenes")))
     with pytest.raises(ValueError, match=r"has \d+ tokens, .* the limit is 40"):
-        finetune.train(config_for(world, tmp_path, base=str(base), data=scenes, curriculum=CurriculumConfig()))
+        finetune.train(
+            config_for(world, tmp_path, on_bad_row="stop", base=str(base), data=scenes, curriculum=CurriculumConfig())
+        )
 
 
 def test_a_run_s_start_shows_no_bars_or_warnings(
@@ -552,6 +557,66 @@ def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: P
         finetune.train(config_for(world, tmp_path, data=data))
     with pytest.raises(ValueError, match="data.counts needs data.counts_images"):
         SourcesConfig(counts=("a.json",))
+
+
+def write_rows(folder: Path, *rows: dict[str, object]) -> str:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def chat(*texts: str, **more: object) -> dict[str, object]:
+    return {"messages": [{"role": ("user", "assistant")[n % 2], "content": t} for n, t in enumerate(texts)], **more}
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_run_goes_on(world: Path, tmp_path: Path, capsys: Any) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "2.png").write_text("<html>not found</html>")
+    rows = [chat("What?", "A cup.", images=["0.png"]), chat("<image><image>What?", "A cup.", images=["1.png"])]
+    rows += [chat("What?", "A lamp.", images=["2.png"]), chat("What?", "A lamp.", images=["1.png"])]
+    data = SourcesConfig(dataset=(write_rows(tmp_path, *rows),))
+    settings = {"data": data, "steps": 1, "batch_size": 2}
+    result = finetune.train(config_for(world, tmp_path, **settings))
+    assert (result.records, result.skipped) == (2, 2)
+    places, page = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert places == "rows.jsonl, line 2: 2 image placeholders and 1 images; correct or remove the row"
+    assert page.startswith("rows.jsonl, line 3: ") and "2.png is not an image" in page
+    assert f"left out of the data: 2 entries, see {tmp_path / 'run' / 'skipped.txt'}; the first: {places}" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match="^rows.jsonl, line 2: 2 image placeholders and 1 images"):
+        finetune.train(config_for(world, tmp_path / "other", on_bad_row="stop", **settings))
+    data = SourcesConfig(dataset=(write_rows(tmp_path, rows[2]),))
+    with pytest.raises(
+        ValueError, match=r"^no row can be used; the first of 1: rows\.jsonl, line 1: .*2\.png is not an"
+    ):
+        finetune.train(config_for(world, tmp_path / "other", **(settings | {"data": data})))
+
+
+def test_conversations_train_as_they_are(world: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path / f"{number}.png", number)
+    base = save_family("qwen2_5_vl", tmp_path / "qwen")
+    processor = read_processor(base)
+    grid = processor.image_processor(Image.open(tmp_path / "0.png"), return_tensors="np")["image_grid_thw"][0]
+    height, width = (int(side) * processor.image_processor.patch_size for side in grid[1:])
+    box = {"bbox": [[0, 0, width, height / 2]]}
+    rows = [chat("<image>Where?", "<bbox>", images=["0.png"], objects=box), chat("What is a cone?", "A body.")]
+    rows += [chat("One <image> two <image>, which?", "Two.", "Why?", "It is.", images=["0.png", "1.png"])]
+    data = SourcesConfig(dataset=(write_rows(tmp_path, *rows),), boxes_format="xyxy-resized")
+    settings = {"base": str(base), "data": data, "steps": 2, "batch_size": 3, "curriculum": ALL_KINDS}
+    result = finetune.train(config_for(world, tmp_path, **settings))
+    assert (result.records, result.skipped, len(result.losses)) == (3, 0, 2)
+    vocabulary = finetune.unbound_vocabulary(config_for(world, tmp_path), None)
+    rule = resize_rule(processor)
+    found = read_records(data, vocabulary, None, tmp_path, resize=rule).records
+    assert found[0].example.target == (Span("boxes", (0, 0, 9, 5)),)
+    direct = config_for(world, tmp_path, arm="direct", **settings)
+    batches = finetune.build_batches(direct, finetune.build_parts(direct, None), None, found)
+    assert [len(source.records) for source, _ in batches.sources] == [2]
+    settings |= {"base": str(world / "llava")}
+    with pytest.raises(ValueError, match="boxes_format xyxy-resized needs the processor of a model that resizes"):
+        finetune.train(config_for(world, tmp_path / "llava", **settings))
 
 
 def test_a_full_disk_leaves_the_model_that_was_there(trained: tuple[Path, FinetuneResult], tmp_path: Path) -> None:

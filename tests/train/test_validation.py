@@ -62,6 +62,11 @@ def test_no_image_is_both_trained_on_and_held_out() -> None:
     more = split([*records, *(direct(f"new-{n}.png") for n in range(20))], 0.1)[1]
     assert {r.image for r in held} & {r.image for r in more}, "the same images stay held out where data are added"
     assert split(records, 0.0) == (tuple(records), ())
+    files = [ImageFile(Path(f"{n}.png")) for n in range(12)]
+    pairs = [replace(direct(f"{n}.png"), images=(files[n], files[n + 1])) for n in range(0, 12, 2)]
+    kept, held = split([*records, *pairs, replace(direct("text"), image=None, images=())], 0.1)
+    assert not {i for r in kept for i in r.all_images} & {i for r in held for i in r.all_images}
+    assert any(r.images for r in held) and any(not r.all_images for r in kept)
     with pytest.raises(ValueError, match=r"evaluation.share 0.5 of 1 image leaves none to train on; give more images"):
         split(records[:3], 0.5)
 
@@ -182,10 +187,10 @@ def test_epochs_are_passes_over_the_records(world: Path, tmp_path: Path) -> None
 
 
 def test_long_rows_are_left_out_and_named(world: Path, tmp_path: Path) -> None:
-    config = config_for(world, tmp_path, max_length=60, steps=1)
+    config = config_for(world, tmp_path, max_length=60, steps=1, on_bad_row="stop")
     with pytest.raises(ValueError, match=r"has \d+ tokens, .* limit is 60 \(max_length"):
         finetune.train(config)
-    result = finetune.train(replace(config, long_rows="skip"))
+    result = finetune.train(replace(config, on_bad_row="skip"))
     lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert 0 < len(lines) == 40 - result.records == result.skipped
     assert all(re.match(r"(questions.csv, line|map) \d+: \w+ .* tokens, .* limit is 60", line) for line in lines)

@@ -67,14 +67,14 @@ class EvaluationConfig:
 
 
 def split(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Return the records to train on and those held out, by image: none is in both.
+    """Return the records to train on and those held out, by image: none is in both. Text alone is trained on.
 
     The held-out images are those whose names have the smallest hash values, so they stay held out as data are added.
 
     Raises:
         ValueError: if there is no image for one of the parts.
     """
-    images = sorted({record.image for record in records if record.image is not None}, key=_order)
+    images = sorted({image for record in records for image in record.all_images}, key=_order)
     count = max(1, round(share * len(images))) if share else 0
     if share and count >= len(images):
         raise ValueError(
@@ -82,8 +82,14 @@ def split(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], 
             "more images, a smaller share, or held-out files (evaluation.data)"
         )
     held = set(images[:count])
-    kept = tuple(record for record in records if record.image not in held)
-    return kept, tuple(record for record in records if record.image in held)
+    while more := {i for record in records if held & set(record.all_images) for i in record.all_images} - held:
+        held |= more  # images that a conversation shows beside a held-out one
+    kept, apart = list[Record](), list[Record]()
+    for record in records:
+        (apart if held & set(record.all_images) else kept).append(record)
+    if share and not kept:
+        raise ValueError("evaluation.share leaves no record to train on, since conversations share images; give files")
+    return tuple(kept), tuple(apart)
 
 
 def _order(image: ImageFile) -> tuple[str, str]:

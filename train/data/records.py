@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,16 +19,22 @@ from filelock import FileLock
 from PIL import Image
 from rich.progress import track
 
-from perception.chains import ATOMIC, CHAIN, DIRECT, DIRECT_OTHER
+from perception.chains import ATOMIC, CHAIN, DIRECT, DIRECT_OTHER, ChatPrompt
 from perception.datasets.aurora import read_aurora
-from perception.datasets.coco import CountRules, read_counts
+from perception.datasets.boxes import Resize, check_format
+from perception.datasets.coco import read_counts
 from perception.datasets.depth.questions import DepthRules, read_depth_pairs
+from perception.datasets.detection import CountRules
 from perception.datasets.images import ImageFile
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.own import read_questions
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.records import Record, RecordSet, bad_row
+from perception.datasets.tables import read_table
+from perception.datasets.voc import read_voc
+from perception.datasets.yolo import read_yolo
 from perception.scenes.markers import draw_markers
 from perception.vocabulary.names import PerceptionVocabulary, SpanError
+from train.data.conversations import ConversationPrompt
 from train.data.curriculum import CurriculumConfig, kind_shares
 from train.data.rows import Row, RowBatches, RowEncoder
 from train.data.scenes import SceneRows, ScenesConfig
@@ -47,9 +53,18 @@ class SourcesConfig:
 
     own: tuple[str, ...] = ()
     """CSV or JSON lines with your own images and questions; perception/datasets/own.py describes the columns"""
-    boxes_format: Literal["xyxy", "xywh", "xyxy-1", "cxcywh-1", "xyxy-1000"] | None = None
-    """boxes of own: xyxy or xywh (COCO) in pixels, xyxy-1 or cxcywh-1 (YOLO) in [0, 1], xyxy-1000 in thousandths of the
-    image; none: xyxy in pixels, and boxes that look otherwise are refused"""
+    dataset: tuple[str, ...] = ()
+    """conversations (messages and images), questions or labelled images: JSON lines, parquet, a folder of the library
+    datasets, or a hub name; docs/data.md shows the columns"""
+    dataset_config: str = ""
+    """configuration of a data set that has several"""
+    dataset_split: str = "train"
+    """part of a data set"""
+    boxes_format: str | None = None
+    """boxes of own and dataset: xyxy, xywh (COCO), cxcywh or yxyx in pixels; with -1 (cxcywh-1: YOLO) in [0, 1], with
+    -1000 in thousandths (xyxy-1000: Qwen3-VL), with -1024 in PaliGemma's locations (yxyx-1024), with -resized in pixels
+    of the image as the base's processor resizes it (xyxy-resized: Qwen2.5-VL); none: xyxy in pixels, and boxes that
+    look otherwise are refused"""
     records: tuple[str, ...] = ()
     """JSON lines written by RecordSet.write"""
     aurora: tuple[str, ...] = ()
@@ -57,11 +72,12 @@ class SourcesConfig:
     aurora_images: str = ""
     """folder of the images of AURORA's files"""
     counts: tuple[str, ...] = ()
-    """COCO or LVIS annotation files, for counting questions"""
+    """detection labels, for counting and drawing: COCO's or LVIS's annotation files, VOC's folders of XML files, or
+    YOLO's YAML files"""
     counts_images: str = ""
-    """folder of the images of the annotation files"""
-    counts_layout: Literal["coco", "lvis"] = "coco"
-    """format of the annotation files"""
+    """folder of the images of the labels; for yolo the root of the data set, if its file names another one"""
+    counts_layout: Literal["coco", "lvis", "voc", "yolo"] = "coco"
+    """layout of the labels"""
     depth: tuple[str, ...] = ()
     """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
@@ -75,40 +91,52 @@ class SourcesConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_format(self.boxes_format)
         for name in ("aurora", "counts"):
-            if getattr(self, name) and not getattr(self, f"{name}_images"):
+            named_by_itself = name == "counts" and self.counts_layout == "yolo"
+            if getattr(self, name) and not getattr(self, f"{name}_images") and not named_by_itself:
                 raise ValueError(f"data.{name} needs data.{name}_images, the folder of its images")
 
     @property
     def any_records(self) -> bool:
-        return bool(self.own or self.records or self.aurora or self.counts or self.depth or self.prepared)
+        return bool(
+            self.own or self.dataset or self.records or self.aurora or self.counts or self.depth or self.prepared
+        )
 
 
 def read_records(
-    config: SourcesConfig, vocabulary: PerceptionVocabulary, vqvae: VQVAE | None, codes_folder: Path
+    config: SourcesConfig,
+    vocabulary: PerceptionVocabulary,
+    vqvae: VQVAE | None,
+    folder: Path,
+    skip_bad: bool = False,
+    resize: Resize | None = None,
 ) -> RecordSet:
     """Read the records of all sources; scenes are not records.
 
     Args:
         vocabulary: vocabulary whose sizes the records are made for; it need not be bound.
         vqvae: depth tokenizer that encodes and decodes depth maps.
-        codes_folder: folder in which the codes of depth maps are stored.
+        folder: folder in which the codes of depth maps are stored, and images that tables hold.
+        skip_bad: name rows, labels and images that cannot be used in `skipped`, and go on without them.
+        resize: how the base's processor resizes images, for boxes in pixels of those.
 
     Raises:
         ValueError: if a reader fails, a record was made for another vocabulary or depth tokenizer, or an image cannot
-            be used.
+            be used. With `skip_bad`, if a file cannot be read at all, or nothing in it can be used.
     """
     if not (config.scenes.count or config.any_records):
         raise ValueError(
-            "no data: give data.own, data.records, data.aurora, data.counts, data.depth, data.prepared or "
-            "data.scenes.count"
+            "no data: give data.own, data.dataset, data.records, data.aurora, data.counts, data.depth, data.prepared "
+            "or data.scenes.count"
         )
-    size = vocabulary.num_locations
-    sets = [read_questions(Path(path), size, config.boxes_format) for path in config.own]
+    size, boxes = vocabulary.num_locations, config.boxes_format
+    sets = [read_questions(Path(path), size, boxes, skip_bad, resize) for path in config.own]
+    kind, part = config.dataset_config, config.dataset_split
+    sets += [read_table(path, size, folder / "images", boxes, kind, part, skip_bad, resize) for path in config.dataset]
     sets += [RecordSet.read(Path(path)) for path in config.records]
-    sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary) for path in config.aurora]
-    rules = CountRules(layout=config.counts_layout)
-    sets += [read_counts(Path(path), Path(config.counts_images), size, rules) for path in config.counts]
+    sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary, skip_bad) for path in config.aurora]
+    sets += [_read_labels(Path(path), config, size, skip_bad) for path in config.counts]
     asked = DepthRules(questions_per_image=config.questions_per_image)
     sets += [read_prepared(Path(path), size, vqvae, asked) for path in config.prepared]
     if config.depth and vqvae is None:
@@ -116,20 +144,32 @@ def read_records(
     for number, path in enumerate(config.depth):
         assert vqvae is not None
         images = Path(config.depth_images) if config.depth_images else None
-        codes = codes_folder / f"depth-codes-{number}.parquet"
+        codes = folder / f"depth-codes-{number}.parquet"
         codes.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(codes.with_suffix(".lock")):  # the first process makes the codes, the others wait
             sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))
     records = tuple(record for one in sets for record in one.records)
     for record in records:
         check_record(record, vocabulary, vqvae)
-    check_images(records)
-    return RecordSet(records, tuple(line for one in sets for line in one.skipped))
+    skipped = [line for one in sets for line in one.skipped]
+    records = check_images(records, skipped if skip_bad else None)
+    if config.any_records and not records and skipped:
+        raise ValueError(f"no row can be used; the first of {len(skipped)}: {skipped[0]}")
+    return RecordSet(records, tuple(skipped))
+
+
+def _read_labels(path: Path, config: SourcesConfig, size: int, skip_bad: bool) -> RecordSet:
+    images = Path(config.counts_images)
+    if config.counts_layout == "voc":
+        return read_voc(path, images, size, skip_bad=skip_bad)
+    if config.counts_layout == "yolo":
+        return read_yolo(path, images if config.counts_images else None, size, skip_bad=skip_bad)
+    return read_counts(path, images, size, CountRules(layout=config.counts_layout), skip_bad)
 
 
 def check_record(record: Record, vocabulary: PerceptionVocabulary, vqvae: VQVAE | None) -> None:
     """Raise ValueError, naming the record, if its spans do not fit the vocabulary or its codes the depth tokenizer."""
-    for part in record.example.target:
+    for part in (part for example in record.turns for part in example.target):
         if not isinstance(part, str):
             try:
                 vocabulary.check_span(part)
@@ -150,11 +190,13 @@ def records_digest(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     sizes: dict[Path, int] = {}
     for record in records:
-        path, example = record.image.path, record.example
-        if path not in sizes:
-            sizes[path] = path.stat().st_size if path.is_file() else -1
-        shown = (path.name, sizes[path], record.image.index, record.marks)
-        total.update(repr((*shown, example.task, example.question, example.target, example.answer)).encode())
+        shown: list[Any] = []
+        for image in record.all_images:
+            if image.path not in sizes:
+                sizes[image.path] = image.path.stat().st_size if image.path.is_file() else -1
+            shown += [image.path.name, sizes[image.path], image.index]
+        texts = [(turn.task, turn.question, turn.target, turn.answer) for turn in record.turns]
+        total.update(repr((*shown, record.marks, *texts[0], *texts[1:], *filter(None, [record.system]))).encode())
     return f"{len(records)} records, {total.hexdigest()[:16]}"
 
 
@@ -192,15 +234,14 @@ def too_long(encoder: RowEncoder, records: Sequence[Record], looked_at: int = 8)
     if encoder.max_length is None:
         yield from (None for _ in records)
         return
-    images = {record.image: record for record in records}
+    images = {image: record.source for record in records for image in record.all_images}
     largest = sorted(images, key=lambda image: image.path.stat().st_size if image.path.is_file() else 0)[-looked_at:]
-    longest = max((encoder.head_length(row_of(images[image]).image) for image in largest), default=0)
+    longest = max((encoder.head_length(_loaded(image, images[image])) for image in largest), default=0)
     for record in records:
         fault = None
-        if longest + _most_tokens(record) > encoder.max_length:
-            try:
-                encoder.encode(Row(_BLANK, record.example), [0] * longest)
-            except ValueError:
+        if longest * len(record.all_images) + _most_tokens(record) > encoder.max_length:
+            conversation = record.images is not None or bool(record.more)
+            if conversation or not _fits(encoder, record, longest):
                 row = row_of(record)
                 try:
                     encoder.batches([row], 1)
@@ -209,10 +250,52 @@ def too_long(encoder: RowEncoder, records: Sequence[Record], looked_at: int = 8)
         yield fault
 
 
+def _fits(encoder: RowEncoder, record: Record, head: int) -> bool:
+    """True if a record of one question fits behind a prompt of `head` tokens."""
+    try:
+        encoder.encode(Row(_BLANK, record.example), [0] * head)
+    except ValueError:
+        return False
+    return True
+
+
+def check_conversations(
+    found: RecordSet, processor: Any, vocabulary: PerceptionVocabulary, skip_bad: bool
+) -> RecordSet:
+    """Records whose turns and images the model's chat template can write.
+
+    Args:
+        vocabulary: bound to the model's tokenizer.
+        skip_bad: name the others in `skipped` and leave them out.
+
+    Raises:
+        ValueError: naming the first of the others; with `skip_bad`, if no record is left.
+    """
+    prompt, between = ConversationPrompt(processor, vocabulary), ChatPrompt.from_processor(processor).between
+    kept, skipped = list[Record](), list[str]()
+    for record in found.records:
+        with bad_row(skipped if skip_bad else None):
+            if record.images is not None:
+                try:
+                    prompt.check(record.system, [turn.question for turn in record.turns])
+                except ValueError as error:
+                    raise ValueError(f"{record.source}: {error}; take another base, or remove the row") from error
+            elif record.more and between is None:
+                raise ValueError(
+                    f"{record.source}: {len(record.turns)} questions, and the base's chat template takes one; take "
+                    "another base, or make a row of each"
+                )
+            kept.append(record)
+    if found.records and not kept:
+        raise ValueError(f"no row can be used; the first: {skipped[0]}")
+    return RecordSet(tuple(kept), (*found.skipped, *skipped))
+
+
 def _most_tokens(record: Record) -> int:
     """Return a number of tokens that the text of a record, with its end, does not exceed: one per byte and code."""
-    parts = (record.example.question, *record.example.target)
-    return 64 + sum(len(p.encode()) if isinstance(p, str) else len(p.codes) + 2 for p in parts)
+    parts = [part for turn in record.turns for part in (turn.question, *turn.target)]
+    texts = sum(len(p.encode()) if isinstance(p, str) else len(p.codes) + 2 for p in parts)
+    return 64 * (1 + len(record.turns)) + len(record.system.encode()) + texts
 
 
 def available_shares(curriculum: CurriculumConfig, progress: float, available: Sequence[bool]) -> np.ndarray:
@@ -278,39 +361,58 @@ class RecordRows:
         return self._plans[rows_a_step]
 
 
-def check_images(records: Sequence[Record]) -> None:
+def check_images(records: Sequence[Record], skipped: list[str] | None = None) -> tuple[Record, ...]:
     """Decode every image once, on all cores, so that training cannot stop at one.
+
+    Args:
+        skipped: gets a message for each record whose image cannot be used, and the other records are returned; None:
+            such an image is an error.
 
     Raises:
         ValueError: naming entry and file of the first image that cannot be used, and the entries of others.
     """
     first: dict[ImageFile, Record] = {}
     for record in records:
-        first.setdefault(record.image, record)
+        for image in record.all_images:
+            first.setdefault(image, record)
 
-    def fault(record: Record) -> str | None:
+    def fault(image: ImageFile) -> str | None:
         try:
-            record.image.load()
+            image.load()
         except ValueError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor() as pool:
-        faults = track(pool.map(fault, first.values()), description="checking images", total=len(first), transient=True)
-        bad = [(record.source, said) for record, said in zip(first.values(), faults, strict=True) if said is not None]
+        faults = track(pool.map(fault, first), description="checking images", total=len(first), transient=True)
+        bad = {image: said for image, said in zip(first, faults, strict=True) if said is not None}
+    if skipped is not None:
+        faulty = [(record, image) for record in records for image in record.all_images if image in bad]
+        skipped += dict.fromkeys(f"{record.source}: {bad[image]}" for record, image in faulty)
+        return tuple(record for record in records if not bad.keys() & set(record.all_images))
     if bad:
-        others = ", ".join(source for source, _ in bad[1 : 1 + _MOST_NAMED])
+        sources = [first[image].source for image in bad]
+        others = ", ".join(sources[1 : 1 + _MOST_NAMED])
         more = f" ({len(bad)} images cannot be used; others: {others}{', ..' * (len(bad) > 1 + _MOST_NAMED)})"
-        raise ValueError(f"{bad[0][0]}: {bad[0][1]}; or take the entry out{more * (len(bad) > 1)}")
+        said = next(iter(bad.values()))
+        raise ValueError(f"{sources[0]}: {said}; or take the entry out{more * (len(bad) > 1)}")
+    return tuple(records)
 
 
 def row_of(record: Record) -> Row:
-    """Load a record's image in RGB and draw its markers. Raises ValueError, naming record and file, if it cannot."""
-    try:
-        image = record.image.load()
-    except ValueError as error:
-        raise ValueError(f"{record.source}: {error}") from error
+    """Load a record's images in RGB and draw its markers. Raises ValueError, naming record and file, if it cannot."""
+    images = [_loaded(image, record.source) for image in record.all_images]
+    if record.images is not None:
+        return Row(None, record.example, more=record.more, images=tuple(images), system=record.system)
+    (image,) = images
     if record.marks:
         marked = draw_markers(torch.from_numpy(np.array(image)), np.array(record.marks))
         image = Image.fromarray(marked.numpy())
-    return Row(image, record.example)
+    return Row(image, record.example, more=record.more)
+
+
+def _loaded(image: ImageFile, source: str) -> Image.Image:
+    try:
+        return image.load()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

@@ -19,6 +19,7 @@ from perception import chains
 from perception.chains import ChatPrompt, Example, encode_target
 from perception.model.image_inputs import batch_images, batch_types, pad_rows, token_types
 from perception.vocabulary.names import PerceptionVocabulary
+from train.data.conversations import ConversationPrompt
 from train.models.losses import IGNORE
 
 Encoded = tuple[list[int], list[int], list[float]]
@@ -38,7 +39,8 @@ class TokenWeights:
 class Row:
     """A sample before it is encoded."""
 
-    image: Image.Image
+    image: Image.Image | None
+    """shown before the question; None where `images` are given"""
     example: Example
     shown: np.ndarray | None = None
     """depth codes that the model reads instead of those that `example` has it draw"""
@@ -47,6 +49,10 @@ class Row:
     more: tuple[Example, ...] = ()
     """further turns of the conversation, without depth maps; the image tokens are read once for all of them. Where the
     chat template takes one question, they are left out"""
+    images: tuple[Image.Image, ...] | None = None
+    """all images of a conversation, each shown where `chains.IMAGE` stands in its questions"""
+    system: str = ""
+    """system turn of a conversation that gives `images`"""
 
 
 class RowSource(Protocol):
@@ -80,15 +86,45 @@ class RowEncoder:
             read += asked + answer
             target += [IGNORE] * len(asked) + learned
             weight += [0.0] * len(asked) + weights
-        length = len(head) + len(read)
+        self._check_length(row, len(head) + len(read), len(head))
+        return head + read, [IGNORE] * len(head) + target, weight
+
+    def _check_length(self, row: Row, length: int, asked: int) -> None:
         if self.max_length is not None and length > self.max_length:
             named = f"{row.example.task} ({row.example.question[:60]!r})"
             raise ValueError(
-                f"{named} has {length} tokens, {len(head)} of them for image and question, and the limit is "
+                f"{named} has {length} tokens, {asked} of them for image and question, and the limit is "
                 f"{self.max_length} (max_length, or the positions of the model); shorten it, make its image smaller, "
                 "leave it out, or raise the limit"
             )
-        return head + read, [IGNORE] * len(head) + target, weight
+
+    def _conversation(self, row: Row) -> tuple[Encoded, dict[str, Tensor]]:
+        """Encode a row that gives `images`; also return its image inputs, with the types of all its tokens."""
+        assert row.images is not None
+        turns = (row.example, *row.more)
+        prompt = ConversationPrompt(self.processor, self.vocabulary)
+        asked, inputs = prompt.encode(row.system, [example.question for example in turns], row.images)
+        ids, labels, weight, types = (
+            list(asked[0].ids),
+            [IGNORE] * len(asked[0].ids),
+            list[float](),
+            dict(asked[0].types),
+        )
+        for number, (part, example) in enumerate(zip(asked, turns, strict=True)):
+            if number:
+                ids += part.ids
+                labels += [IGNORE] * len(part.ids)
+                weight += [0.0] * len(part.ids)
+                types = {name: types[name] + part.types[name] for name in types}
+            read, learned, weights = self._answer(example)
+            ids += read
+            labels += learned
+            weight += weights
+            types = {name: values + [0] * len(read) for name, values in types.items()}
+        self._check_length(row, len(ids), len(asked[0].ids))
+        kept = {name: value for name, value in inputs.items() if name in self.accepted}
+        kept |= {name: torch.tensor([values]) for name, values in types.items() if name in self.accepted}
+        return (ids, labels, weight), kept
 
     def _answer(self, example: Example, shown: np.ndarray | None = None, foreign: bool = False) -> Encoded:
         """Return the ids that the model reads, the ids that it learns, and their weights; see `Row`."""
@@ -107,17 +143,23 @@ class RowEncoder:
 
     def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
         """Split rows into batches of similar length, so that short rows are not padded to the length of long ones."""
-        pictures = self._pictures([row.image for row in rows])
-        encoded = [self.encode(row, head) for row, (head, _) in zip(rows, pictures, strict=True)]
+        plain = [n for n, row in enumerate(rows) if row.images is None]
+        pictures = dict(zip(plain, self._pictures([rows[n].image for n in plain]), strict=True))
+        made: list[tuple[Encoded, dict[str, Tensor]]] = []
+        for n, row in enumerate(rows):
+            made.append(
+                (self.encode(row, pictures[n][0]), pictures[n][1]) if n in pictures else self._conversation(row)
+            )
+        encoded = [row for row, _ in made]
         cut = split_by_length([len(ids) for ids, _, _ in encoded], min(groups, len(rows)))
         tasks = [chains.TASKS.index(row.example.task) for row in rows]
         return [
-            self._collate([encoded[n] for n in group], [pictures[n][1] for n in group])
+            self._collate([encoded[n] for n in group], [made[n][1] for n in group])
             | {"task": torch.tensor([tasks[n] for n in group])}
             for group in cut
         ]
 
-    def _pictures(self, images: Sequence[Image.Image]) -> list[tuple[list[int], dict[str, Tensor]]]:
+    def _pictures(self, images: Sequence[Any]) -> list[tuple[list[int], dict[str, Tensor]]]:
         """Return, per image, the ids of the prompt up to its question and the image inputs of the model.
 
         If a model's only image input is pixels (LLaVA), the processor takes all images of one size together: sixteen

@@ -16,10 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from perception.datasets.coco import CountRules, count_records
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.pairs import DepthPair
 from perception.datasets.depth.questions import DepthRules, ask_depth
+from perception.datasets.detection import CountRules, count_records
 from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
 from perception.datasets.listing import files_beneath, stamp

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from perception import chains
-from perception.datasets.coco import CountRules, read_counts
+from perception.datasets.coco import read_counts
+from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
 from perception.datasets.records import RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
@@ -187,6 +188,11 @@ def test_bad_annotations_are_named(tmp_path: Path) -> None:
     broken(r"images\[0\]: width must be above 0, got 0", images__width=0)
     broken(r"image 1: image .*gone\.jpg does not exist; put it there", images__file_name="gone.jpg")
     broken("lacks neg_category_ids, not_exhaustive.*COCO's layout, not LVIS's", CountRules("lvis"))
+    file = write(tmp_path, boxes(1, 2) + boxes(1, 1, image=2, first=9), images=2)
+    (tmp_path / "images" / f"{2:012d}.jpg").unlink()
+    made = read_counts(file, tmp_path / "images", 100, NEVER, skip_bad=True)
+    assert {record.source for record in made.records} == {"instances.json, image 1"}
+    assert len(made.skipped) == 1 and made.skipped[0].startswith("instances.json, image 2: image ")
     file = write(tmp_path, [])
     file.write_text(file.read_text()[:40])
     with pytest.raises(ValueError, match=r"instances\.json is not complete JSON"):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessor, Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from perception import chains
-from perception.datasets.own import BOXES_FORMATS, read_questions
+from perception.datasets.boxes import FORMATS, resize_rule
+from perception.datasets.own import read_questions
 from perception.datasets.records import RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
 
@@ -112,14 +116,48 @@ def test_images_with_one_name_is_that_image(tmp_path: Path) -> None:
         ("xyxy-1", [0.2, 0.2, 0.6, 0.8]),
         ("cxcywh-1", [0.4, 0.5, 0.4, 0.6]),
         ("xyxy-1000", [200, 200, 600, 800]),
+        ("cxcywh", [40, 25, 40, 30]),
+        ("xywh-1", [0.2, 0.2, 0.4, 0.6]),
+        ("yxyx-1000", [200, 200, 800, 600]),
+        ("yxyx-1024", [204.8, 204.8, 819.2, 614.4]),
     ],
 )
 def test_boxes_of_every_declared_format_are_the_same_boxes(tmp_path: Path, name: str, box: list[float]) -> None:
     file = jsonl(tmp_path, {**CUPS, "boxes": [box]})
     np.testing.assert_allclose(boxes_of(read_questions(file, 100, name)), [[0.2, 0.2, 0.6, 0.8]], atol=0.0051)
-    assert set(BOXES_FORMATS) == {"xyxy", "xywh", "xyxy-1", "cxcywh-1", "xyxy-1000"}
-    with pytest.raises(ValueError, match="unknown boxes_format 'yxyx'; known: xyxy"):
-        read_questions(file, 100, "yxyx")
+    assert name in FORMATS
+    with pytest.raises(ValueError, match="unknown boxes_format 'yxxy'; known: xyxy, .* with a unit -1, -1000, -1024"):
+        read_questions(file, 100, "yxxy")
+
+
+def test_resized_pixels_are_those_of_the_processor_s_own_rule(tmp_path: Path) -> None:
+    rule = resize_rule(
+        SimpleNamespace(image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 9))
+    )
+    assert rule is not None and rule(50, 100) == smart_resize(50, 100, 28, 56 * 56, 28 * 28 * 9) == (56, 112)
+    file = jsonl(tmp_path, {**CUPS, "boxes": [[0.2 * 112, 0.2 * 56, 0.6 * 112, 0.8 * 56]]})
+    made = read_questions(file, 100, "xyxy-resized", resize=rule)
+    np.testing.assert_allclose(boxes_of(made), [[0.2, 0.2, 0.6, 0.8]], atol=0.0051)
+    assert resize_rule(SimpleNamespace(image_processor=CLIPImageProcessor())) is None
+    with pytest.raises(ValueError, match="boxes_format xyxy-resized needs the processor of a model that resizes"):
+        read_questions(file, 100, "xyxy-resized")
+
+
+def test_rows_that_cannot_be_used_are_named_and_left_out(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, CUPS, {**CUPS, "image": "gone.png"}, {**CUPS, "boxes": [[20, 10, 600, 40]]}, CUPS)
+    made = read_questions(file, 100, skip_bad=True)
+    assert [record.source[-6:] for record in made.records] == ["line 1"] * 2 + ["line 4"] * 2
+    missing, outside = made.skipped
+    assert missing.startswith("questions.jsonl, line 2: image ") and "gone.png does not exist" in missing
+    assert outside.startswith("questions.jsonl, line 3: box [20.0, 10.0, 600.0, 40.0] is empty or not inside the image")
+    with pytest.raises(ValueError, match=r"line 2: image .*gone\.png does not exist"):
+        read_questions(file, 100)
+    with pytest.raises(
+        ValueError, match=r"no row of .*questions\.jsonl can be used; the first: questions\.jsonl, line 1: "
+    ):
+        read_questions(jsonl(tmp_path, {**CUPS, "answer": 7}), 100, skip_bad=True)
+    with pytest.raises(ValueError, match="unknown column messages; .*give a table of messages as data.dataset"):
+        read_questions(jsonl(tmp_path, {"messages": [], "images": []}), 100, skip_bad=True)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_all_bad_images_are_named_at_once(tmp_path: Path) -> None:
         read(tmp_path, own=(str(path),))
 
 
+def test_bad_images_are_left_out_and_named_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = table(tmp_path, {"a.jpg": "page", "b.jpg": "", "c.jpg": "cut"})
+    made = read_records(SourcesConfig(own=(str(path),)), VOCABULARY, None, tmp_path, skip_bad=True)
+    assert [record.source for record in made.records] == ["q.csv, line 3"]
+    page, cut = made.skipped
+    assert page.startswith("q.csv, line 2: ") and "is not an image" in page and "a.jpg" in page
+    assert cut.startswith("q.csv, line 4: ") and "is a corrupt image" in cut
+
+
 def test_records_that_were_written_keep_the_name_of_their_row(tmp_path: Path) -> None:
     path = table(tmp_path, {"a.jpg": "", "b.jpg": ""})
     read(tmp_path, own=(str(path),)).write(tmp_path / "records.jsonl")

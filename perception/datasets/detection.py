@@ -1,0 +1,136 @@
+"""Counting and drawing tasks from detection labels, in the words of their class names.
+
+Readers of the layouts (`perception.datasets.coco`, `voc`, `yolo`) give `LabelledImage`s. The question of an image is
+about its most frequent class among those that are fully annotated and have at most `CountRules.max_count` objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception import chains
+from perception.datasets.images import ImageFile
+from perception.datasets.plurals import plural, readable, without_qualifier
+from perception.datasets.records import Record, RecordSet
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary.names import Span
+
+LAYOUTS = ("coco", "lvis")
+
+
+@dataclass(frozen=True)
+class CountRules:
+    """Which counting questions are asked about an image with boxes."""
+
+    layout: str = "coco"
+    """coco or lvis: decides which classes count as fully annotated and which as absent"""
+    max_count: int = 15
+    """largest count that is asked for"""
+    zero_share: float = 0.0625
+    """share of the images that are also asked about an absent class; the default, 1/16, is one of the counts 0 to 15"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
+        if self.max_count < 1:
+            raise ValueError(f"max_count must be at least 1, got {self.max_count}")
+        if not 0 <= self.zero_share <= 1:
+            raise ValueError(f"zero_share must lie in [0, 1], got {self.zero_share}")
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image with the boxes of its classes."""
+
+    image: ImageFile
+    where: str
+    """file and entry, for messages"""
+    number: int
+    """seeds which absent class is asked for"""
+    boxes: Mapping[Any, list[list[float]]]
+    """boxes xyxy in [0, 1] per class"""
+    unsure: set[Any] = field(default_factory=set)
+    """classes whose boxes do not tell their number: crowds, difficult objects, a box that cannot be used"""
+    absent: list[Any] = field(default_factory=list)
+    """classes that are known not to be there, sorted"""
+    bad: list[str] = field(default_factory=list)
+    """messages about boxes that cannot be used"""
+
+
+def ask_counts(
+    found: Iterable[LabelledImage], names: Mapping[Any, str], num_locations: int, rules: CountRules
+) -> RecordSet:
+    """Counting records: per question, boxes to draw, a chain and a direct answer.
+
+    Args:
+        names: plural of each class.
+        num_locations: number of bins for the coordinates of boxes.
+    """
+    tokenizer, records, skipped = BoxTokenizer(num_locations), list[Record](), list[str]()
+    for labelled in found:
+        skipped += labelled.bad
+        asked = _classes_asked(labelled, rules)
+        if not asked:
+            skipped.append(f"{labelled.where}: no fully annotated class has 1 to {rules.max_count} objects")
+        for category in asked:
+            boxes = np.array(labelled.boxes.get(category, [])).reshape(-1, 4)
+            span = Span("boxes", tuple(tokenizer.encode(boxes)))
+            records += count_records(labelled.image, names[category], span, labelled.where)
+    return RecordSet(tuple(records), tuple(skipped))
+
+
+def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
+    """Records that count `things` (a plural): boxes to draw, a chain, and a direct answer."""
+    question = f"How many {things} are there?"
+    chain = chains.chain_count(question, boxes)
+    direct = chains.direct(chains.DIRECT_COUNT, question, chain.answer)
+    return [Record(image, example, where) for example in (chains.atomic_boxes(things, boxes), chain, direct)]
+
+
+def _classes_asked(labelled: LabelledImage, rules: CountRules) -> list[Any]:
+    """The most frequent class that can be counted and, for a share of the images, an absent class."""
+    rng = np.random.default_rng((rules.seed, labelled.number))
+    counts = {c: len(boxes) for c, boxes in labelled.boxes.items() if c not in labelled.unsure}
+    counts = {c: count for c, count in counts.items() if 0 < count <= rules.max_count}
+    asked = [min(counts, key=lambda c: (-counts[c], c))] if counts else []
+    if labelled.absent and rng.random() < rules.zero_share:
+        asked.append(labelled.absent[int(rng.integers(len(labelled.absent)))])
+    return asked
+
+
+def plural_names(names: Mapping[Any, str]) -> dict[Any, str]:
+    """Plurals of class names, by class. A qualifier, as in "bow (weapon)", is kept only if two names differ by it."""
+    full = {number: readable(name) for number, name in names.items()}
+    bare = Counter(without_qualifier(name) for name in full.values())
+    return {
+        n: plural(name if bare[without_qualifier(name)] > 1 else without_qualifier(name)) for n, name in full.items()
+    }
+
+
+def check_size(path: Path, size_wh: tuple[int, int], where: str) -> None:
+    """Raise ValueError unless an image has the size that its boxes are made for."""
+    try:
+        height, width = ImageFile(path).size()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if (width, height) != size_wh:
+        raise ValueError(
+            f"{where}: {path} has {width} x {height} pixels and the annotations are for {size_wh[0]} x {size_wh[1]}; "
+            "give the images that were annotated, or correct width, height and boxes"
+        )
+
+
+def clipped(xyxy: list[float], width: float, height: float) -> list[float] | None:
+    """A box in pixels as xyxy in [0, 1], clipped to the image; None if it has no area there."""
+    corners = np.array(xyxy) / [width, height, width, height]
+    if not np.isfinite(corners).all():
+        return None
+    x1, y1, x2, y2 = (float(side) for side in corners.clip(0, 1))
+    return [x1, y1, x2, y2] if x2 > x1 and y2 > y1 else None

@@ -1,0 +1,110 @@
+"""Counting questions from Pascal VOC's annotations, one XML file per image.
+
+Corners are pixels counted from 1, the last one included, so a box of the whole image is 1 1 width height. An image gets
+no question about a class with a `difficult` object, which its annotators were not asked to find in every image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from perception.datasets.detection import CountRules, LabelledImage, ask_counts, check_size, clipped, plural_names
+from perception.datasets.images import ENDINGS, ImageFile, check_exists
+from perception.datasets.listing import files_beneath
+from perception.datasets.records import RecordSet, bad_row
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_REMEDY = "correct or remove the file"
+
+
+def read_voc(
+    annotations: Path,
+    images: Path,
+    num_locations: int,
+    rules: CountRules = CountRules(),  # noqa: B008
+    skip_bad: bool = False,
+) -> RecordSet:
+    """Counting records of the XML files beneath a folder, as `perception.datasets.coco.read_counts` makes them.
+
+    Args:
+        annotations: folder of the XML files, or one XML file.
+        images: folder of the images, which may be the same one.
+
+    Raises:
+        ValueError: naming the file, if it is no annotation, a box lacks a side, or its image is missing or of another
+            size.
+    """
+    files = files_beneath(annotations, {".xml"}) if annotations.is_dir() else [annotations]
+    if not files:
+        raise ValueError(f"{annotations} holds no XML files; give VOC's folder Annotations")
+    found, skipped = list[tuple[LabelledImage, set[str]]](), list[str]()
+    for number, path in enumerate(files):
+        with bad_row(skipped if skip_bad else None):
+            found.append(_labelled(path, number, images))
+    classes = set[str]().union(*(there for _, there in found))
+    for labelled, there in found:
+        labelled.absent.extend(sorted(classes - there))
+    made = ask_counts((labelled for labelled, _ in found), plural_names({c: c for c in classes}), num_locations, rules)
+    return RecordSet(made.records, (*skipped, *made.skipped))
+
+
+def _labelled(path: Path, number: int, images: Path) -> tuple[LabelledImage, set[str]]:
+    """An image with its boxes, and the classes that are there."""
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give a file that exists") from None
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is not complete XML ({error}); {_REMEDY}") from None
+    if root.tag != "annotation":
+        raise ValueError(f"{path} holds a {root.tag}, not an annotation of Pascal VOC; {_REMEDY}")
+    image, where = _image(path, (root.findtext("filename") or "").strip(), images), path.name
+    given = [_number(root.find("size"), side, f"{where}: size") for side in ("width", "height")]
+    if all(given):
+        check_size(image.path, (int(given[0]), int(given[1])), where)
+    height, width = image.size()
+    boxes, unsure, bad, there = dict[str, list[list[float]]](), set[str](), list[str](), set[str]()
+    for place, item in enumerate(root.findall("object")):
+        name = (item.findtext("name") or "").strip()
+        if not name:
+            raise ValueError(f"{where}, object {place} has no name; {_REMEDY}")
+        there.add(name)
+        corners = item.find("bndbox")
+        if corners is None or any(corners.find(side) is None for side in _SIDES):
+            raise ValueError(f"{where}, object {place} ({name}) lacks {', '.join(_SIDES)} in a bndbox; {_REMEDY}")
+        x1, y1, x2, y2 = (_number(corners, side, f"{where}, object {place} ({name})") for side in _SIDES)
+        box = clipped([x1 - 1, y1 - 1, x2, y2], width, height)
+        if box is None:
+            bad.append(
+                f"{where}, object {place} ({name}): box {x1:g} {y1:g} {x2:g} {y2:g} has no area inside the image of "
+                f"{width} x {height} pixels, so its class is not counted"
+            )
+        else:
+            boxes.setdefault(name, []).append(box)
+        if box is None or (item.findtext("difficult") or "0").strip() not in ("0", "false"):
+            unsure.add(name)
+    return LabelledImage(image, where, number, boxes, unsure, bad=bad), there
+
+
+def _number(parent: Any, side: str, where: str) -> float:
+    """The number in a child element; 0 if it is missing."""
+    text = "" if parent is None else (parent.findtext(side) or "").strip()
+    try:
+        return float(text or 0)
+    except ValueError:
+        raise ValueError(f"{where}: {side} must be a number, got {text!r:.40}; {_REMEDY}") from None
+
+
+def _image(path: Path, name: str, images: Path) -> ImageFile:
+    """The image of an XML file: the one that it names, or the one that has the file's own name."""
+    named = Path(name).name
+    choices = [images / named] if named else []
+    choices += [images / f"{stem}{ending}" for stem in {path.stem, named} if stem for ending in ENDINGS]
+    choices += [choice.with_suffix(choice.suffix.upper()) for choice in choices if choice.suffix]
+    for choice in choices:
+        if choice.is_file():
+            return ImageFile(choice)
+    check_exists(choices[0], path.name)
+    return ImageFile(choices[0])

@@ -1,0 +1,166 @@
+"""Pascal VOC's and YOLO's labels as counting and drawing tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perception.datasets.detection import CountRules
+from perception.datasets.records import RecordSet
+from perception.datasets.voc import read_voc
+from perception.datasets.yolo import read_yolo
+from perception.tokenizers.boxes import BoxTokenizer
+
+pytest.importorskip("inflect")
+ALWAYS, NEVER = CountRules(zero_share=1.0), CountRules(zero_share=0.0)
+BOX = (21, 11, 60, 40)
+
+
+def item(name: str, box: tuple[float, ...] = BOX, difficult: int = 0) -> str:
+    sides = "".join(f"<{side}>{v}</{side}>" for side, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    return f"<object><name>{name}</name>{part}<difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
+
+
+def voc(folder: Path, *images: str, filename: str = "{}.jpg") -> Path:
+    (folder / "Annotations").mkdir(exist_ok=True)
+    (folder / "JPEGImages").mkdir(exist_ok=True)
+    for number, objects in enumerate(images):
+        Image.new("RGB", (100, 50)).save(folder / "JPEGImages" / f"{number}.jpg")
+        size = "<size><width>100</width><height>50</height></size>"
+        text = f"<annotation><filename>{filename.format(number)}</filename>{size}{objects}</annotation>"
+        (folder / "Annotations" / f"{number}.xml").write_text(text)
+    return folder / "Annotations"
+
+
+def asked(made: RecordSet) -> list[tuple[str, str]]:
+    return [(r.example.question, r.example.answer) for r in made.records if r.example.task == "direct_count"]
+
+
+def first_boxes(made: RecordSet) -> np.ndarray:
+    return BoxTokenizer(100).decode(made.records[0].example.target[0].codes)
+
+
+@pytest.mark.parametrize("filename", ["{}.jpg", "{}", "elsewhere/{}.jpg", ""])
+def test_voc_s_corners_count_from_one_and_its_images_are_found(tmp_path: Path, filename: str) -> None:
+    made = read_voc(
+        voc(tmp_path, item("knife") + item("cup", (1, 1, 100, 50)) * 2, filename=filename),
+        tmp_path / "JPEGImages",
+        100,
+        NEVER,
+    )
+    assert asked(made) == [("How many cups are there?", "2")]
+    np.testing.assert_allclose(first_boxes(made), [[0, 0, 1, 1]] * 2, atol=0.0051)
+    made = read_voc(voc(tmp_path, item("knife"), filename=filename), tmp_path / "JPEGImages", 100, NEVER)
+    assert made.records[0].example.question == "Draw the boxes of the knives."
+    np.testing.assert_allclose(first_boxes(made), [[0.2, 0.2, 0.6, 0.8]], atol=0.0051)
+
+
+def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(tmp_path: Path) -> None:
+    folder = voc(tmp_path, item("cup") * 2 + item("cup", difficult=1) + item("dog"), item("cup", (200, 1, 300, 9)))
+    made = read_voc(folder, tmp_path / "JPEGImages", 100, ALWAYS)
+    assert asked(made) == [("How many dogs are there?", "1"), ("How many dogs are there?", "0")]
+    (outside,) = made.skipped
+    assert outside.startswith("1.xml, object 0 (cup): box 200 1 300 9 has no area inside the image of 100 x 50 pixels")
+    made = read_voc(folder, tmp_path / "JPEGImages", 100, NEVER)
+    assert made.skipped[1] == "1.xml: no fully annotated class has 1 to 15 objects"
+
+
+def test_bad_files_of_voc_are_named(tmp_path: Path) -> None:
+    good, images = item("cup"), tmp_path / "JPEGImages"
+
+    def refused(objects: str, said: str, **more: str) -> None:
+        folder = voc(tmp_path, good, objects, **more)
+        with pytest.raises(ValueError, match=said):
+            read_voc(folder, images, 100)
+        made = read_voc(folder, images, 100, NEVER, skip_bad=True)
+        assert asked(made) == [("How many cups are there?", "1")] and len(made.skipped) == 1
+
+    refused("<object><bndbox/></object>", "1.xml, object 0 has no name")
+    refused("<object><name>cup</name></object>", r"object 0 \(cup\) lacks xmin, ymin, xmax, ymax in a bndbox")
+    refused(good.replace("21", "left"), r"1.xml, object 0 \(cup\): xmin must be a number, got 'left'")
+    refused("<object>", r"1\.xml is not complete XML")
+    voc(tmp_path, good, good)
+    Image.new("RGB", (50, 100)).save(images / "1.jpg")
+    with pytest.raises(ValueError, match="1.xml: .* has 50 x 100 pixels and the annotations are for 100 x 50"):
+        read_voc(tmp_path / "Annotations", images, 100)
+    (images / "1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1.xml: image .*1\.jpg does not exist"):
+        read_voc(tmp_path / "Annotations", images, 100)
+    with pytest.raises(ValueError, match="holds no XML files; give VOC's folder Annotations"):
+        read_voc(images, images, 100)
+
+
+def yolo(
+    folder: Path, *labels: str | None, yaml: str = "path: .\ntrain: images/train\nnames: {0: cup, 1: mouse}\n"
+) -> Path:
+    for name in ("images", "labels"):
+        (folder / name / "train").mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(labels):
+        Image.new("RGB", (100, 50)).save(folder / "images" / "train" / f"{number}.jpg")
+        if text is not None:
+            (folder / "labels" / "train" / f"{number}.txt").write_text(text)
+    (folder / "data.yaml").write_text(yaml)
+    return folder / "data.yaml"
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ("1 0.4 0.5 0.4 0.6", ""),
+        ("1 0.2 0.2 0.6 0.2 0.6 0.8 0.2 0.8", ""),
+        ("1 0.4 0.5 0.4 0.6 0.3 0.3 2 0.4 0.4 1", "kpt_shape: [2, 3]\n"),
+    ],
+    ids=["box", "polygon", "pose"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "path: .\ntrain: images/train\nnames: {0: cup, 1: mouse}\n",
+        "path: ../datasets/gone\ntrain: [images/train]\nnames: [cup, mouse]\n",
+        "train: ../images/train\nnc: 2\nnames: ['cup', 'mouse']\n",
+        "train: list.txt\nnames: [cup, mouse]\n",
+    ],
+    ids=["ultralytics", "list", "roboflow", "text"],
+)
+def test_yolo_s_boxes_are_centres_and_its_images_are_found(tmp_path: Path, yaml: str, line: str, more: str) -> None:
+    (tmp_path / "list.txt").write_text("./images/train/0.jpg\n./images/train/1.jpg\n")
+    file = yolo(tmp_path / "set" if "../images" not in yaml else tmp_path, f"{line}\n", None, yaml=yaml + more)
+    if "list.txt" in yaml:
+        (tmp_path / "list.txt").rename(file.parent / "list.txt")
+    made = read_yolo(file, None, 100, ALWAYS)
+    assert asked(made)[0] == ("How many mice are there?", "1") and {answer for _, answer in asked(made)[1:]} == {"0"}
+    np.testing.assert_allclose(first_boxes(made), [[0.2, 0.2, 0.6, 0.8]], atol=0.0051)
+    assert made.records[-1].image is not None and made.records[-1].image.path.name == "1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("7 0.4 0.5 0.4 0.6", r"class 7 has no name, and data\.yaml names 2 classes, 0 to 1"),
+        ("0 40 25 40 30", r"is not in \[0, 1\]; YOLO's boxes are fractions"),
+        ("0 0.4 0.5", "expected a class number and x y width height"),
+        ("cup 0.4 0.5 0.4 0.6", "expected a class number"),
+    ],
+)
+def test_bad_lines_of_yolo_are_named(tmp_path: Path, line: str, said: str) -> None:
+    file = yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n", f"0 0.5 0.5 0.2 0.2\n{line}\n")
+    with pytest.raises(ValueError, match=rf"^1\.txt, line 2: .*{said}"):
+        read_yolo(file, None, 100)
+    made = read_yolo(file, None, 100, NEVER, skip_bad=True)
+    assert asked(made) == [("How many cups are there?", "1")] and made.skipped[0].startswith("1.txt, line 2: ")
+
+
+def test_bad_files_of_yolo_are_named(tmp_path: Path) -> None:
+    def refused(said: str, *labels: str | None, yaml: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            read_yolo(yolo(tmp_path, *labels, yaml=yaml), None, 100)
+
+    refused("must name its images as train and its classes as names", yaml="names: [cup]\n")
+    refused("names must be a list, or give a name for each", yaml="train: images/train\nnames: {cup: 0}\n")
+    refused("train names .*gone, which is no folder of images", yaml="train: images/gone\nnames: [cup]\n")
+    refused("there are no images beneath 'images/train'", yaml="train: images/train\nnames: [cup]\n")
+    refused("none of the 1 images .* has labels", None, yaml="train: images/train\nnames: [cup]\n")
