@@ -9,9 +9,10 @@ JSON files, existing records, rendered scenes, or any combination of these. Trai
 `--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns only
 direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
 
-The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
-tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
-`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder.
+The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary, the depth
+tokenizer and a card. `--save adapter` writes LoRA, the new rows and the projector alone, for the same base. A run that
+was stopped resumes from its newest complete checkpoint. The same command with `--export checkpoint-500 --out FOLDER`
+trains nothing and writes that checkpoint of the run as such a folder.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
 use another file in that folder.
@@ -23,6 +24,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
+from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
@@ -53,13 +56,14 @@ from train.models.adapters import (
     train_in_float32,
 )
 from train.models.attention import use_plain_attention
+from train.models.card import describe_data, write_card
 from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
-from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
+from train.models.saving import TRAINING_FILE, save_adapter, save_perception_model, stored_dtype
 from vqvae import VQVAE
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export")
+_FREE = ("run_dir", "out", "save", "gradient_checkpointing", "export")
 """Settings that do not decide what is trained"""
 
 
@@ -74,6 +78,9 @@ class FinetuneConfig:
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
+    save: Literal["model", "adapter"] = "model"
+    """what is written to out: the whole model, or an adapter, which holds LoRA, the new rows and the projector for the
+    same base"""
     run_dir: str = "runs/finetune"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     """folder or hub name; empty: the data hold codes of a tokenizer that is not available, as AURORA's do"""
@@ -126,6 +133,11 @@ class FinetuneConfig:
         for name in ("batch_size", "length_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.save == "adapter" and (not self.lora.rank or self.tower_lr_ratio):
+            raise ValueError(
+                f"an adapter holds LoRA and no vision tower, and lora.rank is {self.lora.rank}, tower_lr_ratio "
+                f"{self.tower_lr_ratio}; set lora.rank, leave tower_lr_ratio at 0, or save the model"
+            )
         if self.tower_lr_ratio < 0:
             raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
         if self.base_precision == "bf16" and not (self.lora.rank or self.only_projector):
@@ -234,25 +246,29 @@ def train(config: FinetuneConfig) -> FinetuneResult:
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
-    """Write the trained model to `config.out`, with LoRA merged and the depth tokenizer beside it."""
-    save_perception_model(
-        merged(parts.model),
-        parts.processor,
-        parts.vocabulary,
-        Path(config.out),
-        record,
-        stored_dtype(find_folder(config.base)),
-        find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
-    )
+    """Write the trained model to `config.out`, with LoRA merged, or its adapter; depth tokenizer and card beside it."""
+    out, tokenizer = Path(config.out), find_folder(config.depth_tokenizer) if config.depth_tokenizer else None
+    card = partial(write_card, base=config.base, data=describe_data(config.data), record=record)
+    if config.save == "adapter":
+        save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card)
+        return
+    dtype = stored_dtype(find_folder(config.base))
+    save_perception_model(merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card)
 
 
 def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any] | None:
     """Return the record of the model in `config.out` if this run, started again after its end, wrote it before."""
     if result.fit.resumed_from != result.fit.steps:
         return None
+    out = Path(config.out)
+    if config.save != ("adapter" if is_adapter(out) else "model"):
+        return None
     try:
-        check_files(Path(config.out))
-        record = json.loads((Path(config.out) / TRAINING_FILE).read_text())
+        if config.save == "adapter":
+            check_adapter(out)
+        else:
+            check_files(out)
+        record = json.loads((out / TRAINING_FILE).read_text())
     except (OSError, ValueError):
         return None
     unknown = {"command", "padding_share"} if math.isnan(result.padding_share) else {"command"}
