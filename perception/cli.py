@@ -488,6 +488,41 @@ def export_tokenizer(
     console.print(f"{', '.join(path.name for path in written)}: {out}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def import_tokenizer(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="State dict (.pt, .pth, .safetensors) of AURORA's, AiT's or MolmoAct's VQVAE, or the folder "
+            "of a diffusers VQModel."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokenizer.")],
+    normalisation: Annotated[
+        str,
+        typer.Option(
+            help="How the original takes depth, which the file does not say: aurora (nearness per map in [-1, 1]), "
+            "molmoact (in [0, 1]) or ait (metres up to 10)."
+        ),
+    ],
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of a map in pixels; default: the published 320, for ait 480.", min=1)
+    ] = None,
+) -> None:
+    """Turn a published tokenizer into a folder of ours, with the same codes for the same maps (docs/share.md)."""
+    from vqvae.published import import_tokenizer as read
+
+    try:
+        model = read(source, normalisation, image_size)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    model.save_pretrained(out)
+    config = model.config
+    side = config.image_size
+    said = f"{config.num_codes} codes per map, of {config.codebook_size}, from {side} x {side} pixels: {out}"
+    console.print(said, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _stoppable(then: str = "and the same command goes on from there") -> Iterator[None]:
     """End a job that Ctrl-C stops with one line."""
