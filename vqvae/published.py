@@ -111,7 +111,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # pickle's UnpicklingError, from files of older versions ValueError and others
         raise CheckpointError(
-            f"{path} holds more than tensors ({_first_line(error)}), and nothing else is read; where you trust it, save "
+            f"{path} holds more than tensors ({_first_line(error)}), and nothing else is read; if you trust it, save "
             "its state dict alone with torch.save"
         ) from None
     for key in _INNER:
@@ -145,8 +145,8 @@ def _read_convolutional(
     if codebook is None or codebook.ndim != 2 or len(strided) < 2:
         raise CheckpointError(
             f"{path} is of an unknown architecture: it has {len(held)} tensors, such as {', '.join(sorted(held)[:3])}, "
-            "and none of a codebook _vq_vae._embedding behind convolutions of stride 2; known are the VQVAEs of AURORA, "
-            "AiT and MolmoAct, and diffusers' VQModel"
+            "and none of a codebook _vq_vae._embedding behind convolutions of stride 2; known are the VQVAEs of "
+            "AURORA, AiT and MolmoAct, and diffusers' VQModel"
         )
     config = replace(
         start,

@@ -94,7 +94,8 @@ class PerceptionModel:
         )
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
         self.drafts = DraftBook()
-        self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if depth_tokenizer is not None else None
+        reads = depth_tokenizer is not None and {"depth", "points"} <= set(vocabulary.modalities)
+        self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if reads and depth_tokenizer else None
 
     @classmethod
     def from_pretrained(
