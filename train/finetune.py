@@ -10,10 +10,11 @@ tasks; `--curriculum.*` sets how chains and direct answers are mixed in. `--arm 
 only direct answers, on the same data. `--evaluation.share 0.05` holds images out and measures the model on them during
 training (`train.data.held_out`). `train.aurora` is this recipe with the settings of the tiny model.
 
-The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
-tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
-`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder; `--export
-best` writes the weights with the lowest loss on held-out data.
+The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary, the depth
+tokenizer and a card. `--save adapter` writes LoRA, the new rows and the projector alone, for the same base. A run that
+was stopped resumes from its newest complete checkpoint. The same command with `--export checkpoint-500 --out FOLDER`
+trains nothing and writes that checkpoint of the run as such a folder; `--export best` writes the weights with the
+lowest loss on held-out data.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
 use another file in that folder.
@@ -27,6 +28,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from perception.chains import TASKS, ChatPrompt
 from perception.datasets.boxes import RESIZED, resize_rule
 from perception.datasets.records import Record, RecordSet
+from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
@@ -70,10 +73,11 @@ from train.models.adapters import (
     train_in_float32,
 )
 from train.models.attention import use_plain_attention
+from train.models.card import describe_data, write_card
 from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
 from train.models.quantized import check_quantizing, nf4_settings
-from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
+from train.models.saving import TRAINING_FILE, save_adapter, save_perception_model, stored_dtype
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
@@ -83,7 +87,17 @@ _LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
 """Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
 _EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "epochs", "max_length", "on_bad_row", *_EVALUATION)
+_FREE = (
+    "run_dir",
+    "out",
+    "save",
+    "gradient_checkpointing",
+    "export",
+    "epochs",
+    "max_length",
+    "on_bad_row",
+    *_EVALUATION,
+)
 """Settings that do not decide what is trained, or only by the records and steps that follow from them"""
 
 
@@ -98,6 +112,9 @@ class FinetuneConfig:
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
+    save: Literal["model", "adapter"] = "model"
+    """what is written to out: the whole model, or an adapter, which holds LoRA, the new rows and the projector for the
+    same base"""
     run_dir: str = "runs/finetune"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     """folder or hub name; empty: the data hold codes of a tokenizer that is not available, as AURORA's do"""
@@ -168,6 +185,11 @@ class FinetuneConfig:
             raise ValueError(
                 f"loop.evaluate_every ({self.loop.evaluate_every}) needs held-out data; set evaluation.share, or give "
                 "evaluation.data"
+            )
+        if self.save == "adapter" and (not self.lora.rank or self.tower_lr_ratio):
+            raise ValueError(
+                f"an adapter holds LoRA and no vision tower, and lora.rank is {self.lora.rank}, tower_lr_ratio "
+                f"{self.tower_lr_ratio}; set lora.rank, leave tower_lr_ratio at 0, or save the model"
             )
         if self.tower_lr_ratio < 0:
             raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
@@ -331,25 +353,29 @@ def say_skipped(path: Path, skipped: Sequence[str]) -> None:
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
-    """Write the trained model to `config.out`, with LoRA merged and the depth tokenizer beside it."""
-    save_perception_model(
-        merged(parts.model),
-        parts.processor,
-        parts.vocabulary,
-        Path(config.out),
-        record,
-        stored_dtype(find_folder(config.base)),
-        find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
-    )
+    """Write the trained model to `config.out`, with LoRA merged, or its adapter; depth tokenizer and card beside it."""
+    out, tokenizer = Path(config.out), find_folder(config.depth_tokenizer) if config.depth_tokenizer else None
+    card = partial(write_card, base=config.base, data=describe_data(config.data), record=record)
+    if config.save == "adapter":
+        save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card)
+        return
+    dtype = stored_dtype(find_folder(config.base))
+    save_perception_model(merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card)
 
 
 def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any] | None:
     """Return the record of the model in `config.out` if this run, started again after its end, wrote it before."""
     if result.fit.resumed_from != result.fit.steps:
         return None
+    out = Path(config.out)
+    if config.save != ("adapter" if is_adapter(out) else "model"):
+        return None
     try:
-        check_files(Path(config.out))
-        record = json.loads((Path(config.out) / TRAINING_FILE).read_text())
+        if config.save == "adapter":
+            check_adapter(out)
+        else:
+            check_files(out)
+        record = json.loads((out / TRAINING_FILE).read_text())
     except (OSError, ValueError):
         return None
     unknown = {"command", "padding_share"} if math.isnan(result.padding_share) else {"command"}
