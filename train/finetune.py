@@ -62,7 +62,7 @@ from train.loop.command_line import command_line, fingerprint, flatten, parse_co
 from train.loop.config import check_choices
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
-from train.loop.progress import read_log
+from train.loop.progress import read_held_out, read_log
 from train.loop.sharding import launched_sharded, whole_weights
 from train.models.adapters import (
     LoraSettings,
@@ -378,7 +378,7 @@ def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, 
         record = json.loads((out / TRAINING_FILE).read_text())
     except (OSError, ValueError):
         return None
-    unknown = {"command", "padding_share"} if math.isnan(result.padding_share) else {"command"}
+    unknown = {"command", "padding_share", "evaluation"} if math.isnan(result.padding_share) else {"command"}
     now = training_record(config, result)
     same = record.keys() == now.keys() and all(record[name] == now[name] for name in now.keys() - unknown)
     return record if same else None
@@ -405,12 +405,14 @@ def export(config: FinetuneConfig) -> RunState:
         state = checkpoints.load_best_weights(parts.model, frozen)
     else:
         state = checkpoints.load_weights(step, parts.model, frozen)
-    record = {
+    record: dict[str, Any] = {
         "command": command_line(config.recipe, config),
         "steps": state.step,
         "minutes": round(state.seconds / 60, 1),
         "final_loss": round(state.loss, 4),
     }
+    if figures := held_out_figures(Path(config.run_dir), state.step):
+        record["evaluation"] = figures
     save(config, replace(parts, model=whole_model(config, parts, vqvae, True)), record)
     return state
 
@@ -594,10 +596,10 @@ def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_ma
 def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
     """Return the training record for the model's folder. Starting a finished run again does not change it."""
     fitted = result.fit
-    held_out = {}
+    measured = {}
     if result.held_out:
-        best = round(fitted.best_loss, 4)
-        held_out = {"held_out": result.held_out, "best_held_out_loss": best, "best_step": fitted.best_step}
+        step = fitted.steps if config.loop.patience is None else fitted.best_step
+        measured = {"evaluation": held_out_figures(Path(config.run_dir), step) | {"records": result.held_out}}
     return {
         "command": command_line(config.recipe, config),
         "steps": fitted.steps,
@@ -607,10 +609,15 @@ def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str,
         "skipped": result.skipped,
         "minutes": round(fitted.seconds / 60, 1),
         "final_loss": round(fitted.final_loss, 4),
-        **held_out,
+        **measured,
         "waiting_for_data": round(fitted.data_wait_share, 4),
         "padding_share": None if math.isnan(result.padding_share) else round(result.padding_share, 4),
     }
+
+
+def held_out_figures(run_dir: Path, step: int) -> dict[str, float]:
+    """Return the figures on held-out data after `step` steps, from the run's log; empty if there are none."""
+    return {name: round(value, 4) for name, value in dict(read_held_out(run_dir)).get(step, {}).items()}
 
 
 def report(result: FinetuneResult) -> str:

@@ -130,13 +130,15 @@ def test_a_run_is_measured_on_images_that_it_does_not_see(world: Path, tmp_path:
     best = min(past, key=lambda one: one[1]["loss"])
     assert (result.fit.best_step, result.fit.best_loss) == (best[0], pytest.approx(best[1]["loss"]))
     record = json.loads((tmp_path / "model" / "training.json").read_text())
-    assert record["held_out"] == result.held_out and record["best_step"] == best[0]
+    assert record["evaluation"].pop("records") == result.held_out
+    assert record["evaluation"] == {name: round(value, 4) for name, value in past[-1][1].items()}
     page = (tmp_path / "run" / "held_out.html").read_text()
     assert "Held-out data after 4 steps" in page and page.count("<figure>") == 3
     assert "above what the model draws, below what the data have" in page
     assert f"lowest loss on {result.held_out} held-out records" in finetune.report(result)
     finetune.main(["--config", str(_yaml(tmp_path, config)), "--export", "best", "--out", str(tmp_path / "best")])
-    assert json.loads((tmp_path / "best" / "training.json").read_text())["steps"] == best[0]
+    record = json.loads((tmp_path / "best" / "training.json").read_text())
+    assert record["steps"] == best[0] and record["evaluation"]["loss"] == round(best[1]["loss"], 4)
     assert PerceptionModel.from_pretrained(tmp_path / "best").vocabulary.num_locations == 10
     again = finetune.train(config)
     assert again.fit.resumed_from == STEPS and finetune.report(again) == finetune.report(result)
