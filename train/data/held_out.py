@@ -150,9 +150,9 @@ class HeldOutRecords:
 
 
 @contextmanager
-def _asking(model: nn.Module, held_out: HeldOutRecords) -> Iterator[PerceptionModel]:
+def _asking(model: Any, held_out: HeldOutRecords) -> Iterator[PerceptionModel]:
     """A model in training as one that answers; its output layer is left as it was."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     encoder, own = held_out.encoder, vars(base.get_output_embeddings())
     changed = "forward" in own
     try:
