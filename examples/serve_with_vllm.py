@@ -3,9 +3,14 @@
     vllm serve runs/own/model --structured-outputs-config.backend guidance
     python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?" --draw answer.png
 
-Any server with OpenAI's interface and llguidance reads the same request. `PerceptionVocabulary.parse_text` reads the
-spans back from the answer's tokens; with --draw their boxes, points and depth maps are drawn, maps by the depth
-tokenizer in the model's folder. No weights of the model are loaded here.
+Any server with OpenAI's interface and llguidance reads the same request. Others refuse vLLM's own settings, as
+`transformers serve` does; --plain leaves them out, and then no grammar constrains the spans:
+
+    transformers serve runs/own/model
+    python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?" --plain --draw answer.png
+
+`PerceptionVocabulary.parse_text` reads the spans back from the answer's tokens; with --draw their boxes, points and
+depth maps are drawn, maps by the depth tokenizer in the model's folder. No weights of the model are loaded here.
 """
 
 from __future__ import annotations
@@ -46,11 +51,11 @@ def grammar_of(folder: str) -> SpanGrammar:
     )
 
 
-def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> dict[str, Any]:
+def request(folder: str, image: Path, question: str, max_tokens: int = 512, constrained: bool = True) -> dict[str, Any]:
     """The body of a chat completion.
 
-    The picture is sent as this package sees it: upright, in RGB. Spans are special tokens, so `skip_special_tokens` is
-    off.
+    The picture is sent as this package sees it: upright, in RGB. `constrained` adds vLLM's settings: the grammar, and
+    `skip_special_tokens` off, since spans are special tokens.
     """
     png = io.BytesIO()
     load_image(image).save(png, "PNG")
@@ -59,14 +64,15 @@ def request(folder: str, image: Path, question: str, max_tokens: int = 512) -> d
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{shown}"}},
         {"type": "text", "text": prompt_for(question, "chain")[0]},
     ]
-    return {
+    body = {
         "model": folder,
         "messages": [{"role": "user", "content": content}],
         "temperature": 0,
         "max_tokens": max_tokens,
-        "skip_special_tokens": False,
-        "structured_outputs": {"grammar": grammar_of(folder).to_lark()},
     }
+    if not constrained:
+        return body
+    return body | {"skip_special_tokens": False, "structured_outputs": {"grammar": grammar_of(folder).to_lark()}}
 
 
 def ask(url: str, body: dict[str, Any]) -> str:
@@ -95,11 +101,12 @@ def ask(url: str, body: dict[str, Any]) -> str:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What a server says about a request that it refuses: vLLM's message, else the beginning of the page."""
+    """What a server says about a request that it refuses: its message, else the beginning of the page."""
     said = error.read().decode(errors="replace")
     try:
         found = json.loads(said)
-        return str(found.get("error", found)["message"])
+        found = found.get("error", found)
+        return str(found["message"] if "message" in found else found["detail"])  # FastAPI has the latter
     except (ValueError, AttributeError, LookupError, TypeError):
         return said.strip()[:500] or str(error.reason)
 
@@ -125,10 +132,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("question")
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of the answer")
+    parser.add_argument("--plain", action="store_true", help="leave vLLM's settings out, for `transformers serve`")
     parser.add_argument("--draw", type=Path, help="PNG for the picture and what the answer drew")
     given = parser.parse_args(argv)
     try:
-        body = request(given.model, given.image, given.question, given.max_new_tokens)
+        body = request(given.model, given.image, given.question, given.max_new_tokens, not given.plain)
         parts = PerceptionVocabulary.load(given.model).parse_text(ask(given.url, body))
         for part in parts:
             print(part)

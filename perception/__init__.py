@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perception.model.images import load_image
     from perception.model.perception_model import PerceptionModel, Prompt
     from perception.model.prepared_images import PreparedImage
+    from perception.model.sharing import push_to_hub
     from perception.model.shipped import shipped
     from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
     from perception.vocabulary.names import PerceptionVocabulary
@@ -39,6 +40,7 @@ _NAMES = {
     "perception.model.images": ("load_image",),
     "perception.model.perception_model": ("PerceptionModel", "Prompt"),
     "perception.model.prepared_images": ("PreparedImage",),
+    "perception.model.sharing": ("push_to_hub",),
     "perception.model.shipped": ("shipped",),
     "perception.tokenizers": ("TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "PointTokenizer"),
     "perception.vocabulary.names": ("PerceptionVocabulary",),
@@ -70,6 +72,7 @@ __all__ = [
     "VisualTokenSelector",
     "load_image",
     "prompt_for",
+    "push_to_hub",
     "shipped",
 ]
 

@@ -1,4 +1,6 @@
-"""The command line `perception`: ask, evaluate, ablate, info, tokenize, join, detokenize, export-tokenizer."""
+"""The command line `perception`: ask, evaluate, ablate, info, push-to-hub, tokenize, join, detokenize,
+export-tokenizer, import-tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ PUBLISHED_ROOM = 512
 """Most tokens per answer to a published set, by default"""
 
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or hub name of a model; default: the shipped aurora-tiny.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or hub name of a model or adapter, or the name of one that ships; default: aurora-tiny.",
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...; default: the best device there is.")
@@ -44,7 +51,7 @@ def _load(model: str | None, device: str | None = None, dtype: str = "float32") 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # weights that do not fit, which it warns of, are an error here
     where = (find_device(device), find_dtype(dtype))
-    return PerceptionModel.from_pretrained(model if model is not None else shipped("aurora-tiny"), *where)
+    return PerceptionModel.from_pretrained(model or shipped("aurora-tiny"), *where)
 
 
 def _load_reasoner(model: str | None, device: str | None, dtype: str) -> Reasoner:
@@ -301,10 +308,17 @@ def _ablation_questions(
 
 @app.command()
 def info(model: Model = None) -> None:
-    """Describe a model: its class, size, and perception vocabulary."""
-    perception = _load(model)
+    """Describe a model or an adapter: its class, size, and perception vocabulary."""
+    from perception.model.adapter import AdapterBase, is_adapter
+    from perception.model.folder import find_folder
+    from perception.model.shipped import shipped
+
+    perception, folder = _load(model), find_folder(model or shipped("aurora-tiny"))
     vocabulary = perception.vocabulary
     table = Table(show_header=False)
+    if is_adapter(folder):
+        table.add_row("adapter for", AdapterBase.load(folder).base)
+        table.add_row("adapter's size", f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
     table.add_row("model", type(perception.model).__name__)
     table.add_row("parameters", f"{sum(p.numel() for p in perception.model.parameters()):,}")
     table.add_row("depth codes", f"{vocabulary.depth_codes} on a grid of {vocabulary.depth_grid}")
@@ -314,8 +328,21 @@ def info(model: Model = None) -> None:
     console.print(table)
 
 
+@app.command()
+def push_to_hub(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model or an adapter that training wrote.")],
+    name: Annotated[str, typer.Argument(help="Name on the hub, owner/name; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a model or an adapter to the hub, with its card (docs/share.md). Log in first: hf auth login."""
+    from perception.model.sharing import push_to_hub as push
+
+    console.print(push(folder, name, private), markup=False, highlight=False, soft_wrap=True)
+
+
 Tokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", "-t", help="Folder or hub name; default: the shipped depth-scenes-100.")
+    str | None,
+    typer.Option("--tokenizer", "-t", help="Folder, hub name, or name of one that ships; default: depth-scenes-100."),
 ]
 
 
@@ -323,9 +350,9 @@ def _load_tokenizer(name: str | None) -> VQVAE:
     import torch
 
     from perception.model.shipped import shipped
-    from vqvae import VQVAE
+    from perception.tokenizers import DepthTokenizer
 
-    model = VQVAE.from_pretrained(name if name is not None else shipped("depth-scenes-100"))
+    model = DepthTokenizer.from_pretrained(name or shipped("depth-scenes-100")).vqvae
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
@@ -459,6 +486,41 @@ def export_tokenizer(
     except ImportError as error:
         raise ValueError(str(error)) from error
     console.print(f"{', '.join(path.name for path in written)}: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def import_tokenizer(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="State dict (.pt, .pth, .safetensors) of AURORA's, AiT's or MolmoAct's VQVAE, or the folder "
+            "of a diffusers VQModel."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokenizer.")],
+    normalisation: Annotated[
+        str,
+        typer.Option(
+            help="How the original takes depth, which the file does not say: aurora (nearness per map in [-1, 1]), "
+            "molmoact (in [0, 1]) or ait (metres up to 10)."
+        ),
+    ],
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of a map in pixels; default: the published 320, for ait 480.", min=1)
+    ] = None,
+) -> None:
+    """Turn a published tokenizer into a folder of ours, with the same codes for the same maps (docs/share.md)."""
+    from vqvae.published import import_tokenizer as read
+
+    try:
+        model = read(source, normalisation, image_size)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    model.save_pretrained(out)
+    config = model.config
+    side = config.image_size
+    said = f"{config.num_codes} codes per map, of {config.codebook_size}, from {side} x {side} pixels: {out}"
+    console.print(said, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -7,11 +7,14 @@ image inputs and prompts. `--data.*` chooses the data (docs/data.md): your own C
 messages and images (a file, a folder or a hub name), detection labels of COCO, LVIS, VOC or YOLO, depth maps with their
 images, AURORA's JSON files, existing records, rendered scenes, or any combination of these. Training starts with atomic
 tasks; `--curriculum.*` sets how chains and direct answers are mixed in. `--arm direct` trains a baseline that learns
-only direct answers, on the same data. `train.aurora` is this recipe with the settings of the tiny model.
+only direct answers, on the same data. `--evaluation.share 0.05` holds images out and measures the model on them during
+training (`train.data.held_out`). `train.aurora` is this recipe with the settings of the tiny model.
 
-The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary and the depth
-tokenizer. A run that was stopped resumes from its newest complete checkpoint. The same command with
-`--export checkpoint-500 --out FOLDER` trains nothing and writes that checkpoint of the run as such a folder.
+The output is a standard transformers folder in the base's precision, with LoRA merged, the vocabulary, the depth
+tokenizer and a card. `--save adapter` writes LoRA, the new rows and the projector alone, for the same base. A run that
+was stopped resumes from its newest complete checkpoint. The same command with `--export checkpoint-500 --out FOLDER`
+trains nothing and writes that checkpoint of the run as such a folder; `--export best` writes the weights with the
+lowest loss on held-out data.
 
 On several devices: `accelerate launch --config_file train/configs/accelerate/fsdp2_8gpu.yaml -m train.finetune ...`, or
 use another file in that folder.
@@ -25,6 +28,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,27 +37,32 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.datasets.boxes import RESIZED, resize_rule
+from perception.datasets.records import Record, RecordSet
+from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
+from train.data.held_out import EvaluationConfig, HeldOutRecords, split
 from train.data.records import (
     KINDS,
     RecordRows,
     SourcesConfig,
     check_conversations,
     check_lengths,
+    check_records,
     read_records,
     records_digest,
+    too_long,
 )
 from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
 from train.data.scenes import SceneRows, TaskMaker, depth_codes
 from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
-from train.loop.command_line import command_line, fingerprint, parse_config
+from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.config import check_choices
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
-from train.loop.progress import read_log
+from train.loop.progress import read_held_out, read_log
 from train.loop.sharding import launched_sharded, whole_weights
 from train.models.adapters import (
     LoraSettings,
@@ -64,15 +73,32 @@ from train.models.adapters import (
     train_in_float32,
 )
 from train.models.attention import use_plain_attention
+from train.models.card import describe_data, write_card
 from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
-from train.models.saving import TRAINING_FILE, save_perception_model, stored_dtype
+from train.models.quantized import check_quantizing, nf4_settings
+from train.models.saving import TRAINING_FILE, save_adapter, save_perception_model, stored_dtype
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FREE = ("run_dir", "out", "gradient_checkpointing", "export", "on_bad_row")
-"""Settings that do not decide what is trained"""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
+_BEST = "best"
+_LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
+_FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
+"""Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
+_EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
+_FREE = (
+    "run_dir",
+    "out",
+    "save",
+    "gradient_checkpointing",
+    "export",
+    "epochs",
+    "max_length",
+    "on_bad_row",
+    *_EVALUATION,
+)
+"""Settings that do not decide what is trained, or only by the records and steps that follow from them"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,9 @@ class FinetuneConfig:
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
+    save: Literal["model", "adapter"] = "model"
+    """what is written to out: the whole model, or an adapter, which holds LoRA, the new rows and the projector for the
+    same base"""
     run_dir: str = "runs/finetune"
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     """folder or hub name; empty: the data hold codes of a tokenizer that is not available, as AURORA's do"""
@@ -105,28 +134,34 @@ class FinetuneConfig:
     """ratio of the vision tower's learning rate to that of the rest; 0 freezes the tower"""
     only_projector: bool = False
     """train only the projector, to align a new one"""
-    base_precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the frozen weights in memory: fp32, or bf16 for LoRA on a large base. Weights that train are always
-    fp32"""
+    base_precision: Literal["fp32", "bf16", "nf4"] = "fp32"
+    """precision of the frozen weights in memory: fp32, bf16 for LoRA on a large base, or nf4 for QLoRA, which keeps the
+    language model in 4 bits and needs an NVIDIA GPU and bitsandbytes. Weights that train are always fp32"""
     gradient_checkpointing: bool = False
     """save memory; steps take about a third longer"""
+    epochs: float | None = None
+    """passes over the records, instead of loop.steps: a pass has as many rows as there are records"""
+    max_length: int | None = None
+    """number of tokens of a row at most, with those of the image; none: the model's number of positions. A longer row
+    cannot be used (on_bad_row); none is cut, since a span that is cut off is no map or box"""
     batch_size: int = 16
     """rows per device and per gradient accumulation step"""
     length_groups: int = 4
     """number of forward passes per batch, each of rows of similar length; more need less padding and memory"""
     export: str = ""
-    """name of a checkpoint in run_dir, such as checkpoint-500: write it as a model to out, and train nothing. The other
-    settings must be those of the run"""
+    """name of a checkpoint in run_dir, such as checkpoint-500, or best: write it as a model to out, and train nothing.
+    The other settings must be those of the run"""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """what happens at a row or an image of the data that cannot be used. skip: it is named in skipped.txt in run_dir,
     and the run goes on; stop: the run ends before it starts"""
     data: SourcesConfig = field(default_factory=SourcesConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     weights: TokenWeights = field(default_factory=TokenWeights)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            learning_rate=2e-4,
+            learning_rate=None,
             weight_decay=0.0,
             warmup_steps=0.03,
             min_lr_ratio=0.0,
@@ -141,6 +176,21 @@ class FinetuneConfig:
         for name in ("batch_size", "length_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or none, got {self.max_length}")
+        self._check_epochs()
+        if self.evaluation.share and not self.data.any_records:
+            raise ValueError("evaluation.share is of the records' images, and there are none; give evaluation.data")
+        if self.loop.evaluate_every and not self.evaluation.wanted:
+            raise ValueError(
+                f"loop.evaluate_every ({self.loop.evaluate_every}) needs held-out data; set evaluation.share, or give "
+                "evaluation.data"
+            )
+        if self.save == "adapter" and (not self.lora.rank or self.tower_lr_ratio):
+            raise ValueError(
+                f"an adapter holds LoRA and no vision tower, and lora.rank is {self.lora.rank}, tower_lr_ratio "
+                f"{self.tower_lr_ratio}; set lora.rank, leave tower_lr_ratio at 0, or save the model"
+            )
         if self.tower_lr_ratio < 0:
             raise ValueError(f"tower_lr_ratio must not be negative, got {self.tower_lr_ratio}")
         if self.base_precision == "bf16" and not (self.lora.rank or self.only_projector):
@@ -148,10 +198,19 @@ class FinetuneConfig:
                 "base_precision bf16 is for frozen weights, and with lora.rank 0 all weights train; set lora.rank, or "
                 "base_precision fp32"
             )
+        if self.base_precision == "nf4" and (not self.lora.rank or self.tower_lr_ratio):
+            raise ValueError(
+                f"base_precision nf4 is for LoRA, and lora.rank is {self.lora.rank}, tower_lr_ratio "
+                f"{self.tower_lr_ratio}; set lora.rank, and lora.tower to adapt the tower"
+            )
         if self.only_projector and (self.lora.rank or self.train_rows == "new" or self.tower_lr_ratio):
             raise ValueError(
                 f"only_projector trains nothing else, and lora.rank is {self.lora.rank}, train_rows {self.train_rows}, "
                 f"tower_lr_ratio {self.tower_lr_ratio}; leave these at 0, all and 0"
+            )
+        if self.lora.tower and self.tower_lr_ratio:
+            raise ValueError(
+                f"lora.tower adapts a frozen tower, and tower_lr_ratio ({self.tower_lr_ratio}) trains it whole; set one"
             )
         for needs, wanted in (
             ("new_rows=codebook", self.new_rows == "codebook"),
@@ -159,6 +218,19 @@ class FinetuneConfig:
         ):
             if wanted and not self.depth_tokenizer:
                 raise ValueError(f"{needs} needs the depth tokenizer; set depth_tokenizer")
+
+    def _check_epochs(self) -> None:
+        if self.epochs is None:
+            return
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0 or none, got {self.epochs}")
+        if self.data.scenes.count:
+            raise ValueError("epochs are passes over records, and scenes are drawn anew; set loop.steps instead")
+        usual = type(self)().loop.steps
+        if self.loop.steps != usual:
+            raise ValueError(
+                f"epochs ({self.epochs}) and loop.steps ({self.loop.steps}) both say how long to train; give one"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,6 +248,8 @@ class FinetuneResult:
     """number of records trained on"""
     skipped: int
     """number of records that were left out"""
+    held_out: int = 0
+    """number of held-out records"""
 
 
 @dataclass(frozen=True)
@@ -203,24 +277,37 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     """
     if launched_sharded() and config.train_rows == "new" and not config.lora.rank:
         raise ValueError("train_rows=new without LoRA needs whole tables on a device; set lora.rank, or train all rows")
+    if launched_sharded() and config.base_precision == "nf4":
+        raise ValueError("base_precision nf4 keeps the model whole on a device, and FSDP2 shards it; take bf16")
+    if launched_sharded() and config.evaluation.wanted:
+        raise ValueError("held-out data need the whole model on a device, and FSDP2 shards it; leave evaluation out")
+    if config.base_precision == "nf4":
+        check_quantizing()
     base = find_folder(config.base)
     check_files(base, has_vocabulary=False)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
-    skip, in_resized_pixels = config.on_bad_row == "skip", (config.data.boxes_format or "").endswith(RESIZED)
-    resize = resize_rule(read_processor(base)) if in_resized_pixels else None
-    found = read_records(
-        config.data, unbound_vocabulary(config, vqvae), vqvae, Path(config.run_dir), skip_bad=skip, resize=resize
-    )
+    found, held = read_data(config, vqvae)
     parts = build_parts(config, vqvae)
-    found = check_conversations(found, parts.processor, parts.vocabulary, skip)
+    encoder, skip = build_encoder(config, parts), config.on_bad_row == "skip"
+    found, held = (check_conversations(part, parts.processor, parts.vocabulary, skip) for part in (found, held))
+    if skip:
+        found, held = fitting(found, encoder), fitting(held, encoder)
+    found, held = replace(found, skipped=found.skipped + held.skipped), replace(held, skipped=())
     if launched_sharded() and any(not record.all_images for record in found.records):
         raise ValueError("a sharded run needs an image in every row, and some rows have text alone; remove those rows")
+    config = with_steps(with_learning_rate(config, parts.model), len(of_arm(config, found.records)))
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
     say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
     settings = fingerprint(config, _FREE)
     if config.data.any_records:
         settings["data_digest"] = records_digest(found.records)
+    evaluate = None
+    if held.records:
+        settings["held_out_digest"] = records_digest(held.records)
+        run_dir, size = Path(config.run_dir), config.batch_size
+        evaluate = HeldOutRecords(held.records, config.evaluation, encoder, vqvae, run_dir, size, config.length_groups)
+        check_records(encoder, held.records)
     fixed = parts.tables if config.train_rows == "new" else ()
     fitted = fit(
         parts.model,
@@ -231,6 +318,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         param_groups=parameter_groups(parts.model, (parts.tower, config.tower_lr_ratio), undecayed=fixed),
         in_parts=True,
         weight=target_weight,
+        evaluate=evaluate,
         title=config.arm,
         fingerprint=settings,
         shardable=True,
@@ -244,6 +332,7 @@ def train(config: FinetuneConfig) -> FinetuneResult:
         config.data.scenes.count,
         len(found.records),
         len(found.skipped),
+        len(held.records),
     )
     model = whole_model(config, parts, vqvae, fitted.is_main)
     if fitted.is_main:
@@ -264,28 +353,32 @@ def say_skipped(path: Path, skipped: Sequence[str]) -> None:
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
-    """Write the trained model to `config.out`, with LoRA merged and the depth tokenizer beside it."""
-    save_perception_model(
-        merged(parts.model),
-        parts.processor,
-        parts.vocabulary,
-        Path(config.out),
-        record,
-        stored_dtype(find_folder(config.base)),
-        find_folder(config.depth_tokenizer) if config.depth_tokenizer else None,
-    )
+    """Write the trained model to `config.out`, with LoRA merged, or its adapter; depth tokenizer and card beside it."""
+    out, tokenizer = Path(config.out), find_folder(config.depth_tokenizer) if config.depth_tokenizer else None
+    card = partial(write_card, base=config.base, data=describe_data(config.data), record=record)
+    if config.save == "adapter":
+        save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card)
+        return
+    dtype = stored_dtype(find_folder(config.base))
+    save_perception_model(merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card)
 
 
 def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any] | None:
     """Return the record of the model in `config.out` if this run, started again after its end, wrote it before."""
     if result.fit.resumed_from != result.fit.steps:
         return None
+    out = Path(config.out)
+    if config.save != ("adapter" if is_adapter(out) else "model"):
+        return None
     try:
-        check_files(Path(config.out))
-        record = json.loads((Path(config.out) / TRAINING_FILE).read_text())
+        if config.save == "adapter":
+            check_adapter(out)
+        else:
+            check_files(out)
+        record = json.loads((out / TRAINING_FILE).read_text())
     except (OSError, ValueError):
         return None
-    unknown = {"command", "padding_share"} if math.isnan(result.padding_share) else {"command"}
+    unknown = {"command", "padding_share", "evaluation"} if math.isnan(result.padding_share) else {"command"}
     now = training_record(config, result)
     same = record.keys() == now.keys() and all(record[name] == now[name] for name in now.keys() - unknown)
     return record if same else None
@@ -300,20 +393,89 @@ def export(config: FinetuneConfig) -> RunState:
     """
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
     checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, _FREE))
-    step = checkpoints.step_of(config.export)
+    step = None if config.export == _BEST else checkpoints.step_of(config.export)
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists; give --out another folder for {config.export}")
     check_files(find_folder(config.base), has_vocabulary=False)
+    if config.base_precision == "nf4":
+        check_quantizing()
     parts = build_parts(config, vqvae)
-    state = checkpoints.load_weights(step, parts.model, frozen_digest(parts.model))
-    record = {
+    frozen = frozen_digest(parts.model)
+    if step is None:
+        state = checkpoints.load_best_weights(parts.model, frozen)
+    else:
+        state = checkpoints.load_weights(step, parts.model, frozen)
+    record: dict[str, Any] = {
         "command": command_line(config.recipe, config),
         "steps": state.step,
         "minutes": round(state.seconds / 60, 1),
         "final_loss": round(state.loss, 4),
     }
-    save(config, parts, record)
+    if figures := held_out_figures(Path(config.run_dir), state.step):
+        record["evaluation"] = figures
+    save(config, replace(parts, model=whole_model(config, parts, vqvae, True)), record)
     return state
+
+
+def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, RecordSet]:
+    """Read the records to train on and those held out.
+
+    Raises:
+        ValueError: see `read_records` and `split`.
+    """
+    vocabulary, run_dir, skip = unbound_vocabulary(config, vqvae), Path(config.run_dir), config.on_bad_row == "skip"
+
+    def read(data: SourcesConfig, folder: Path) -> RecordSet:
+        resized = (data.boxes_format or "").endswith(RESIZED)
+        resize = resize_rule(read_processor(find_folder(config.base))) if resized else None
+        return read_records(data, vocabulary, vqvae, folder, skip_bad=skip, resize=resize)
+
+    found = read(config.data, run_dir)
+    kept, held = split(found.records, config.evaluation.share)
+    if config.evaluation.data.any_records:
+        more = read(config.evaluation.data, run_dir / "held_out")
+        held, found = held + more.records, replace(found, skipped=found.skipped + more.skipped)
+    held = of_arm(config, held)
+    if config.evaluation.wanted and not held:
+        raise ValueError("the held-out data have no records to evaluate on; raise evaluation.share, or leave it out")
+    return replace(found, records=kept), RecordSet(held)
+
+
+def of_arm(config: FinetuneConfig, records: tuple[Record, ...]) -> tuple[Record, ...]:
+    """Return the records that the run's arm uses: all, or for the baseline direct answers alone."""
+    direct = KINDS["direct"]
+    if config.arm != "direct":
+        return records
+    return tuple(record for record in records if all(turn.task in direct for turn in record.turns))
+
+
+def fitting(found: RecordSet, encoder: RowEncoder) -> RecordSet:
+    """Return the records that are not longer than the encoder's limit, with a message for each that is."""
+    kept, long = [], []
+    for record, fault in zip(found.records, too_long(encoder, found.records), strict=True):
+        kept += [] if fault else [record]
+        long += [fault] if fault else []
+    return RecordSet(tuple(kept), (*found.skipped, *long))
+
+
+def with_learning_rate(config: FinetuneConfig, model: Any) -> FinetuneConfig:
+    """Return the configuration with the usual learning rate for what trains and the model's size, if it has none."""
+    if config.loop.learning_rate is not None:
+        return config
+    rates = _LORA_RATES if config.lora.rank or config.only_projector else _FULL_RATES
+    size = model.num_parameters()
+    return replace(config, loop=replace(config.loop, learning_rate=next(rate for most, rate in rates if size < most)))
+
+
+def with_steps(config: FinetuneConfig, records: int) -> FinetuneConfig:
+    """Return the configuration with the steps of its epochs, and with evaluations at every tenth of the run."""
+    loop = config.loop
+    if config.epochs is not None:
+        rows = config.batch_size * loop.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+        loop = replace(loop, steps=max(1, math.ceil(config.epochs * records / rows)))
+    if config.evaluation.wanted and loop.evaluate_every is None:
+        loop = replace(loop, evaluate_every=max(1, loop.steps // 10))
+    return replace(config, epochs=None, loop=loop)
 
 
 def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> PerceptionVocabulary:
@@ -331,7 +493,8 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     """
     torch.manual_seed(config.loop.seed)
     base = find_folder(config.base)
-    processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision])
+    quantization = nf4_settings(base) if config.base_precision == "nf4" else None
+    processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision], quantization)
     sources: dict[str, Any] = {}
     if vqvae is not None and config.new_rows == "codebook":
         sources = {"codebook": vqvae.codebook}
@@ -346,7 +509,7 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     accepted = accepted_inputs(model)
     use_plain_attention(model.get_decoder())
     tower = tuple(tower_parameters(model))
-    if not config.tower_lr_ratio:
+    if not (config.tower_lr_ratio or config.lora.tower):
         keep_still(vision_tower(model))
     tables = tuple(model.get_submodule(name).weight for name in embedding_names(model))
     model = adapt(model, vocabulary, config.lora, config.train_rows)
@@ -361,7 +524,16 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     return Parts(model, processor, vocabulary, accepted, tower, tables)
 
 
-def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Any, ...]) -> RowBatches:
+def build_encoder(config: FinetuneConfig, parts: Parts) -> RowEncoder:
+    """Build the encoder of rows, with the limit of their length."""
+    limits = [limit for limit in (max_positions(parts.model), config.max_length) if limit is not None]
+    prompt = ChatPrompt.from_processor(parts.processor)
+    return RowEncoder(
+        parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, min(limits, default=None)
+    )
+
+
+def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, records: tuple[Record, ...]) -> RowBatches:
     """Build the batches of a run from scenes and records.
 
     Raises:
@@ -377,16 +549,11 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:
-        if config.arm == "direct":
-            direct = KINDS["direct"]
-            records = tuple(record for record in records if all(turn.task in direct for turn in record.turns))
+        records = of_arm(config, records)
         sources.append((RecordRows(records, config.curriculum, loop.steps, loop.seed), config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
-    prompt = ChatPrompt.from_processor(parts.processor)
-    longest = max_positions(parts.model)
-    encoder = RowEncoder(parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, longest)
-    return RowBatches(encoder, tuple(sources), config.length_groups)
+    return RowBatches(build_encoder(config, parts), tuple(sources), config.length_groups)
 
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -406,20 +573,33 @@ def target_weight(batch: dict[str, Tensor]) -> Tensor:
 
 
 def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_main: bool) -> Any:
-    """Return the trained, unsharded model; None on processes of a sharded run other than the main one."""
-    if not launched_sharded():
+    """Return the trained model, not sharded and not quantised; None on a sharded run's other processes."""
+    if launched_sharded():
+        weights = whole_weights(parts.model, is_main)
+        if not is_main:
+            return None
+        model = build_parts(config, vqvae).model
+        model.load_state_dict(weights)
+        return model
+    if config.base_precision != "nf4":
         return parts.model.cpu()
-    weights = whole_weights(parts.model, is_main)
-    if not is_main:
-        return None
-    model = build_parts(config, vqvae).model
-    model.load_state_dict(weights)
+    # LoRA is merged into the base's own weights: those of 4 bits would be rounded to 4 bits again.
+    model = build_parts(replace(config, base_precision="bf16"), vqvae).model
+    copies = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            if parameter.requires_grad:
+                copies[name].copy_(parameter)
     return model
 
 
 def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
     """Return the training record for the model's folder. Starting a finished run again does not change it."""
     fitted = result.fit
+    measured = {}
+    if result.held_out:
+        step = fitted.steps if config.loop.patience is None else fitted.best_step
+        measured = {"evaluation": held_out_figures(Path(config.run_dir), step) | {"records": result.held_out}}
     return {
         "command": command_line(config.recipe, config),
         "steps": fitted.steps,
@@ -429,15 +609,24 @@ def training_record(config: FinetuneConfig, result: FinetuneResult) -> dict[str,
         "skipped": result.skipped,
         "minutes": round(fitted.seconds / 60, 1),
         "final_loss": round(fitted.final_loss, 4),
+        **measured,
         "waiting_for_data": round(fitted.data_wait_share, 4),
         "padding_share": None if math.isnan(result.padding_share) else round(result.padding_share, 4),
     }
+
+
+def held_out_figures(run_dir: Path, step: int) -> dict[str, float]:
+    """Return the figures on held-out data after `step` steps, from the run's log; empty if there are none."""
+    return {name: round(value, 4) for name, value in dict(read_held_out(run_dir)).get(step, {}).items()}
 
 
 def report(result: FinetuneResult) -> str:
     """Summarize a run in one line."""
     data = f"{result.scenes} scenes and {result.records} records ({result.skipped} left out)"
     said = f"done: {result.fit.steps} steps on {data}, final loss {result.fit.final_loss:.4f}"
+    if result.held_out:
+        best = f"{result.fit.best_loss:.4f} after {result.fit.best_step} steps"
+        said += f", lowest loss on {result.held_out} held-out records {best}"
     if math.isnan(result.padding_share):
         return said
     return f"{said}, {100 * result.padding_share:.1f} % of the tokens were padding"

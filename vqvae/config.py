@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from vqvae.nesting import coarse_to_fine
 
 QUANTIZERS = ("ema", "fsq")
+NETWORKS = ("wide", "convolutional", "vqmodel")
+_PUBLISHED = ("network", "value_range", "vqmodel")
 NORMALISATIONS = ("relative_inverse", "relative", "metric")
 
 
@@ -55,6 +57,13 @@ class VQVAEConfig:
     mask. No loss is taken in holes either way."""
     nested: bool = False
     """Train so that the first n codes of a map, in the order of `cell_order`, can be decoded, for every n."""
+    network: str = "wide"
+    """"wide": our encoder and decoder. The others are for published weights (`vqvae.published`): "convolutional" for
+    AURORA's, AiT's and MolmoAct's, "vqmodel" for diffusers' VQModel."""
+    value_range: tuple[float, ...] = (-1.0, 1.0)
+    """Input of the encoder and output of the decoder at nearness 0 and at nearness 1, of published weights."""
+    vqmodel: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Config of the VQModel. Only with "vqmodel"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fsq_levels", tuple(int(n) for n in self.fsq_levels))
@@ -71,6 +80,18 @@ class VQVAEConfig:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
         self._check_quantizer()
         self._check_normalisation()
+        self._check_network()
+
+    def _check_network(self) -> None:
+        object.__setattr__(self, "value_range", tuple(float(value) for value in self.value_range))
+        if self.network not in NETWORKS:
+            raise ValueError(f"unknown network {self.network!r}; known: {', '.join(NETWORKS)}")
+        if len(self.value_range) != 2 or self.value_range[0] == self.value_range[1]:
+            raise ValueError(f"value_range must be two different numbers, got {self.value_range}")
+        if self.network == "wide" and (self.value_range != (-1, 1) or self.vqmodel):
+            raise ValueError('value_range and vqmodel go with published networks, not with network="wide"')
+        if self.network != "wide" and (self.nested or self.quantizer != "ema"):
+            raise ValueError(f'network {self.network!r} has a plain codebook: nested must be false, quantizer "ema"')
 
     def _check_quantizer(self) -> None:
         if self.quantizer not in QUANTIZERS:
@@ -131,6 +152,12 @@ class VQVAEConfig:
         """
         return coarse_to_fine(self.grid_size) if self.nested else tuple(range(self.num_codes))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All values by name, without those of published networks where the network is ours."""
+        ours = self.network == "wide"
+        return {name: value for name, value in asdict(self).items() if not (ours and name in _PUBLISHED)}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VQVAEConfig:
         """Build a config from a dict; raises ValueError naming unknown keys and the known ones."""
@@ -143,15 +170,15 @@ Config = TypeVar("Config")
 def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Build a config from JSON values; raises ValueError for unknown keys and for values of another type."""
     known = fields(config_class)  # type: ignore[arg-type]
-    names = [field.name for field in known]
+    names = [each.name for each in known]
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise ValueError(
             f"unknown config keys {unknown}; known keys: {names}. Where a newer version wrote them, update this one"
         )
-    for field in known:
-        if field.name in values:
-            _check_type(field.name, values[field.name], str(field.type))
+    for each in known:
+        if each.name in values:
+            _check_type(each.name, values[each.name], str(each.type))
     return config_class(**values)
 
 
@@ -160,7 +187,13 @@ def _check_type(name: str, value: Any, kind: str) -> None:
     if value is None and kind.endswith("| None"):
         return
     wanted: tuple[type, ...] = (int, float)
-    for word, types in (("int", (int,)), ("str", (str,)), ("bool", (bool,)), ("tuple", (list, tuple))):
+    for word, types in (
+        ("int", (int,)),
+        ("str", (str,)),
+        ("bool", (bool,)),
+        ("tuple", (list, tuple)),
+        ("dict", (dict,)),
+    ):
         if kind.startswith(word):
             wanted = types
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):

@@ -20,7 +20,14 @@ from vqvae.losses import GRADIENT_WEIGHT, L2_WEIGHT, Losses, reconstruction_loss
 from vqvae.nesting import random_budgets
 from vqvae.networks import Decoder, Encoder
 from vqvae.normalisation import Normalised, nearness_to_depth, normalise_depth
+from vqvae.published_networks import ConvolutionalDecoder, ConvolutionalEncoder, VQModelDecoder, VQModelEncoder
 from vqvae.quantizer import QUANTIZER_CLASSES, perplexity
+
+NETWORK_CLASSES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "wide": (Encoder, Decoder),
+    "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder),
+    "vqmodel": (VQModelEncoder, VQModelDecoder),
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,10 @@ class VQVAE(
     def __init__(self, config: VQVAEConfig | None = None):
         super().__init__()
         self.config = config or VQVAEConfig()
-        self.encoder = Encoder(self.config)
+        encoder, decoder = NETWORK_CLASSES[self.config.network]
+        self.encoder = encoder(self.config)
         self.quantizer = QUANTIZER_CLASSES[self.config.quantizer](self.config)
-        self.decoder = Decoder(self.config)
+        self.decoder = decoder(self.config)
         order = torch.tensor(self.config.cell_order)  # (N,): cell of each place in the sequence
         self.register_buffer("cell_order", order, persistent=False)
         self.register_buffer("cell_rank", order.argsort(), persistent=False)  # (N,): place in the sequence of each cell

@@ -43,6 +43,17 @@ _MAX_JUNK = 64  # masked slots of the cache before it is packed
 _SLICE_SHARE = 4  # the output layer is sliced where at most one in this many of its rows is allowed
 
 
+NO_ID = -1
+"""Equal to no token's id"""
+
+
+def map_markers(vocabulary: PerceptionVocabulary) -> tuple[int, int]:
+    """Ids of a depth map's START and END; NO_ID for both where the vocabulary has no depth."""
+    if "depth" not in vocabulary.modalities:
+        return NO_ID, NO_ID
+    return vocabulary.start_id("depth"), vocabulary.end_id("depth")
+
+
 @dataclass
 class DecodingTrace:
     """Counts of a call of `decode`."""
@@ -95,7 +106,8 @@ class _RowState:
         self.due = due
         limits = limits or SpanLimits({})
         self.reserve = limits.reserve
-        self.starts_left = {vocabulary.start_id(name): most for name, most in limits.most.items()}
+        limited = [name for name in limits.most if name in vocabulary.marked]
+        self.starts_left = {vocabulary.start_id(name): limits.most[name] for name in limited}
         """Number of spans that may still be started, by the id of their START; any number of others"""
         self.ids: list[int] = []
         self.span: list[int] = []
@@ -105,9 +117,8 @@ class _RowState:
         self.sweeps = 0
         """Number of forward passes over the open depth map"""
         self._roles = vocabulary.id_roles
-        self._depth_start, self._depth_length = vocabulary.start_id("depth"), vocabulary.depth_length
-        self._depth_end = vocabulary.end_id("depth")
-        codes = vocabulary.code_ids("depth")
+        (self._depth_start, self._depth_end), self._depth_length = map_markers(vocabulary), vocabulary.depth_length
+        codes = vocabulary.code_ids("depth") or [NO_ID]
         self._is_depth, self._middle = frozenset(codes), codes[len(codes) // 2]
         self._read(prompt)
 
@@ -408,7 +419,7 @@ class SpanDecoder:
 
     def _draft(self, rows: list[_RowState], first: list[int], drafts: list[list[int]]) -> None:
         """Give the network's drafts to the rows whose first id starts a depth map."""
-        start = self.grammar.vocabulary.start_id("depth")
+        start, _ = map_markers(self.grammar.vocabulary)
         for row, token, draft in zip(rows, first, drafts, strict=True):
             if token == start:
                 row.draft, row.drafted = RowDraft(self.grammar.vocabulary, [token, *draft[1:]]), True

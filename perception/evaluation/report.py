@@ -110,7 +110,7 @@ def example_figures(
     return figures
 
 
-def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -118,14 +118,14 @@ def _html_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def comparison_html(comparison: Comparison) -> str:
     """Tables of the comparison on one style."""
-    text = f"<h2>The {html.escape(comparison.style)} style</h2>" + _html_table(HEADER, accuracy_rows(comparison))
+    text = f"<h2>The {html.escape(comparison.style)} style</h2>" + html_table(HEADER, accuracy_rows(comparison))
     columns = list(next(iter(comparison.interventions.values())))
     if len(columns) > 1:
         body = [(name, *(cells[c] for c in columns)) for name, cells in comparison.interventions.items()]
-        text += "<h3>Accuracy when the chain's span is replaced</h3>" + _html_table(("task", *columns), body)
+        text += "<h3>Accuracy when the chain's span is replaced</h3>" + html_table(("task", *columns), body)
     if comparison.drawn_map_order:
         body = [(g, f"{100 * v:.1f}") for g, v in comparison.drawn_map_order.items()]
-        text += "<h3>Drawn maps that are nearest at the right point, %</h3>" + _html_table(("points", "share"), body)
+        text += "<h3>Drawn maps that are nearest at the right point, %</h3>" + html_table(("points", "share"), body)
     return text
 
 

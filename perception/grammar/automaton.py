@@ -46,7 +46,8 @@ class SpanGrammar:
     eos_id: int | None = None
     """Ends an answer in `accepts`; during generation it counts as text, which may not stand inside a span"""
     allow: tuple[str, ...] = MODALITIES
-    """Modalities whose spans may be started; a span that the prompt starts is always finished"""
+    """Modalities whose spans may be started, where the vocabulary has them; a span that the prompt starts is always
+    finished"""
     interleave: bool = False
     """Whether <INTERLEAVE> may stand outside spans"""
     max_boxes: int | None = None
@@ -66,6 +67,7 @@ class SpanGrammar:
         unknown = set(self.allow) - set(MODALITIES)
         if unknown:
             raise ValueError(f"allow must hold modalities of {MODALITIES}, got {sorted(unknown)}")
+        object.__setattr__(self, "allow", tuple(m for m in self.allow if m in self.vocabulary.modalities))
         if not self.vocabulary.is_bound:
             raise ValueError(
                 "the vocabulary has no ids yet; pass what extend(model, tokenizer) or load(folder) returns"
@@ -101,6 +103,8 @@ class SpanGrammar:
 
     def shortest(self, modality: str) -> int:
         """Number of tokens of the shortest span, START and END included."""
+        if self.vocabulary.bare_boxes:
+            return GROUP_SIZES["boxes"]
         return 2 + (self.vocabulary.depth_length if modality == "depth" else 0)
 
     # The automaton, one id at a time. GrammarMasks does the same for batches.
@@ -120,12 +124,19 @@ class SpanGrammar:
                 return 0 <= token < self.num_ids and token not in self.banned_ids
             if role.kind == "start":
                 return role.family in self.allow and (remaining is None or remaining >= self.shortest(role.family))
+            if role.kind == "code" and self.bare_boxes:
+                return remaining is None or remaining >= self.shortest("boxes")
             return role.kind == "interleave" and self.interleave
         if role is None:
             return False
         if role.kind == "code" and role.family == code_family(state.modality):
             return self._takes_code(state, role.code, remaining)
         return role.kind == "end" and role.family == state.modality and self._may_end(state)
+
+    @property
+    def bare_boxes(self) -> bool:
+        """True if boxes without START and END may be written."""
+        return self.vocabulary.bare_boxes and "boxes" in self.allow
 
     def _may_end(self, state: GrammarState) -> bool:
         if state.modality == "depth":
@@ -137,7 +148,7 @@ class SpanGrammar:
         if state.modality == "depth":
             return count < self.vocabulary.depth_length
         size = GROUP_SIZES[str(state.modality)]
-        if count % size == 0:
+        if count % size == 0 and not self.vocabulary.bare_boxes:
             return (most is None or count < most) and (remaining is None or remaining > size)
         if state.modality == "boxes" and self.ordered_boxes and count % 4 >= 2:
             return code >= state.codes[-2]  # x2 stands two after x1, y2 two after y1
@@ -152,6 +163,9 @@ class SpanGrammar:
             return GrammarState()
         if role.kind == "start":
             return GrammarState(role.family)
+        if self.vocabulary.bare_boxes:
+            codes = (*state.codes, role.code)
+            return GrammarState("boxes", codes) if len(codes) < GROUP_SIZES["boxes"] else GrammarState()
         return GrammarState(state.modality, (*state.codes, role.code))
 
     def run(self, ids: Iterable[int]) -> GrammarState:
@@ -178,7 +192,11 @@ class SpanGrammar:
 
         It reads tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them, without EOS. It uses
         lookahead, which engines built on finite automata lack; use `to_ebnf` for those.
+
+        Raises:
+            ValueError: for a vocabulary that lacks modalities or has bare boxes; use `to_lark` for those.
         """
+        self._check_named()
         return export.regex(self.vocabulary, self._exported, self.interleave, self.ordered_boxes)
 
     def to_ebnf(self) -> str:
@@ -187,7 +205,11 @@ class SpanGrammar:
         Two differences from the automaton: the sides of a box are not ordered, which would take one rule per pair of
         bins; and text may not contain "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot express
         "anything but these names". The engine must match added tokens by their text.
+
+        Raises:
+            ValueError: as `to_regex`.
         """
+        self._check_named()
         return export.ebnf(self.vocabulary, self._exported, self.interleave)
 
     def to_lark(self) -> str:
@@ -199,6 +221,13 @@ class SpanGrammar:
         no_text = {*self.vocabulary.ids.values(), *self.banned_ids, self.eos_id}
         text = [i for i in range(self.num_ids) if i not in no_text]
         return export.lark(self.vocabulary, self._exported, self.interleave, self.ordered_boxes, text)
+
+    def _check_named(self) -> None:
+        if self.vocabulary.modalities != MODALITIES:
+            raise ValueError(
+                f"a grammar by names needs all of {MODALITIES}, and the vocabulary has {self.vocabulary.modalities}; "
+                "write it over ids: to_lark()"
+            )
 
     @property
     def _exported(self) -> dict[str, int | None]:

@@ -142,6 +142,9 @@ def lark(
         "points": f"point{_repeat(limits.get('points'))}",
     }
     for modality, most in limits.items():
+        if vocabulary.bare_boxes:
+            rules[modality] = f"{id_set(locations)}{{4}}"
+            continue
         ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
         rules[modality] = " ".join([ends[0], *([] if most == 0 else [bodies[modality]]), ends[1]])
         if modality == "boxes" and most != 0:

@@ -17,6 +17,9 @@ _BOXES = 1 + MODALITIES.index("boxes")
 _OTHER, _CODE = 0, len(MODALITIES) + 1  # kinds of ids; 1, 2, 3 are the STARTs, in the order of MODALITIES
 _OUTSIDE, _DEPTH_CODE, _DEPTH_END, _LOCATION, _BOX_OR_END, _BOX_END, _POINT_OR_END, _POINT_END = range(8)
 
+_ENDS = {"depth": [_DEPTH_END], "boxes": [_BOX_OR_END, _BOX_END], "points": [_POINT_OR_END, _POINT_END]}
+"""States that allow the END of each modality"""
+
 
 @dataclass(frozen=True)
 class _Tables:
@@ -42,24 +45,27 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
         )
     kinds = torch.full((size + 1,), _OTHER)
     codes = torch.zeros(size + 1, dtype=torch.long)
-    location_ids = torch.tensor(vocabulary.code_ids("boxes"))  # (N,)
-    depth_ids = torch.tensor(vocabulary.code_ids("depth"))  # (K,)
+    location_ids = torch.tensor(vocabulary.code_ids("boxes"), dtype=torch.long)  # (N,)
+    depth_ids = torch.tensor(vocabulary.code_ids("depth"), dtype=torch.long)  # (K,)
     kinds[location_ids] = kinds[depth_ids] = _CODE
     codes[location_ids] = torch.arange(len(location_ids))
     for kind, modality in enumerate(MODALITIES, start=1):
-        kinds[vocabulary.start_id(modality)] = kind
+        if modality in vocabulary.marked:
+            kinds[vocabulary.start_id(modality)] = kind
     masks = torch.zeros(8, num_logits, dtype=torch.bool)
     masks[_OUTSIDE, : grammar.num_ids] = True
     masks[_OUTSIDE, list(vocabulary.ids.values())] = False
     masks[_OUTSIDE, [i for i in grammar.banned_ids if i < num_logits]] = False
-    masks[_OUTSIDE, [vocabulary.start_id(m) for m in grammar.allow]] = True
-    masks[_OUTSIDE, vocabulary.interleave_id] = grammar.interleave
+    masks[_OUTSIDE, [vocabulary.start_id(m) for m in grammar.allow if m in vocabulary.marked]] = True
+    masks[_OUTSIDE, location_ids] = grammar.bare_boxes
+    if grammar.interleave:
+        masks[_OUTSIDE, vocabulary.interleave_id] = True
     masks[_DEPTH_CODE, depth_ids] = True
-    masks[_DEPTH_END, vocabulary.end_id("depth")] = True
     for state in (_LOCATION, _BOX_OR_END, _POINT_OR_END):
         masks[state, location_ids] = True
-    masks[[_BOX_OR_END, _BOX_END], vocabulary.end_id("boxes")] = True
-    masks[[_POINT_OR_END, _POINT_END], vocabulary.end_id("points")] = True
+    for modality, states in _ENDS.items():
+        if modality in vocabulary.marked:
+            masks[states, vocabulary.end_id(modality)] = True
     return _Tables(kinds.to(device), codes.to(device), masks.to(device), location_ids.to(device))
 
 
@@ -71,7 +77,8 @@ class GrammarMasks:
         self._tables: dict[tuple[torch.device, int], _Tables] = {}
         self._map_ids: dict[torch.device, Tensor] = {}
         self._kinds = dict.fromkeys(grammar.vocabulary.code_ids("depth") + grammar.vocabulary.code_ids("boxes"), _CODE)
-        self._kinds |= {grammar.vocabulary.start_id(name): 1 + n for n, name in enumerate(MODALITIES)}
+        marked = grammar.vocabulary.marked
+        self._kinds |= {grammar.vocabulary.start_id(name): 1 + MODALITIES.index(name) for name in marked}
 
     def after(self, ids: Tensor, num_logits: int, count: int = 1, remaining: Tensor | None = None) -> Tensor:
         """Mask of the ids that may follow the last `count` prefixes of sequences, the shortest prefix first.
@@ -90,10 +97,13 @@ class GrammarMasks:
         modality, seen = self._open_spans(tables, ids, count)  # (B, count) each
         allowed = tables.masks[self._states(modality, seen, remaining)]  # (B, count, V), a copy
         if remaining is not None:
-            for name in self.grammar.allow:
+            if self.grammar.bare_boxes:
+                short = (remaining < self.grammar.shortest("boxes")) & (seen % GROUP_SIZES["boxes"] == 0)  # (B, count)
+                allowed[..., tables.location_ids] &= ~short[..., None]
+            for name in set(self.grammar.allow) & set(self.grammar.vocabulary.marked):
                 allowed[..., self.grammar.vocabulary.start_id(name)] &= remaining >= self.grammar.shortest(name)
         if self.grammar.ordered_boxes:
-            bounded = (modality == _BOXES) & (seen % 4 >= 2)  # (B, count)
+            bounded = (modality == self._boxes) & (seen % 4 >= 2)  # (B, count)
             if bool(bounded.any()):
                 # x2 comes two ids after x1, y2 two after y1
                 two_before = F.pad(ids, (count + 1, 0), value=-1)[:, -count - 1 : -1]  # (B, count)
@@ -102,6 +112,11 @@ class GrammarMasks:
                 allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
         return allowed
 
+    @property
+    def _boxes(self) -> int:
+        """What `_open_spans` gives for a box that is being written."""
+        return _OTHER if self.grammar.bare_boxes else _BOXES
+
     def in_map(self, device: torch.device, num_logits: int) -> Tensor:
         """Mask (V,) of the ids that may follow inside a depth map that is not complete."""
         return self._tables_for(device, num_logits).masks[_DEPTH_CODE]
@@ -109,7 +124,9 @@ class GrammarMasks:
     def map_ids(self, device: torch.device) -> Tensor:
         """Ids (K,) of the depth codes, in ascending order."""
         if device not in self._map_ids:
-            self._map_ids[device] = torch.tensor(sorted(self.grammar.vocabulary.code_ids("depth")), device=device)
+            self._map_ids[device] = torch.tensor(
+                sorted(self.grammar.vocabulary.code_ids("depth")), dtype=torch.long, device=device
+            )
         return self._map_ids[device]
 
     @property
@@ -134,14 +151,14 @@ class GrammarMasks:
         """States of open spans where no limit is near; None where a side of a box bounds the next one."""
         states = {}
         for modality, seen in set(spans):  # rows of a batch are often in the same state
-            if modality == _BOXES and seen % 4 >= 2 and self.grammar.ordered_boxes:
+            if modality == self._boxes and seen % 4 >= 2 and self.grammar.ordered_boxes:
                 return None
             states[modality, seen] = self._state(modality, seen)
         return [states[span] for span in spans]
 
     def _state(self, modality: int, seen: int) -> int:
         if modality == _OTHER:
-            return _OUTSIDE
+            return _LOCATION if self.grammar.bare_boxes and seen % GROUP_SIZES["boxes"] else _OUTSIDE
         name = MODALITIES[modality - 1]
         if name == "depth":
             return _DEPTH_CODE if seen < self.grammar.vocabulary.depth_length else _DEPTH_END
@@ -195,7 +212,7 @@ class GrammarMasks:
 
         states = torch.stack(
             [
-                torch.full_like(seen, _OUTSIDE),
+                torch.where((seen % GROUP_SIZES["boxes"] > 0) & self.grammar.bare_boxes, _LOCATION, _OUTSIDE),
                 torch.where(seen < self.grammar.vocabulary.depth_length, _DEPTH_CODE, _DEPTH_END),
                 grouped("boxes", _BOX_OR_END, _BOX_END),
                 grouped("points", _POINT_OR_END, _POINT_END),
@@ -268,14 +285,19 @@ class SpanLogitsProcessor(LogitsProcessor):
 
     def _limited(self, ids: Tensor, masks: Tensor) -> Tensor:
         """Masks (B, V) without the STARTs of spans that rows of ids (B, L) have enough of, from (B or 1, V)."""
-        if not self.limits or all(modality != _OTHER for modality, _ in self._spans):
+        if (
+            not self.limits
+            or not self.grammar.vocabulary.marked
+            or all(modality != _OTHER for modality, _ in self._spans)
+        ):
             return masks
-        starts = torch.tensor([self.grammar.vocabulary.start_id(name) for name in MODALITIES], device=ids.device)
+        marked = self.grammar.vocabulary.marked
+        starts = torch.tensor([self.grammar.vocabulary.start_id(name) for name in marked], device=ids.device)
         most = [
-            [ids.shape[1] if limit is None else limit.most.get(name, ids.shape[1]) for name in MODALITIES]
+            [ids.shape[1] if limit is None else limit.most.get(name, ids.shape[1]) for name in marked]
             for limit in self._limits_of(len(ids))
         ]
-        enough = (ids[..., None] == starts).sum(1) >= torch.tensor(most, device=ids.device)  # (B, 3)
+        enough = (ids[..., None] == starts).sum(1) >= torch.tensor(most, device=ids.device)  # (B, M)
         masks = masks.expand(len(ids), -1).clone()
         masks[:, starts] &= ~enough
         return masks

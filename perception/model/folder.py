@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from perception.model.shipped import find_shipped
 from perception.vocabulary.names import FILE_NAME
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -22,17 +23,22 @@ _SMALL = 500_000_000
 
 
 def find_folder(name: str | Path) -> Path:
-    """Return the folder of that name, or of the hub's model of that name, downloaded if it is not cached.
+    """Return the folder of that name, of what ships under it, or of the hub's model, downloaded if it is not cached.
 
     Raises:
         ValueError: where there is neither.
     """
     if Path(name).exists():
         return Path(name)
+    found = find_shipped(name)
+    if found is not None:
+        return found
     from huggingface_hub import snapshot_download
 
     if str(name).startswith((".", "/")) or str(name).count("/") != 1:
-        raise ValueError(f"{name} does not exist; give the folder of a model or a hub name")
+        raise ValueError(
+            f"{name} does not exist; give the folder of a model, the name of one that ships, or a hub name"
+        )
     try:
         return Path(snapshot_download(str(name)))
     except (OSError, ValueError) as error:
@@ -53,6 +59,11 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
     missing = [name for name in needed if name not in present and not (name == _WEIGHTS and _INDEX in present)]
     if not present.intersection(_PROCESSORS):
         missing.append(_PROCESSORS[0])
+    if missing and "adapter_config.json" in present:
+        raise ValueError(
+            f"{folder} is an adapter, and a whole model is needed here; write one: "
+            f"PerceptionModel.from_pretrained({str(folder)!r}).save_pretrained(FOLDER)"
+        )
     if missing and any(name.startswith("optimizer") for name in present):
         raise ValueError(
             f"{folder} is a checkpoint of a training run, not a model; write it as one with the run's own command "
@@ -64,15 +75,15 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
             f"{folder} is not a finished {what} model: {', '.join(missing)} missing; "
             f"train one with `python -m {recipe}` or copy the whole folder anew"
         )
-    contents = {path.name: _read_json(path) for path in sorted(folder.glob("*.json"))}
+    contents = {path.name: read_json(path) for path in sorted(folder.glob("*.json"))}
     for name in sorted(set(contents.get(_INDEX, {}).get("weight_map", {}).values())):
         if name not in present:
             raise ValueError(f"{folder / name} is missing and {_INDEX} lists it; {_REMEDY}")
     for path in sorted(folder.glob("*.safetensors")):
-        _check_safetensors(path)
+        check_safetensors(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -82,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
     """Refuse a file that was cut short, by its header, which says where the last tensor ends."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -98,20 +109,26 @@ def _check_safetensors(path: Path) -> None:
         raise ValueError(f"{path} is half written or corrupt ({size} bytes); {_REMEDY}")
 
 
-def read_model(folder: Path, dtype: Any) -> Any:
+def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
     """Load the transformers model of a folder.
+
+    Args:
+        quantization: transformers' settings of quantisation, or None.
 
     Raises:
         ValueError: where the config names no known model, or the weights do not fit it.
     """
     from transformers import AutoModelForImageTextToText
 
-    small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _SMALL
     try:
         # Sizes that differ are reported below, with the rest.
-        with without_bars() if small else nullcontext():
+        with without_bars() if is_small(folder) else nullcontext():
             model, found = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                quantization_config=quantization,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'} gives no model ({_first_line(error)}); {_REMEDY}") from error
@@ -121,6 +138,11 @@ def read_model(folder: Path, dtype: Any) -> Any:
     if said:
         raise ValueError(f"{folder / _WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
     return model
+
+
+def is_small(folder: Path) -> bool:
+    """True if a folder's weights load too fast for a progress bar."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _SMALL
 
 
 @contextmanager

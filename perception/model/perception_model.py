@@ -20,6 +20,7 @@ from perception.decoding.output_layer import use_float32_logits
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import SpanLogitsProcessor
+from perception.model.adapter import is_adapter, read_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import (
     accepted_inputs,
@@ -93,27 +94,42 @@ class PerceptionModel:
         )
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
         self.drafts = DraftBook()
-        self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if depth_tokenizer is not None else None
+        reads = depth_tokenizer is not None and {"depth", "points"} <= set(vocabulary.modalities)
+        self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if reads and depth_tokenizer else None
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base: str | Path | None = None,
     ) -> PerceptionModel:
-        """Load a folder written by `save_pretrained` or by `train.aurora`, or a model of the hub.
+        """Load a folder written by `save_pretrained` or by training, a model of the hub, or one that ships.
+
+        An adapter (`train.finetune --save adapter`) is loaded onto its base and merged.
 
         Args:
+            path: folder, hub name, or the name of a shipped model such as "aurora-tiny".
             dtype: of the weights. torch.float16 halves the memory; in torch.bfloat16 the best two ids of a step are
                 often too close to tell apart, and answers then differ between batch sizes and ways of decoding.
+            base: folder or hub name of an adapter's base, where it is not the one that the adapter names.
 
         Raises:
-            ValueError: naming the file that is missing, half written, or does not match its weights.
+            ValueError: naming the file that is missing, half written, or does not match its weights; or for an adapter
+                of another base or vocabulary.
         """
         from vqvae import VQVAE
 
         folder = find_folder(path)
-        check_files(folder)
-        vocabulary = PerceptionVocabulary.load(folder)
-        processor, model = read_processor(folder), read_model(folder, dtype)
+        if is_adapter(folder):
+            model, processor, vocabulary = read_adapter(folder, dtype, base)
+        elif base is not None:
+            raise ValueError(f"base goes with an adapter, and {folder} is a whole model; leave base out")
+        else:
+            check_files(folder)
+            vocabulary = PerceptionVocabulary.load(folder)
+            processor, model = read_processor(folder), read_model(folder, dtype)
         vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
         depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None

@@ -80,10 +80,15 @@ class DepthTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> DepthTokenizer:
-        """Load a VQVAE's folder or hub repository. Raises ValueError where it cannot be read."""
+        """Load a VQVAE's folder, a hub repository, or what ships by its bare name such as "depth-scenes-100".
+
+        Raises:
+            ValueError: where it cannot be read.
+        """
+        from perception.model.shipped import find_shipped
         from vqvae import VQVAE
 
-        return cls(VQVAE.from_pretrained(path))
+        return cls(VQVAE.from_pretrained(find_shipped(path) or path))
 
     @property
     def num_codes(self) -> int:

@@ -13,14 +13,25 @@ from typing import Any
 from torch import Tensor
 
 from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
-from perception.vocabulary.spans import MODALITIES, Role, Span, SpanError, check_length, code_family, read_spans
+from perception.vocabulary.recognition import recognised_settings
+from perception.vocabulary.spans import (
+    MODALITIES,
+    Role,
+    Span,
+    SpanError,
+    check_length,
+    code_family,
+    read_spans,
+    swap_axes,
+)
 from vqvae.files import write_whole
 
 __all__ = ["FILE_NAME", "MODALITIES", "NAMINGS", "PerceptionVocabulary", "Span", "SpanError"]
 
 FILE_NAME = "perception_vocabulary.json"
-NAMINGS = {"default": "LOC", "aurora": "PIXEL"}
-"""Word for a location in token names. AURORA's data resizes images to 336 x 336: num_locations=336."""
+NAMINGS = {"default": "LOC", "aurora": "PIXEL", "paligemma": "loc"}
+"""Word for a location in token names. AURORA's data resizes images to 336 x 336: num_locations=336. PaliGemma writes
+four digits, and a box as y1 x1 y2 x2 without START and END."""
 INTERLEAVE = "<INTERLEAVE>"
 _WORDS = {"depth": "DEPTH", "boxes": "BOX", "points": "POINT"}
 _LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL)_\d+|(?:DEPTH|BOX|POINT)_(?:START|END)|INTERLEAVE)>")
@@ -40,7 +51,9 @@ class PerceptionVocabulary:
     num_locations: int = 100
     """Bins of [0, 1], shared by x and y, boxes and points"""
     naming: str = "default"
-    """"default" (<LOC_n>) or "aurora" (<PIXEL_n>)"""
+    """"default" (<LOC_n>), "aurora" (<PIXEL_n>) or "paligemma" (<loc0000>)"""
+    modalities: tuple[str, ...] = MODALITIES
+    """Those that it has tokens for; some may be absent from a vocabulary that was recognised"""
     ids: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
     """Id of each name; empty before the vocabulary is bound to a tokenizer"""
 
@@ -48,6 +61,11 @@ class PerceptionVocabulary:
         if self.naming not in NAMINGS:
             raise ValueError(f"naming must be one of {tuple(NAMINGS)}, got {self.naming!r}")
         object.__setattr__(self, "depth_grid", tuple(self.depth_grid))
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        if not self.modalities or tuple(m for m in MODALITIES if m in self.modalities) != self.modalities:
+            raise ValueError(f"modalities must be some of {MODALITIES}, in this order, got {self.modalities}")
+        if self.bare_boxes and self.modalities != ("boxes",):
+            raise ValueError(f'naming "paligemma" has boxes alone, got modalities {self.modalities}')
         sizes = (self.depth_codes, self.num_locations, *self.depth_grid)
         if len(self.depth_grid) != 2 or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(
@@ -72,20 +90,31 @@ class PerceptionVocabulary:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the ids, in JSON's types."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
-        return settings | {"depth_grid": list(self.depth_grid)}
+        """Everything but the ids, in JSON's types; modalities only where some are absent."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("ids", "modalities")}
+        some = {} if self.modalities == MODALITIES else {"modalities": list(self.modalities)}
+        return settings | {"depth_grid": list(self.depth_grid)} | some
+
+    @property
+    def bare_boxes(self) -> bool:
+        """True if boxes are groups of four locations, y1 x1 y2 x2, without START and END."""
+        return self.naming == "paligemma"
+
+    @property
+    def marked(self) -> tuple[str, ...]:
+        """Modalities whose spans have START and END."""
+        return () if self.bare_boxes else self.modalities
 
     @cached_property
     def name_roles(self) -> dict[str, Role]:
         """Role of each token by name, in the order of `tokens`."""
         roles = {}
-        for modality, word in _WORDS.items():
-            roles[f"<{word}_START>"] = Role("start", modality)
-            roles[f"<{word}_END>"] = Role("end", modality)
-        roles |= {f"<DEPTH_{n}>": Role("code", "depth", n) for n in range(self.depth_codes)}
-        roles |= {f"<{NAMINGS[self.naming]}_{n}>": Role("code", "location", n) for n in range(self.num_locations)}
-        return roles | {INTERLEAVE: Role("interleave")}
+        for modality in self.marked:
+            roles[self.start_name(modality)] = Role("start", modality)
+            roles[self.end_name(modality)] = Role("end", modality)
+        roles |= {name: Role("code", "depth", n) for n, name in enumerate(self.code_names("depth"))}
+        roles |= {name: Role("code", "location", n) for n, name in enumerate(self.code_names("boxes"))}
+        return roles | ({INTERLEAVE: Role("interleave")} if self.modalities == MODALITIES else {})
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -99,7 +128,12 @@ class PerceptionVocabulary:
         return f"<{self._word(modality)}_END>"
 
     def code_names(self, modality: str) -> list[str]:
-        """Names of codes 0, 1, ..."""
+        """Names of codes 0, 1, ...; none where the vocabulary has neither the modality nor another with its codes."""
+        family = code_family(modality)
+        if all(code_family(present) != family for present in self.modalities):
+            return []
+        if self._word(modality) != "DEPTH" and self.bare_boxes:
+            return [f"<loc{n:04d}>" for n in range(self.num_locations)]
         word = "DEPTH" if self._word(modality) == "DEPTH" else NAMINGS[self.naming]
         return [f"<{word}_{n}>" for n in range(self.num_codes(modality))]
 
@@ -153,6 +187,8 @@ class PerceptionVocabulary:
 
     def check_span(self, span: Span) -> None:
         """Raise SpanError where the span's length or a code does not fit this vocabulary."""
+        if span.modality not in self.modalities:
+            raise SpanError(f"the vocabulary has no tokens for {span.modality}, only for {', '.join(self.modalities)}")
         check_length(span.modality, len(span.codes), self.depth_length)
         size = self.num_codes(span.modality)
         if span.codes and not 0 <= min(span.codes) <= max(span.codes) < size:
@@ -162,9 +198,11 @@ class PerceptionVocabulary:
             )
 
     def span_names(self, span: Span) -> list[str]:
-        """Names of START, the codes, END. Raises SpanError as `check_span`."""
+        """Names of START, the codes, END; of the codes alone where boxes are bare. Raises SpanError as `check_span`."""
         self.check_span(span)
         names = self.code_names(span.modality)
+        if self.bare_boxes:
+            return [names[code] for code in swap_axes(span.codes)]
         return [self.start_name(span.modality), *(names[c] for c in span.codes), self.end_name(span.modality)]
 
     def span_ids(self, span: Span) -> list[int]:
@@ -182,7 +220,7 @@ class PerceptionVocabulary:
             SpanError: for a span that is truncated or of the wrong length, or a code outside any span.
         """
         plain = ids.tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
-        return read_spans(plain, self.id_roles, self.depth_length)
+        return read_spans(plain, self.id_roles, self.depth_length, self.bare_boxes)
 
     def parse_text(self, text: str) -> list[str | Span]:
         """Split text that holds tokens by name into pieces of text and spans. `<INTERLEAVE>` is a piece of its own.
@@ -190,7 +228,7 @@ class PerceptionVocabulary:
         Text that a user typed can look the same: only trust spans of a model's own output, and prefer `parse`.
         """
         pieces = [piece for piece in self._name_pattern.split(text) if piece]
-        return read_spans(pieces, self.name_roles, self.depth_length)
+        return read_spans(pieces, self.name_roles, self.depth_length, self.bare_boxes)
 
     @cached_property
     def _name_pattern(self) -> re.Pattern[str]:
@@ -214,6 +252,28 @@ class PerceptionVocabulary:
         return ids
 
     # Models and files
+
+    @classmethod
+    def recognise(cls, tokenizer: Any, depth_grid: tuple[int, int] = (10, 10)) -> PerceptionVocabulary:
+        """Return the vocabulary, with its ids, of a published model whose tokenizer has perception tokens already.
+
+        Known are AURORA's and MolmoAct's depth tokens (<DEPTH_n>), PaliGemma's locations (<loc0000>, boxes alone), and
+        the tokens of this package. Model and ids stay as they are. The tokens become special in the tokenizer, so that
+        users' text can be kept from becoming them.
+
+        Args:
+            depth_grid: height and width of a depth map in codes, which tokenizers do not say.
+
+        Raises:
+            ValueError: where none of these tokens is there, or some are missing among them.
+        """
+        found = cls(depth_grid=depth_grid, **recognised_settings(set(tokenizer.get_vocab())))
+        add_tokens(tokenizer, found.tokens)
+        bound = found.bind(tokenizer)
+        problem = find_mismatch(bound.ids, bound.settings, None, tokenizer)
+        if problem:
+            raise ValueError(f"the tokenizer's perception tokens cannot be used: {problem}")
+        return bound
 
     def bind(self, tokenizer: Any) -> PerceptionVocabulary:
         """Return this vocabulary with the ids of a tokenizer that has its tokens already; changes no model.
@@ -389,7 +449,7 @@ class PerceptionVocabulary:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not whole JSON ({error}); {remedy}") from error
         expected = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != expected:
+        if not isinstance(values, dict) or values.keys() | {"modalities"} != expected:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{path} must hold exactly the keys {sorted(expected)}, got {got}; {remedy}")
         if not values["ids"]:

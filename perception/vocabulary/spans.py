@@ -56,8 +56,19 @@ def check_length(modality: str, count: int, depth_length: int) -> None:
         )
 
 
-def read_spans(items: Iterable[Item], roles: Mapping[Item, Role], depth_length: int) -> list[Item | Span]:
+def swap_axes(codes: Iterable[int]) -> tuple[int, ...]:
+    """Return flat codes with the two of each pair in the other order: x y from y x, and back."""
+    flat = tuple(codes)
+    return tuple(code for pair in zip(flat[1::2], flat[::2], strict=True) for code in pair)
+
+
+def read_spans(
+    items: Iterable[Item], roles: Mapping[Item, Role], depth_length: int, bare_boxes: bool = False
+) -> list[Item | Span]:
     """Join every START, codes, END of `items` into a `Span`; items without a role stay as they are.
+
+    Args:
+        bare_boxes: True if every four locations, y1 x1 y2 x2, are a box without START and END.
 
     Raises:
         SpanError: for a span that is truncated or of the wrong length, or a code or END outside any span.
@@ -71,6 +82,8 @@ def read_spans(items: Iterable[Item], roles: Mapping[Item, Role], depth_length: 
         if modality is None:
             if role is None or role.kind == "interleave":
                 read.append(item)
+            elif bare_boxes:
+                modality, codes = "boxes", [role.code]
             elif role.kind == "start":
                 modality, codes = role.family, []
             else:
@@ -83,6 +96,9 @@ def read_spans(items: Iterable[Item], roles: Mapping[Item, Role], depth_length: 
             modality = None
         elif role is not None and role.kind == "code" and role.family == code_family(modality):
             codes.append(role.code)
+            if bare_boxes and len(codes) == GROUP_SIZES["boxes"]:
+                read.append(Span(modality, swap_axes(codes)))
+                modality = None
         else:
             found = "text" if role is None else f"{role.kind} {role.family}".strip()
             raise SpanError(

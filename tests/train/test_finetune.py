@@ -306,20 +306,22 @@ def test_rows_longer_than_the_model_s_positions_are_refused_before_training(worl
     long = Record(ImageFile(world / "0.png"), chains.direct("direct_other", "What is it? " * 900, "a cup"), "row 7")
     RecordSet((*RecordSet.read(world / "records.jsonl").records, long)).write(tmp_path / "long.jsonl")
     data = SourcesConfig(records=(str(tmp_path / "long.jsonl"),))
-    config = config_for(world, tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"row 7: direct_other .* has \d{4,} tokens, .* model has 2048 positions"):
+    config = config_for(world, tmp_path, on_bad_row="stop", data=data)
+    with pytest.raises(ValueError, match=r"row 7: direct_other .* has \d{4,} tokens, .* the limit is 2048"):
         finetune.train(config)
     assert not (tmp_path / "run").exists()
     base = save_family("qwen2_vl", tmp_path / "qwen")
     settings = json.loads((base / "config.json").read_text())
     settings["text_config"]["max_position_embeddings"] = 40
     (base / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"map \d: .* has \d+ tokens, .* model has 40 positions"):
+    with pytest.raises(ValueError, match=r"map \d: .* has \d+ tokens, .* the limit is 40"):
         data = SourcesConfig(records=(str(world / "records.jsonl"),))
-        finetune.train(config_for(world, tmp_path, base=str(base), data=data))
+        finetune.train(config_for(world, tmp_path, on_bad_row="stop", base=str(base), data=data))
     scenes = SourcesConfig(scenes=ScenesConfig(8, str(tmp_path / "scenes")))
-    with pytest.raises(ValueError, match=r"has \d+ tokens, .* model has 40 positions"):
-        finetune.train(config_for(world, tmp_path, base=str(base), data=scenes, curriculum=CurriculumConfig()))
+    with pytest.raises(ValueError, match=r"has \d+ tokens, .* the limit is 40"):
+        finetune.train(
+            config_for(world, tmp_path, on_bad_row="stop", base=str(base), data=scenes, curriculum=CurriculumConfig())
+        )
 
 
 def test_a_run_s_start_shows_no_bars_or_warnings(

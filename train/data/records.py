@@ -7,7 +7,7 @@ device with twice the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,44 +200,63 @@ def records_digest(records: Sequence[Record]) -> str:
     return f"{len(records)} records, {total.hexdigest()[:16]}"
 
 
-def check_lengths(batches: RowBatches, steps: int, looked_at: int = 8) -> None:
+def check_lengths(batches: RowBatches, steps: int) -> None:
     """Refuse data with rows that are longer than `batches.encoder.max_length`, before training.
 
-    Looked at are scenes of the first, middle and last step, and all records whose text, after the longest prompt of the
-    `looked_at` largest image files, may be too long. Other rows are checked as their batch is made.
+    Looked at are scenes of the first, middle and last step, and all records as by `too_long`. Other rows are checked as
+    their batch is made.
 
     Raises:
         ValueError: naming the record, its number of tokens and the limit.
     """
     encoder = batches.encoder
-    if encoder.max_length is None:
-        return
     for source, count in batches.sources:
-        if isinstance(source, SceneRows):
+        if isinstance(source, SceneRows) and encoder.max_length is not None:
             for step in {0, steps // 2, steps - 1}:
                 encoder.batches(source.rows(step, 0, 1, count), 1)
         elif isinstance(source, RecordRows):
-            _check_records(encoder, encoder.max_length, source.records, looked_at)
+            check_records(encoder, source.records)
 
 
-def _check_records(encoder: RowEncoder, limit: int, records: Sequence[Record], looked_at: int) -> None:
+def check_records(encoder: RowEncoder, records: Sequence[Record]) -> None:
+    """Raise ValueError for the first record that is longer than `encoder.max_length`, naming it."""
+    for fault in too_long(encoder, records):
+        if fault:
+            raise ValueError(fault)
+
+
+def too_long(encoder: RowEncoder, records: Sequence[Record], looked_at: int = 8) -> Iterator[str | None]:
+    """Yield, per record, what is wrong if it has more tokens than `encoder.max_length`, else None.
+
+    Encoded are all records whose text, after the longest prompt of the `looked_at` largest image files, may be too
+    long.
+    """
+    if encoder.max_length is None:
+        yield from (None for _ in records)
+        return
     images = {image: record.source for record in records for image in record.all_images}
     largest = sorted(images, key=lambda image: image.path.stat().st_size if image.path.is_file() else 0)[-looked_at:]
     longest = max((encoder.head_length(_loaded(image, images[image])) for image in largest), default=0)
     for record in records:
-        if longest * len(record.all_images) + _most_tokens(record) <= limit:
-            continue
-        try:
-            if record.images is None and not record.more:
-                encoder.encode(Row(_BLANK, record.example), [0] * longest)
-                continue
-        except ValueError:
-            pass
-        row = row_of(record)
-        try:
-            encoder.batches([row], 1)
-        except ValueError as error:
-            raise ValueError(f"{record.source}: {error}") from error
+        fault = None
+        if longest * len(record.all_images) + _most_tokens(record) > encoder.max_length:
+            conversation = record.images is not None or bool(record.more)
+            if conversation or not _fits(encoder, record, longest):
+                row = row_of(record)
+                try:
+                    encoder.batches([row], 1)
+                except ValueError as error:
+                    fault = f"{record.source}: {error}"
+        yield fault
+
+
+def _fits(encoder: RowEncoder, record: Record, head: int) -> bool:
+    """True if a record of one question fits behind a prompt of `head` tokens."""
+    try:
+        encoder.encode(Row(_BLANK, record.example), [0] * head)
+    except ValueError:
+        return False
+    return True
 
 
 def check_conversations(

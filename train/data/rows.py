@@ -73,7 +73,7 @@ class RowEncoder:
     accepted: frozenset[str]
     """names of the inputs that the model's forward accepts"""
     max_length: int | None = None
-    """number of positions of the model; None: no limit"""
+    """number of tokens of a row at most; None: no limit"""
 
     def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
         """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
@@ -93,8 +93,9 @@ class RowEncoder:
         if self.max_length is not None and length > self.max_length:
             named = f"{row.example.task} ({row.example.question[:60]!r})"
             raise ValueError(
-                f"{named} has {length} tokens, {asked} of them for image and question, and the model has "
-                f"{self.max_length} positions; shorten it, make its image smaller, or take a base with more positions"
+                f"{named} has {length} tokens, {asked} of them for image and question, and the limit is "
+                f"{self.max_length} (max_length, or the positions of the model); shorten it, make its image smaller, "
+                "leave it out, or raise the limit"
             )
 
     def _conversation(self, row: Row) -> tuple[Encoded, dict[str, Tensor]]:

@@ -3,7 +3,8 @@
 `run_dir/checkpoint-<step>/` holds model.safetensors, optimizer.safetensors, averages.safetensors (if weights are
 averaged) and, written last, state.json with the sizes and SHA-256 sums of the other files. The folder is written under
 a temporary name and then renamed, so a run that is killed at any time keeps its newest complete checkpoint.
-`run_dir/best.safetensors`, if present, holds the weights with the lowest loss on held-out data. Nothing is pickled.
+`run_dir/best.safetensors` holds the weights with the lowest loss on held-out data, in runs that evaluate. Nothing is
+pickled.
 
 A checkpoint holds what training changes: trained parameters and buffers. Frozen parameters are not saved; recipes read
 them again from their source. If a model is sharded over processes, each process writes its own shards:
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -142,10 +144,7 @@ class Checkpoints:
         """
         folder = self.folder(step)
         state = self._read_whole(folder)
-        stored = {name: value for name, value in state["settings"].items() if name in self.settings}
-        self._check_settings(folder, stored)
-        if state["settings"].get("frozen_weights") != frozen:
-            raise ResumeError(f"{folder} was trained on other frozen weights; give the base that the run started from")
+        self._check_given_settings(folder, state, frozen)
         count = state["settings"].get("sharded_over", 1)
         names = [replace(self, shard=n, num_shards=count)._name(MODEL_FILE) for n in range(count)]
         parts = [_guarded(partial(load_file, folder / name), folder / name) for name in names]
@@ -161,6 +160,23 @@ class Checkpoints:
             _guarded(lambda: averages.load(load_file(path), step), path)
             averages.copy_to_model()
         return _run_state(state)
+
+    def load_best_weights(self, model: nn.Module, frozen: str | None) -> RunState:
+        """Load the weights with the lowest loss on held-out data; see `load_weights`.
+
+        Raises:
+            ResumeError: if the run has not been evaluated, or as `restore`.
+        """
+        newest, path = max(self.complete(), default=None), self.run_dir / BEST_FILE
+        if newest is None or not path.exists():
+            raise ResumeError(f"{self.run_dir} has no {BEST_FILE} with a complete checkpoint; evaluate_every keeps it")
+        folder = self.folder(newest)
+        state = self._read_state(folder)
+        self._check_given_settings(folder, state, frozen)
+        self.load_best(model)
+        with safe_open(path, framework="pt") as file:
+            step = int((file.metadata() or {}).get("step", state["best_step"]))
+        return replace(_run_state(state), step=step)
 
     def restore(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
@@ -181,9 +197,10 @@ class Checkpoints:
             _guarded(lambda: averages.load(load_file(path), step), path)
         return _run_state(state)
 
-    def save_best(self, model: nn.Module) -> None:
-        """Save the weights as the best so far; an interrupted write leaves the previous file unchanged."""
-        write_whole(self.run_dir / BEST_FILE, lambda path: save_file(_changing_tensors(model), path))
+    def save_best(self, model: nn.Module, step: int) -> None:
+        """Save the weights after `step` steps as the best so far; an interrupted write leaves the old file as it is."""
+        note = {"step": str(step)}
+        write_whole(self.run_dir / BEST_FILE, lambda path: save_file(_changing_tensors(model), path, note))
 
     def load_best(self, model: nn.Module) -> None:
         """Load the weights that `save_best` wrote. Raises ResumeError if the file is missing or does not fit."""
@@ -223,6 +240,12 @@ class Checkpoints:
                 )
         return state
 
+    def _check_given_settings(self, folder: Path, state: Mapping[str, Any], frozen: str | None) -> None:
+        """Raise ResumeError if settings that `self` has differ, or frozen weights; the loop's are not compared."""
+        self._check_settings(folder, {n: value for n, value in state["settings"].items() if n in self.settings})
+        if state["settings"].get("frozen_weights") != frozen:
+            raise ResumeError(f"{folder} was trained on other frozen weights; give the base that the run started from")
+
     def _check_settings(self, folder: Path, stored: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(dict(self.settings)))
         compared = {*stored, *wanted} - {name for name in _NEWER if name not in stored}
@@ -252,9 +275,12 @@ def frozen_digest(model: nn.Module) -> str | None:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Return trained parameters and buffers; tied ones appear under each of their names."""
-    state = model.state_dict(keep_vars=True)
-    return {n: v for n, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
+    """Return trained parameters and buffers; tied ones appear under each of their names.
+
+    Layers of 4 bits add the scales of their frozen weights to the state, made anew at each call; these are left out.
+    """
+    state, buffers = model.state_dict(keep_vars=True), {id(buffer) for buffer in model.buffers()}
+    return {n: v for n, v in state.items() if v.requires_grad or id(v) in buffers}
 
 
 def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-_FREE_TO_CHANGE = ("checkpoint_every_seconds", "keep_checkpoints", "log_every", "num_workers", "prefetch", "compile")
+_FREE_TO_CHANGE = (
+    "checkpoint_every_seconds", "keep_checkpoints", "log_every", "trackers", "num_workers", "prefetch", "compile",
+)  # fmt: skip
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,9 @@ class LoopConfig:
 
     steps: int = 1000
     """number of optimiser steps"""
-    learning_rate: float = 1e-3
+    learning_rate: float | None = 1e-3
+    """highest learning rate; none: by what trains and the size of the model, in recipes that choose one
+    (train.finetune)"""
     weight_decay: float = 0.01
     """weight decay of matrices, convolutions and embeddings; vectors never decay"""
     warmup_steps: int | float = 0
@@ -39,7 +44,10 @@ class LoopConfig:
     keep_checkpoints: int = 2
     """number of newest checkpoints to keep"""
     log_every: int = 10
-    """number of steps between lines of log.jsonl and points of tensorboard"""
+    """number of steps between lines of log.jsonl and points of the trackers"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """where figures go beside log.jsonl, by name: tensorboard (a folder in run_dir), wandb, trackio; the flag without a
+    name turns all off"""
     seed: int = 0
     num_workers: int = 1
     """number of processes that make batches; 0: the training process makes them between steps"""
@@ -52,10 +60,11 @@ class LoopConfig:
     ema_decay: float | None = None
     """decay of a moving average of the weights, which the finished model gets; none: no average"""
     evaluate_every: int | None = None
-    """number of steps between evaluations on held-out data, in recipes that have held-out data; none: never"""
+    """number of steps between evaluations on held-out data, in recipes that have held-out data; none: never. The
+    weights with the lowest loss are kept in run_dir/best.safetensors"""
     patience: int | None = None
     """early stopping: training ends after this many evaluations in a row without a new lowest loss, and the model gets
-    the weights with the lowest loss; none: no early stopping"""
+    the weights with the lowest loss; none: no early stopping, and the model gets the last weights"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -65,16 +74,25 @@ class LoopConfig:
         for name in ("weight_decay", "warmup_steps", "grad_clip", "num_workers", "checkpoint_every_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in ("min_lr_ratio", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise ValueError(f"unknown tracker {unknown[0]!r}; known: {', '.join(TRACKERS)}")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
         self._check_held_out()
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate. Raises ValueError if it has not been chosen."""
+        if self.learning_rate is None:
+            raise ValueError("this recipe does not choose a learning rate; set learning_rate")
+        return self.learning_rate
 
     @property
     def num_warmup_steps(self) -> int:

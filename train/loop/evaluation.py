@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 
 from train.loop.averages import Averages
 from train.loop.checkpoints import Checkpoints, RunState
-from train.loop.progress import RunLog
+from train.loop.progress import RunLog, read_held_out
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Evaluation:
     scalars: Mapping[str, float] = field(default_factory=dict)
     """other figures, by name"""
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """pictures (H, W, 3) for tensorboard, by name"""
+    """pictures (H, W, 3) for the trackers, by name"""
+    write_page: Callable[[Sequence[tuple[int, Mapping[str, float]]]], None] | None = None
+    """called with the steps and figures of all evaluations so far, this one last, to write a page"""
 
 
 EvaluateFn = Callable[[Any], Evaluation]
@@ -45,23 +47,24 @@ class HeldOut:
         averages: Averages | None,
         checkpoints: Checkpoints,
         accelerator: Accelerator,
-        keep_best: bool,
     ) -> None:
         self.evaluate, self.model, self.averages = evaluate, model, averages
-        self.checkpoints, self.accelerator, self.keep_best = checkpoints, accelerator, keep_best
+        self.checkpoints, self.accelerator = checkpoints, accelerator
 
     def update(self, state: RunState, log: RunLog | None) -> RunState:
-        """Evaluate and log on the main process; return the updated state on all processes."""
+        """Evaluate and log on the main process, and keep the best weights; return the new state on all processes."""
         found: list[float | None] = [None]
         if self.accelerator.is_main_process:
             self.model.eval()
             with torch.no_grad(), self.averages.in_place() if self.averages is not None else nullcontext():
                 evaluation = self.evaluate(self.model)
-                if self.keep_best and evaluation.loss < state.best_loss:
-                    self.checkpoints.save_best(self.model)
+                if evaluation.loss < state.best_loss:
+                    self.checkpoints.save_best(self.model, state.step)
             self.model.train()
             if log is not None:
                 log.write_held_out(state.step, {"loss": evaluation.loss, **evaluation.scalars}, evaluation.images)
+                if evaluation.write_page is not None:
+                    evaluation.write_page(read_held_out(self.checkpoints.run_dir))
             found = [float(evaluation.loss)]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)

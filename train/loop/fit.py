@@ -43,6 +43,7 @@ from train.loop.progress import Display, RunLog
 from train.loop.scalars import RunningMean, Scalars, to_floats
 from train.loop.sharding import launched_sharded, shard, whole
 from train.loop.stopping import Stopped, StopSignals
+from train.loop.trackers import check_trackers
 from vqvae.files import full_disk_named
 
 BatchFn = Callable[[int, int, int], Any]
@@ -72,6 +73,10 @@ class FitResult:
     """True if this process should write the results of a distributed run"""
     shards: int = 1
     """batches per optimiser step, over devices and gradient accumulation"""
+    best_loss: float = math.inf
+    """lowest loss on held-out data; infinite if the run has none"""
+    best_step: int = 0
+    """number of steps done when `best_loss` was measured"""
 
 
 def fit(
@@ -118,9 +123,10 @@ def fit(
         ResumeError: if a checkpoint is damaged or was made with other settings.
         Stopped: after Ctrl-C, once the step that it met is finished and its checkpoint is saved.
         DiskFull: if there is no room for a checkpoint.
-        ValueError: if `config.evaluate_every` is set without `evaluate`.
+        ValueError: if `config.evaluate_every` is set without `evaluate`, or a tracker is not installed.
         FloatingPointError: if a loss or gradient is NaN or infinite; earlier checkpoints are kept.
     """
+    check_trackers(config.trackers)
     sharded = launched_sharded()
     if sharded:
         _check_shardable(config, shardable)
@@ -159,7 +165,15 @@ def fit(
     _take_final_weights(model, averages, checkpoints, state, config)
     share = state.wait_seconds / state.seconds if state.seconds else 0.0
     return FitResult(
-        state.step, state.loss, state.seconds, share, resumed_from, accelerator.is_main_process, num_shards
+        state.step,
+        state.loss,
+        state.seconds,
+        share,
+        resumed_from,
+        accelerator.is_main_process,
+        num_shards,
+        state.best_loss,
+        state.best_step,
     )
 
 
@@ -174,7 +188,7 @@ def _run(
 ) -> RunState:
     """Train from `state` to the end of the run and return the last state."""
     config, is_main = trainer.config, trainer.accelerator.is_main_process
-    log = RunLog(checkpoints.run_dir, state.step) if is_main else None
+    log = RunLog(checkpoints.run_dir, state.step, config.trackers) if is_main else None
     mean = RunningMean()
     last_saved = time.monotonic()
     alone = trainer.accelerator.num_processes == 1
@@ -251,7 +265,7 @@ def _held_out(
             f"evaluate_every ({config.evaluate_every}) needs held-out data, which this recipe does not have; set it "
             "and patience to none"
         )
-    return HeldOut(evaluate, model, averages, checkpoints, accelerator, keep_best=config.patience is not None)
+    return HeldOut(evaluate, model, averages, checkpoints, accelerator)
 
 
 def _stopped(state: RunState, config: LoopConfig) -> bool:

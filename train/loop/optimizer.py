@@ -16,7 +16,7 @@ def learning_rate_at(config: LoopConfig, step: int) -> float:
     """Return the learning rate of a step in 0 .. steps - 1."""
     warmup = config.num_warmup_steps
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.peak_rate * (step + 1) / warmup
     low = config.min_lr_ratio
     if config.schedule == "cosine":
         done = (step - warmup) / max(1, config.steps - warmup)
@@ -28,7 +28,7 @@ def learning_rate_at(config: LoopConfig, step: int) -> float:
         ratio = low ** ((step - warmup) / max(1, config.steps - warmup))
     else:
         ratio = 1.0
-    return config.learning_rate * ratio
+    return config.peak_rate * ratio
 
 
 def build_optimizer(
@@ -64,7 +64,7 @@ def build_optimizer(
         raise ValueError(f"param_groups leave out {len(left)} trainable parameters ({missed}, ...); freeze or add them")
     if not groups:
         raise ValueError("nothing to train: no parameter of the model requires a gradient")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.peak_rate, betas=config.betas, fused=True)
 
 
 def parameter_groups(

@@ -1,11 +1,11 @@
-"""Progress of a training run: a live bar or plain lines, log.jsonl, tensorboard."""
+"""Progress of a training run: a live bar or plain lines, log.jsonl, trackers."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from train.loop.trackers import start_trackers
+
 LOG_FILE = "log.jsonl"
 SMOOTHING = 0.95
 PLAIN_SECONDS = 60.0
@@ -23,37 +25,36 @@ FIRST_PLAIN_SECONDS = 10.0
 
 
 class RunLog:
-    """log.jsonl and tensorboard of a run. Lines after the resumed step are dropped, since they are written again."""
+    """log.jsonl and trackers of a run. Lines after the resumed step are dropped, since they are written again."""
 
-    def __init__(self, run_dir: Path, start_step: int) -> None:
+    def __init__(self, run_dir: Path, start_step: int, trackers: Sequence[str] = ()) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE
         kept = [line for line in _lines(path) if _step_of(line) <= start_step]
         self._file = path.open("w", buffering=1)
         self._file.writelines(kept)
-        self._board = _tensorboard(run_dir / "tensorboard", start_step)
+        self._trackers = start_trackers(trackers, run_dir, start_step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write a record with the keys step, loss, losses (by name), lr, wait_share and seconds."""
         self._file.write(json.dumps(record) + "\n")
-        if self._board is not None:
-            scalars = {"loss": record["loss"], "lr": record["lr"], "wait_share": record["wait_share"]}
-            for name, value in {**scalars, **record["losses"]}.items():
-                self._board.add_scalar(name, value, record["step"])
+        scalars = {"loss": record["loss"], "lr": record["lr"], "wait_share": record["wait_share"]}
+        for tracker in self._trackers:
+            tracker.log({**scalars, **record["losses"]}, step=record["step"])
 
     def write_held_out(self, step: int, figures: Mapping[str, float], images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Write the results on held-out data after `step` steps: figures to both, pictures (H, W, 3) to tensorboard."""
+        """Write the results on held-out data after `step` steps: figures, and pictures (H, W, 3) to the trackers."""
         self._file.write(json.dumps({"step": step, "held_out": dict(figures)}) + "\n")
-        if self._board is not None:
-            for name, value in figures.items():
-                self._board.add_scalar(f"held_out/{name}", value, step)
-            for name, picture in images.items():
-                self._board.add_image(f"held_out/{name}", picture, step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.log({f"held_out/{name}": value for name, value in figures.items()}, step=step)
+            if hasattr(tracker, "log_images"):  # trackio has none
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({f"held_out/{n}": image[None] for n, image in images.items()}, step=step, **layout)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
 
 class Display:
@@ -111,11 +112,16 @@ class Display:
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """Return the training records of a run, without those of held-out data and without incomplete lines."""
-    records = []
-    for line in _lines(run_dir / LOG_FILE):
-        if math.isfinite(_step_of(line)):
-            records.append(json.loads(line))
-    return [record for record in records if "loss" in record]
+    return [record for record in _records(run_dir) if "loss" in record]
+
+
+def read_held_out(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return the evaluations on held-out data of a run: numbers of steps, and figures by name."""
+    return [(record["step"], record["held_out"]) for record in _records(run_dir) if "held_out" in record]
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _lines(run_dir / LOG_FILE) if math.isfinite(_step_of(line))]
 
 
 def _lines(path: Path) -> list[str]:
@@ -127,11 +133,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):  # the run was killed while writing the line
         return math.inf
-
-
-def _tensorboard(folder: Path, start_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,17 +11,53 @@ import torch
 from torch import Tensor, nn
 
 from perception.vocabulary.names import PerceptionVocabulary
-from train.models.parts import embedding_names, language_linears, projector_names
+from train.models.parts import embedding_names, language_linears, projector_names, tower_linears
 
 TRAIN_ROWS = ("all", "new")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA on the linear layers of the text model; rank 0 trains the whole model instead."""
+    """LoRA on linear layers, as peft has it; rank 0 trains the whole model instead."""
 
     rank: int = 0
     alpha: int = 256
+    """updates are scaled by alpha / rank"""
+    dropout: float = 0.0
+    """share of the inputs of LoRA that are dropped in training"""
+    targets: tuple[str, ...] = ()
+    """names of the linear layers that are adapted, or their ends, such as q_proj v_proj; none: all of the language
+    model"""
+    tower: bool = False
+    """adapt the linear layers of the vision tower, too"""
+    ranks: tuple[str, ...] = ()
+    """other ranks by pattern, such as 'layers.[0-7].*=8': a regular expression that the end of a layer's name matches,
+    behind a dot, and a rank. Their alpha / rank is that of the others"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank must not be negative, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must be at least 0 and below 1, got {self.dropout}")
+        unused = [name for name in ("dropout", "targets", "tower", "ranks") if getattr(self, name)]
+        if unused and not self.rank:
+            raise ValueError(f"lora.{unused[0]} needs LoRA, and lora.rank is 0; set lora.rank")
+        self.rank_pattern  # noqa: B018  (checks the texts)
+
+    @property
+    def rank_pattern(self) -> dict[str, int]:
+        """peft's `rank_pattern`. Raises ValueError if one of `ranks` is not PATTERN=RANK."""
+        found = {}
+        for text in self.ranks:
+            pattern, _, rank = text.rpartition("=")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"lora.ranks: {pattern!r} is not a regular expression ({error})") from None
+            if not pattern or not rank.isdecimal() or int(rank) < 1:
+                raise ValueError(f"lora.ranks must be PATTERN=RANK with a rank of at least 1, got {text!r}")
+            found[pattern] = int(rank)
+        return found
 
 
 def check_rows(train_rows: str) -> None:
@@ -36,7 +73,7 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
     embeddings stay tied.
 
     Raises:
-        ValueError: if the installed peft unties the embeddings.
+        ValueError: if a target or pattern of `lora` matches no layer, or the installed peft unties the embeddings.
     """
     if lora.rank == 0:
         if train_rows == "new":
@@ -54,12 +91,38 @@ def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, trai
         kept += tables
         rows = {"ensure_weight_tying": tied}  # else peft trains a copy of the input embedding alone
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=language_linears(model), modules_to_save=kept, **rows
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_adapted_layers(model, lora),
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern={pattern: lora.alpha * rank / lora.rank for pattern, rank in lora.rank_pattern.items()},
+        modules_to_save=kept,
+        **rows,
     )
     adapted = get_peft_model(model, config)
     if train_rows == "all" and tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise ValueError("the installed peft unties the embeddings, so that output rows would not train; update peft")
     return adapted
+
+
+def _adapted_layers(model: Any, lora: LoraSettings) -> list[str]:
+    """Return the names of the layers that LoRA adapts. Raises ValueError for a target or pattern without a layer."""
+    names = language_linears(model) + (tower_linears(model) if lora.tower else [])
+    for target in lora.targets:
+        if not any(_ends_with(name, target) for name in names):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise ValueError(f"lora.targets: no linear layer has the name {target!r}; their names end in {known}")
+    if lora.targets:
+        names = [name for name in names if any(_ends_with(name, target) for target in lora.targets)]
+    for pattern in lora.rank_pattern:
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+            raise ValueError(f"lora.ranks: {pattern!r} matches the end of no adapted layer, such as {names[0]}")
+    return names
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
 
 
 def align_only(model: Any) -> None:

@@ -60,6 +60,17 @@ def language_linears(model: Any) -> list[str]:
     return [f"{path}.{name}" for name, module in inside.named_modules() if isinstance(module, nn.Linear)]
 
 
+def tower_linears(model: Any) -> list[str]:
+    """Return the names of the vision tower's linear layers, without those of projectors."""
+    tower, projectors = set(vision_tower(model).modules()), projector_names(model)
+    inside = {id(module) for name in projectors for module in model.get_submodule(name).modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module in tower and id(module) not in inside
+    ]
+
+
 def max_positions(model: Any) -> int | None:
     """Return the number of positions that a model was made for; None if its config sets no limit."""
     config = model.config.get_text_config()

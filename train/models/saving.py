@@ -12,13 +12,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from perception.chains import ChatPrompt
+from perception.model.adapter import write_adapter
 from perception.model.folder import without_bars
 from perception.vocabulary.names import PerceptionVocabulary
+from train.models.card import CARD, is_written
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from vqvae.files import write_whole
 
 TRAINING_FILE = "training.json"
-_CARD = "README.md"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -32,7 +34,7 @@ def save_perception_model(
     depth_tokenizer: Path | None = None,
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a standard transformers folder atomically. A README.md that is already in it is kept.
+    """Write a standard transformers folder atomically. A README.md of your own that is already in it is kept.
 
     Args:
         model: a plain transformers model (`train.models.adapters.merged`).
@@ -44,23 +46,61 @@ def save_perception_model(
     """
 
     know_end(model, processor.tokenizer)
+    keep_spans_in_replies(model, processor)
 
     def write(folder: Path) -> None:
         save_as(model, folder, dtype)
         processor.save_pretrained(folder)
         vocabulary.save(folder)
-        if depth_tokenizer is not None:
-            (folder / "depth_tokenizer").mkdir()
-            for name in (CONFIG_NAME, WEIGHTS_NAME):
-                shutil.copyfile(depth_tokenizer / name, folder / "depth_tokenizer" / name)
-        if write_more is not None:
-            write_more(folder)
-        if record is not None:
-            (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
-        if (out / _CARD).exists():
-            shutil.copyfile(out / _CARD, folder / _CARD)
+        _write_beside(folder, out, record, depth_tokenizer, write_more)
 
     write_whole(out, write)
+
+
+def save_adapter(
+    model: Any,
+    vocabulary: PerceptionVocabulary,
+    base: str,
+    out: Path,
+    record: Mapping[str, Any],
+    depth_tokenizer: Path | None,
+    write_more: Callable[[Path], None],
+) -> None:
+    """Write a folder with an adapter alone atomically. A README.md of your own that is already in it is kept.
+
+    Args:
+        model: a model of peft (`train.models.adapters.adapt`).
+        base: folder or hub name of the model that it adapts.
+
+    The other arguments are those of `save_perception_model`.
+    """
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_adapter(model, vocabulary, base, folder)
+        _write_beside(folder, out, record, depth_tokenizer, write_more)
+
+    write_whole(out, write)
+
+
+def _write_beside(
+    folder: Path,
+    out: Path,
+    record: Mapping[str, Any] | None,
+    depth_tokenizer: Path | None,
+    write_more: Callable[[Path], None] | None,
+) -> None:
+    """Write what lies beside the weights of a model or an adapter."""
+    if depth_tokenizer is not None:
+        (folder / "depth_tokenizer").mkdir()
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            shutil.copyfile(depth_tokenizer / name, folder / "depth_tokenizer" / name)
+    if write_more is not None:
+        write_more(folder)
+    if record is not None:
+        (folder / TRAINING_FILE).write_text(json.dumps(dict(record), indent=1) + "\n")
+    if (out / CARD).exists() and not is_written(out / CARD):
+        shutil.copyfile(out / CARD, folder / CARD)
 
 
 def know_end(model: Any, tokenizer: Any) -> None:
@@ -78,6 +118,21 @@ def know_end(model: Any, tokenizer: Any) -> None:
         settings.eos_token_id = [end, *known]
     if settings.pad_token_id is None:
         settings.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def keep_spans_in_replies(model: Any, processor: Any) -> None:
+    """Let transformers' server write perception tokens in its replies; without a template it leaves special tokens out.
+
+    Qwen's models have a template of their own there, which keeps them and reads tool calls, too.
+    """
+    tokenizer = processor.tokenizer
+    begin = ChatPrompt.from_processor(processor).after.strip()
+    if not begin or getattr(tokenizer, "response_template", None) or model.config.model_type.startswith("qwen"):
+        return
+    content = {"close": [tokenizer.eos_token], "content": "text"}
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"}, "start_anchor": begin, "fields": {"content": content}
+    }  # fmt: skip
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -75,7 +75,7 @@ def tokenize(
     if not files:
         raise ValueError(f"shard {shard[0]}/{shard[1]} of {source} is empty; make fewer shards")
     names = {file: file.relative_to(root).as_posix() for file in files}
-    made_by = {"tokenizer": model.fingerprint(), **asdict(model.config)}
+    made_by = {"tokenizer": model.fingerprint(), **model.config.settings}
     keys = {name: _key(file, name, meant, made_by) for file, name in names.items()}
     skipped: dict[str, str] = {}
     with locked(parts):

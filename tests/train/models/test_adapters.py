@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,52 @@ def test_a_saved_model_stops_at_the_trained_end(tmp_path: Path, own: Any, expect
     save_perception_model(model, processor, vocabulary, tmp_path / "model")
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").generation_config
     assert saved.eos_token_id == expected and saved.pad_token_id == processor.tokenizer.pad_token_id
+
+
+# peft's own options
+
+
+def test_the_tower_is_adapted_where_that_is_asked_for(base: Path) -> None:
+    """Its own weights stay as they are, and the merged model has them changed by the update alone."""
+    parts = parts_of(base, lora=LoraSettings(4, 8, tower=True), train_rows="new")
+    tower = {id(p) for p in parts.tower}
+    names = [name for name, p in parts.model.named_parameters() if p.requires_grad and "lora_" in name]
+    inside = [n for n, m in vision_tower(parts.model.get_base_model()).named_modules() if hasattr(m, "lora_A")]
+    projectors = [name for name in names if any(part in name for part in projector_names(parts.model.get_base_model()))]
+    assert inside and not projectors
+    assert not any(p.requires_grad for p in parts.model.parameters() if id(p) in tower)
+    frozen = [p.detach().clone() for p in parts.tower]
+    moved = step(parts, 0.1)
+    assert any("lora_B" in name and any(place in name for place in inside) for name in moved)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, parts.tower, strict=True))
+
+
+def test_targets_dropout_and_ranks_by_pattern(tmp_path: Path) -> None:
+    base = save_family("llava", tmp_path)
+    lora = LoraSettings(4, 8, dropout=0.25, targets=("q_proj", "down_proj"), ranks=(r"layers\.0\..*=2",))
+    model = parts_of(base, lora=lora).model
+    adapted = {name.removeprefix("base_model.model."): m for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "down_proj"}
+    assert all("language_model" in name for name in adapted) and len(adapted) == 4
+    for name, module in adapted.items():
+        assert module.r["default"] == (2 if "layers.0." in name else 4)
+        assert module.scaling["default"] == 2.0, "alpha / rank is the same"
+        assert module.lora_dropout["default"].p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rank": 4, "targets": ("c_attn",)}, "no linear layer has the name 'c_attn'; their names end in down_proj, "),
+        ({"rank": 4, "ranks": ("conv=2",)}, "lora.ranks: 'conv' matches the end of no adapted layer, such as "),
+        ({"rank": 4, "ranks": ("q_proj",)}, "lora.ranks must be PATTERN=RANK with a rank of at least 1, got 'q_proj'"),
+        ({"rank": 4, "ranks": ("(=2",)}, "'(' is not a regular expression"),
+        ({"dropout": 0.1}, "lora.dropout needs LoRA, and lora.rank is 0; set lora.rank"),
+        ({"rank": 4, "dropout": 1.0}, "lora.dropout must be at least 0 and below 1, got 1.0"),
+        ({"rank": -1}, "lora.rank must not be negative, got -1"),
+    ],
+)
+def test_settings_of_lora_that_cannot_be_are_said_in_one_line(tmp_path: Path, settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        parts_of(save_family("llava", tmp_path), lora=LoraSettings(**settings))
+    assert "\n" not in str(error.value)

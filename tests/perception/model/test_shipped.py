@@ -1,0 +1,77 @@
+"""What ships is found by its name: in a checkout, and in an installed package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from perception import cli
+from perception.model.folder import find_folder
+from perception.model.shipped import find_shipped, shipped, shipped_name
+from perception.tokenizers import DepthTokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_checkout_finds_what_ships_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("aurora-tiny", "models/aurora-tiny"):
+        assert find_folder(name) == ROOT / "models" / "aurora-tiny"
+    assert find_folder("tokenizers/depth-scenes-100") == ROOT / "tokenizers" / "depth-scenes-100"
+    assert find_shipped("tokenizers/aurora-tiny") is None and find_shipped("owner/aurora-tiny") is None
+    assert shipped_name(ROOT / "models" / "tiny-base") == "tiny-base" and shipped_name(tmp_path) is None
+    assert DepthTokenizer.from_pretrained("depth-scenes-100").num_codes == 100
+
+
+def test_every_model_of_the_checkout_has_a_name() -> None:
+    for kind in ("models", "tokenizers"):
+        for folder in (ROOT / kind).iterdir():
+            assert shipped(folder.name) == folder
+
+
+def test_a_folder_of_one_s_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aurora-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_folder("aurora-tiny") == Path("aurora-tiny")
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"nothing called 'aurora' ships .*it has: depth-scenes-100, .*aurora-tiny"):
+        shipped("aurora")
+    with pytest.raises(
+        ValueError, match="aurora does not exist; give the folder of a model, the name of one that ships"
+    ):
+        find_folder("aurora")
+    result = CliRunner().invoke(cli.app, ["info", "--model", "aurora"])
+    assert result.exit_code == 1 and "the name of one that ships" in str(result.exception)
+
+
+def test_an_installed_package_finds_what_ships(tmp_path: Path) -> None:
+    """The files as pyproject.toml lays them out in a wheel, and a folder `models` of somebody else's beside them."""
+    site = tmp_path / "site-packages"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for package in ("perception", "vqvae"):
+        shutil.copytree(ROOT / package, site / package, ignore=ignored)
+    for kind in ("models", "tokenizers"):
+        (site / "perception" / f"_{kind}").symlink_to(ROOT / kind)
+    (site / "models" / "aurora-tiny").mkdir(parents=True)
+    (site / "models" / "aurora-tiny" / "config.json").write_text("{}")
+    code = (
+        "import json; from perception import DepthTokenizer, shipped; from perception.model.folder import find_folder;"
+        "names = ['aurora-tiny', 'models/aurora-tiny', 'perception-tiny', 'tokenizers/depth-scenes-100'];"
+        "assert DepthTokenizer.from_pretrained('depth-scenes-100').num_codes == 100;"
+        "print(json.dumps([[str(find_folder(name)), str(shipped(name.split('/')[-1]))] for name in names]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    inside = site / "perception"
+    expected = ["_models/aurora-tiny", "_models/aurora-tiny", "_models/perception-tiny", "_tokenizers/depth-scenes-100"]
+    assert json.loads(done.stdout) == [[str(inside / name)] * 2 for name in expected]

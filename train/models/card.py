@@ -1,0 +1,105 @@
+"""The card (README.md) of a trained model or adapter, written from its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from perception.model.adapter import is_adapter
+from perception.model.folder import find_folder
+from perception.model.shipped import shipped_name
+from train.data.records import SourcesConfig
+
+CARD = "README.md"
+MARK = "<!-- written by train.finetune, and anew by its next run; delete this line to keep your changes -->"
+_LABELS = {
+    "steps": "training steps",
+    "samples_a_step": "rows per step",
+    "scenes": "rendered scenes",
+    "records": "records",
+    "skipped": "records left out",
+    "minutes": "minutes of training",
+    "final_loss": "loss at the end, on training data",
+}
+
+
+def describe_data(config: SourcesConfig) -> list[str]:
+    """Return one line per source of data, with the names of its files and without their folders."""
+    lines = [f"{config.scenes.count} rendered scenes"] if config.scenes.count else []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value and isinstance(value, tuple):
+            lines.append(f"`--data.{field.name}`: {', '.join(Path(name).name for name in value)}")
+    return lines
+
+
+def write_card(folder: Path, base: str, data: list[str], record: Mapping[str, Any]) -> None:
+    """Write the README.md of a folder that holds a model or an adapter.
+
+    Args:
+        base: folder or hub name of the model that was trained.
+        data: what `describe_data` returns.
+        record: the training record; what it holds under "evaluation" is shown as held-out figures.
+    """
+    from huggingface_hub import ModelCardData
+
+    adapter, licence = is_adapter(folder), base_licence(base)
+    known = shipped_name(find_folder(base)) or (base if not Path(base).exists() else None)
+    about = ModelCardData(
+        license=licence,
+        base_model=known if known and "/" in known else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["perception-tokens", *(["lora"] if adapter else [])],
+    )
+    rows = [f"| {label} | {record[key]} |" for key, label in _LABELS.items() if record.get(key) is not None]
+    held_out = [f"| {name} | {value} |" for name, value in (record.get("evaluation") or {}).items()]
+    measured = (
+        ["| held-out data | |", "|---|---|", *held_out] if held_out else ["Nothing was measured on held-out data."]
+    )
+    name = known or Path(base).name
+    what = f"An adapter for {name}" if adapter else f"{name}, fine-tuned"
+    lines = [
+        f"---\n{about.to_yaml()}\n---",
+        MARK,
+        "# A model with perception tokens",
+        f"{what} to draw depth maps, boxes and points as tokens before it answers.",
+        "```python\nfrom perception import PerceptionModel\n\n"
+        'model = PerceptionModel.from_pretrained("NAME")  # this folder, or its name on the hub\n'
+        'print(model.ask("photo.jpg", "How many cups are there?").value)\n```',
+        "## Training data",
+        "\n".join(f"- {line}" for line in data),
+        "## Figures",
+        "\n".join(["| run | |", "|---|---|", *rows]),
+        "\n".join(measured),
+        "## Limits",
+        "The model answers what its training data ask, in their words, on images like theirs. A map or a box that it "
+        "draws is its own guess, and what it says need not follow from it. A depth map holds no scale.",
+        "## Licence",
+        f"The base's card states {licence}, which holds for what is derived from it; the training data have their own."
+        if licence
+        else "The base's card states no licence. Find it out before you share this, and those of the training data.",
+    ]
+    (folder / CARD).write_text("\n\n".join(lines) + "\n")
+
+
+def base_licence(base: str) -> str | None:
+    """Return the licence in the head of a base's card; None where it states none."""
+    from huggingface_hub import ModelCard
+
+    path = find_folder(base) / CARD
+    if not path.is_file():
+        return None
+    try:
+        stated = ModelCard.load(path).data
+    except ValueError:  # a head that is not YAML
+        return None
+    licence = stated.get("license_name") or stated.license
+    return str(licence) if licence else None
+
+
+def is_written(path: Path) -> bool:
+    """True for a card that `write_card` wrote and nobody made their own."""
+    return MARK in path.read_text(encoding="utf-8", errors="replace")
