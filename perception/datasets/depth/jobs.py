@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -27,7 +28,7 @@ from perception.datasets.listing import stamp
 from perception.datasets.shards import locked
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
-from vqvae.files import full_disk_named, write_whole
+from vqvae.files import write_whole
 from vqvae.normalisation import nearness_to_depth
 
 FILES_PER_PART = 64
@@ -291,8 +292,7 @@ def detokenize(
             if form != "color":
                 depth_range = torch.from_numpy(codes.ranges[index : index + 1]).float().to(device)
                 values = nearness_to_depth(values, depth_range, model.config)
-            with full_disk_named(folder / name):
-                written.append(_write_map(values[0].cpu(), folder / name.replace(":", "-"), form))
+            written.append(_write_map(values[0].cpu(), folder / name.replace(":", "-"), form))
     return written
 
 
@@ -308,16 +308,25 @@ def _check_millimetres(codes: DepthCodes) -> None:
 
 
 def _write_map(values: Tensor, path: Path, form: str) -> Path:
+    """Write a map (H, W) whole, and return its file."""
     path = path.with_name(path.name + FORMATS[form])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if form == "npy":
-        np.save(path, values.numpy())
-    elif form == "png":
-        Image.fromarray((values.numpy() * 1000).round().clip(0, 65535).astype(np.uint16)).save(path)
-    elif form == "tiff":
-        Image.fromarray(values.numpy()).save(path)
-    elif form == "exr":
-        write_exr(path, values.numpy())
-    else:
-        DepthTokenizer.draw(values).save(path)
+    write_whole(path, partial(_MAP_WRITERS[form], values))
     return path
+
+
+def _write_array(values: Tensor, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, NumPy adds an ending of its own
+        np.save(file, values.numpy())
+
+
+def _write_millimetres(values: Tensor, path: Path) -> None:
+    Image.fromarray((values.numpy() * 1000).round().clip(0, 65535).astype(np.uint16)).save(path, format="PNG")
+
+
+_MAP_WRITERS: dict[str, Callable[[Tensor, Path], None]] = {
+    "npy": _write_array,
+    "tiff": lambda values, path: Image.fromarray(values.numpy()).save(path, format="TIFF"),
+    "exr": lambda values, path: write_exr(path, values.numpy()),
+    "png": _write_millimetres,
+    "color": lambda values, path: DepthTokenizer.draw(values).save(path, format="PNG"),
+}

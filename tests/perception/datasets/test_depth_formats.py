@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,27 @@ def test_depth_beyond_millimetres_is_written_as_floats(tmp_path: Path, model: VQ
             pytest.importorskip("OpenEXR")
         (written,) = detokenize(codes, tmp_path / "back", model, form)
         assert written.name == f"d.npy{FORMATS[form]}" and torch.equal(only(written), torch.from_numpy(np.load(plain)))
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_a_map_that_cannot_be_flushed_leaves_the_old_one(
+    form: str, tmp_path: Path, model: VQVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps are written under another name first: a stop in between leaves whole files only."""
+    if form == "exr":
+        pytest.importorskip("OpenEXR")
+    np.save(tmp_path / "d.npy", DEPTH)
+    codes = tokenize(tmp_path / "d.npy", tmp_path / "c.npy", model)
+    (written,) = detokenize(codes, tmp_path / "back", model, form)
+    before = written.read_bytes()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vqvae.files._flush", full)
+    with pytest.raises(OSError, match="could not be written: the disk is full"):
+        detokenize(codes, tmp_path / "back", model, form)
+    assert written.read_bytes() == before and list((tmp_path / "back").iterdir()) == [written]
 
 
 def wild(count: int = 1, value: float = 0.05) -> np.ndarray:
