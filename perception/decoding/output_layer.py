@@ -8,6 +8,7 @@ hidden states themselves are left.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,16 @@ from torch import Tensor, nn
 def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x` (.., D) @ weight (V, D).T + bias (V,) as float32 (.., V), whatever their precision."""
     if x.is_cuda and x.dtype == weight.dtype and x.dtype in (torch.float16, torch.bfloat16):
-        product = torch.mm(x.flatten(0, -2), weight.t(), out_dtype=torch.float32).unflatten(0, x.shape[:-1])
+        product = _in_rows(x, partial(torch.mm, mat2=weight.t(), out_dtype=torch.float32))
     else:
         product = nn.functional.linear(x.float(), weight.float())
     return product if bias is None else product + bias.float()
+
+
+def _in_rows(x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+    """`multiply`, which maps rows (N, D) to (N, V), over `x` (.., D)."""
+    rows = multiply(x.reshape(-1, x.shape[-1]))
+    return rows.view(*x.shape[:-1], rows.shape[-1])
 
 
 def use_float32_logits(model: Any) -> None:
