@@ -37,7 +37,7 @@ check: $(VENV)/.dev ## style, types and the fast tests, in under two minutes
 		wait $$types && exit $$tests
 
 test: lint ## style, types and all tests but those in a browser
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-browser: $(VENV)/.dev ## use the demos in Chromium, as a visitor would
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
