@@ -184,7 +184,7 @@ def train_run(name: str, words: str, share: float, place: Place, found: Mapping[
     steps = 2 if place.small else planned_steps(found, share)
     config = run_config(place, name, words, batch_that_pays(found), steps)
     if name == "answers":
-        config = replace(config, base=str(place.folder / "perception" / "model"))
+        config = replace(config, base=str(perception_model(place)))
     try:
         result = train(config)
     except Stopped:
@@ -203,6 +203,16 @@ def train_run(name: str, words: str, share: float, place: Place, found: Mapping[
         "waiting_for_data": round(fitted.data_wait_share, 3),
         "final_loss": round(fitted.final_loss, 4),
     }
+
+
+def perception_model(place: Place) -> Path:
+    """The model that the run before left, unpacked from what came home if it was trained on another machine."""
+    made, home = place.folder / "perception" / "model", place.home / "perception.tar"
+    if made.exists() or not home.exists():
+        return made
+    with tarfile.open(home) as tar:
+        tar.extractall(place.folder / "unpacked", filter="data")
+    return place.folder / "unpacked" / "perception"
 
 
 def pack(model: Path, target: Path) -> None:

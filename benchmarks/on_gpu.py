@@ -6,8 +6,8 @@ so that a call that is killed keeps them. The same command goes on where the las
 met, or, in a training, from its checkpoint. A part that fails is recorded with its last line, and the next one runs.
 
 --out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each. The state stays on
-the machine. On another one, put the results.json of the last call into STATE/gpu and the finished parts are not run
-again.
+the machine. For another machine, put the results.json of the last call into STATE/gpu, and perception.tar into
+STATE/gpu/home: the finished parts are not run again.
 
 Needed are the packages of the core, accelerate and peft. Without tyro (and its docstring-parser and typeguard) the
 stages training and training_overhead fail, without trl (and datasets, multiprocess and dill) training_overhead alone;
@@ -123,8 +123,8 @@ class Call:
         seconds, start = min(of_budget, self._left()), time.monotonic()
         with (self.state / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [*self.words, stage.name], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                [*self.words, stage.name], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, process_group=0
+            )  # a group, to be killed as a whole; not a session, which would outlive this call if it is killed
             stopped = not self._wait(process, seconds)
         record = Record(self.state / RESULTS)
         held = record.stage(stage.name)

@@ -164,6 +164,16 @@ def test_a_training_that_is_stopped_brings_home_its_checkpoint(tmp_path: Path, m
     assert PerceptionModel.from_pretrained(tmp_path / "back" / "direct").vocabulary.depth_codes == 128
 
 
+def test_a_model_from_another_machine_is_unpacked(tmp_path: Path) -> None:
+    place = Place(True, torch.device("cpu"), tmp_path / "training", tmp_path / "home")
+    assert gpu_stages.perception_model(place) == tmp_path / "training" / "perception" / "model"
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "config.json").write_text("{}")
+    place.home.mkdir()
+    gpu_stages.pack(tmp_path / "trained", place.home / "perception.tar")
+    assert (gpu_stages.perception_model(place) / "config.json").read_text() == "{}"
+
+
 @pytest.mark.slow
 def test_the_rehearsal_runs_every_part_in_five_minutes_of_one_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
