@@ -32,12 +32,14 @@ from typing import Any
 import torch
 
 from benchmarks.bars import Bar, all_met
+from benchmarks.clock import now
 from perception.chains import prompt_for, read_ids
 from perception.decoding.cache_slots import cache_key
 from perception.decoding.decoder import DecodingTrace
 from perception.evaluation.bootstrap import paired_difference
 from perception.evaluation.scenes import Item, scene_items
 from perception.grammar.processor import SpanLogitsProcessor
+from perception.model.devices import find_device
 from perception.model.perception_model import PerceptionModel, Prompt
 from train.loop.provenance import ROOT, provenance
 
@@ -111,12 +113,17 @@ def answer_by(model: PerceptionModel, peer: str, batch: Sequence[Prompt]) -> lis
     return rows
 
 
-def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> dict[str, Any]:
-    """Time every way of decoding on the same batches, taking turns batch by batch; the first batch warms up."""
+def race(
+    model: PerceptionModel, kind: str, batch_size: int, batches: int, sweeps: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Time every way of decoding on the same batches, taking turns batch by batch; the first batch warms up.
+
+    `sweeps` are those of the approximate ways, None for SWEEPS; only depth questions in batches of one have them.
+    """
     asked = questions(kind, (batches + 1) * batch_size)
     peers = [peer for peer in _PEERS if batch_size == 1 or peer != "prompt lookup"]
     if kind == "depth" and batch_size == 1:
-        peers += [f"{sweeps} sweeps" for sweeps in SWEEPS]
+        peers += [f"{count} sweeps" for count in (SWEEPS if sweeps is None else sweeps)]
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     for number in range(batches + 1):
         batch = asked[number * batch_size : (number + 1) * batch_size]
@@ -149,7 +156,9 @@ def race(model: PerceptionModel, kind: str, batch_size: int, batches: int) -> di
     }
 
 
-def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -> dict[str, Any]:
+def compiled_race(
+    folder: str, batch_size: int, batches: int, device: str | torch.device = "cpu", **settings: Any
+) -> dict[str, Any]:
     """Time depth questions, ours and plain, each with and without `torch.compile` of the language model.
 
     The four ways take turns batch by batch, after batches that compile; `settings` are passed to `torch.compile`.
@@ -157,10 +166,9 @@ def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -
     torch.compiler.reset()  # forms of another call count towards a limit
     warm = 3
     asked = questions("depth", (batches + warm) * batch_size)
-    ours, plain = (PerceptionModel.from_pretrained(folder) for _ in range(2))
+    ours, plain, bare = (PerceptionModel.from_pretrained(folder, device) for _ in range(3))
     ours.compile(**settings)
     plain.model.base_model.language_model.compile(dynamic=True, **settings)
-    bare = PerceptionModel.from_pretrained(folder)
     ways = {"ours": (bare, "ours"), "plain": (bare, "plain")}
     ways |= {"ours, compiled": (ours, "ours"), "plain, compiled": (plain, "plain")}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -187,13 +195,19 @@ def compiled_race(folder: str, batch_size: int, batches: int, **settings: Any) -
     }
 
 
-def agreement(folder: str, count: int, batch_size: int = 8) -> list[dict[str, Any]]:
+def agreement(
+    folder: str,
+    count: int,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    precisions: Sequence[str] = tuple(PRECISIONS),
+) -> list[dict[str, Any]]:
     """Per precision, on how many of `count` questions the ids equal those of plain decoding in batches of `batch_size`:
     ours in the same batches, ours one question at a time, and plain decoding one question at a time."""
     asked = [prompt for kind in ("depth", "count") for prompt in questions(kind, count // 2, FIRST_SEED + 3_000_000)]
     rows = []
-    for name, dtype in PRECISIONS.items():
-        model = PerceptionModel.from_pretrained(folder, dtype=dtype)
+    for name in precisions:
+        model = PerceptionModel.from_pretrained(folder, device, PRECISIONS[name])
 
         def decoded(peer: str, size: int, model: PerceptionModel = model) -> list[list[int]]:
             parts = [asked[start : start + size] for start in range(0, len(asked), size)]
@@ -247,43 +261,46 @@ def approximate(model: PerceptionModel, count: int, batch_size: int = 25) -> lis
 
 
 def peak_memory(peer: str, model: str) -> float:
-    """Peak memory, in MiB, of a separate process that answers a batch of 32."""
+    """Peak memory, in MiB, of a separate process that answers a batch of 32; on a GPU that of the GPU."""
     command = [sys.executable, "-m", "benchmarks.generation_speed", "--model", model, "--memory-of", peer]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
-def bandwidth(megabytes: int = 512, repeats: int = 5) -> float:
+def bandwidth(device: torch.device, megabytes: int = 512, repeats: int = 5) -> float:
     """Memory bandwidth in bytes per second: a product of a large matrix with a vector, the best of some repeats."""
-    matrix, vector = torch.ones(megabytes * 256, 1024), torch.ones(1024)
+    matrix, vector = torch.ones(megabytes * 256, 1024, device=device), torch.ones(1024, device=device)
     took = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now(device)
         torch.mv(matrix, vector)
-        took.append(time.perf_counter() - start)
+        took.append(now(device) - start)
     return matrix.numel() * matrix.element_size() / min(took)
 
 
 @torch.no_grad()
-def shape_costs(name: str, windows: Sequence[int], repeats: int, read: float) -> dict[str, Any]:
+def shape_costs(
+    name: str, windows: Sequence[int], repeats: int, read: float, device: torch.device | None = None
+) -> dict[str, Any]:
     """Median time, in ms, of a forward pass of a random bfloat16 model over a window of tokens behind a prompt.
 
     `read` is the memory bandwidth in bytes per second, from which the lower bound is computed.
     """
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+    device = device or torch.device("cpu")
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[name], tie_word_embeddings=True)
-    model = LlamaForCausalLM(config).bfloat16().eval()
+    model = LlamaForCausalLM(config).to(device, torch.bfloat16).eval()
     cache = DynamicCache(config=config)
-    model(torch.randint(100, (1, _CACHED)), **{cache_key(): cache}, logits_to_keep=1)
+    model(torch.randint(100, (1, _CACHED), device=device), **{cache_key(): cache}, logits_to_keep=1)
     took: dict[int, list[float]] = {width: [] for width in windows}
     for turn in range(repeats + 1):
         for width in windows:
-            start = time.perf_counter()
-            model(torch.randint(100, (1, width)), **{cache_key(): cache})
+            start = now(device)
+            model(torch.randint(100, (1, width), device=device), **{cache_key(): cache})
             if turn:
-                took[width].append(1e3 * (time.perf_counter() - start))
+                took[width].append(1e3 * (now(device) - start))
             cache.crop(-width)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
@@ -300,9 +317,9 @@ class _Timed(SpanLogitsProcessor):
     spent = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        start = time.perf_counter()
+        start = now(scores.device)
         masked = super().__call__(input_ids, scores)
-        self.spent += time.perf_counter() - start
+        self.spent += now(scores.device) - start
         return masked
 
 
@@ -355,12 +372,14 @@ def main(argv: list[str] | None = None) -> int:
         "--memory-of", choices=("ours", "plain"), help="answer one batch, print the peak memory of this process in MiB"
     )
     arguments = parser.parse_args(argv)
-    model = PerceptionModel.from_pretrained(arguments.model)
+    device = find_device()
+    model = PerceptionModel.from_pretrained(arguments.model, device)
     if arguments.window:
         model.decoder.window = arguments.window
     if arguments.memory_of:
         answer_by(model, arguments.memory_of, questions("depth", 32))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else of_process / 1024)
         return 0
     cases: list[tuple[str, int, int]] = [("depth", 1, 40), ("depth", 8, 12), ("depth", 32, 4)]
     cases += [("count", 1, 40), ("count", 8, 12), ("count", 32, 4)]
@@ -379,11 +398,11 @@ def main(argv: list[str] | None = None) -> int:
         "memory_mb": {peer: round(peak_memory(peer, arguments.model)) for peer in ("plain", "ours")},
     }
     if not arguments.check:
-        read = bandwidth()
+        read = bandwidth(device)
         result["bandwidth_gb_s"] = round(read / 1e9, 1)
-        result["agreement"] = agreement(arguments.model, 100)
-        result["compiled"] = [compiled_race(arguments.model, *case) for case in ((1, 30), (8, 8))]
-        result["shapes"] = [shape_costs(name, (1, 8, 16, 32), 7, read) for name in SHAPES]
+        result["agreement"] = agreement(arguments.model, 100, device=device)
+        result["compiled"] = [compiled_race(arguments.model, *case, device=device) for case in ((1, 30), (8, 8))]
+        result["shapes"] = [shape_costs(name, (1, 8, 16, 32), 7, read, device) for name in SHAPES]
     measured = bars(result)
     for bar in measured:
         print(bar.line())

@@ -15,14 +15,16 @@ import argparse
 import json
 import statistics
 import sys
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
+from benchmarks.clock import now
 from benchmarks.reference_vqvae import ReferenceVQVAE
+from perception.model.devices import find_device
 from perception.scenes.render import render_scenes
 from train.loop.provenance import ROOT, provenance
 from vqvae import VQVAE, VQVAEConfig
@@ -58,17 +60,11 @@ def parameters(model: Tokenizer) -> int:
 
 def seconds(model: Tokenizer, depth: Tensor) -> tuple[float, float]:
     """Seconds to encode and to decode a batch (B, S, S)."""
-
-    def now() -> float:
-        if depth.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    start = now()
+    start = now(depth.device)
     codes = model.encode(depth)
-    middle = now()
+    middle = now(depth.device)
     model.decode(codes, size=(SIZE, SIZE))
-    return middle - start, now() - middle
+    return middle - start, now(depth.device) - middle
 
 
 def race(models: dict[str, Tokenizer], depth: Tensor, batch_size: int, rounds: int) -> dict[str, Any]:
@@ -94,15 +90,15 @@ def race(models: dict[str, Tokenizer], depth: Tensor, batch_size: int, rounds: i
     return {"batch_size": batch_size, "rounds": rounds, "speed_over_reference": speeds}
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """Everything in the result file; rounds are for the largest batch, and single maps get four times as many."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    depth = render_scenes(range(FIRST_SEED, FIRST_SEED + 64), "standard", SIZE).depth.to(device)  # (64, S, S)
+def measure(rounds: int, batch_sizes: Sequence[int] = BATCH_SIZES, scenes: int = 64) -> dict[str, Any]:
+    """Everything in the result file; rounds are for large batches, and single maps get four times as many."""
+    device = find_device()
+    depth = render_scenes(range(FIRST_SEED, FIRST_SEED + scenes), "standard", SIZE).depth.to(device)  # (scenes, S, S)
     models = peers(device)
     return {
         "parameters": {name: parameters(model) for name, model in models.items()},
         "threads": torch.get_num_threads(),
-        "races": [race(models, depth, size, rounds * (4 if size == 1 else 1)) for size in BATCH_SIZES],
+        "races": [race(models, depth, size, rounds * (4 if size == 1 else 1)) for size in batch_sizes],
     }
 
 

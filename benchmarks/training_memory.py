@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bars import Bar, all_met
+from perception.model.devices import find_device
 from train.loop.memory import peak_memory, release_memory
 from train.loop.provenance import ROOT, provenance
 from train.memory_plan import ModelShape, RunPlan, memory_plan, table
@@ -34,29 +35,40 @@ MOST_OFF = 15.0
 """Largest difference, in percent"""
 
 
-def measured_bytes(plan: RunPlan) -> float:
-    """Peak memory of two steps in this process, which must not have trained anything before."""
+def measured_bytes(plan: RunPlan, shape: ModelShape = SHAPE) -> float:
+    """Peak memory of two steps in this process, which on a CPU must not have trained anything before.
+
+    With LoRA the adapters are on every linear layer, and the other weights are bfloat16.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=SHAPE.hidden,
-        intermediate_size=SHAPE.intermediate,
-        num_hidden_layers=SHAPE.layers,
-        num_attention_heads=SHAPE.heads,
-        num_key_value_heads=SHAPE.kv_heads,
-        vocab_size=SHAPE.vocab,
-        tie_word_embeddings=SHAPE.tied,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device().type
     LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1, "vocab_size": 64}))  # imports all
     release_memory()
     before = peak_memory().process
-    model = LlamaForCausalLM(config).to(device).train()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(config).train()
+    if plan.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model.bfloat16(), LoraConfig(r=plan.lora_rank, target_modules="all-linear"))
     if plan.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
     for forward in range(4):
-        ids = torch.randint(0, SHAPE.vocab, (plan.batch_size, plan.tokens), device=device)
+        ids = torch.randint(0, shape.vocab, (plan.batch_size, plan.tokens), device=device)
         with torch.autocast(device, torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=plan.target_tokens).logits.float()
         loss = F.cross_entropy(logits.transpose(1, 2), ids[:, -plan.target_tokens :])
@@ -70,6 +82,17 @@ def measured_bytes(plan: RunPlan) -> float:
     return float(torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory().process - before)
 
 
+def comparison(plan: RunPlan, shape: ModelShape, measured: float) -> dict[str, Any]:
+    """Measured bytes of a run beside the plan's."""
+    calculated = memory_plan(shape, plan).total
+    return {
+        "checkpointing": plan.checkpointing,
+        "measured_mb": round(measured / 1e6, 1),
+        "calculated_mb": round(calculated / 1e6, 1),
+        "calculated_over_measured": round(calculated / measured, 3),
+    }
+
+
 def compare() -> list[dict[str, Any]]:
     """Calculated and measured memory, each run in a process of its own."""
     rows = []
@@ -77,16 +100,7 @@ def compare() -> list[dict[str, Any]]:
         plan = RunPlan(BATCH_SIZE, TOKENS, TOKENS // 2, checkpointing=checkpointing)
         words = [sys.executable, "-m", "benchmarks.training_memory", "--one", str(int(checkpointing))]
         done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | GIVE_BACK)
-        said = done.stdout
-        measured, calculated = float(said.split()[-1]), memory_plan(SHAPE, plan).total
-        rows.append(
-            {
-                "checkpointing": checkpointing,
-                "measured_mb": round(measured / 1e6, 1),
-                "calculated_mb": round(calculated / 1e6, 1),
-                "calculated_over_measured": round(calculated / measured, 3),
-            }
-        )
+        rows.append(comparison(plan, SHAPE, float(done.stdout.split()[-1])))
     return rows
 
 

@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,8 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.bars import Bar, all_met
+from benchmarks.clock import now
+from perception.model.devices import find_device
 from train.data.records import SourcesConfig, read_records
 from train.data.rows import TokenWeights
 from train.finetune import (
@@ -65,14 +66,12 @@ class _Clock(TrainerCallback):
         self._last = 0.0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._last = time.perf_counter()
+        self._last = now(find_device())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
+        end = now(find_device())
+        self.seconds.append(end - self._last)
+        self._last = end
 
 
 def settings(base: str, steps: int, batch_size: int, **changes: Any) -> FinetuneConfig:

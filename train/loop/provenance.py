@@ -21,12 +21,15 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return ""
     return done.stdout.strip()
 
 
 def provenance() -> dict[str, object]:
-    """Return the machine, commit and versions; `commit` is empty outside a checkout."""
+    """Return the machine, commit and versions; `commit` is empty outside a checkout and without git."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

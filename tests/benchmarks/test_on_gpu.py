@@ -1,0 +1,197 @@
+"""Calls that may end at any time: results come home as they come, and the next call goes on."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_stages, on_gpu
+from benchmarks.gpu_stages import BATCHES, STAGES, Place, batch_that_pays, planned_steps
+from benchmarks.on_gpu import RESERVE, main
+from perception.model.perception_model import PerceptionModel
+
+HEAD = """
+import os, time
+from pathlib import Path
+from benchmarks.gpu_stages import Stage
+
+def number(place, found):
+    return 7
+
+def count_up(place, found):
+    seen = place.folder / "count"
+    seen.write_text(seen.read_text() + "x" if seen.exists() else "x")
+    return len(seen.read_text())
+
+def refuse(place, found):
+    raise ValueError("no such thing")
+
+def vanish(place, found):
+    os._exit(3)
+
+def once_long(place, found):
+    if not (place.folder / "long").exists():
+        (place.folder / "long").touch()
+        time.sleep(60)
+    return found["count"]
+
+def pack(place, found):
+    (place.home / "model.tar").write_text("weights")
+"""
+
+
+def processor_seconds() -> float:
+    """Of this process's children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: str, seconds: float = 60.0) -> Any:
+    """One call over stages that are given as code, and what it brought home."""
+    (tmp_path / "made_stages.py").write_text(f"{HEAD}\nSTAGES = ({stages},)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "made_stages", raising=False)
+    monkeypatch.setattr(on_gpu, "LEAST", 0.5)
+    words = [
+        "--rehearse",
+        "--out",
+        str(tmp_path / "out"),
+        "--state",
+        str(tmp_path / "state"),
+        "--stages",
+        "made_stages",
+    ]
+    code = main([*words, "--minutes", str((seconds + RESERVE) / 60)])
+    return code, json.loads((tmp_path / "out" / "results.json").read_text())["stages"]
+
+
+@pytest.mark.slow
+def test_a_failed_part_is_recorded_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = '{"a": number, "bad": refuse, "gone": vanish, "model": pack, "z": number}'
+    code, found = run(tmp_path, monkeypatch, f'Stage("one", 90, {parts}), Stage("two", 90, {{"b": number}})')
+    assert code == 1
+    assert found["one"]["results"] == {"a": 7, "model": None, "z": 7} and found["two"]["results"] == {"b": 7}
+    assert found["one"]["failed"]["bad"] == "exit code 1: ValueError: no such thing"
+    assert found["one"]["failed"]["gone"].startswith("exit code 3: ")
+    assert (tmp_path / "out" / "model.tar").read_text() == "weights"
+    assert "one, a: " in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_next_call_goes_on_where_this_one_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = 'Stage("one", 300, {"count": count_up, "long": once_long})'
+    start = time.monotonic()
+    code, found = run(tmp_path, monkeypatch, stages, seconds=15.0)
+    assert time.monotonic() - start < 50 and code == 1
+    assert found["one"]["results"] == {"count": 1} and found["one"]["failed"] == {}
+    (tmp_path / "out" / "results.json").unlink()  # the folder may be emptied between calls
+    code, found = run(tmp_path, monkeypatch, stages)
+    assert code == 0 and found["one"]["results"] == {"count": 1, "long": 1}, "a finished part does not run again"
+
+
+@pytest.mark.slow
+def test_a_stage_that_takes_too_long_ends_at_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = 'Stage("one", 12, {"count": count_up, "long": once_long, "late": number})'
+    code, found = run(tmp_path, monkeypatch, f'{one}, Stage("two", 90, {{"b": number}})')
+    assert code == 1 and found["two"]["results"] == {"b": 7}
+    assert found["one"]["failed"] == {
+        "long": "stopped at the end of the stage's 12 seconds",
+        "late": "not begun in the stage's 12 seconds",
+    }
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--out", str(tmp_path)]) == 2
+    assert (
+        capsys.readouterr().err == "error: there is no CUDA device here; --rehearse runs the same stages in miniature\n"
+    )
+
+
+def test_what_would_not_come_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_gpu, "_MOST_BYTES", 4)
+    for number in range(9):
+        (tmp_path / f"{number}.tar").write_text("x" * (5 if number == 3 else 1))
+    call = on_gpu.Call((), (), tmp_path, tmp_path, 1.0)
+    assert call.oversized() == ["3.tar has 0 MiB", "there are 9 files"]
+
+
+def test_all_stages_fit_three_calls_of_nine_minutes() -> None:
+    assert sum(stage.seconds for stage in STAGES) <= 3 * (9 * 60 - RESERVE)
+    assert len({stage.name for stage in STAGES}) == len(STAGES)
+
+
+def test_the_batch_grows_while_that_pays() -> None:
+    rates = dict(zip(BATCHES, (100.0, 300.0, 310.0), strict=True))
+    found = {f"batch of {size}": {"rows_per_second": r, "steps_per_second": r / size} for size, r in rates.items()}
+    assert batch_that_pays(found) == 64
+    assert planned_steps(found, 0.5) == int(0.85 * 0.5 * gpu_stages.TRAINING_SECONDS * 300 / 64)
+    with pytest.raises(ValueError, match="no batch was timed"):
+        batch_that_pays({"batch of 16, failed": {}})
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_brings_home_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import finetune
+    from train.loop.stopping import Stopped
+
+    place = Place(True, torch.device("cpu"), tmp_path / "training", tmp_path / "home")
+    place.home.mkdir()
+    monkeypatch.setattr(gpu_stages, "workers", lambda: 0)
+    timed = {"batch of 16": {"rows_per_second": 1.0, "steps_per_second": 1.0}}
+    done = gpu_stages.train_run("direct", gpu_stages.DIRECT, 0.5, place, timed)
+    assert done["steps"] == 2 and done["batch_size"] == 2
+    (place.home / "direct.tar").unlink()
+
+    def stop(config: Any) -> None:
+        raise Stopped("stopped after 2 of 2 steps")
+
+    monkeypatch.setattr(finetune, "train", stop)
+    with pytest.raises(Stopped):
+        gpu_stages.train_run("direct", gpu_stages.DIRECT, 0.5, place, timed)
+    with tarfile.open(place.home / "direct.tar") as tar:
+        tar.extractall(tmp_path / "back", filter="data")
+    assert PerceptionModel.from_pretrained(tmp_path / "back" / "direct").vocabulary.depth_codes == 128
+
+
+def test_a_model_from_another_machine_is_unpacked(tmp_path: Path) -> None:
+    place = Place(True, torch.device("cpu"), tmp_path / "training", tmp_path / "home")
+    assert gpu_stages.perception_model(place) == tmp_path / "training" / "perception" / "model"
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "config.json").write_text("{}")
+    place.home.mkdir()
+    gpu_stages.pack(tmp_path / "trained", place.home / "perception.tar")
+    assert (gpu_stages.perception_model(place) / "config.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_the_rehearsal_runs_every_part_in_five_minutes_of_one_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    unhurried = [replace(stage, seconds=3600.0) for stage in STAGES]  # this machine may be busy with other things
+    monkeypatch.setattr(gpu_stages, "STAGES", unhurried)
+    spent, out = processor_seconds(), tmp_path / "out"
+    code = main(["--rehearse", "--out", str(out), "--state", str(tmp_path / "state"), "--minutes", "60"])
+    found = json.loads((out / "results.json").read_text())
+    assert code == 0, {name: stage["failed"] for name, stage in found["stages"].items()}
+    assert found["rehearsal"] and found["processor"]
+    for stage in STAGES:
+        held = found["stages"][stage.name]
+        assert held["results"].keys() == stage.parts.keys() and held["failed"] == {}, stage.name
+    assert not any(outcome["failed"] for outcome in found["stages"]["tests"]["results"].values())
+    files = {path.name: path.stat().st_size for path in out.iterdir()}
+    assert files.keys() == {"results.json", "log.txt", "perception.tar", "answers.tar", "direct.tar"}
+    assert max(files.values()) <= 16 * 2**20
+    assert processor_seconds() - spent < 300
