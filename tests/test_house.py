@@ -161,6 +161,12 @@ def test_folders_are_small_enough_to_look_through() -> None:
     assert len(recipes) <= MAX_RECIPES, sorted(path.name for path in recipes)
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """Test folders are no packages, so a second file of one name stops the collection of the whole suite."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_two_classes_have_one_name() -> None:
     homes: dict[str, list[str]] = {}
     for package in ("vqvae", "perception", "train", "demos"):
