@@ -24,6 +24,7 @@ from train.data.records import SourcesConfig
 from train.finetune import FinetuneConfig
 from train.loop.config import LoopConfig
 from train.models.adapters import LoraSettings
+from train.models.card import describe_data
 from vqvae import VQVAE, VQVAEConfig
 
 pytest.importorskip("peft")
@@ -242,6 +243,14 @@ def test_a_card_is_written_from_the_run(trained: Path) -> None:
         assert said in card.text
     assert str(trained.parent) not in card.text, "no folder of this machine"
     assert huggingface_hub.ModelCard.load(trained / "model" / "README.md").data.library_name == "transformers"
+
+
+def test_a_card_names_hub_data_whole_and_of_paths_the_last_part(tmp_path: Path) -> None:
+    own = (str(tmp_path / "mine.csv"), "secret/mine.jsonl")
+    assert describe_data(SourcesConfig(own=own, dataset=("owner/name", str(tmp_path)))) == [
+        "`--data.own`: mine.csv, mine.jsonl",
+        f"`--data.dataset`: owner/name, {tmp_path.name}",
+    ]
 
 
 def test_a_card_of_one_s_own_is_kept(world: Path, tmp_path: Path) -> None:

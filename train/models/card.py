@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -31,8 +32,14 @@ def describe_data(config: SourcesConfig) -> list[str]:
     for field in fields(config):
         value = getattr(config, field.name)
         if value and isinstance(value, tuple):
-            lines.append(f"`--data.{field.name}`: {', '.join(Path(name).name for name in value)}")
+            lines.append(f"`--data.{field.name}`: {', '.join(_public(name) for name in value)}")
     return lines
+
+
+def _public(name: str) -> str:
+    """Return a hub name as it is, and of a path its last part alone."""
+    is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).suffix and not Path(name).exists()
+    return name if is_hub_name else Path(name).name
 
 
 def write_card(folder: Path, base: str, data: list[str], record: Mapping[str, Any]) -> None:
