@@ -63,7 +63,7 @@ class QuickstartConfig:
     )
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=200, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, precision="bf16"
+            steps=200, learning_rate=1e-3, weight_decay=0.05, warmup_steps=20, precision="bf16"
         )
     )
 
