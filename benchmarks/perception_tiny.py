@@ -121,8 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets on fewer scenes; write nothing")
     parser.add_argument("--model", help="measure another model; write nothing")
-    parser.add_argument("--num-count", type=int, default=300, help="scenes with boxes to draw, per style")
-    parser.add_argument("--num-depth", type=int, default=100, help="scenes with points, per style and number of points")
+    parser.add_argument("--num-count", type=int, default=200, help="scenes with boxes to draw, per style")
+    parser.add_argument("--num-depth", type=int, default=60, help="scenes with points, per style and number of points")
     given = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(given.model or shipped(MODEL))
     if given.check:
@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
         for name, row in rows.items():
             print(f"{style}: {name}: {100 * row['mean']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f})")
     if given.model is None:
-        record = {"command": "python -m benchmarks.perception_tiny", **provenance(), "styles": styles}
+        asked = f"--num-count {given.num_count} --num-depth {given.num_depth}"
+        record = {"command": f"python -m benchmarks.perception_tiny {asked}", **provenance(), "styles": styles}
         record["bars"] = [bar.to_json() for bar in bars(styles["shifted"])]
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
         print(f"written: {RESULT}")
