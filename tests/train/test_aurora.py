@@ -382,7 +382,7 @@ def _die_at(world: dict[str, str], out: Path) -> None:
 def test_a_killed_run_ends_like_one_that_was_not(world, trained, tmp_path):
     process = PROCESSES.Process(target=_die_at, args=(world, tmp_path))
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "model").exists()
     resumed = finetune.train(config_for(world, tmp_path))
     whole, result = trained

@@ -183,7 +183,7 @@ def test_a_killed_run_ends_like_one_that_was_not(start: Path, tmp_path: Path) ->
     for folder in (killed, whole):
         again = PROCESSES.Process(target=_killed, args=(str(start), str(folder), 0.0))
         again.start()
-        again.join(120)
+        again.join(600)
     (loss, resumed), (expected, fresh) = (json.loads((f / "result.json").read_text()) for f in (killed, whole))
     assert resumed and fresh is None and loss == expected
     one, other = (read_interleaved(f / "model").model.state_dict() for f in (killed, whole))
@@ -221,7 +221,7 @@ def test_a_process_that_never_looks_does_not_hold_up_the_other(start: Path, tmp_
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
     moved = read_interleaved(tmp_path / "model").model.selector.query.weight
     assert not torch.equal(moved, read_interleaved(start).model.selector.query.weight)

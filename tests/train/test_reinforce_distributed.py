@@ -128,7 +128,7 @@ def two_processes(start: Path, folder: Path, stop: int | None = None) -> list[di
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
     return [json.loads((folder / f"who-{rank}.json").read_text()) for rank in range(2)]
 

@@ -75,7 +75,7 @@ def join(processes: list) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
