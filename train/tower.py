@@ -4,8 +4,7 @@ A Swin transformer learns, for each cell of its 10 x 10 output, which kinds of o
 objects centred in it, and the lettered markers. Depth and counts are not taught here: fine-tuning teaches them.
 
 With --base MODEL the tower of a finished model learns further, and learns the depth code of each cell as well. An image
-costs a sixth of a row of text here, so this is the cheap way to perceive better; the language model then has to learn
-to say what the tower sees.
+takes no pass through the language model here, which then has to learn to say what the tower sees.
 """
 
 from __future__ import annotations
