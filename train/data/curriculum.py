@@ -50,9 +50,9 @@ class CurriculumConfig:
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
     """share of the atomic depth tasks that read a map, first at the points marked in the image and then at random ones,
-    and say which of a few is nearest. Half of the maps are mosaics of other images' maps, which are not learned; on the
-    image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to learn, and
-    a chain does it only two to five times"""
+    and say which of a few is nearest. Two in five of the maps are mosaics of other images' maps, which are not learned;
+    on the image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to
+    learn, and a chain does it only two to five times"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""

@@ -40,7 +40,8 @@ MOST_NOISE = 1.0
 SHOWN_GAP = 3
 """Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
 _READINGS = 10  # fewest random points at which a map is read
-_FOREIGN = 0.5  # share of mosaics in the atomic task that reads maps; the others are the image's own
+_FOREIGN = 0.4  # share of mosaics in the atomic task that reads maps; the others are the image's own
+_MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be named: late letters are rare otherwise
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 12  # number of scenes that are tried for a task
@@ -198,7 +199,8 @@ class TaskMaker:
             if task == chains.DIRECT_COUNT:
                 return scene.image, chains.direct(task, count.text, str(count.answer))
             return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
-        question = depth_question(scene, rng)
+        marked = int(rng.choice([*_MARKED], p=[*_MARKED.values()])) if task in chains.ATOMIC else None
+        question = depth_question(scene, rng, marked)
         if question is None:
             return None
         if task == chains.DIRECT_DEPTH:
