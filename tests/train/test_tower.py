@@ -14,9 +14,11 @@ from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
 from train.tower import (
     GRID,
+    NUM_KINDS,
     DenseTower,
     TowerBatches,
     cell_of,
+    dense_fields,
     dense_loss,
     dense_targets,
     fourier_code,
@@ -41,7 +43,8 @@ def scenes(store) -> list[Scene]:
 @pytest.fixture(scope="module")
 def tower() -> DenseTower:
     torch.manual_seed(0)
-    return DenseTower(SwinModel(tower_config(embed_dim=8, depths=(1, 1), num_heads=(1, 1)), add_pooling_layer=False))
+    config = tower_config(embed_dim=8, depths=(1, 1), num_heads=(1, 1))
+    return DenseTower(SwinModel(config, add_pooling_layer=False), dense_fields(NUM_KINDS))
 
 
 def places_of(code: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ from perception.scenes.markers import draw_markers
 from perception.vocabulary.names import PerceptionVocabulary, SpanError
 from train.data.conversations import ConversationPrompt
 from train.data.curriculum import CurriculumConfig, kind_shares
+from train.data.photos import PhotosConfig
 from train.data.rows import Row, RowBatches, RowEncoder
 from train.data.scenes import SceneRows, ScenesConfig
 from train.loop.config import check_choices
@@ -88,6 +89,8 @@ class SourcesConfig:
     """number of depth questions per image"""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """rendered scenes, made when needed, with the curriculum of AURORA's recipe"""
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
+    """photographs with labels of teacher models, with the tasks of rendered scenes"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -96,6 +99,12 @@ class SourcesConfig:
             named_by_itself = name == "counts" and self.counts_layout == "yolo"
             if getattr(self, name) and not getattr(self, f"{name}_images") and not named_by_itself:
                 raise ValueError(f"data.{name} needs data.{name}_images, the folder of its images")
+        if self.photos.folder and self.any_records:
+            raise ValueError("photographs are mixed with rendered scenes alone; leave data.photos or the records out")
+
+    @property
+    def more_than_scenes(self) -> bool:
+        return self.any_records or bool(self.photos.folder)
 
     @property
     def any_records(self) -> bool:
@@ -125,10 +134,10 @@ def read_records(
         ValueError: if a reader fails, a record was made for another vocabulary or depth tokenizer, or an image cannot
             be used. With `skip_bad`, if a file cannot be read at all, or nothing in it can be used.
     """
-    if not (config.scenes.count or config.any_records):
+    if not (config.scenes.count or config.more_than_scenes):
         raise ValueError(
-            "no data: give data.own, data.dataset, data.records, data.aurora, data.counts, data.depth, data.prepared "
-            "or data.scenes.count"
+            "no data: give data.own, data.dataset, data.records, data.aurora, data.counts, data.depth, data.prepared, "
+            "data.scenes.count or data.photos"
         )
     size, boxes = vocabulary.num_locations, config.boxes_format
     sets = [read_questions(Path(path), size, boxes, skip_bad, resize) for path in config.own]

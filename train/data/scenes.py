@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,16 @@ from torch import Tensor
 from perception import chains
 from perception.answers import POINT_LETTERS
 from perception.chains import Example
-from perception.scenes.markers import choose_markers, draw_markers
-from perception.scenes.questions import boxes_of, count_question, depth_question, draw_selection, select, things_text
+from perception.scenes.questions import (
+    CountQuestion,
+    DepthQuestion,
+    boxes_of,
+    count_question,
+    depth_question,
+    draw_selection,
+    select,
+    things_text,
+)
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.tokenizers.boxes import BoxTokenizer
@@ -154,17 +162,23 @@ class TaskMaker:
             read += len(spans)
         return chains.more_readings(sets)
 
-    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example:
-        """Make an example that draws the boxes of some things of the scene."""
+    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example | None:
+        """Make an example that draws the boxes of some things of the scene; None if nothing can be asked for."""
         color, shape = draw_selection(scene, rng)
         return chains.atomic_boxes(things_text(color, shape), self._span(boxes_of(select(scene, color, shape))))
+
+    def count_question(self, scene: Scene, rng: np.random.Generator) -> CountQuestion | None:
+        return count_question(scene, rng)
+
+    def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
+        return depth_question(scene, rng, count)
 
     def more_boxes(self, scene: Scene, asked: Example, count: int, rng: np.random.Generator) -> tuple[Example, ...]:
         """Make up to `count` examples of boxes, each of other things than those before it and than `asked`."""
         found = {asked.question: asked}
         for _ in range(2 * count):
             example = self.boxes(scene, rng)
-            if len(found) <= count:
+            if example is not None and len(found) <= count:
                 found.setdefault(example.question, example)
         return tuple(found.values())[1:]
 
@@ -187,20 +201,20 @@ class TaskMaker:
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
-            points = (
-                choose_markers(scene, int(rng.integers(2, len(POINT_LETTERS) + 1)), rng) if rng.random() < 0.5 else None
-            )
-            image = scene.image if points is None else draw_markers(scene.image, points)
-            return image, chains.atomic_depth(depth)
+            marked = self.depth_question(scene, rng, None) if rng.random() < 0.5 else None
+            return scene.image if marked is None else marked.image, chains.atomic_depth(depth)
         if task == chains.ATOMIC_BOXES:
-            return scene.image, self.boxes(scene, rng)
+            boxes = self.boxes(scene, rng)
+            return None if boxes is None else (scene.image, boxes)
         if task in (chains.CHAIN_COUNT, chains.DIRECT_COUNT):
-            count = count_question(scene, rng)
+            count = self.count_question(scene, rng)
+            if count is None:
+                return None
             if task == chains.DIRECT_COUNT:
                 return scene.image, chains.direct(task, count.text, str(count.answer))
             return scene.image, chains.chain_count(count.text, self._span(count.boxes_xyxy))
-        marked = int(rng.choice([*_MARKED], p=[*_MARKED.values()])) if task in chains.ATOMIC else None
-        question = depth_question(scene, rng, marked)
+        number = int(rng.choice([*_MARKED], p=[*_MARKED.values()])) if task in chains.ATOMIC else None
+        question = self.depth_question(scene, rng, number)
         if question is None:
             return None
         if task == chains.DIRECT_DEPTH:
@@ -223,9 +237,10 @@ class TaskMaker:
 class SceneRows:
     """Rows from rendered scenes, with photometric augmentation."""
 
-    store: SceneStore
+    store: Any
+    """the scenes, as many as its length"""
     codes: np.ndarray
-    """depth codes of the scenes and of their mirror images, (2, N, h * w)"""
+    """depth codes of the scenes and of their mirror images, (2, N, h * w); mosaics are made of them"""
     maker: TaskMaker
     curriculum: CurriculumConfig
     arm: str
@@ -250,7 +265,7 @@ class SceneRows:
         h, w = self.maker.vocabulary.depth_grid
 
         def other() -> np.ndarray:
-            return self.codes[int(rng.integers(2)), int(rng.integers(len(self.store)))].reshape(h, w)
+            return self.codes[int(rng.integers(len(self.codes))), int(rng.integers(self.codes.shape[1]))].reshape(h, w)
 
         codes = other().copy()
         for _ in range(int(rng.integers(_MOST_PIECES + 1))):
@@ -258,6 +273,15 @@ class SceneRows:
             (y, x), (v, u) = rng.integers((h - height + 1, w - width + 1), size=(2, 2))
             codes[y : y + height, x : x + width] = other()[v : v + height, u : u + width]
         return codes.reshape(-1)
+
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[Scene, np.ndarray]:
+        """Return a scene, or its mirror image, and its depth codes (h * w,).
+
+        Args:
+            whole: leave the scene as it is: a question about it would otherwise be another one.
+        """
+        scene = Scene.from_store(self.store, index)
+        return scene.flipped() if mirrored else scene, self.codes[mirrored, index]
 
     def _row(self, task: str, rng: np.random.Generator) -> Row:
         curriculum = self.curriculum
@@ -269,9 +293,8 @@ class SceneRows:
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
-            scene = Scene.from_store(self.store, index)
-            scene = scene.flipped() if mirrored else scene
-            codes = self._mosaic(rng) if foreign else self.codes[mirrored, index]
+            scene, codes = self.scene(index, mirrored, bool(labelled), rng)
+            codes = self._mosaic(rng) if foreign else codes
             shown = codes if foreign else None
             if noisy:
                 shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)

@@ -29,6 +29,8 @@ _LABELS = {
 def describe_data(config: SourcesConfig) -> list[str]:
     """Return one line per source of data, with the names of its files and without their folders."""
     lines = [f"{config.scenes.count} rendered scenes"] if config.scenes.count else []
+    if config.photos.folder:
+        lines.append(f"photographs with depth maps and boxes of teacher models: {_public(config.photos.folder)}")
     for field in fields(config):
         value = getattr(config, field.name)
         if value and isinstance(value, tuple):

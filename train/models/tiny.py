@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,15 +75,19 @@ def train_text_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTo
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Build a processor that resizes any image to 80 x 80, ignoring its aspect ratio, and scales it to [-1, 1]."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> LlavaProcessor:
+    """Build a processor that resizes any image to a square, ignoring its aspect ratio, and scales it to [-1, 1].
+
+    Args:
+        image_size: side of the square in pixels; a tenth of it is the side of a visual token.
+    """
     image_processor = SiglipImageProcessor(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=8,
+        patch_size=image_size // 10,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
@@ -141,8 +146,14 @@ def start_layers(model: LlavaForConditionalGeneration, pixels: Tensor) -> None:
         if weight.ndim == 2:
             weight.mul_(5.0 if name.split(".")[-2] in ("q_proj", "k_proj") else 2.5)
     features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1].flatten(0, 1)  # (B * N, D)
+    start_projector(model.model.multi_modal_projector, features)
+
+
+@torch.no_grad()
+def start_projector(projector: Any, features: Tensor) -> None:
+    """Initialize a projector for a tower's `features` (N, D) as in the table above."""
     mean, spread = features.mean(0), (features - features.mean(0)).std()
-    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    first, second = projector.linear_1, projector.linear_2
     first.weight.normal_(0, first.in_features**-0.5).div_(spread)
     first.bias.copy_(-first.weight @ mean)
     second.weight.normal_(0, second.in_features**-0.5)

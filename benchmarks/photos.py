@@ -1,0 +1,216 @@
+"""Compare drawing first with direct answers on photographs (`python -m benchmarks.photos --photos FOLDER`).
+
+Teacher models label the depth and the things of all photographs; answers are made from these labels, for the first N
+photographs of the part to train on. Every arm starts from the same model, which has learned to draw photographs' depth
+maps, boxes and points and has never seen an answer (docs/photos.md has the commands), and takes as many steps:
+
+- direct: learns to answer directly;
+- auxiliary: the same, with tasks of perception between;
+- drawing: learns to draw first; its maps are read by the package and by the model itself.
+
+All are asked about the photographs of the test part, whose answers are the teachers' too: they bound what can be
+learned, and are no truth. Also measured is what the common start perceives: where it says that the marked points are,
+and whether its maps are nearest at the right one of them. Trainings and outcomes stay in --runs, so that a benchmark
+that was stopped goes on. Writes `benchmarks/results/photos.json`.
+
+With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import Bar, all_met
+from benchmarks.label_efficiency import ARMS, BASELINES, DRAWN, ROWS, figures, pick
+from benchmarks.perception_tiny import ask, named, nearest
+from perception.chains import ATOMIC_DEPTH_QUESTION, readings_question
+from perception.datasets.photographs import Photographs
+from perception.evaluation.bootstrap import bootstrap_interval
+from perception.evaluation.photos import photo_items
+from perception.evaluation.scenes import Item, evaluate_items
+from perception.model.perception_model import PerceptionModel
+from train.aurora import AuroraConfig
+from train.data.photos import PhotosConfig
+from train.data.records import SourcesConfig
+from train.data.scenes import ScenesConfig
+from train.finetune import train
+from train.loop.config import LoopConfig
+from train.loop.provenance import ROOT, provenance
+from vqvae.files import write_whole
+
+RESULT = ROOT / "benchmarks" / "results" / "photos.json"
+SIZE = 320
+STEPS = {100: 100, 500: 200}
+"""Steps of 16 rows by number of answers"""
+MOST_STEPS = 400
+"""Steps of 16 rows with more answers"""
+RATE = 1e-3
+FEW = 500
+DEPTH_BAR, GAIN_BAR, NAMED_BAR = 85.0, 6.0, 97.0
+
+
+def training(arm: str, answers: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
+    """Return the configuration of one training."""
+    folder = Path(given.runs) / f"{arm}-{answers}-{seed}"
+    return AuroraConfig(
+        arm=ARMS[arm].arm,  # type: ignore[arg-type]
+        base=given.base,
+        out=str(folder / "model"),
+        run_dir=str(folder / "training"),
+        tower_lr_ratio=0.0,
+        data=SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(given.photos, SIZE, answers)),
+        curriculum=ARMS[arm].curriculum,
+        loop=LoopConfig(
+            steps=STEPS.get(answers, MOST_STEPS),
+            learning_rate=RATE,
+            weight_decay=0.05,
+            warmup_steps=0.1,
+            precision="bf16",
+            seed=seed,
+        ),
+    )
+
+
+def outcomes(config: AuroraConfig, arm: str, items: Sequence[Item]) -> dict[str, list[int]]:
+    """Train, or take the finished model; return 1 or 0 per item, by curve. Both are kept."""
+    file = Path(config.out).parent / "test.json"
+    if file.exists():
+        stored: dict[str, list[int]] = json.loads(file.read_text())
+        return stored
+    name = file.parent.name
+    if not (Path(config.out) / "training.json").exists():
+        print(name, flush=True)
+        train(config)
+        shutil.rmtree(config.run_dir)
+    model = PerceptionModel.from_pretrained(config.out)
+    found = {}
+    for curve, (mode, read) in ARMS[arm].asked.items():
+        answers = evaluate_items(model, items, mode, title=f"{name}: {curve}", read=read)
+        found[curve] = [int(answer.correct) for answer in answers]
+    write_whole(file, lambda partial: partial.write_text(json.dumps(found)))
+    return found
+
+
+def perceives(base: str, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the intervals of what the common start sees on photographs with 3 to 5 points."""
+    model = PerceptionModel.from_pretrained(base)
+    marked = [item for item in items if len(item.points_xy) > 2]
+    maps = ask(model, marked, [ATOMIC_DEPTH_QUESTION] * len(marked), "model")
+    read = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "decoded")
+    hits = {
+        "map nearest at the right one of the true points": [
+            nearest(model, item, answer) == item.answer for item, answer in zip(marked, maps, strict=True)
+        ],
+        "point named where it is": [
+            hit for item, answer in zip(marked, read, strict=True) for hit in named(model, item, answer)
+        ],
+        "nearest point, the package reads the map": [
+            answer.value == item.answer for item, answer in zip(marked, read, strict=True)
+        ],
+    }
+    return {name: vars(bootstrap_interval([float(hit) for hit in values])) for name, values in hits.items()}
+
+
+def constants(items: Sequence[Item]) -> dict[str, float]:
+    """Return how often one and the same answer, the most common one, is right: what any model must beat."""
+    shares = {}
+    for row in ROWS:
+        answers = [items[i].answer for i in pick(items, row)]
+        shares[row] = max(answers.count(answer) for answer in set(answers)) / len(answers)
+    return shares
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    start = time.monotonic()
+    items = photo_items(Photographs(given.photos, "test"), SIZE, each=given.each)
+    total = len(Photographs(given.photos))
+    found = {}
+    for answers in given.sizes:
+        correct: dict[str, list[list[int]]] = {}
+        for arm in ARMS:
+            for seed in given.seeds:
+                made = outcomes(training(arm, min(answers, total), seed, given), arm, items)
+                for curve, values in made.items():
+                    correct.setdefault(curve, []).append(values)
+        found[str(answers)] = figures(correct, items)
+    return {
+        "command": "python -m benchmarks.photos " + " ".join(given.words),
+        "seeds": given.seeds,
+        "photographs": {"train": total, "test": len({id(item.scene) for item in items})},
+        "questions": {row: len(pick(items, row)) for row in ROWS},
+        **provenance(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "the most common answer": constants(items),
+        "start": perceives(given.base, items),
+        "answers": found,
+    }
+
+
+def bars(result: Mapping[str, Any]) -> list[Bar]:
+    """Return the targets."""
+    found = [
+        Bar("points named where they are", 100 * result["start"]["point named where it is"]["mean"], NAMED_BAR, "%")
+    ]
+    sizes = sorted(int(size) for size in result["answers"])
+    depth = result["answers"][str(sizes[-1])]["accuracy"][DRAWN]["depth, 3-5 points"]["mean"]
+    found.append(Bar(f"depth of 3 to 5 points, drawing first, {sizes[-1]} answers", 100 * depth, DEPTH_BAR, "%"))
+    if FEW in sizes:
+        gain = result["answers"][str(FEW)]["gain"]["depth, 3-5 points"]
+        found.append(Bar(f"{FEW} answers, depth: drawing first over {gain['against']}", 100 * gain["mean"], GAIN_BAR))
+    return found
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the result as lines of text."""
+    said = [f"start: {name}: {_percent(row)}" for name, row in result["start"].items()]
+    for answers, cell in result["answers"].items():
+        for row in ROWS:
+            for curve in (*BASELINES, *ARMS["drawing"].asked):
+                said.append(f"{answers} answers, {row}, {curve}: {_percent(cell['accuracy'][curve][row])}")
+    said += [
+        f"always the same answer, {row}: {100 * share:.1f} %" for row, share in result["the most common answer"].items()
+    ]
+    return said
+
+
+def _percent(row: Mapping[str, float]) -> str:
+    return f"{100 * row['mean']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
+    parser.add_argument("--photos", help="folder of labelled photographs (docs/data.md shows the layout)")
+    parser.add_argument("--base", default="runs/photos/base", help="model that all arms start from")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 3610], help="numbers of answers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--each", type=int, help="most test questions of each kind; default: all")
+    parser.add_argument("--runs", default="runs/photos/arms", help="folder of the trainings and their outcomes")
+    parser.add_argument("--out", type=Path, default=RESULT, help="result file")
+    given = parser.parse_args(argv)
+    given.words = list(sys.argv[1:] if argv is None else argv)
+    if given.check:
+        if not given.out.exists():
+            print(f"{given.out} does not exist; measure first: python -m benchmarks.photos --photos FOLDER")
+            return 1
+        found = bars(json.loads(given.out.read_text()))
+        print(*(bar.line() for bar in found), sep="\n")
+        return 0 if all_met(found) else 1
+    if not given.photos:
+        parser.error("give --photos FOLDER")
+    result = measure(given)
+    result["bars"] = [bar.to_json() for bar in bars(result)]
+    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+    print(*lines(result), f"written: {given.out}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Held-out questions about photographs, answered as the teacher models have it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.datasets.photographs import Photographs, photo_depth_question
+from perception.evaluation.scenes import DEPTH_COUNTS, Item
+
+_NO_BOXES, _NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
+
+
+def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None = None) -> list[Item]:
+    """Make a counting question, and a depth question for each of 2 to 5 points, about every photograph.
+
+    Markers are drawn in styles taken at random. A photograph without room for a number of points has no such question,
+    nor has one whose kinds of things are all unsure a counting question.
+
+    Args:
+        size: side that photographs are resized to, in pixels.
+        each: most questions of each kind; None: as many as photographs.
+    """
+    items: list[Item] = []
+    for index in range(len(photos) if each is None else min(each, len(photos))):
+        rng = np.random.default_rng((seed, index))
+        scene = photos.scene(index, size)
+        asked = photos.count_question(scene, rng)
+        items.append(Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS))
+        for count in DEPTH_COUNTS:
+            q = photo_depth_question(scene, rng, count)
+            if q is not None:
+                items.append(
+                    Item(
+                        f"depth-{count}", "depth", scene, q.image, q.text, q.answer, _NO_BOXES, q.points_xy, q.nearness
+                    )
+                )
+    return items

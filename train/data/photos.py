@@ -1,0 +1,106 @@
+"""Photographs with labels of teacher models as a source of rows, with the tasks of rendered scenes.
+
+Every image is a random part of a photograph or of its mirror image, and its depth codes are made anew. Markers are
+drawn in many ways. A photograph with an answer to learn from stays whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from perception import chains
+from perception.chains import Example
+from perception.datasets.photographs import Photographs, Window, photo_depth_question
+from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of
+from perception.scenes.scene import Scene
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.curriculum import CurriculumConfig
+from train.data.scenes import SceneRows, TaskMaker
+from vqvae import VQVAE
+
+_BANK = 512  # photographs whose maps mosaics are made of
+
+
+@dataclass(frozen=True)
+class PhotosConfig:
+    """Photographs with labels of teacher models to train on."""
+
+    folder: str = ""
+    """folder of photographs, depth maps and boxes (docs/data.md shows the layout); empty: none"""
+    image_size: int = 320
+    """side that images are resized to before markers are drawn, in pixels"""
+    answers: int = 0
+    """number of photographs with an answer to learn from, as of rendered scenes; 0: all, asked anew each time"""
+
+    def __post_init__(self) -> None:
+        if self.answers < 0:
+            raise ValueError(f"photos.answers must not be negative, got {self.answers}; 0 asks all anew each time")
+        if self.image_size < 64:
+            raise ValueError(f"photos.image_size must be at least 64 for readable markers, got {self.image_size}")
+
+    def build(self) -> Photographs:
+        """Open the part of the folder to train on. Raises ValueError if it has fewer photographs than answers."""
+        photos = Photographs(self.folder)
+        if self.answers > len(photos):
+            raise ValueError(f"photos.answers is {self.answers}, and {self.folder} has {len(photos)} to train on")
+        return photos
+
+
+@dataclass(frozen=True)
+class PhotoTaskMaker(TaskMaker):
+    """Maker of task examples from photographs."""
+
+    photos: Photographs
+
+    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example | None:
+        kind = self.photos.draw_kind(scene, rng)  # type: ignore[arg-type]
+        if kind is None:
+            return None
+        items = [item for item in scene.objects if item.shape == kind]
+        return chains.atomic_boxes(self.photos.plurals[kind], self._span(boxes_of(items)))
+
+    def count_question(self, scene: Scene, rng: np.random.Generator) -> CountQuestion | None:
+        return self.photos.count_question(scene, rng)  # type: ignore[arg-type]
+
+    def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
+        return photo_depth_question(scene, rng, count)
+
+
+@dataclass(frozen=True)
+class PhotoRows(SceneRows):
+    """Rows from photographs."""
+
+    image_size: int = 320
+
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[Scene, np.ndarray]:
+        window = Window() if whole else Window.draw(rng)
+        scene = self.store.scene(index, self.image_size, window, bool(mirrored))
+        return scene, codes_of(self.maker.tokenizer, scene.depth[None])[0]
+
+
+def codes_of(tokenizer: VQVAE, depth: torch.Tensor) -> np.ndarray:
+    """Return the codes (B, h * w) of depth maps (B, H, W)."""
+    return tokenizer.to_sequence(tokenizer.encode(depth)).numpy().astype(np.int16)
+
+
+def photo_rows(
+    config: PhotosConfig,
+    vocabulary: PerceptionVocabulary,
+    tokenizer: VQVAE,
+    curriculum: CurriculumConfig,
+    arm: str,
+    steps: int,
+    seed: int,
+) -> PhotoRows:
+    """Build the rows of a run from photographs."""
+    photos = config.build()
+    maker = PhotoTaskMaker(vocabulary, tokenizer, photos)
+    bank = []
+    for index in range(min(_BANK, len(photos))):
+        near = torch.from_numpy(photos.nearness(index))[None]
+        bank.append(codes_of(tokenizer, 1 / near.clamp_min(0.02)))
+    codes = np.concatenate(bank)[None]  # (1, N, h * w)
+    return PhotoRows(photos, codes, maker, curriculum, arm, steps, seed, config.answers, config.image_size)
