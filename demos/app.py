@@ -67,6 +67,10 @@ def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.B
     """
     with gr.Blocks(title=TITLE, delete_cache=(600, 1800), analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
+        if model.trained_on:
+            gr.Markdown(
+                f"The model of the first two tabs was trained on {model.trained_on}. Of other pictures it knows little."
+            )
         with gr.Tab("Counting"):
             counting_tab(model)
         if model.depth_tokenizer is not None:

@@ -100,6 +100,8 @@ def ask(
         said = {"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}
         print(json.dumps(said | {"warning": answer.warning}))
     else:
+        if perception.trained_on:
+            console.print(f"trained on {perception.trained_on}", style="dim", markup=False, soft_wrap=True)
         if mode == "auto":
             chose = {"chain": "draw first", "direct": "answer at once"}[answer.mode]
             console.print(f"auto chose to {chose}", style="dim", markup=False)
@@ -320,6 +322,8 @@ def info(model: Model = None) -> None:
         table.add_row("adapter for", AdapterBase.load(folder).base)
         table.add_row("adapter's size", f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
     table.add_row("model", type(perception.model).__name__)
+    if perception.trained_on:
+        table.add_row("trained on", perception.trained_on)
     table.add_row("parameters", f"{sum(p.numel() for p in perception.model.parameters()):,}")
     table.add_row("depth codes", f"{vocabulary.depth_codes} on a grid of {vocabulary.depth_grid}")
     table.add_row("location bins", str(vocabulary.num_locations))

@@ -510,6 +510,7 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     vocabulary = wanted.extend(model, processor.tokenizer, init=config.new_rows, **sources)
     if config.data.any_records:  # a start model that knew counting and depth alone may now learn more
         model.config.taught_questions = None
+    model.config.trained_on = "; ".join(describe_data(config.data)).replace("`", "")
     accepted = accepted_inputs(model)
     use_plain_attention(model.get_decoder())
     tower = tuple(tower_parameters(model))

@@ -45,6 +45,8 @@ class AdapterBase:
     """`base_digest` of its folder"""
     taught_questions: list[str] | None = None
     """`PerceptionModel.taught`, where the adapter teaches some kinds of questions alone"""
+    trained_on: str = ""
+    """`PerceptionModel.trained_on`"""
 
     def save(self, folder: Path) -> None:
         write_whole(folder / ADAPTER_FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -107,7 +109,8 @@ def write_adapter(model: Any, vocabulary: PerceptionVocabulary, base: str, folde
     model.save_pretrained(folder, save_embedding_layers=False)
     vocabulary.save(folder)
     taught = getattr(model.config, "taught_questions", None)
-    AdapterBase(base, base_digest(base_folder), list(taught) if taught else None).save(folder)
+    trained_on = getattr(model.config, "trained_on", None) or ""
+    AdapterBase(base, base_digest(base_folder), list(taught) if taught else None, trained_on).save(folder)
 
 
 def check_adapter(folder: Path) -> AdapterBase:
@@ -143,6 +146,7 @@ def read_adapter(folder: Path, dtype: Any, base: str | Path | None = None) -> tu
     processor, model = read_processor(base_folder), read_model(base_folder, dtype)
     _extend(folder, vocabulary, model, processor.tokenizer)
     model.config.taught_questions = about.taught_questions
+    model.config.trained_on = about.trained_on
     return _merge(folder, model), processor, vocabulary
 
 

@@ -86,6 +86,8 @@ class PerceptionModel:
         self.room = ChainRoom.of(tokenizer, vocabulary)
         self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
         """Kinds of questions that the model knows alone ("count", "depth"); empty for a model that knows others"""
+        self.trained_on: str = getattr(model.config, "trained_on", None) or ""
+        """What the model was trained on, in one line; empty if its config does not say"""
         self.grammar = SpanGrammar(
             vocabulary,
             eos_id=processor.tokenizer.eos_token_id,

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("timm")
 from photo_folder import make_photos
+from photo_world import join_tiny_tower
 
 from perception import chains
 from perception.datasets.photographs import Photographs
@@ -45,15 +46,7 @@ def tokenizer() -> VQVAE:
 
 @pytest.fixture(scope="module")
 def joined(photos, tmp_path_factory):
-    """A model whose tower was trained for two steps, from random weights instead of ImageNet's."""
-    folder = tmp_path_factory.mktemp("tower")
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photo_tower, "pretrained_tower", lambda config: CellTower(config))
-        patch.setattr(photo_tower, "CellTowerConfig", lambda: CellTowerConfig(widths=(16, 16, 32)))
-        arguments = ["--photos", str(photos.folder), "--run_dir", str(folder), "--batch_size", "2"]
-        photo_tower.main([*arguments, "--loop.steps", "2", "--loop.warmup_steps", "1", "--loop.precision", "fp32"])
-    return folder / "model"
+    return join_tiny_tower(photos.folder, tmp_path_factory.mktemp("tower"))
 
 
 def test_a_thing_covers_the_cells_of_its_box_and_has_its_box_at_its_centre(photos):
