@@ -72,9 +72,8 @@ def without_batch_norms(network: nn.Module) -> nn.Module:
                 convolution.weight.mul_(scale[:, None, None, None])
                 convolution.bias = nn.Parameter(child.bias - child.running_mean * scale)
                 setattr(parent, name, child.act)
-            convolution = (
-                child if isinstance(child, nn.Conv2d) else None if len(list(child.children())) else convolution
-            )
+            if not isinstance(child, nn.Identity):
+                convolution = child if isinstance(child, nn.Conv2d) else None
     return network.requires_grad_(False)
 
 
