@@ -24,7 +24,6 @@ from perception.interleave.reasoner import Reasoner
 from perception.vocabulary.names import Span
 
 ROOT = Path(__file__).parents[3]
-CASES = next((p for p in (ROOT / "shared/cases", ROOT.parent / "shared/cases") if p.is_dir()), None)
 
 
 def picture(shade: int = 0) -> dict[str, Any]:
@@ -145,18 +144,6 @@ def test_hardblink_as_its_authors_publish_it(tmp_path: Path) -> None:
     lines(tmp_path / "answers" / "blink_3pointscenter_answers.jsonl", [{"question_id": 0, "text": "(D)"}])
     with pytest.raises(ValueError, match="blink_3pointscenter_answers.jsonl, line 1.*no letter of 3 options"):
         read_published_set("hardblink", tmp_path)
-
-
-@pytest.mark.skipif(CASES is None, reason="no shared/cases")
-def test_hardblink_s_folder_that_was_refused() -> None:
-    items = read_published_set("hardblink", CASES / "hardblink")
-    assert [(item.group, item.truth) for item in items] == [
-        ("depth-3", "A"),
-        ("depth-3", "B"),
-        ("depth-4", "A"),
-        ("depth-4", "B"),
-    ]
-    assert [item.image.path.parent.name for item in items] == ["blink3pointscenter"] * 2 + ["blink4pointscenter"] * 2
 
 
 def test_pictures_of_a_set_are_never_guessed(tmp_path: Path) -> None:
