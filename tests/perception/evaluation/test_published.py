@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
-from perception.chains import Answer, kind_of_question
+from perception.chains import Answer, ChainRoom, kind_of_question
 from perception.datasets.shards import Plan
-from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, score
+from perception.evaluation.published_scores import (
+    PublishedAnswer,
+    accuracies,
+    answer_published,
+    published_room,
+    score,
+)
 from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
 from perception.interleave.reasoner import Reasoner
+from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
 
 ROOT = Path(__file__).parents[3]
@@ -447,6 +455,20 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
         CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
     with pytest.raises(ValueError, match="unknown set 'scene'"):
         CliRunner().invoke(cli.app, ["evaluate", "scene"], catch_exceptions=False)
+
+
+def test_the_room_follows_from_the_model_s_grid(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_perception()
+    assert published_room(model) == 512
+    model.room = replace(model.room, depth_length=24 * 24)
+    model.room.check("Which point is closest, A or B? Draw the depth map first.", published_room(model))
+    assert published_room(model) == 24 * 24 + 156
+    monkeypatch.setattr(ChainRoom, "default", 700)
+    monkeypatch.setattr(PerceptionModel, "answer", lambda self, asked, room: [Answer(str(room), (), "A")] * len(asked))
+    command = ["evaluate", "blink-depth", "--data", str(depth_set(tmp_path / "data")), "--model", str(folder)]
+    CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert json.loads((tmp_path / "out" / "blink-depth-chain.plan.json").read_text())["max_new_tokens"] == 700
+    assert '"text": "700"' in (tmp_path / "out" / "blink-depth-chain.jsonl").read_text()
 
 
 def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:
