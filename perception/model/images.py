@@ -7,7 +7,7 @@ What a file holds becomes one upright 8-bit RGB picture:
 | EXIF orientation (photos of phones and cameras) | turned upright; boxes and points refer to the upright picture |
 | transparency, in a channel or a palette | over white |
 | grey of more than 8 bits, floating point | scaled from its smallest and largest value to 0..255; said once |
-| colours of 16 bits per channel | scaled from 0..65535; refused if almost black, or in a TIFF of one plane per channel |
+| colours of 16 bits per channel | scaled from 0..65535; refused if almost black, or in a TIFF of separate planes |
 | several frames or pages (GIF, WebP, APNG, TIFF) | the first one; said once |
 | a side over `MAX_ASPECT` times the other | refused, as vision-language models refuse it or enlarge it beyond memory |
 """
