@@ -58,7 +58,7 @@ class MakingReport:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _SourceLine:
     """A line of the data."""
 
     name: str
@@ -81,7 +81,7 @@ class _Skip:
 @dataclass(frozen=True)
 class _PendingShard:
     number: int
-    rows: tuple[_Row, ...]
+    rows: tuple[_SourceLine, ...]
     problems: tuple[InterleavedProblem, ...]
     skipped: tuple[_Skip, ...]
 
@@ -165,11 +165,11 @@ def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, make: Make, part: Sequence[_Row], root: Path, workers: int
+    pool: ThreadPoolExecutor, make: Make, part: Sequence[_SourceLine], root: Path, workers: int
 ) -> Iterator[InterleavedProblem | _Skip]:
     """Make rows and yield the results in order; at most `workers` rows are begun at a time."""
 
-    def one(row: _Row) -> InterleavedProblem | _Skip:
+    def one(row: _SourceLine) -> InterleavedProblem | _Skip:
         try:
             return make(parse_row(row.line, row.name, root))
         except ValueError as error:
@@ -197,13 +197,13 @@ def read_shards(folder: str | Path) -> InterleavedRows:
 # Data, and what of it is finished
 
 
-def _rows(data: Path, root: Path) -> list[_Row]:
+def _rows(data: Path, root: Path) -> list[_SourceLine]:
     try:
         text = data.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{data} cannot be read ({error.strerror or error}); give a file of JSON lines") from None
     rows = [
-        _Row(f"{data.name}:{number}", line, _key(line, root))
+        _SourceLine(f"{data.name}:{number}", line, _key(line, root))
         for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
@@ -220,7 +220,9 @@ def _key(line: str, root: Path) -> str:
     return hashlib.sha256(f"{image} {line}".encode(errors="replace")).hexdigest()[:24]
 
 
-def _finished(out: Path, parts: Sequence[Sequence[_Row]]) -> tuple[set[int], dict[str, InterleavedProblem | _Skip]]:
+def _finished(
+    out: Path, parts: Sequence[Sequence[_SourceLine]]
+) -> tuple[set[int], dict[str, InterleavedProblem | _Skip]]:
     """Numbers of the shards that hold the rows of their part, and by key what the other shards made of their rows.
 
     Says which rows are no longer those of the data, and which shards are damaged.
