@@ -1,9 +1,9 @@
 """AURORA's depth tokenizer, built from its description, to compare ours with.
 
 A 320 x 320 map goes through five 4 x 4 convolutions of stride 2 (1-16-32-64-128-256 channels), two residual blocks and
-a 1 x 1 convolution to 512; 100 tokens of 128 codes; a mirrored decoder (Perception Tokens, arXiv 2412.03548). The
-description leaves open the inside of a residual block (here 3 x 3, 3 x 3, 1 x 1) and the decoder's first convolution
-(here 3 x 3); they are chosen so that the number of parameters is the published one, about 7.7 million.
+a 1 x 1 convolution to 512; 100 tokens of 128 codes; a mirrored decoder (Perception Tokens, arXiv 2412.03548). Residual
+blocks are those of its published weights. The description leaves open the decoder's first convolution (here 3 x 3), so
+that the number of parameters is the published one, about 7.7 million.
 """
 
 from __future__ import annotations
@@ -14,27 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.published_networks import PublishedBlock
+
 COMMITMENT_WEIGHT = 0.25
 DECAY = 0.99
 _COUNT_FLOOR = 1e-5
-
-
-class _Block(nn.Module):
-    """Residual block: convolutions with ReLU between them, and a skip."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.layers(x)
-        return out
 
 
 def min_max(depth: Tensor, image_size: int) -> Tensor:
@@ -110,11 +94,12 @@ class ReferenceVQVAE(nn.Module):
             for layer in (nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU())
         ][:-1]
         deepest = self.widths[-1]
-        self.encoder = nn.Sequential(*down, _Block(deepest), _Block(deepest), nn.Conv2d(deepest, codebook_dim, 1))
-        self.decoder = nn.Sequential(
-            nn.Conv2d(codebook_dim, deepest, 3, padding=1), _Block(deepest), _Block(deepest), *up
-        )
+        self.encoder = nn.Sequential(*down, *self._blocks(), nn.Conv2d(deepest, codebook_dim, 1))
+        self.decoder = nn.Sequential(nn.Conv2d(codebook_dim, deepest, 3, padding=1), *self._blocks(), *up)
         self.quantizer = MovingCodebook(codebook_size, codebook_dim)
+
+    def _blocks(self) -> list[nn.Module]:
+        return [PublishedBlock(self.widths[-1]) for _ in range(2)]
 
     @property
     def codebook(self) -> Tensor:

@@ -42,15 +42,7 @@ def measured_bytes(plan: RunPlan, shape: ModelShape = SHAPE) -> float:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-    )
+    config = LlamaConfig(**shape.settings)
     device = find_device().type
     LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1, "vocab_size": 64}))  # imports all
     release_memory()

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
 console = Console()
-PUBLISHED_ROOM = 512
-"""Most tokens per answer to a published set, by default"""
 
 Model = Annotated[
     str | None,
@@ -158,7 +156,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Published questions; default: all.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Published questions per batch.", min=1)] = 16,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens per answer; default: 512 for published sets.", min=1)
+        int | None,
+        typer.Option(
+            help="Most tokens per answer; default: 512 for published sets, or what the model's map needs.", min=1
+        ),
     ] = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -203,6 +204,7 @@ def _evaluate_published(
         accuracies,
         answer_published,
         asker,
+        published_room,
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published_set
@@ -216,7 +218,7 @@ def _evaluate_published(
     items = read_published_set(name, data)[:limit]
     answering = (_load_reasoner if mode == "interleaved" else _load)(model, device, dtype)
     stem = out / f"{name}-{mode}"
-    room = PUBLISHED_ROOM if max_new_tokens is None else max_new_tokens
+    room = published_room(answering) if max_new_tokens is None else max_new_tokens
     settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": room}
     settings |= {"dtype": dtype} if dtype != "float32" else {}  # runs begun before there was a choice go on
     Plan(stem.with_suffix(".plan.json"), settings).begin()

@@ -58,7 +58,7 @@ from train.data.records import (
 )
 from train.data.rows import RowBatches, RowEncoder, RowSource, TokenWeights
 from train.data.scenes import SceneRows, TaskMaker, depth_codes
-from train.loop.checkpoints import Checkpoints, RunState, frozen_digest
+from train.loop.checkpoints import Checkpoints, RunState
 from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.config import check_choices
 from train.loop.fit import FitResult, LoopConfig, fit
@@ -83,7 +83,6 @@ from vqvae import VQVAE
 from vqvae.files import write_whole
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
-_BEST = "best"
 _LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
 """Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
@@ -397,18 +396,12 @@ def export(config: FinetuneConfig) -> RunState:
     """
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
     checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, _FREE))
-    step = None if config.export == _BEST else checkpoints.step_of(config.export)
-    if Path(config.out).exists():
-        raise ValueError(f"{config.out} exists; give --out another folder for {config.export}")
+    checkpoints.check_export(config.export, config.out)
     check_files(find_folder(config.base), has_vocabulary=False)
     if config.base_precision == "nf4":
         check_quantizing()
     parts = build_parts(config, vqvae)
-    frozen = frozen_digest(parts.model)
-    if step is None:
-        state = checkpoints.load_best_weights(parts.model, frozen)
-    else:
-        state = checkpoints.load_weights(step, parts.model, frozen)
+    state = checkpoints.load_export(config.export, parts.model)
     record: dict[str, Any] = {
         "command": command_line(config.recipe, config),
         "steps": state.step,

@@ -21,13 +21,14 @@ from perception.interleave.chains import InterleavedModel, interleaved_loss
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
-from perception.model.folder import find_folder, read_model, read_processor
+from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem, RegionName, with_regions
 from train.data.own_looks import OwnLooks
-from train.data.published_chains import PublishedData, read_published_problems
+from train.data.published_chains import PublishedData, PublishedProblems, read_published_problems
+from train.loop.checkpoints import Checkpoints, RunState
 from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
@@ -36,6 +37,8 @@ from train.models.parts import keep_still, tower_parameters, vision_tower
 from train.models.saving import save_perception_model
 
 SETTINGS_FILE = "interleave_settings.json"
+FREE = ("run_dir", "out", "export", "data.store")
+"""Settings that do not decide what is trained"""
 Stage = Literal["text", "interleaved"]
 
 
@@ -51,6 +54,9 @@ class InterleaveConfig:
     """folder of the finished model"""
     run_dir: str = "runs/geometry/interleaved"
     """folder for checkpoints and logs"""
+    export: str = ""
+    """name of a checkpoint in run_dir, such as checkpoint-500: write it as a model to out, and train nothing. The other
+    settings must be those of the run"""
     data: GeometryData = field(default_factory=GeometryData)
     """drawn geometry problems to train on"""
     published: PublishedData = field(default_factory=PublishedData)
@@ -143,6 +149,7 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
         settings: None for those the model was trained with.
     """
     path = find_folder(str(folder))
+    check_files(path)
     processor, model = read_processor(path), read_model(path, torch.float32)
     vocabulary = PerceptionVocabulary.load(path).bind(processor.tokenizer)
     layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
@@ -155,6 +162,23 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
         settings = InterleaveSettings(**json.loads(kept.read_text())) if kept.exists() else InterleaveSettings()
     use_plain_attention(unwrapped(model).get_decoder())
     return InterleavedFolder(InterleavedModel(model, selector, layout), processor, vocabulary, settings)
+
+
+def write_checkpoint(config: Any, folder: InterleavedFolder, record: Mapping[str, Any]) -> RunState:
+    """Writes the checkpoint `config.export` of a run to `config.out`; problems are not read.
+
+    Args:
+        config: an `InterleaveConfig` or a `train.reinforce.ReinforceConfig`.
+        folder: the model that the run begins with, frozen where the run freezes it.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged or made with other settings, or `config.out` exists.
+    """
+    checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, FREE))
+    checkpoints.check_export(config.export, config.out)
+    state = checkpoints.load_export(config.export, folder.model)
+    folder.save(config.out, {**record, "steps": state.step, "minutes": round(state.seconds / 60, 1)})
+    return state
 
 
 def interleaved_groups(
@@ -227,18 +251,37 @@ def published_split(
     return problems[:kept], problems[kept:]
 
 
+def digest_of(problems: Sequence[ChainProblem]) -> dict[str, Any]:
+    """The setting by which published problems that changed under a run are noticed; drawn ones follow from others."""
+    return {"data_digest": problems.digest} if isinstance(problems, PublishedProblems) else {}
+
+
+def start_of(config: InterleaveConfig) -> InterleavedFolder:
+    """The model that a run begins with. New parts of it are random, by the seed."""
+    torch.manual_seed(config.loop.seed)
+    folder = read_interleaved(config.start, config.settings)
+    if config.threshold is not None:
+        folder.model.selector.config = replace(folder.model.selector.config, threshold=config.threshold)
+    return folder
+
+
+def export(config: InterleaveConfig) -> RunState:
+    """Writes a checkpoint of a run as a model; see `write_checkpoint`."""
+    folder = start_of(config)
+    interleaved_groups(folder.model, config.tower_lr_ratio)
+    return write_checkpoint(config, folder, {"command": command_line("train.interleave", config)})
+
+
 def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = None) -> FitResult:
     """Runs or resumes a stage and writes the finished model to `config.out`.
 
     Args:
         problems: used instead of those of `config.data`.
     """
-    torch.manual_seed(config.loop.seed)
-    folder = read_interleaved(config.start, config.settings)
-    if config.threshold is not None:
-        folder.model.selector.config = replace(folder.model.selector.config, threshold=config.threshold)
+    folder = start_of(config)
     if problems is None:
         problems = problems_of(config, folder)
+    settings = fingerprint(config, FREE) | digest_of(problems)
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
     encoder = replace(folder.encoder, next_token=config.next_token)
@@ -251,7 +294,7 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
         config.run_dir,
         param_groups=interleaved_groups(folder.model, config.tower_lr_ratio, config.selector_lr_ratio),
         title=config.stage,
-        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
+        fingerprint=settings,
     )
     if result.is_main:
         record = {
@@ -281,7 +324,11 @@ class Substituted(Sequence[ChainProblem]):
 
 
 def main(argv: list[str] | None = None) -> None:
-    print(f"done: {train(parse_config(InterleaveConfig, argv))}")
+    config = parse_config(InterleaveConfig, argv)
+    if config.export:
+        print(f"{export(config).step} steps of training; model: {config.out}")
+    else:
+        print(f"done: {train(config)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ fragmentation of the allocator (allow 10 %) and buffers of the communication lib
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +50,19 @@ class ModelShape:
     @property
     def params(self) -> int:
         return self.layers * self.layer_params + self.table_params + self.hidden + self.tower_params
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The shape of the language model in the words of transformers' configs (LlamaConfig, Qwen2Config, ...)."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": self.tied,
+        }
 
     def lora_params(self, rank: int) -> int:
         """Parameters of adapters on every linear layer."""

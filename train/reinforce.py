@@ -25,7 +25,15 @@ from perception.interleave.visual_tokens import VisualFeatures, images_of, repea
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem
 from train.data.published_chains import PublishedData
-from train.interleave import interleaved_groups, published_split, read_interleaved
+from train.interleave import (
+    FREE,
+    digest_of,
+    interleaved_groups,
+    published_split,
+    read_interleaved,
+    write_checkpoint,
+)
+from train.loop.checkpoints import RunState
 from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
@@ -68,6 +76,9 @@ class ReinforceConfig:
     """folder of the model that did best on held-out problems"""
     run_dir: str = "runs/geometry/reinforced"
     """folder for checkpoints and logs"""
+    export: str = ""
+    """name of a checkpoint in run_dir, such as checkpoint-500, or best: write it as a model to out, and train nothing.
+    The other settings must be those of the run"""
     data: GeometryData = field(default_factory=GeometryData)
     """drawn geometry problems to train on"""
     num_held_out: int = 200
@@ -286,13 +297,20 @@ def train(
         param_groups=groups,
         evaluate=HeldOutReward(grpo, held_out) if config.loop.evaluate_every else None,
         title="reinforce",
-        fingerprint=fingerprint(config, free=("run_dir", "out", "data.store")),
+        fingerprint=fingerprint(config, FREE) | digest_of(problems),
     )
     if result.is_main:
         record = {"command": command_line("train.reinforce", config), "steps": result.steps}
         replace(folder, model=folder.model.cpu()).save(config.out, record)
         draw_run(Path(config.run_dir))
     return result
+
+
+def export(config: ReinforceConfig, settings: InterleaveSettings | None = None) -> RunState:
+    """Writes a checkpoint of a run as a model; see `train.interleave.write_checkpoint`."""
+    folder = read_interleaved(config.start, settings)
+    interleaved_groups(folder.model, tower_lr_ratio=0.0)
+    return write_checkpoint(config, folder, {"command": command_line("train.reinforce", config)})
 
 
 def draw_run(run_dir: Path) -> Path | None:
@@ -305,7 +323,11 @@ def draw_run(run_dir: Path) -> Path | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    print(f"done: {train(parse_config(ReinforceConfig, argv))}")
+    config = parse_config(ReinforceConfig, argv)
+    if config.export:
+        print(f"{export(config).step} steps of training; model: {config.out}")
+    else:
+        print(f"done: {train(config)}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from perception.interleave.triggers import InterleaveSettings
 from perception.model.folder import find_folder
 from perception.scenes.styles import StyleName
 from train.data.interleaved import ChainProblem
+from train.loop.checkpoints import RunState
 from train.loop.command_line import parse_config
 from train.loop.fit import FitResult, LoopConfig
 from train.reinforce import ReinforceConfig, RewardWeights
+from train.reinforce import export as export_checkpoint
 from train.reinforce import train as reinforce
 
 Task = Literal["counting", "depth"]
@@ -49,6 +51,9 @@ class SceneReinforceConfig:
     """folder of the model that did best on held-out questions"""
     run_dir: str = "runs/reinforced_scenes"
     """folder for checkpoints and logs"""
+    export: str = ""
+    """name of a checkpoint in run_dir, such as checkpoint-50, or best: write it as a model to out, and train nothing.
+    The other settings must be those of the run"""
     task: Task = "counting"
     """counting: how many objects. depth: which point is closest"""
     style: StyleName = "shifted"
@@ -98,13 +103,13 @@ def scene_problems(config: SceneReinforceConfig) -> tuple[Sequence[ChainProblem]
     return found[0], found[1]
 
 
-def train(config: SceneReinforceConfig) -> FitResult:
-    """Runs or resumes. Writes the model that did best on held-out questions to `config.out`, for `PerceptionModel`."""
-    problems, held_out = scene_problems(config)
-    settings = ReinforceConfig(
+def settings_of(config: SceneReinforceConfig) -> ReinforceConfig:
+    """The settings of the trainer."""
+    return ReinforceConfig(
         start=config.model,
         out=config.out,
         run_dir=config.run_dir,
+        export=config.export,
         batch_size=config.batch_size,
         num_generations=config.num_generations,
         max_completion_length=100 if config.task == "counting" else 160,
@@ -113,15 +118,36 @@ def train(config: SceneReinforceConfig) -> FitResult:
         rewards=config.rewards,
         loop=config.loop,
     )
-    result = reinforce(settings, problems, held_out, NEVER)
-    tokenizer = find_folder(config.model) / "depth_tokenizer"
-    if result.is_main and tokenizer.exists():
-        shutil.copytree(tokenizer, Path(config.out) / tokenizer.name, dirs_exist_ok=True)
+
+
+def train(config: SceneReinforceConfig) -> FitResult:
+    """Runs or resumes. Writes the model that did best on held-out questions to `config.out`, for `PerceptionModel`."""
+    result = reinforce(settings_of(config), *scene_problems(config), NEVER)
+    if result.is_main:
+        copy_tokenizer(config)
     return result
 
 
+def export(config: SceneReinforceConfig) -> RunState:
+    """Writes a checkpoint of a run as a model; see `train.interleave.write_checkpoint`."""
+    state = export_checkpoint(settings_of(config), NEVER)
+    copy_tokenizer(config)
+    return state
+
+
+def copy_tokenizer(config: SceneReinforceConfig) -> None:
+    """Copies the start model's depth tokenizer, if it has one, beside the finished model."""
+    tokenizer = find_folder(config.model) / "depth_tokenizer"
+    if tokenizer.exists():
+        shutil.copytree(tokenizer, Path(config.out) / tokenizer.name, dirs_exist_ok=True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    print(f"done: {train(parse_config(SceneReinforceConfig, argv))}")
+    config = parse_config(SceneReinforceConfig, argv)
+    if config.export:
+        print(f"{export(config).step} steps of training; model: {config.out}")
+    else:
+        print(f"done: {train(config)}")
 
 
 if __name__ == "__main__":

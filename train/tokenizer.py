@@ -229,6 +229,9 @@ def train(config: TokenizerConfig) -> FitResult:
         config.masked_maps,
         config.masked_share,
     )
+    settings = _settings(config)
+    if isinstance(data.store, DepthStore) and data.store.digest:
+        settings["data_digest"] = f"{len(data.store)} maps, {data.store.digest[:16]}"
     model.quantizer.deferred = config.loop.gradient_accumulation > 1
     result = fit(
         model,
@@ -239,7 +242,7 @@ def train(config: TokenizerConfig) -> FitResult:
         evaluate=data.evaluate,
         after_step=model.quantizer.settle,
         title="tokenizer",
-        fingerprint=_settings(config),
+        fingerprint=settings,
     )
     if not result.is_main:
         return result

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 LOCK = ".lock"
@@ -70,6 +72,12 @@ def _one_of(piece: str) -> str:
     if _WILD.fullmatch(piece):
         return "[" + piece[1:-1].replace("\\", "\\\\").replace("!", "^", piece[1] == "!") + "]"
     return re.escape(piece)
+
+
+def stamps_digest(folder: Path, files: Iterable[Path]) -> str:
+    """A digest of the names below a folder and the stamps of files, which is another one once a file is replaced."""
+    stamps = [(file.relative_to(folder).as_posix(), stamp(file)) for file in files]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
 
 def stamp(path: Path) -> list[int]:

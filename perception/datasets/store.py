@@ -7,6 +7,7 @@ stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import shutil
@@ -57,6 +58,8 @@ class Store:
     """N JSON texts, parsed when they are needed"""
     notes: Sequence[Any]
     """what the parts noted"""
+    digest: str = ""
+    """SHA-256 of the arrays; empty in stores of an older version"""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -71,8 +74,9 @@ class Store:
         title: str,
         workers: int = 1,
         check: Callable[[int, Sequence[Any]], None] | None = None,
+        sources: str = "",
     ) -> Store:
-        """Open the store of these settings; build it first if it is not there.
+        """Open the store of these settings; build it first if it is not there, or was made of other sources.
 
         One process builds; others that call this at the same time wait for it.
 
@@ -83,14 +87,19 @@ class Store:
             workers: processes that make parts.
             check: called with the number of rows and the notes of all parts before they are joined; a ValueError
                 that it raises ends the build, and the next one begins anew.
+            sources: digest of the files that the parts are made of, by which replaced ones are noticed.
 
         Raises:
             ValueError: if the folder holds a store of other settings, or as `check` and `make` do.
         """
         folder, settings = Path(folder), json.loads(json.dumps(settings))
         with locked(folder, wait=True):
+            if _is_of_others(folder, settings, sources):
+                said = f"files were replaced since {folder} was made of them; it is made anew"
+                Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+                _drop(folder)
             if not (folder / _STORE).exists():
-                _build(folder, settings, num_parts, make, title, workers, check)
+                _build(folder, settings, num_parts, make, title, workers, check, sources)
         store = cls.open(folder)
         check_settings(folder, store.settings, settings)
         return store
@@ -109,7 +118,7 @@ class Store:
             kept = json.loads(read_text(folder / _STORE))
             lines = text_lines(read_text(folder / _ROWS))
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in kept["arrays"]}
-            store = cls(folder, kept["settings"], arrays, lines, kept["notes"])
+            store = cls(folder, kept["settings"], arrays, lines, kept["notes"], kept.get("digest", ""))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} is damaged ({error}); delete the folder and build it again") from error
         for name, array in arrays.items():
@@ -120,6 +129,29 @@ class Store:
         return store
 
 
+def _is_of_others(folder: Path, settings: Mapping[str, Any], sources: str) -> bool:
+    """True if a store, or the parts of an unfinished one, were made with these settings, and of other sources."""
+    store, plan = folder / _STORE, folder / _PARTS / PLAN
+    try:
+        if store.exists():
+            kept = json.loads(read_text(store))
+            before, same = kept.get("sources"), kept["settings"] == settings
+        else:
+            kept = json.loads(read_text(plan)) if plan.exists() else {}
+            before = kept.pop("sources", None)
+            same = kept == settings
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # damaged, which is said when it is opened
+    return same and before not in (None, sources)
+
+
+def _drop(folder: Path) -> None:
+    """Remove a store and its parts. Files are removed, not written over, as other processes may have mapped them."""
+    for path in (folder / _STORE, folder / _ROWS, *folder.glob("*.npy")):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+
+
 def _build(
     folder: Path,
     settings: Mapping[str, Any],
@@ -128,10 +160,12 @@ def _build(
     title: str,
     workers: int,
     check: Callable[[int, Sequence[Any]], None] | None,
+    sources: str,
 ) -> None:
     """Make the missing parts, then join them."""
     parts = folder / _PARTS
-    Plan(parts / PLAN, settings).begin()
+    made_of = {"sources": sources} if sources else {}
+    Plan(parts / PLAN, {**settings, **made_of}).begin()
     files = [parts / f"{number:06d}.npz" for number in range(num_parts)]
     missing = [number for number, file in enumerate(files) if not (file.exists() and _is_whole(file))]
     write = partial(_write_part, parts, make)
@@ -154,9 +188,10 @@ def _build(
         except ValueError:
             shutil.rmtree(parts)
             raise
-    names = _join(folder, files, count)
+    names, digest = _join(folder, files, count)
     write_whole(folder / _ROWS, "".join(json.dumps(row) + "\n" for rows, _ in found for row in rows))
-    write_whole(folder / _STORE, json.dumps({"settings": settings, "arrays": names, "notes": notes}) + "\n")
+    kept = {"settings": settings, "arrays": names, "notes": notes, "digest": digest, **made_of}
+    write_whole(folder / _STORE, json.dumps(kept) + "\n")
     shutil.rmtree(parts)
 
 
@@ -196,12 +231,12 @@ def _read_texts(file: Path) -> tuple[list[Any], list[Any]]:
         return json.loads(part["_rows"].tobytes()), json.loads(part["_notes"].tobytes())
 
 
-def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
-    """Write one .npy file of `count` rows per array; returns the arrays' names.
+def _join(folder: Path, files: Sequence[Path], count: int) -> tuple[list[str], str]:
+    """Write one .npy file of `count` rows per array; returns the arrays' names, and a digest of all values.
 
     The files are written from front to back: a memory map of a file that outgrows its disk kills the process.
     """
-    streams, kinds = dict[str, BinaryIO](), dict[str, np.dtype]()
+    streams, kinds, total = dict[str, BinaryIO](), dict[str, np.dtype](), hashlib.sha256()
     with ExitStack() as opened, full_disk_named(folder):
         for file in files:
             with np.load(file) as part:
@@ -214,5 +249,7 @@ def _join(folder: Path, files: Sequence[Path], count: int) -> list[str]:
                             streams[name], header | {"shape": (count, *array.shape[1:])}
                         )
                         kinds[name] = array.dtype
-                    streams[name].write(array.astype(kinds[name], copy=False).tobytes())
-    return list(streams)
+                    values = array.astype(kinds[name], copy=False).tobytes()
+                    total.update(values)
+                    streams[name].write(values)
+    return list(streams), total.hexdigest()

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from perception.chains import prompt_for
+from perception.evaluation.published_scores import published_room
 from perception.model.devices import find_device
 from perception.model.perception_model import PerceptionModel, Prompt
 
@@ -41,7 +42,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         mode: str = "chain",
         batch_size: int | str = 1,
         device: str | None = None,
-        max_new_tokens: int | str = 512,
+        max_new_tokens: int | str | None = None,
         **unknown: Any,
     ) -> None:
         """
@@ -49,7 +50,8 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
             pretrained: folder or hub name.
             device: where the model runs; None for the best device there is.
             mode: "chain" draws first where a question counts or asks for depth; "direct" answers directly.
-            max_new_tokens: for the spans of an answer in chain mode, where a task's own limit is added to it.
+            max_new_tokens: for the spans of an answer in chain mode, where a task's own limit is added to it; None for
+                512, or more if a map of the model's grid needs more.
 
         Raises:
             ValueError: for another mode, an argument that is not known, or a folder that holds no model.
@@ -60,7 +62,8 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         if unknown := {name: value for name, value in unknown.items() if value is not None}:
             raise ValueError(f"unknown model_args {', '.join(unknown)}; known: pretrained, mode, max_new_tokens")
         self.perception = PerceptionModel.from_pretrained(pretrained, find_device(device))
-        self.mode, self.batch_size, self.max_new_tokens = mode, int(batch_size), int(max_new_tokens)
+        self.mode, self.batch_size = mode, int(batch_size)
+        self.max_new_tokens = published_room(self.perception) if max_new_tokens is None else int(max_new_tokens)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the requests' order, each cut at the task's stop words.

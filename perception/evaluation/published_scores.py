@@ -23,6 +23,7 @@ from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import Span
 from vqvae.files import write_whole
 
+_ROOM = 512
 MODES = ("chain", "direct", "interleaved")
 
 
@@ -61,6 +62,11 @@ def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
         return None if number is None else f"{number:g}", number is not None and number == float(item.truth)
     said = final_answer(text)
     return said or None, same_answer(said, item.truth)
+
+
+def published_room(model: PerceptionModel | Reasoner) -> int:
+    """Most tokens per answer where none is given: 512, or more if a chain with a map of the model's grid needs more."""
+    return _ROOM if isinstance(model, Reasoner) else max(_ROOM, model.room.default)
 
 
 Ask = Callable[[Sequence[PublishedItem]], list[Answer]]

@@ -67,7 +67,7 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
     if missing and any(name.startswith("optimizer") for name in present):
         raise ValueError(
             f"{folder} is a checkpoint of a training run, not a model; write it as one with the run's own command "
-            f"(python -m train.finetune ...) and --export {folder.name} --out FOLDER"
+            f"(python -m train.finetune ..., train.interleave, train.reinforce) and --export {folder.name} --out FOLDER"
         )
     if missing:
         what, recipe = ("perception", "train.aurora") if has_vocabulary else ("base", "train.base")

@@ -7,6 +7,7 @@ What a file holds becomes one upright 8-bit RGB picture:
 | EXIF orientation (photos of phones and cameras) | turned upright; boxes and points refer to the upright picture |
 | transparency, in a channel or a palette | over white |
 | grey of more than 8 bits, floating point | scaled from its smallest and largest value to 0..255; said once |
+| colours of 16 bits per channel | scaled from 0..65535; refused if almost black, or in a TIFF of separate planes |
 | several frames or pages (GIF, WebP, APNG, TIFF) | the first one; said once |
 | a side over `MAX_ASPECT` times the other | refused, as vision-language models refuse it or enlarge it beyond memory |
 """
@@ -43,6 +44,10 @@ _TURNS = {
 """What turns a picture upright, by its EXIF orientation"""
 _SWAPS_SIDES = (5, 6, 7, 8)
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_LEAST_BRIGHT = 16
+"""A picture of deep colours without a brighter pixel is of 10 or 12 bits in 16, and would be nearly black"""
+_BITS, _PLANES = 258, 284
+"""Tags of TIFF: bits of each channel, and whether each has a plane of its own (2)"""
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "PA")
 _ONE_PICTURE = ("MPO", "PSD")
 """Formats whose further frames are previews, gain maps or layers of the first one"""
@@ -172,11 +177,26 @@ def _picture(image: Image.Image, name: str) -> Image.Image:
     with _errors_of_pil():
         if image.format not in _ONE_PICTURE and getattr(image, "is_animated", False) and not image.tell():
             _say_once("frames", f"{name} has several frames or pages; of such images the first one is used")
+        deep = has_deep_colours(image)
         image.load()
         turn = _TURNS.get(_orientation(image))
+        if deep and np.asarray(image.convert("RGB")).max() < _LEAST_BRIGHT:
+            raise ImageError("has 16 bits per channel and uses only the lowest of them; scale it to 8 bits per channel")
         picture = _rgb(image, name)
     picture.info = {}  # without the EXIF data, which would turn it again
     return picture if turn is None else picture.transpose(turn)
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """True for a file with colours of more than 8 bits per channel that PIL has opened and will read as 8 bits.
+
+    Raises:
+        ImageError: if PIL would read wrong bytes of it.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if max(tags.get(_BITS, ()), default=0) > 8 and tags.get(_PLANES) == 2:
+        raise ImageError("is a TIFF of 16 bits and one plane per channel, which is not read; save it as PNG or JPEG")
+    return image.mode not in _DEEP_MODES and ";16" in str(getattr(image, "tile", ""))
 
 
 def _orientation(image: Image.Image) -> Any:

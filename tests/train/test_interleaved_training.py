@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import socket
 import time
 from dataclasses import replace
@@ -19,7 +20,8 @@ from perception.interleave.chains import Look
 from perception.interleave.triggers import HeadingTrigger, InterleaveSettings
 from train.data.geometry import GeometryData
 from train.data.interleaved import REGIONS, ChainBatches, with_regions
-from train.interleave import ChainLoss, InterleaveConfig, own_looks, read_interleaved, train
+from train.interleave import ChainLoss, InterleaveConfig, export, main, own_looks, read_interleaved, train
+from train.loop.command_line import command_line
 from train.loop.fit import FitResult, LoopConfig
 from train.rl.answers import answer_problems, selection_f1
 
@@ -137,6 +139,39 @@ def test_the_tower_stays_and_the_rest_moves(start: Path, tmp_path: Path) -> None
     assert any("language_model.layers" in name for name in moved) and any("projector" in name for name in moved)
     record = json.loads((tmp_path / "model" / "training.json").read_text())
     assert record["steps"] == LOOP.steps and "train.interleave" in record["command"]
+
+
+def test_a_checkpoint_can_be_a_model(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every_step = replace(LOOP, checkpoint_every_seconds=0.0)
+    settings = replace(config(start, tmp_path, threshold=0.6), loop=every_step)
+    train(settings, PROBLEMS)
+    with pytest.raises(
+        ValueError, match=r"checkpoint-4 is a checkpoint of a training run, .*--export checkpoint-4 --out"
+    ):
+        read_interleaved(tmp_path / "run" / "checkpoint-4")
+    weights = {}
+    for step in (3, 4):
+        out = str(tmp_path / f"exported-{step}")
+        command = shlex.split(command_line("train.interleave", replace(settings, export=f"checkpoint-{step}", out=out)))
+        main(command[3:])
+        assert f"{step} steps of training; model: {out}" in capsys.readouterr().out
+        weights[step] = read_interleaved(out).model
+    finished, before = read_interleaved(tmp_path / "model"), (tmp_path / "model" / "training.json").read_text()
+    assert train(settings, PROBLEMS).resumed_from == 4
+    assert (tmp_path / "model" / "training.json").read_text() == before, "a finished run says the same again"
+    for name, value in finished.model.state_dict().items():
+        assert torch.equal(value, weights[4].state_dict()[name]), name
+    assert not torch.equal(weights[3].selector.query.weight, weights[4].selector.query.weight)
+    assert weights[4].selector.config.threshold == 0.6
+    assert json.loads((tmp_path / "exported-3" / "training.json").read_text())["steps"] == 3
+    for bad, said in (
+        ({"export": "checkpoint-9"}, "no complete checkpoint-9; it has: checkpoint-3, checkpoint-4"),
+        ({"export": "checkpoint-4"}, "model exists; give --out another folder for checkpoint-4"),
+        ({"export": "checkpoint-4", "out": str(tmp_path / "a"), "batch_size": 2}, "batch_size: 4 there, 2 now"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            export(replace(settings, **bad))
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_trained_folder_answers_and_other_selections_can_be_put_in(start: Path, tmp_path: Path) -> None:

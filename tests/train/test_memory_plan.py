@@ -12,20 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from train.memory_plan import SHAPES, ModelShape, RunPlan, layer_bytes, memory_plan, table
 
 
-def build(kind: Any, config: Any, shape: ModelShape) -> Any:
-    return kind(
-        config(
-            hidden_size=shape.hidden,
-            intermediate_size=shape.intermediate,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            vocab_size=shape.vocab,
-            tie_word_embeddings=shape.tied,
-        )
-    )
-
-
 def kept_bytes(model: Any, tokens: int) -> int:
     """Of everything that a forward keeps for its backward pass, parameters left out."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -47,7 +33,7 @@ def test_layers_keep_what_is_calculated(kind: Any, config: Any, checkpointing: b
     kept = {}
     for layers in (1, 3):
         shape = ModelShape(64, layers, 4, 2, 112, 64, False)
-        model = build(kind, config, shape).train()
+        model = kind(config(**shape.settings)).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         kept[layers] = kept_bytes(model, 192) - kept_bytes(model, 128)  # without what does not grow with the tokens
@@ -58,7 +44,7 @@ def test_layers_keep_what_is_calculated(kind: Any, config: Any, checkpointing: b
 def test_parameters_are_counted() -> None:
     for tied in (True, False):
         shape = ModelShape(64, 2, 4, 2, 112, 96, tied)
-        assert sum(p.numel() for p in build(LlamaForCausalLM, LlamaConfig, shape).parameters()) == shape.params
+        assert sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**shape.settings)).parameters()) == shape.params
     sizes = [shape.params / 1e9 for shape in SHAPES.values()]
     assert [round(size, 1) for size in sizes] == [3.8, 7.0, 13.3]
 

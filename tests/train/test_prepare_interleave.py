@@ -22,7 +22,14 @@ from perception.datasets.interleaved import endpoint as endpoint_module
 from perception.datasets.interleaved.endpoint import EndpointSettings, KeywordError
 from perception.datasets.interleaved.jobs import KeywordsStopped, read_shards
 from perception.datasets.interleaved.keywords import KeywordSettings, asked_keywords, parse_reply, rule_keywords
-from perception.datasets.interleaved.making import MakingSettings, parse_row, split_steps
+from perception.datasets.interleaved.making import (
+    InterleaveMaker,
+    MakingSettings,
+    SolvedRow,
+    parse_row,
+    split_steps,
+)
+from perception.datasets.interleaved.mint_cot import InterleavedProblem
 from perception.datasets.interleaved.ocr import Word, split_line
 from perception.datasets.interleaved.regions import RegionRule, step_cells
 from train.prepare_interleave import PrepareInterleaveConfig, made_problems, main, prepare
@@ -167,16 +174,60 @@ def test_a_folder_is_made_and_read_back_and_bad_rows_are_named(tmp_path: Path, c
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_a_folder_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     config = PrepareInterleaveConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=RULES)
     prepare(config)
     with pytest.raises(ValueError, match=r"region.margin was 0.02 and is 0.1"):
         prepare(replace(config, making=replace(RULES, region=RegionRule(0.1))))
-    write_data(tmp_path, [row(0), row(1)])
-    with pytest.raises(ValueError, match="data was"):
-        prepare(config)
     with pytest.raises(ValueError, match="shard_size"):
         prepare(replace(config, shard_size=0))
+
+
+def test_rows_that_changed_are_made_anew_and_no_others(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    made: list[str] = []
+    make = InterleaveMaker.__call__
+
+    def counted(maker: InterleaveMaker, solved: SolvedRow) -> InterleavedProblem:
+        made.append(solved.question)
+        return make(maker, solved)
+
+    monkeypatch.setattr(InterleaveMaker, "__call__", counted)
+    rows: list[Any] = [row(n, question=f"Find x, {n}.") for n in range(5)]
+    rows[1] |= {"answer": ""}
+    data, out = write_data(tmp_path, rows), tmp_path / "made"
+    config = PrepareInterleaveConfig(str(data), str(out), making=RULES, shard_size=2)
+
+    def run(rows: list[Any], pictures: tuple[int, ...] = ()) -> tuple[list[str], list[str], list[str]]:
+        """What was made; questions that the folder holds; rows that were skipped."""
+        made.clear()
+        data.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+        for number in pictures:
+            Image.new("RGB", (SIZE, SIZE), (number, 9, 9)).save(tmp_path / f"{number}.png")
+        report = prepare(config)
+        questions = [problem.question for problem in read_shards(out).problems]
+        assert report.rows == len(questions) == len(rows) - report.skipped
+        skipped = [json.loads(line)["row"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+        return list(made), questions, skipped
+
+    assert run(rows) == ([f"Find x, {n}." for n in (0, 2, 3, 4)],) * 2 + (["rows.jsonl:2"],)
+    assert run(rows)[0] == [], "nothing is left to do"
+    rows[1]["answer"] = "140"
+    assert run(rows) == (["Find x, 1."], [f"Find x, {n}." for n in range(5)], [])
+    assert "1 finished rows were corrected or removed since, or have other images; the first: rows.jsonl:2" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    new = row(0, question="Find x, new.")
+    assert run([new, *rows], (3,))[:2] == (
+        ["Find x, new.", "Find x, 3."],
+        ["Find x, new."] + [f"Find x, {n}." for n in range(5)],
+    )
+    (out / "shard-00001.json").write_text("[]")
+    assert run(rows[:3])[:2] == (["Find x, 1.", "Find x, 2."], [f"Find x, {n}." for n in range(3)])
+    said = capsys.readouterr().err
+    assert "shard-00001.record.json cannot be used (shard-00001.json is not as it was written)" in said
+    assert sorted(file.name for file in out.glob("shard*")) == [
+        f"shard-0000{n}{end}" for n in range(2) for end in (".json", ".record.json")
+    ]
 
 
 def test_what_was_killed_goes_on_without_loss_or_repeats(tmp_path: Path) -> None:

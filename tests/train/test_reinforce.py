@@ -122,6 +122,9 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(start: Path, tmp_path
     records = [json.loads(line) for line in (whole / "run" / "log.jsonl").read_text().splitlines()]
     assert {"reward", "kl", "length", "triggers", "entropy"} <= set(records[-1]["losses"])
     assert (whole / "run" / "curves.png").stat().st_size > 10_000
+    reinforce.export(replace(config(start, whole), export="best", out=str(tmp_path / "best")), OFTEN)
+    best = read_interleaved(tmp_path / "best").model.state_dict()
+    assert all(torch.equal(best[name], other[name]) for name in other), "a run ends with its best weights"
 
 
 def test_a_policy_without_entropy_is_no_better_however_it_does(start: Path, tmp_path: Path) -> None:

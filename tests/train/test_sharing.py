@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_finetune import ALL_KINDS, write_questions
 from tiny_families import save_family
+from tiny_records import ALL_KINDS, write_questions
 from typer.testing import CliRunner
 
 from perception import cli, push_to_hub

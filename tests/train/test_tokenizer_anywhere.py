@@ -80,6 +80,19 @@ def test_a_folder_of_depth_maps_trains_a_tokenizer(
     assert all(tag.encode() in recorded for tag in tags) and b"\x89PNG" in recorded
 
 
+def test_maps_that_changed_under_a_run_are_refused(maps: Path, tmp_path: Path) -> None:
+    shutil.copytree(maps, tmp_path / "maps")
+    config = config_on(tmp_path / "maps", tmp_path, steps=2)
+    train(config)
+    file = min((tmp_path / "maps").glob("*.npy"))
+    depth = np.load(file)
+    np.save(file, depth)
+    assert train(config).resumed_from == 2, "read anew, the maps are the same"
+    np.save(file, depth[::-1])
+    with pytest.raises(ValueError, match=r"data_digest: '24 maps, \w+' there, '24 maps, \w+' now"):
+        train(config)
+
+
 def test_maps_held_back_are_not_trained_on(maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import tokenizer
 

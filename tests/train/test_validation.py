@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_finetune import STEPS, config_for, same_weights, write_questions, write_records
 from tiny_families import save_family
+from tiny_records import STEPS, config_for, make_records_world, same_weights
 
 from perception import chains
 from perception.chains import Answer
@@ -29,7 +29,7 @@ from train.data.scenes import ScenesConfig
 from train.loop.progress import read_held_out
 from train.models import quantized
 from train.models.adapters import LoraSettings
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 
 pytest.importorskip("accelerate")
 LOOK = EvaluationConfig(share=0.25, asked=6, pictures=3)
@@ -37,14 +37,7 @@ LOOK = EvaluationConfig(share=0.25, asked=6, pictures=3)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    save_family("llava", folder / "llava")
-    torch.manual_seed(0)
-    depth = VQVAEConfig(image_size=16, downsample=8, codebook_size=8, codebook_dim=4, channels=8)
-    VQVAE(depth).save_pretrained(folder / "depth")
-    write_questions(folder)
-    write_records(folder)
-    return folder
+    return make_records_world(tmp_path_factory.mktemp("world"))
 
 
 def direct(name: str, task: str = chains.DIRECT_OTHER) -> Record:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.datasets.depth.tables import read_depth_table, table_files
+from perception.datasets.listing import stamps_digest
 from perception.datasets.store import Part, Store
 from vqvae import VQVAEConfig
 from vqvae.normalisation import depth_ranges, resize_masked, usable_pixels
@@ -39,6 +40,8 @@ class DepthStore:
     """file relative to the source, and the row or number in it"""
     skipped: dict[str, str]
     """what was left out, and why"""
+    digest: str
+    """SHA-256 of the maps; empty in stores of an older version"""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,7 +56,7 @@ class DepthStore:
         inverse: bool = True,
         range_percentile: float | None = None,
     ) -> DepthStore:
-        """Open the store of these depth maps; read them into `folder` first if they are not there.
+        """Open the store of these depth maps; read them into `folder` first if they are not there, or were replaced.
 
         Args:
             source: a folder of depth files or of parquet tables, or one such file.
@@ -75,9 +78,11 @@ class DepthStore:
         read = partial(_read_part, root, files, meant, image_size, config)
         num_parts = -(-len(files) // FILES_PER_PART)
         summary = partial(_summarise, root, len(files))
-        store = Store.build(folder, settings, num_parts, read, "reading depth maps", check=summary)
+        made_of = stamps_digest(root, files)
+        store = Store.build(folder, settings, num_parts, read, "reading depth maps", check=summary, sources=made_of)
         names = tuple(json.loads(line) for line in store.lines)
-        return cls(store.folder, store.arrays["depth"], names, {name: reason for name, reason in store.notes})
+        skipped = {name: reason for name, reason in store.notes}
+        return cls(store.folder, store.arrays["depth"], names, skipped, store.digest)
 
 
 def _summarise(root: Path, num_files: int, num_maps: int, skipped: Sequence[tuple[str, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ class PublishedProblems(Sequence[ChainProblem]):
         self._encoder = encoder
         self._model = model
         self._grid_of = functools.lru_cache(maxsize=None)(self._find_grid)
+
+    @property
+    def digest(self) -> str:
+        """Number of problems, and a digest of their texts, cells and image files, each by its name and size."""
+        total = hashlib.sha256()
+        for read, row in self._problems:
+            shown = (read.image.name, read.image.stat().st_size, read.grid, [step.cells for step in read.steps])
+            said = (row.opening, row.question, [step.text for step in row.steps], row.answer)
+            total.update(repr((shown, said)).encode())
+        return f"{len(self)} problems, {total.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self._problems)

@@ -36,6 +36,8 @@ from vqvae.files import write_whole
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
+BEST = "best"
+"""Name under which the weights with the lowest loss on held-out data are exported"""
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEWER = ("data_digest",)
 """Settings that older checkpoints lack; where they are missing, nothing is compared"""
@@ -126,8 +128,34 @@ class Checkpoints:
         wait_for_all(self.num_shards)
         return final
 
-    def step_of(self, name: str) -> int:
-        """Return the step of the complete checkpoint of that name. Raises ResumeError if there is none."""
+    def check_export(self, name: str, out: str) -> None:
+        """Check that a checkpoint can be exported, before a model is read for it.
+
+        Raises:
+            ValueError: if there is no complete checkpoint of that name, or `out` exists.
+        """
+        if name != BEST:
+            self._step_of(name)
+        if Path(out).exists():
+            raise ValueError(f"{out} exists; give --out another folder for {name}")
+
+    def load_export(self, name: str, model: nn.Module) -> RunState:
+        """Load the weights of a checkpoint into a model that is built and frozen as the run's.
+
+        Args:
+            name: such as checkpoint-500, or `BEST`.
+
+        Raises:
+            ResumeError: if there is no such checkpoint, or as `restore`.
+        """
+        frozen = frozen_digest(model)
+        return (
+            self.load_best_weights(model, frozen)
+            if name == BEST
+            else self.load_weights(self._step_of(name), model, frozen)
+        )
+
+    def _step_of(self, name: str) -> int:
         known = {self.folder(step).name: step for step in self.complete()}
         if name not in known:
             raise ResumeError(f"{self.run_dir} has no complete {name}; it has: {', '.join(known) or 'no checkpoint'}")
@@ -150,7 +178,9 @@ class Checkpoints:
         parts = [_guarded(partial(load_file, folder / name), folder / name) for name in names]
         known = model.state_dict(keep_vars=True)
         tensors = {
-            name: torch.cat([part[name] for part in parts]) if isinstance(known.get(name), nn.Parameter) else value
+            name: torch.cat([part[name] for part in parts])
+            if count > 1 and isinstance(known.get(name), nn.Parameter)
+            else value
             for name, value in parts[0].items()
         }  # parameters are sharded along their first axis, and buffers are whole on each process
         _guarded(lambda: _load_changing(model, tensors), folder / names[0])

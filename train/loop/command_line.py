@@ -37,7 +37,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) 
     """Parse a command line (`sys.argv` if `argv` is None) into a configuration.
 
     A wrong setting ends the program with status 2 and prints one line that names it. `--help` prints the type, default
-    and meaning of every field. If `argv` is None, Ctrl-C and a full disk end the program with one line, too.
+    and meaning of every field. If `argv` is None, Ctrl-C, a full disk and a ValueError end it with one line, too.
     """
     if argv is None:
         end_in_one_line()

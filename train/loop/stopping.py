@@ -49,7 +49,7 @@ class StopSignals:
 
 
 def end_in_one_line() -> None:
-    """Let Ctrl-C and a full disk end this program with one line in place of a traceback."""
+    """Let Ctrl-C, a full disk and an error that the user can mend end this program with one line, not a traceback."""
     before = sys.excepthook
 
     def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -57,7 +57,7 @@ def end_in_one_line() -> None:
             told = str(error) if isinstance(error, Stopped) else "stopped; the same command goes on from what was saved"
             if told:
                 print(told, file=sys.stderr)
-        elif issubclass(kind, DiskFull):
+        elif issubclass(kind, DiskFull | ValueError | FloatingPointError) and "\n" not in str(error):
             print(f"error: {error}", file=sys.stderr)
         else:
             before(kind, error, trace)

@@ -40,6 +40,8 @@ class DepthCodes:
     grid: tuple[int, int]
     range_percentile: float | None = None
     """how the ends of each range were chosen (`VQVAEConfig.range_percentile`)"""
+    sources: str | None = None
+    """`stamps_digest` of the files that one job read; None if that is not known"""
 
     def __post_init__(self) -> None:
         count, cells = len(self.names), self.grid[0] * self.grid[1]
@@ -58,7 +60,8 @@ class DepthCodes:
     def header(self) -> dict[str, Any]:
         """JSON values that all maps share."""
         made_by = {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
-        return made_by | {"range_percentile": self.range_percentile}
+        made_by |= {"range_percentile": self.range_percentile}
+        return made_by if self.sources is None else made_by | {"sources": self.sources}
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all.
@@ -99,9 +102,10 @@ class DepthCodes:
     @classmethod
     def joined(cls, parts: list[DepthCodes]) -> DepthCodes:
         """Concatenate parts. Raises ValueError if their tokenizers differ, or a map is in two of them."""
-        for part in parts[1:]:
-            if part.header != parts[0].header:
-                raise ValueError(f"parts of one tokenizer can be joined, got {part.header} beside {parts[0].header}")
+        headers = [replace(part, sources=None).header for part in parts]
+        for header in headers[1:]:
+            if header != headers[0]:
+                raise ValueError(f"parts of one tokenizer can be joined, got {header} beside {headers[0]}")
         twice = [name for name, times in Counter(name for part in parts for name in part.names).items() if times > 1]
         if twice:
             raise ValueError(f"{twice[0]} is in two of the parts; give each part once")
@@ -244,6 +248,7 @@ def _build(header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: A
         int(header["codebook_size"]),
         grid,
         header.get("range_percentile", 0.0),  # older files do not say so: they were min-max
+        header.get("sources"),
     )
 
 

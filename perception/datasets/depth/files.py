@@ -21,6 +21,7 @@ from torch import Tensor
 
 from perception.datasets.depth.code_files import is_code_file
 from perception.datasets.listing import files_beneath
+from perception.model.images import ImageError, has_deep_colours
 
 Meaning = Literal["depth", "inverse"]
 MEANINGS: tuple[str, ...] = get_args(Meaning)
@@ -235,7 +236,11 @@ def _grey(image: Image.Image, meant: DepthFormat) -> NDArray[Any]:
     """Values (H, W) of a picture that is grey, whatever its mode. NaN where it is transparent."""
     if image.mode in _DEEP_MODES:
         return np.array(image)
-    if ";16" in str(getattr(image, "tile", "")):
+    try:
+        deep = has_deep_colours(image)
+    except ImageError as error:
+        raise NotDepth(str(error)) from error
+    if deep:
         raise NotDepth(
             f"is a picture of mode {image.mode} with 16 bits per channel, of which 8 would be read; save one channel "
             "as 16-bit grey"

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from perception.datasets.depth.code_files import DepthCodes, check_ending
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth, scale_hint, write_exr
-from perception.datasets.listing import stamp
+from perception.datasets.listing import stamp, stamps_digest
 from perception.datasets.shards import locked
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
@@ -78,6 +78,7 @@ def tokenize(
     names = {file: file.relative_to(root).as_posix() for file in files}
     made_by = {"tokenizer": model.fingerprint(), **model.config.settings}
     keys = {name: _key(file, name, meant, made_by) for file, name in names.items()}
+    sources = stamps_digest(root, files)  # before they are read
     skipped: dict[str, str] = {}
     with locked(parts):
         found = _finished(parts, keys)
@@ -102,7 +103,7 @@ def tokenize(
         if not codes.names:
             name, reason = next(iter(skipped.items()))
             raise ValueError(f"none of the {len(files)} files can be used; the first is {name}: {reason}")
-        codes = codes.take(sorted(range(len(place)), key=place.__getitem__))
+        codes = replace(codes.take(sorted(range(len(place)), key=place.__getitem__)), sources=sources)
         codes.write(out)
         lines = [json.dumps({"map": name, "reason": reason}, ensure_ascii=False) for name, reason in skipped.items()]
         skipped_list(out).unlink(missing_ok=True)

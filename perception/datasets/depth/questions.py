@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from perception import chains
 from perception.answers import POINT_LETTERS
 from perception.datasets.depth.code_files import DepthCodes
-from perception.datasets.depth.files import DepthFormat
+from perception.datasets.depth.files import DepthFormat, depth_files
 from perception.datasets.depth.jobs import tokenize
 from perception.datasets.depth.pairs import DepthPair, find_pairs, read_pairs
+from perception.datasets.listing import stamps_digest
 from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import letters_text
@@ -137,7 +139,8 @@ def read_depth_pairs(
 ) -> RecordSet:
     """Depth records of all image and depth pairs that `find_pairs` finds (see `ask_depth`).
 
-    The codes are read from `codes_file` if it exists, else they are made and written there; that job can be resumed.
+    The codes are read from `codes_file` if it exists and the depth files are those that it was made of, else they are
+    made and written there; that job can be resumed.
 
     Raises:
         ValueError: naming a file that cannot be read, has no image or no valid depth, or differs from its image in
@@ -145,7 +148,14 @@ def read_depth_pairs(
     """
     pairs = find_pairs(depth, images)
     root = depth if depth.is_dir() else depth.parent
-    codes = DepthCodes.read(codes_file) if codes_file.exists() else tokenize(depth, codes_file, vqvae, meant)
+    codes = DepthCodes.read(codes_file) if codes_file.exists() else None
+    if codes is None or codes.sources not in (None, stamps_digest(root, depth_files(depth))):
+        if codes is not None:
+            said = (
+                f"depth files of {depth} were replaced, added or removed since {codes_file} was made; it is made anew"
+            )
+            Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        codes = tokenize(depth, codes_file, vqvae, meant)
     if codes.tokenizer != vqvae.fingerprint():
         raise ValueError(
             f"{codes_file} was made by tokenizer {codes.tokenizer}, this one is {vqvae.fingerprint()}; delete the file"

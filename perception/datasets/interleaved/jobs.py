@@ -1,7 +1,8 @@
 """Make the interleaved solutions of a whole file, shard by shard. A job that was killed can be resumed.
 
 Shards are files of the published layout. Rows that fail are listed in skipped.jsonl. If the language model fails for
-several consecutive rows, the run stops without counting them as skipped, and the next run tries them again.
+several consecutive rows, the run stops without counting them as skipped, and the next run tries them again. Rows that
+were corrected, added or removed since an earlier run, and those of a damaged shard, are made anew; the others are not.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
 from perception.datasets.interleaved.endpoint import KeywordError
 from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
+from perception.datasets.listing import stamp
 from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
 from vqvae.files import write_whole
 
@@ -55,6 +58,17 @@ class MakingReport:
 
 
 @dataclass(frozen=True)
+class _SourceLine:
+    """A line of the data."""
+
+    name: str
+    """file and line, for messages"""
+    line: str
+    key: str
+    """digest of the line, and of its image's size and time"""
+
+
+@dataclass(frozen=True)
 class _Skip:
     """A row that failed."""
 
@@ -67,6 +81,7 @@ class _Skip:
 @dataclass(frozen=True)
 class _PendingShard:
     number: int
+    rows: tuple[_SourceLine, ...]
     problems: tuple[InterleavedProblem, ...]
     skipped: tuple[_Skip, ...]
 
@@ -81,7 +96,7 @@ def make_shards(
     workers: int = 1,
     copy_images: bool = True,
 ) -> MakingReport:
-    """Make a folder of interleaved solutions, skipping the shards that an earlier run has finished.
+    """Make a folder of interleaved solutions, but for the rows that an earlier run has made and that are the same.
 
     Args:
         data: file of JSON lines, as `parse_row` reads them.
@@ -92,29 +107,32 @@ def make_shards(
         copy_images: whether images are copied beside the shards, so that the folder can be moved.
 
     Raises:
-        ValueError: if `data` is missing or empty, a size is below 1, `out` was begun with other data or settings, or
-            another process writes it.
+        ValueError: if `data` is missing or empty, a size is below 1, `out` was begun with other settings, or another
+            process writes it.
         KeywordsStopped: when the language model has failed for `FAILURES_IN_A_ROW` consecutive rows.
     """
     data, out = Path(data), Path(out)
     if shard_size < 1 or workers < 1:
         raise ValueError(f"shard_size and workers must be at least 1, got {shard_size} and {workers}")
     root = Path(images) if images is not None else data.parent
-    lines = _numbered_lines(data)
+    rows = _rows(data, root)
+    parts = [tuple(rows[start : start + shard_size]) for start in range(0, len(rows), shard_size)]
     with locked(out):
-        plan = {**plan, "shard_size": shard_size, "copy_images": copy_images, "data": _digest(data)}
-        Plan(out / PLAN, plan).begin()
-        parts = [lines[start : start + shard_size] for start in range(0, len(lines), shard_size)]
+        Plan(out / PLAN, {**plan, "shard_size": shard_size, "copy_images": copy_images}).begin()
+        done, kept = _finished(out, parts)
         with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
-            task = progress.add_task("making", total=len(lines))
+            task = progress.add_task("making", total=len(rows))
             held: list[_PendingShard] = []
             failures: list[_Skip] = []  # of the language model, since its last usable reply
             for number, part in enumerate(parts):
-                if record_file(out, number).exists():
+                if number in done:
                     progress.advance(task, len(part))
                     continue
                 problems, skipped = [], []
-                for found in _in_order(pool, make, part, data.name, root, workers):
+                made = _in_order(pool, make, [row for row in part if row.key not in kept], root, workers)
+                for row in part:
+                    before = kept.get(row.key)
+                    found = next(made) if before is None else replace(before, name=row.name)
                     progress.advance(task)
                     if isinstance(found, _Skip):
                         skipped.append(found)
@@ -122,11 +140,17 @@ def make_shards(
                         _stop_after(failures, out)
                     else:
                         problems.append(found)
-                        failures.clear()
-                held.append(_PendingShard(number, tuple(problems), tuple(skipped)))
+                        if before is None:
+                            failures.clear()
+                held.append(_PendingShard(number, part, tuple(problems), tuple(skipped)))
                 if not failures:
                     _write_all(held, out, copy_images)
             _write_all(held, out, copy_images)
+        for file in out.glob("shard-*.record.json"):
+            if _number(file) >= len(parts):
+                file.unlink()
+                _shard_file(out, _number(file)).unlink(missing_ok=True)
+        write_skipped(out)
         return _report(out)
 
 
@@ -141,16 +165,15 @@ def _stop_after(failures: Sequence[_Skip], out: Path) -> None:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, make: Make, part: Sequence[tuple[int, str]], file: str, root: Path, workers: int
+    pool: ThreadPoolExecutor, make: Make, part: Sequence[_SourceLine], root: Path, workers: int
 ) -> Iterator[InterleavedProblem | _Skip]:
     """Make rows and yield the results in order; at most `workers` rows are begun at a time."""
 
-    def one(numbered: tuple[int, str]) -> InterleavedProblem | _Skip:
-        name = f"{file}:{numbered[0]}"
+    def one(row: _SourceLine) -> InterleavedProblem | _Skip:
         try:
-            return make(parse_row(numbered[1], name, root))
+            return make(parse_row(row.line, row.name, root))
         except ValueError as error:
-            return _Skip(name, str(error), isinstance(error, KeywordError))
+            return _Skip(row.name, str(error), isinstance(error, KeywordError))
 
     for start in range(0, len(part), workers):
         yield from pool.map(one, part[start : start + workers])
@@ -171,22 +194,78 @@ def read_shards(folder: str | Path) -> InterleavedRows:
     return InterleavedRows(tuple(problems), tuple(skipped))
 
 
-# Data and plan
+# Data, and what of it is finished
 
 
-def _numbered_lines(data: Path) -> list[tuple[int, str]]:
+def _rows(data: Path, root: Path) -> list[_SourceLine]:
     try:
         text = data.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{data} cannot be read ({error.strerror or error}); give a file of JSON lines") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
+    rows = [
+        _SourceLine(f"{data.name}:{number}", line, _key(line, root))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if not rows:
         raise ValueError(f"{data} is empty; it must hold one JSON object per line: image, question, solution, answer")
-    return lines
+    return rows
 
 
-def _digest(data: Path) -> str:
-    return hashlib.sha256(data.read_bytes()).hexdigest()[:16]
+def _key(line: str, root: Path) -> str:
+    try:
+        image = stamp(root / str(json.loads(line)["image"]))
+    except (ValueError, TypeError, KeyError, RecursionError):  # a row that will be skipped
+        image = []
+    return hashlib.sha256(f"{image} {line}".encode(errors="replace")).hexdigest()[:24]
+
+
+def _finished(
+    out: Path, parts: Sequence[Sequence[_SourceLine]]
+) -> tuple[set[int], dict[str, InterleavedProblem | _Skip]]:
+    """Numbers of the shards that hold the rows of their part, and by key what the other shards made of their rows.
+
+    Says which rows are no longer those of the data, and which shards are damaged.
+    """
+    done, kept = set[int](), dict[str, InterleavedProblem | _Skip]()
+    gone, say = list[str](), Console(stderr=True)
+    keys = {row.key for part in parts for row in part}
+    for file in sorted(out.glob("shard-*.record.json")):
+        number = _number(file)
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if _digest(_shard_file(out, number)) != record["sha256"]:
+                raise ValueError(f"{_shard_file(out, number).name} is not as it was written")
+            rows = {str(name): str(key) for name, key in record["rows"].items()}
+            if number < len(parts) and list(rows.items()) == [(row.name, row.key) for row in parts[number]]:
+                done.add(number)
+                continue
+            skips = {line["row"]: _Skip(line["row"], line["reason"], language=False) for line in record["skipped"]}
+            kept |= {rows[name]: skip for name, skip in skips.items()}
+            problems = read_mint_cot(_shard_file(out, number)).problems if len(rows) > len(skips) else ()
+            kept |= zip((key for name, key in rows.items() if name not in skips), problems, strict=True)
+            gone += [name for name, key in rows.items() if key not in keys]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"{file.name} cannot be used ({error}); its rows are made again"
+            say.print(said, markup=False, highlight=False, soft_wrap=True)
+            file.unlink()
+    if gone:
+        said = f"{len(gone)} finished rows were corrected or removed since, or have other images; the first: {gone[0]}"
+        say.print(said, markup=False, highlight=False, soft_wrap=True)
+    return done, kept
+
+
+def _number(record: Path) -> int:
+    return int(record.name.split("-")[1].split(".")[0])
+
+
+def _shard_file(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.json"
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a shard's file; empty if there is none, as in a shard without a usable row."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 # Shards
@@ -203,8 +282,11 @@ def _write_shard(shard: _PendingShard, out: Path, copy_images: bool) -> None:
     """Write the images, then the rows, then the record that marks the shard as done."""
     place = _beside if copy_images else _absolute
     problems = [replace(problem, image=place(problem.image, out)) for problem in shard.problems]
+    file = _shard_file(out, shard.number)
     if problems:
-        write_mint_cot(problems, out / f"shard-{shard.number:05d}.json")
+        write_mint_cot(problems, file)
+    else:
+        file.unlink(missing_ok=True)  # that of an earlier run
     steps = [step for problem in problems for step in problem.steps]
     report = MakingReport(
         rows=len(problems),
@@ -214,7 +296,9 @@ def _write_shard(shard: _PendingShard, out: Path, copy_images: bool) -> None:
         cells=sum(len(step.cells) for step in steps),
     )
     lines = [{"row": skip.name, "reason": skip.reason} for skip in shard.skipped]
-    write_whole(record_file(out, shard.number), json.dumps({"report": asdict(report), "skipped": lines}) + "\n")
+    record = {"report": asdict(report), "skipped": lines, "rows": {row.name: row.key for row in shard.rows}}
+    record["sha256"] = _digest(file)
+    write_whole(record_file(out, shard.number), json.dumps(record) + "\n")
 
 
 def _absolute(image: Path, out: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +303,29 @@ def test_a_picture_too_large_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"d\.png is too large a picture \(.*900 pixels.*\); scale it down") as caught:
         only(tmp_path / "d.png")
     assert "\n" not in str(caught.value)
+
+
+def test_a_giant_is_left_out_with_the_other_bad_files(tmp_path: Path, model: VQVAE) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for name in ("a", "c"):
+        np.save(maps / f"{name}.npy", DEPTH)
+    Image.fromarray(np.full((2, 2), 5000, np.uint16)).save(maps / "b.png")
+    data = (maps / "b.png").read_bytes()
+    sides = (14_000).to_bytes(4, "big") * 2
+    chunk = b"IHDR" + sides + data[24:29]
+    (maps / "b.png").write_bytes(data[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:])
+    with pytest.raises(
+        ValueError, match=r"b\.png is too large a picture \(.*196000000 pixels.*\); scale it down"
+    ) as caught:
+        tokenize(maps, tmp_path / "codes.npy", model)
+    assert "\n" not in str(caught.value)
+    model.save_pretrained(tmp_path / "tokenizer")
+    words = ["tokenize", str(maps), "-o", str(tmp_path / "codes.npy"), "-t", str(tmp_path / "tokenizer"), "--skip-bad"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0 and DepthCodes.read(tmp_path / "codes.npy").names == ("a.npy", "c.npy")
+    (line,) = (tmp_path / "codes.skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["map"] == "b.png" and "196000000 pixels" in json.loads(line)["reason"]
 
 
 def test_one_map_with_a_channel_belongs_to_its_image(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import chisquare
 
 from perception import chains
 from perception.answers import POINT_LETTERS
+from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.pairs import find_pairs, read_pairs
 from perception.datasets.depth.questions import (
@@ -155,6 +157,32 @@ def test_a_map_without_room_is_drawn_and_named(tmp_path: Path, model: VQVAE) -> 
     made = records_of(tmp_path, model)
     assert [record.example.task for record in made.records] == [chains.ATOMIC_DEPTH]
     assert made.skipped == ("flat.png, map 0: no room for two points, so nothing but its map is drawn",)
+
+
+def test_codes_are_made_anew_where_a_depth_file_was_replaced(
+    tmp_path: Path, model: VQVAE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pair(tmp_path, "a", steps(0))
+    save_pair(tmp_path, "b", steps(1))
+    first = records_of(tmp_path, model)
+    written = (tmp_path / "codes.parquet").stat().st_mtime_ns
+    assert records_of(tmp_path, model) == first and (tmp_path / "codes.parquet").stat().st_mtime_ns == written
+    assert not capsys.readouterr().err
+    save_pair(tmp_path, "a", steps(2))
+    second = records_of(tmp_path, model)
+    assert second != first and "depth were replaced, added or removed since" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    save_pair(tmp_path / "fresh", "a", steps(2))
+    save_pair(tmp_path / "fresh", "b", steps(1))
+    fresh = records_of(tmp_path / "fresh", model)
+    assert [record.example for record in second.records] == [record.example for record in fresh.records]
+    save_pair(tmp_path, "c", steps(3))
+    assert len({record.image for record in records_of(tmp_path, model).records}) == 3
+    codes = DepthCodes.read(tmp_path / "codes.parquet")
+    replace(codes, sources=None).write(tmp_path / "codes.parquet")  # of an older version, or joined from shards
+    save_pair(tmp_path, "c", steps(4))
+    assert records_of(tmp_path, model) and DepthCodes.read(tmp_path / "codes.parquet").sources is None
 
 
 def test_markers_are_drawn_on_images_of_any_shape() -> None:

@@ -19,7 +19,6 @@ from perception.datasets.own import read_questions
 from perception.datasets.records import RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
 
-CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
 CUPS = {"image": "a.png", "question": "How many cups are there?", "answer": 1, "boxes": [[20, 10, 60, 40]]}
 TABLE = [
     ["image", "question", "answer", "boxes", "things"],
@@ -190,10 +189,3 @@ def test_boxes_that_no_task_uses_are_reported(tmp_path: Path) -> None:
     alone = {name: value for name, value in CUPS.items() if name != "boxes"}
     made = read_questions(jsonl(tmp_path, {**alone, "things": "cups"}), 100)
     assert "things are named and there are no boxes" in made.skipped[0]
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
-@pytest.mark.parametrize("name", ["question_u2028.jsonl", "own_questions_bom.csv", "own_questions_semicolons.csv"])
-def test_shared_tables_are_read(name: str) -> None:
-    made = read_questions(CASES / name, 100)
-    assert (chains.CHAIN_COUNT, "1") in examples(made)

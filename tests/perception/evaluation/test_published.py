@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,21 @@ from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
-from perception.chains import Answer, kind_of_question
+from perception.chains import Answer, ChainRoom, kind_of_question
 from perception.datasets.shards import Plan
-from perception.evaluation.published_scores import PublishedAnswer, accuracies, answer_published, score
+from perception.evaluation.published_scores import (
+    PublishedAnswer,
+    accuracies,
+    answer_published,
+    published_room,
+    score,
+)
 from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
 from perception.interleave.reasoner import Reasoner
+from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
 
 ROOT = Path(__file__).parents[3]
-CASES = next((p for p in (ROOT / "shared/cases", ROOT.parent / "shared/cases") if p.is_dir()), None)
 
 
 def picture(shade: int = 0) -> dict[str, Any]:
@@ -145,18 +152,6 @@ def test_hardblink_as_its_authors_publish_it(tmp_path: Path) -> None:
     lines(tmp_path / "answers" / "blink_3pointscenter_answers.jsonl", [{"question_id": 0, "text": "(D)"}])
     with pytest.raises(ValueError, match="blink_3pointscenter_answers.jsonl, line 1.*no letter of 3 options"):
         read_published_set("hardblink", tmp_path)
-
-
-@pytest.mark.skipif(CASES is None, reason="no shared/cases")
-def test_hardblink_s_folder_that_was_refused() -> None:
-    items = read_published_set("hardblink", CASES / "hardblink")
-    assert [(item.group, item.truth) for item in items] == [
-        ("depth-3", "A"),
-        ("depth-3", "B"),
-        ("depth-4", "A"),
-        ("depth-4", "B"),
-    ]
-    assert [item.image.path.parent.name for item in items] == ["blink3pointscenter"] * 2 + ["blink4pointscenter"] * 2
 
 
 def test_pictures_of_a_set_are_never_guessed(tmp_path: Path) -> None:
@@ -460,6 +455,20 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
         CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
     with pytest.raises(ValueError, match="unknown set 'scene'"):
         CliRunner().invoke(cli.app, ["evaluate", "scene"], catch_exceptions=False)
+
+
+def test_the_room_follows_from_the_model_s_grid(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_perception()
+    assert published_room(model) == 512
+    model.room = replace(model.room, depth_length=24 * 24)
+    model.room.check("Which point is closest, A or B? Draw the depth map first.", published_room(model))
+    assert published_room(model) == 24 * 24 + 156
+    monkeypatch.setattr(ChainRoom, "default", 700)
+    monkeypatch.setattr(PerceptionModel, "answer", lambda self, asked, room: [Answer(str(room), (), "A")] * len(asked))
+    command = ["evaluate", "blink-depth", "--data", str(depth_set(tmp_path / "data")), "--model", str(folder)]
+    CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert json.loads((tmp_path / "out" / "blink-depth-chain.plan.json").read_text())["max_new_tokens"] == 700
+    assert '"text": "700"' in (tmp_path / "out" / "blink-depth-chain.jsonl").read_text()
 
 
 def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:

@@ -82,6 +82,41 @@ def test_a_build_that_was_killed_goes_on(folder: Path, tmp_path: Path, monkeypat
     assert resumed.names == whole.names and np.array_equal(resumed.depth, whole.depth, equal_nan=True)
 
 
+def test_replaced_files_are_read_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = DepthStore.build(tmp_path / "store", folder, DepthFormat(), 16)
+    capsys.readouterr()
+    np.save(folder / "a.npy", np.full((20, 30), 7.0))  # of the same size
+    again = DepthStore.build(tmp_path / "store", folder, DepthFormat(), 16)
+    assert [float(one.depth[0].mean()) for one in (again, store)] == pytest.approx([7, 2]), (
+        "the old map is whole where it is open"
+    )
+    assert (
+        f"files were replaced since {tmp_path / 'store'} was made of them; it is made anew" in capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match="scale was None and is 2.0"):  # and nothing of it is removed
+        np.save(folder / "a.npy", np.full((20, 30), 8.0))
+        DepthStore.build(tmp_path / "store", folder, DepthFormat(scale=2.0), 16)
+    assert float(DepthStore.build(tmp_path / "store", folder, DepthFormat(), 16).depth[0].mean()) == pytest.approx(8)
+    # In an unfinished store
+    from train.data import depth as depth_store
+
+    monkeypatch.setattr(depth_store, "FILES_PER_PART", 2)
+    read = depth_store._read_part
+
+    def die(*arguments: Any) -> Part:
+        if arguments[-1] == 1:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(depth_store, "_read_part", die)
+        DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16)
+    np.save(folder / "a.npy", np.full((20, 30), 9.0))
+    assert float(DepthStore.build(tmp_path / "killed", folder, DepthFormat(), 16).depth[0].mean()) == pytest.approx(9)
+
+
 def test_a_source_without_usable_maps_is_an_error(folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

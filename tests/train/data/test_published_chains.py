@@ -102,5 +102,10 @@ def test_a_stage_and_its_reinforcement_run_on_them(file: Path, start: Path, tmp_
         loop=replace(LOOP, evaluate_every=2),
     )
     assert reinforce(reinforced).steps == 2
+    rows[1]["messages_interleave_ra"][1]["content"] += "\nThe answer is 999."
+    file.write_text(json.dumps(rows))
+    for train, settings in ((interleave, replace(config, loop=LOOP)), (reinforce, reinforced)):
+        with pytest.raises(ValueError, match=r"data_digest: '5 problems, \w+' there, '5 problems, \w+' now"):
+            train(settings)
     with pytest.raises(ValueError, match="drawn figures"):
         replace(config, regions="whole")

@@ -63,6 +63,7 @@ def test_a_stopped_run_keeps_its_step_and_ends_like_a_whole_one(tmp_path: Path, 
             "error: a could not be written: the disk is full (No space left on device); free space, "
             "then run this again\n",
         ),
+        ("ValueError('steps must be at least 1, got 0')", "error: steps must be at least 1, got 0\n"),
     ],
 )
 def test_a_program_ends_in_one_line(tmp_path: Path, raised: str, said: str) -> None:
