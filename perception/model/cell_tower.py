@@ -77,7 +77,7 @@ def without_batch_norms(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-class _Block(nn.Module):
+class _NeckBlock(nn.Module):
     """Residual block at one stride."""
 
     def __init__(self, width: int):
@@ -97,7 +97,7 @@ class _Level(nn.Module):
         super().__init__()
         self.down = nn.Conv2d(above, width, 3, stride=2, padding=1)
         self.own = nn.Conv2d(own, width, 1)
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(_NeckBlock(width) for _ in range(depth)))
 
     def forward(self, above: Tensor, own: Tensor) -> Tensor:
         return self.blocks(self.down(above) + self.own(own))
