@@ -113,7 +113,7 @@ def test_examples_ask_for_the_masks_of_things_in_reading_order() -> None:
 
 
 def test_scenes_train_masks_and_the_model_keeps_its_tokenizer(tmp_path: Path) -> None:
-    """Two steps, every row of masks; what is written has the vocabulary and the tokenizer, and a second run goes on."""
+    """Two steps, every row of masks; what is written has the vocabulary and the tokenizer."""
     world = make_world(tmp_path / "world")
     config = AuroraConfig(
         run_dir=str(tmp_path / "run"), out=str(tmp_path / "model"), batch_size=2, length_groups=1,
