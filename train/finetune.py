@@ -587,13 +587,14 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
     if config.data.photos.folder:
         assert vqvae is not None, "the configuration's own check"
         of_photos = round(config.batch_size * (1 - scenes.share)) if scenes.count else config.batch_size
-        arguments = (parts.vocabulary, vqvae, config.curriculum, config.arm, loop.steps, loop.seed)
+        curriculum = replace(config.curriculum, masks_share=0.0)  # photographs have boxes alone
+        arguments = (parts.vocabulary, vqvae, curriculum, config.arm, loop.steps, loop.seed)
         sources.append((photo_rows(config.data.photos, *arguments), of_photos))
     if scenes.count:
         assert vqvae is not None, "the configuration's own check"
         of_scenes = round(config.batch_size * scenes.share) if config.data.more_than_scenes else config.batch_size
         store = scenes.build()
-        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae, mask_tokenizer(config))
+        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae, masks=mask_tokenizer(config))
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:

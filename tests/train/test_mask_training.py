@@ -91,7 +91,7 @@ def examples(maker: TaskMaker, scene: Scene) -> list[Example]:
 def test_examples_ask_for_the_masks_of_things_in_reading_order() -> None:
     scenes = held_out_scenes(range(FIRST_SEED, FIRST_SEED + 4))
     tokenizer = MaskTokenizer.from_pretrained(SHIPPED)
-    maker = TaskMaker(PerceptionVocabulary(mask_codes=128), VQVAE(TINY), tokenizer)
+    maker = TaskMaker(PerceptionVocabulary(mask_codes=128), VQVAE(TINY), masks=tokenizer)
     numbers = set()
     for scene, example in [(one, example) for one in scenes for example in examples(maker, one)]:
         numbers.add(len(example.target))
@@ -140,7 +140,7 @@ def test_a_tiny_model_learns_to_draw_masks(tmp_path: Path) -> None:
     (scene,) = held_out_scenes([FIRST_SEED])
     image = Image.fromarray(scene.image.numpy())
     image.save(tmp_path / "scene.png")
-    maker = TaskMaker(PerceptionVocabulary(mask_codes=128), VQVAE(TINY), MaskTokenizer.from_pretrained(SHIPPED))
+    maker = TaskMaker(PerceptionVocabulary(mask_codes=128), VQVAE(TINY), masks=MaskTokenizer.from_pretrained(SHIPPED))
     asked = examples(maker, scene)[:4]
     records = [Record(ImageFile(tmp_path / "scene.png"), example, "scene") for example in asked]
     RecordSet(tuple(records)).write(tmp_path / "records.jsonl")

@@ -6,7 +6,7 @@ The depth tokenizer encodes the scenes once; the codes are stored in the scenes'
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,7 +142,7 @@ class TaskMaker:
 
     vocabulary: PerceptionVocabulary
     tokenizer: VQVAE
-    masks: MaskTokenizer | None = None
+    masks: MaskTokenizer | None = field(default=None, kw_only=True)
     """None: no masks are drawn"""
 
     def _span(self, boxes: np.ndarray) -> Span:
