@@ -293,7 +293,8 @@ class PerceptionVocabulary:
         users' text can be kept from becoming them.
 
         Args:
-            depth_grid: height and width of a depth map in codes, which tokenizers do not say.
+            depth_grid: height and width of a depth map in codes, which tokenizers do not say. Masks are taken to have
+                16 codes.
 
         Raises:
             ValueError: where none of these tokens is there, or some are missing among them.
