@@ -79,8 +79,8 @@ class PerceptionVocabulary:
             raise ValueError(f'naming "paligemma" has boxes alone, got modalities {self.modalities}')
         if self.mask_codes is not None and "boxes" not in self.modalities:
             raise ValueError(f"masks must have boxes, and the vocabulary has {given} alone; leave mask_codes out")
-        sizes = (self.depth_codes, self.num_locations, *self.depth_grid, self.mask_length)
-        sizes += () if self.mask_codes is None else (self.mask_codes,)
+        of_masks = [self.mask_length] if self.mask_codes is None else [self.mask_codes, self.mask_length]
+        sizes = [self.depth_codes, self.num_locations, *self.depth_grid, *of_masks]
         if len(self.depth_grid) != 2 or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(
                 "depth_codes, num_locations, both sides of depth_grid (height, width), mask_codes and mask_length must "
