@@ -35,6 +35,8 @@ from perception.datasets.photographs import Photographs
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
 from perception.evaluation.scenes import Item, evaluate_items
+from perception.model.adapter import base_digest
+from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel
 from train.aurora import AuroraConfig
 from train.data.photos import PhotosConfig
@@ -58,7 +60,8 @@ DEPTH_BAR, GAIN_BAR, NAMED_BAR = 85.0, 6.0, 97.0
 
 def training(arm: str, answers: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training."""
-    folder = Path(given.runs) / f"{arm}-{answers}-{seed}"
+    steps = STEPS.get(answers, MOST_STEPS)
+    folder = Path(given.runs) / f"{base_digest(find_folder(given.base))[:8]}-{arm}-{answers}-{steps}-{seed}"
     return AuroraConfig(
         arm=ARMS[arm].arm,  # type: ignore[arg-type]
         base=given.base,
@@ -68,7 +71,7 @@ def training(arm: str, answers: int, seed: int, given: argparse.Namespace) -> Au
         data=SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(given.photos, SIZE, answers)),
         curriculum=ARMS[arm].curriculum,
         loop=LoopConfig(
-            steps=STEPS.get(answers, MOST_STEPS),
+            steps=steps,
             learning_rate=RATE,
             weight_decay=0.05,
             warmup_steps=0.1,

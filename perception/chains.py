@@ -390,8 +390,9 @@ class Answer:
     mode: str = ""
     """"chain" or "direct", set by `PerceptionModel.ask` and `ask_many`"""
     warning: str = ""
-    """What speaks against the answer: it differs from what was drawn or read before it ("3 said, 2 boxes drawn"), or
-    the model was not taught such questions; empty where nothing does"""
+    """What speaks against the answer: it differs from what was drawn or read before it ("3 said, 2 boxes drawn"), a box
+    was drawn again ("3 said, 2 different boxes drawn"), or the model was not taught such questions; empty where
+    nothing does"""
 
 
 def read_ids(
@@ -425,10 +426,16 @@ def read_ids(
 
 
 def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], text: str, question: str) -> str:
-    """How an answer differs from what was drawn or read before it; empty where it agrees, or nothing was."""
-    boxes = [len(span.codes) // 4 for span in spans if span.modality == "boxes"]
-    if kind == "count" and boxes and value != sum(boxes):
-        return f"{'no number' if value is None else value} said, {sum(boxes)} boxes drawn"
+    """How an answer differs from what was drawn or read before it; empty where it agrees, or nothing was.
+
+    The grammar allows a repeated box, since two things may lie in the same bins; the answer says that there is one.
+    """
+    drawn = any(span.modality == "boxes" for span in spans)
+    boxes = [span.codes[i : i + 4] for span in spans if span.modality == "boxes" for i in range(0, len(span.codes), 4)]
+    if kind == "count" and drawn and value != len(boxes):
+        return f"{'no number' if value is None else value} said, {len(boxes)} boxes drawn"
+    if kind == "count" and len(set(boxes)) < len(boxes):
+        return f"{value} said, {len(set(boxes))} different boxes drawn"
     readings = {letter: int(number) for letter, number in re.findall(rf"\b([{POINT_LETTERS}]) (\d+)\b", text)}
     if kind == "depth" and any(span.modality == "depth" for span in spans) and len(readings) > 1:
         pick = min if asks_for_farthest(question) else max

