@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perception.model.prepared_images import PreparedImage
     from perception.model.sharing import push_to_hub
     from perception.model.shipped import shipped
-    from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, PointTokenizer
+    from perception.tokenizers import TOKENIZERS, BoxTokenizer, DepthTokenizer, MaskTokenizer, PointTokenizer
     from perception.vocabulary.names import PerceptionVocabulary
     from perception.vocabulary.spans import MODALITIES, Span, SpanError
 
@@ -42,7 +42,7 @@ _NAMES = {
     "perception.model.prepared_images": ("PreparedImage",),
     "perception.model.sharing": ("push_to_hub",),
     "perception.model.shipped": ("shipped",),
-    "perception.tokenizers": ("TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "PointTokenizer"),
+    "perception.tokenizers": ("TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "MaskTokenizer", "PointTokenizer"),
     "perception.vocabulary.names": ("PerceptionVocabulary",),
     "perception.vocabulary.spans": ("MODALITIES", "Span", "SpanError"),
 }
@@ -58,6 +58,7 @@ __all__ = [
     "InterleavedGenerator",
     "InterleavedModel",
     "Look",
+    "MaskTokenizer",
     "PerceptionModel",
     "PerceptionVocabulary",
     "PointTokenizer",

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS = "atomic_depth", "atomic_boxes", "atomic_points"
-ATOMIC_READINGS = "atomic_readings"
+ATOMIC_READINGS, ATOMIC_MASKS = "atomic_readings", "atomic_masks"
 CHAIN_COUNT, CHAIN_DEPTH = "chain_count", "chain_depth"
 DIRECT_COUNT, DIRECT_DEPTH = "direct_count", "direct_depth"
 DIRECT_OTHER = "direct_other"
-ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS, ATOMIC_READINGS)
+ATOMIC = (ATOMIC_DEPTH, ATOMIC_BOXES, ATOMIC_POINTS, ATOMIC_READINGS, ATOMIC_MASKS)
 CHAIN = (CHAIN_COUNT, CHAIN_DEPTH)
 DIRECT = (DIRECT_COUNT, DIRECT_DEPTH)
 TASKS = (*ATOMIC, *CHAIN, *DIRECT, DIRECT_OTHER)
@@ -83,6 +83,16 @@ def atomic_boxes(things: str, boxes: Span) -> Example:
 def atomic_points(points: Span) -> Example:
     """A task that draws the marked points."""
     return Example(ATOMIC_POINTS, "Draw the marked points.", (points,), "")
+
+
+def atomic_masks(things: str, masks: Sequence[Span]) -> Example:
+    """A task that draws the masks of some things, a span for each.
+
+    Args:
+        things: their singular where there is one mask ("red cube"), else their plural.
+        masks: at least one, in the order of boxes.
+    """
+    return Example(ATOMIC_MASKS, f"Draw the mask{'s' if len(masks) > 1 else ''} of the {things}.", tuple(masks), "")
 
 
 def atomic_readings(depth: Span, points: Sequence[Span], readings: Sequence[int], foreign: bool) -> Example:
@@ -214,9 +224,10 @@ class ChainRoom:
         A counting chain draws one list of boxes; a depth chain one map, and at most one span of points per letter.
         """
         if question.endswith(BOXES_FIRST):
-            return SpanLimits({"depth": 0, "boxes": 1, "points": 0}, self.conclusion)
+            return SpanLimits({"depth": 0, "boxes": 1, "points": 0, "masks": 0}, self.conclusion)
         if is_depth_chain(question):
-            return SpanLimits({"depth": 1, "boxes": 0, "points": _points_in(question)}, self.conclusion)
+            points = _points_in(question)
+            return SpanLimits({"depth": 1, "boxes": 0, "points": points, "masks": 0}, self.conclusion)
         return None
 
     def check(self, question: str, max_new_tokens: int) -> None:

@@ -103,10 +103,12 @@ def ask(
         if mode == "auto":
             chose = {"chain": "draw first", "direct": "answer at once"}[answer.mode]
             console.print(f"auto chose to {chose}", style="dim", markup=False)
+        from perception.vocabulary.spans import GROUP_SIZES
+
         for span in answer.spans:
-            number = {"depth": len(span.codes), "boxes": len(span.codes) // 4, "points": len(span.codes) // 2}
-            word = {"depth": "a depth map, codes", "boxes": "boxes", "points": "points"}[span.modality]
-            console.print(f"drew {word}: {number[span.modality]}", style="dim")
+            words = {"depth": "a depth map, codes", "masks": "a mask, codes"}
+            number = len(span.split[1]) // GROUP_SIZES.get(span.modality, 1)
+            console.print(f"drew {words.get(span.modality, span.modality)}: {number}", style="dim")
         console.print(f"said: {answer.text}", style="dim", markup=False)
         if answer.warning:
             console.print(f"warning: {answer.warning}", style="yellow", markup=False)
@@ -329,6 +331,8 @@ def info(model: Model = None) -> None:
     table.add_row("parameters", f"{sum(p.numel() for p in perception.model.parameters()):,}")
     table.add_row("depth codes", f"{vocabulary.depth_codes} on a grid of {vocabulary.depth_grid}")
     table.add_row("location bins", str(vocabulary.num_locations))
+    if vocabulary.mask_codes is not None:
+        table.add_row("mask codes", f"{vocabulary.mask_codes}, {vocabulary.mask_length} per mask")
     table.add_row("perception tokens", str(len(vocabulary.tokens)))
     table.add_row("depth tokenizer", "yes" if perception.depth_tokenizer is not None else "none")
     console.print(table)

@@ -41,6 +41,7 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
+from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
 from train.data.held_out import EvaluationConfig, HeldOutRecords, split
@@ -122,6 +123,9 @@ class FinetuneConfig:
     """size of the codebook, if depth_tokenizer is empty"""
     depth_side: int = 10
     """number of codes per row and per column of a depth map, if depth_tokenizer is empty"""
+    mask_tokenizer: str = ""
+    """folder or hub name of a tokenizer of masks, such as tokenizers/masks-scenes-16; empty: a vocabulary without
+    masks"""
     num_locations: int = 100
     """number of location tokens"""
     naming: Literal["default", "aurora"] = "default"
@@ -219,6 +223,8 @@ class FinetuneConfig:
         ):
             if wanted and not self.depth_tokenizer:
                 raise ValueError(f"{needs} needs the depth tokenizer; set depth_tokenizer")
+        if self.curriculum.masks_share and not self.mask_tokenizer:
+            raise ValueError("curriculum.masks_share needs the mask tokenizer; set mask_tokenizer")
 
     def _check_epochs(self) -> None:
         if self.epochs is None:
@@ -302,14 +308,24 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     batches = build_batches(config, parts, vqvae, found.records)
     check_lengths(batches, config.loop.steps)
     say_skipped(Path(config.run_dir) / "skipped.txt", found.skipped)
-    settings = fingerprint(config, _FREE)
+    settings = deciding(config)
     if config.data.any_records:
         settings["data_digest"] = records_digest(found.records)
     evaluate = None
     if held.records:
         settings["held_out_digest"] = records_digest(held.records)
         run_dir, size = Path(config.run_dir), config.batch_size
-        evaluate = HeldOutRecords(held.records, config.evaluation, encoder, vqvae, run_dir, size, config.length_groups)
+        masks = mask_tokenizer(config)
+        evaluate = HeldOutRecords(
+            held.records,
+            config.evaluation,
+            encoder,
+            vqvae,
+            run_dir,
+            size,
+            config.length_groups,
+            masks.vqvae if masks is not None else None,
+        )
         check_records(encoder, held.records)
     fixed = parts.tables if config.train_rows == "new" else ()
     fitted = fit(
@@ -347,6 +363,19 @@ def train(config: FinetuneConfig) -> FinetuneResult:
     return result
 
 
+def deciding(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings that decide what is trained; those of masks only where the run has masks."""
+    of_masks = () if config.mask_tokenizer else ("mask_tokenizer", "curriculum.masks_share")
+    return fingerprint(config, (*_FREE, *of_masks))
+
+
+def mask_tokenizer(config: FinetuneConfig) -> MaskTokenizer | None:
+    """Load the tokenizer of masks; None if the run has none."""
+    if not config.mask_tokenizer:
+        return None
+    return MaskTokenizer.from_pretrained(find_folder(config.mask_tokenizer), config.num_locations)
+
+
 def say_skipped(path: Path, skipped: Sequence[str]) -> None:
     """Name in a file what of the data is left out, and say so before training; only the first process does."""
     if os.environ.get("RANK", "0") == "0":
@@ -356,14 +385,17 @@ def say_skipped(path: Path, skipped: Sequence[str]) -> None:
 
 
 def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
-    """Write the trained model to `config.out`, with LoRA merged, or its adapter; depth tokenizer and card beside it."""
+    """Write the trained model to `config.out`, with LoRA merged, or its adapter; tokenizers and card beside it."""
     out, tokenizer = Path(config.out), find_folder(config.depth_tokenizer) if config.depth_tokenizer else None
+    masks = find_folder(config.mask_tokenizer) if config.mask_tokenizer else None
     card = partial(write_card, base=config.base, data=describe_data(config.data), record=record)
     if config.save == "adapter":
-        save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card)
+        save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card, masks)
         return
     dtype = stored_dtype(find_folder(config.base))
-    save_perception_model(merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card)
+    save_perception_model(
+        merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card, masks
+    )
 
 
 def written_before(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any] | None:
@@ -395,7 +427,7 @@ def export(config: FinetuneConfig) -> RunState:
             exists.
     """
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval() if config.depth_tokenizer else None
-    checkpoints = Checkpoints(Path(config.run_dir), fingerprint(config, _FREE))
+    checkpoints = Checkpoints(Path(config.run_dir), deciding(config))
     checkpoints.check_export(config.export, config.out)
     check_files(find_folder(config.base), has_vocabulary=False)
     if config.base_precision == "nf4":
@@ -479,7 +511,16 @@ def unbound_vocabulary(config: FinetuneConfig, vqvae: VQVAE | None) -> Perceptio
     """Build the vocabulary, not bound to a tokenizer, with the sizes that the data of a run are made for."""
     codes = config.depth_codes if vqvae is None else vqvae.config.codebook_size
     side = config.depth_side if vqvae is None else vqvae.config.grid_size
-    return PerceptionVocabulary(codes, (side, side), config.num_locations, config.naming)
+    masks = mask_tokenizer(config)
+    of_masks = {} if masks is None else {n: getattr(masks.vocabulary, n) for n in ("mask_codes", "mask_length")}
+    return PerceptionVocabulary(codes, (side, side), config.num_locations, config.naming, **of_masks)
+
+
+def positions(vocabulary: PerceptionVocabulary, modality: str) -> dict[str, str]:
+    """Describe each code by its position on a scale of 0 to 99: codes of depth are sorted by nearness, those of masks
+    from outside to inside."""
+    names = vocabulary.code_names(modality)
+    return {name: f" {round(99 * k / max(1, len(names) - 1))}" for k, name in enumerate(names)}
 
 
 def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
@@ -492,14 +533,11 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     base = find_folder(config.base)
     quantization = nf4_settings(base) if config.base_precision == "nf4" else None
     processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision], quantization)
-    sources: dict[str, Any] = {}
+    wanted, sources = unbound_vocabulary(config, vqvae), dict[str, Any]()
     if vqvae is not None and config.new_rows == "codebook":
         sources = {"codebook": vqvae.codebook}
     elif vqvae is not None and config.new_rows == "description":
-        # Codes are sorted by nearness, so code k is described by its position on a scale of 0 to 99.
-        size = vqvae.config.codebook_size
-        sources = {"descriptions": {f"<DEPTH_{k}>": f" {round(99 * k / max(1, size - 1))}" for k in range(size)}}
-    wanted = unbound_vocabulary(config, vqvae)
+        sources = {"descriptions": positions(wanted, "depth") | positions(wanted, "masks")}
     vocabulary = wanted.extend(model, processor.tokenizer, init=config.new_rows, **sources)
     if config.data.any_records:  # a start model that knew counting and depth alone may now learn more
         model.config.taught_questions = None
@@ -542,13 +580,14 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
     if config.data.photos.folder:
         assert vqvae is not None, "the configuration's own check"
         of_photos = round(config.batch_size * (1 - scenes.share)) if scenes.count else config.batch_size
-        arguments = (parts.vocabulary, vqvae, config.curriculum, config.arm, loop.steps, loop.seed)
+        curriculum = replace(config.curriculum, masks_share=0.0)  # photographs have boxes alone
+        arguments = (parts.vocabulary, vqvae, curriculum, config.arm, loop.steps, loop.seed)
         sources.append((photo_rows(config.data.photos, *arguments), of_photos))
     if scenes.count:
         assert vqvae is not None, "the configuration's own check"
         of_scenes = round(config.batch_size * scenes.share) if config.data.more_than_scenes else config.batch_size
         store = scenes.build()
-        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae)
+        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae, masks=mask_tokenizer(config))
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:

@@ -153,4 +153,6 @@ def task_of(question: str, target: tuple[str | Span, ...]) -> str:
         return chains.CHAIN_DEPTH if said else chains.ATOMIC_DEPTH
     if "boxes" in modalities:
         return chains.CHAIN_COUNT if said else chains.ATOMIC_BOXES
+    if "masks" in modalities:
+        return chains.CHAIN_COUNT if said else chains.ATOMIC_MASKS
     return chains.CHAIN_DEPTH if said else chains.ATOMIC_POINTS

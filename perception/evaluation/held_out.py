@@ -19,7 +19,8 @@ from perception.chains import Answer, Example, kind_of_question
 from perception.evaluation.report import CaptionedImage, drawn_answer, html_table, write_report
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.tokenizers import BoxTokenizer, PointTokenizer
-from perception.vocabulary.names import Span
+from perception.tokenizers.masks import MaskTokenizer, mask_iou
+from perception.vocabulary.names import MODALITIES, Span
 from vqvae.metrics import values_at
 
 if TYPE_CHECKING:
@@ -64,11 +65,17 @@ def answer_examples(
     return [answered[n] for n in range(len(asked))]
 
 
-def figures(answered: Sequence[AnsweredExample], num_locations: int, vqvae: VQVAE | None = None) -> dict[str, float]:
+def figures(
+    answered: Sequence[AnsweredExample],
+    num_locations: int,
+    vqvae: VQVAE | None = None,
+    mask_vqvae: VQVAE | None = None,
+) -> dict[str, float]:
     """Measure answers and drawings; a figure is missing where the examples have nothing of its kind.
 
     Args:
         vqvae: depth tokenizer that decodes the maps; None leaves maps out.
+        mask_vqvae: tokenizer that decodes the masks; None leaves masks out.
 
     Returns:
         accuracy/TASK: share of right final answers per task.
@@ -76,6 +83,8 @@ def figures(answered: Sequence[AnsweredExample], num_locations: int, vqvae: VQVA
         points_found: share of the data's points that are drawn, under their letter, within 0.05 of the image's sides.
         map_order: share of pairs of places that the drawn map and the data's map put in the same order of nearness; 0
             where no map is drawn.
+        masks_iou: mean intersection over union of the data's masks with the drawn ones; 0 for a mask that is missing,
+            and for one too many.
     """
     found: dict[str, float] = {}
     for task in dict.fromkeys(one.example.task for one in answered):
@@ -98,12 +107,21 @@ def figures(answered: Sequence[AnsweredExample], num_locations: int, vqvae: VQVA
     of_maps = [(drawn["depth"], given["depth"]) for drawn, given, _ in pairs if given["depth"]]
     if of_maps and vqvae is not None:
         found["map_order"] = float(np.mean([_map_order(drawn, given, vqvae) for drawn, given in of_maps]))
+    if mask_vqvae is not None:
+        tokenizer = MaskTokenizer(mask_vqvae, num_locations)
+        overlaps = [
+            overlap
+            for one, (drawn, given, _) in zip(answered, pairs, strict=True)
+            if given["masks"]
+            for overlap in _mask_overlaps(drawn["masks"], given["masks"], tokenizer, one.image)
+        ]
+        found |= {"masks_iou": float(np.mean(overlaps))} if overlaps else {}
     return found
 
 
 def _spans(parts: Sequence[str | Span]) -> dict[str, list[Span]]:
     spans = [part for part in parts if isinstance(part, Span)]
-    return {name: [span for span in spans if span.modality == name] for name in ("depth", "boxes", "points")}
+    return {name: [span for span in spans if span.modality == name] for name in MODALITIES}
 
 
 def _codes(spans: Sequence[Span]) -> list[int]:
@@ -116,12 +134,19 @@ def _boxes_f1(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> float:
     for drawn, given in pairs:
         drawn_count, given_count = drawn_count + len(drawn), given_count + len(given)
         iou = box_iou(torch.from_numpy(drawn), torch.from_numpy(given)).numpy()  # (n, m)
-        while iou.size and iou.max() >= SAME_BOX_IOU:  # the best pair first; each box is used once
-            n, m = np.unravel_index(iou.argmax(), iou.shape)
-            iou[n], iou[:, m] = -1, -1
-            hits += 1
+        hits += len(_best_pairs(iou, SAME_BOX_IOU))
     total = drawn_count + given_count
     return 2 * hits / total if total else 1.0
+
+
+def _best_pairs(iou: NDArray[np.float64], least: float) -> list[float]:
+    """IoU of pairs of a row and a column of iou (n, m), the best first and each used once; none is below `least`."""
+    left, found = iou.copy(), list[float]()
+    while left.size and left.max() >= least:
+        n, m = np.unravel_index(left.argmax(), left.shape)
+        found.append(float(left[n, m]))
+        left[n], left[:, m] = -1, -1
+    return found
 
 
 def _points_found(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> float:
@@ -145,6 +170,17 @@ def _map_order(drawn: Sequence[Span], given: Sequence[Span], vqvae: VQVAE) -> fl
     return float((order[0] == order[1]).float().mean())
 
 
+def _mask_overlaps(
+    drawn: Sequence[Span], given: Sequence[Span], tokenizer: MaskTokenizer, image: Image.Image
+) -> list[float]:
+    """IoU of pairs of a drawn and a given mask, the best pairs first; 0 for each mask without a partner."""
+    size = image.height, image.width
+    made, true = ([tokenizer.decode(span.codes, size) for span in spans] for spans in (drawn, given))
+    iou = np.array([[mask_iou(mask, other) for other in true] for mask in made]).reshape(len(made), len(true))  # (n, m)
+    paired = _best_pairs(iou, 0.0)
+    return [*paired, *[0.0] * (max(iou.shape) - len(paired))]
+
+
 # The page
 
 
@@ -152,8 +188,9 @@ def held_out_picture(model: PerceptionModel, one: AnsweredExample) -> CaptionedI
     """The model's drawing with its answer, over the drawing of the data where they draw something."""
     spans = [part for part in one.example.target if isinstance(part, Span)]
     drawings = [list(one.answer.spans), spans] if spans else [list(one.answer.spans)]
-    if model.depth_tokenizer is None:  # maps of codes that nothing can decode
-        drawings = [[span for span in drawing if span.modality != "depth"] for drawing in drawings]
+    decoded = {"depth": model.depth_tokenizer, "masks": model.mask_tokenizer}  # others need no tokenizer's weights
+    unseen = {modality for modality, tokenizer in decoded.items() if tokenizer is None}
+    drawings = [[span for span in drawing if span.modality not in unseen] for drawing in drawings]
     sheets = [drawn_answer(model, one.image, replace(one.answer, spans=tuple(drawing))) for drawing in drawings]
     sheet = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
     top = 0

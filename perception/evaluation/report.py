@@ -16,7 +16,7 @@ from perception.evaluation.comparison import HEADER, Comparison, accuracy_rows
 from perception.evaluation.scenes import Item, ScoredAnswer, depth_tokenizer_of
 from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel
-from perception.tokenizers import TOKENIZERS, DepthTokenizer
+from perception.tokenizers import TOKENIZERS, DepthTokenizer, MaskTokenizer
 from perception.vocabulary.names import Span
 from vqvae.files import write_whole
 
@@ -68,19 +68,30 @@ def spans_to_draw(spans: Sequence[Span]) -> list[Span]:
     return [*others, Span("points", points)] if points else others
 
 
+def drawn_masks(model: PerceptionModel, image: Image.Image, spans: Sequence[Span]) -> Image.Image:
+    """Draw mask spans on an image. Raises ValueError where the model has no mask tokenizer to decode them with."""
+    if model.mask_tokenizer is None:
+        raise ValueError("the model has no mask tokenizer, so its masks cannot be drawn; add its mask_tokenizer folder")
+    tokenizer = MaskTokenizer(model.mask_tokenizer, model.vocabulary.num_locations)
+    return tokenizer.draw([tokenizer.decode(span.codes, (image.height, image.width)) for span in spans], image)
+
+
 def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> Image.Image:
-    """Draw every span of an answer beside the image; points are drawn on the depth map where there is one."""
+    """Draw every span of an answer beside the image, all masks in one picture; points are drawn on the depth map where
+    there is one."""
     pictures = [image]
     under = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
     for span in spans_to_draw(answer.spans):
         if span.modality == "depth":
             nearness = DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes)
             pictures.append(DepthTokenizer.draw(nearness, under))
-        else:
+        elif span.modality != "masks":
             tokenizer = TOKENIZERS[span.modality](model.vocabulary.num_locations)
             on_map = span.modality == "points" and len(pictures) > 1
             drawn = tokenizer.draw(tokenizer.decode(span.codes), pictures.pop() if on_map else under)
             pictures.append(drawn)
+    if masks := [span for span in answer.spans if span.modality == "masks"]:
+        pictures.append(drawn_masks(model, under, masks))
     return side_by_side(pictures)
 
 

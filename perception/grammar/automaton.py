@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 from perception.grammar import export
 from perception.vocabulary.names import PerceptionVocabulary
-from perception.vocabulary.spans import GROUP_SIZES, MODALITIES, SpanError, code_family
+from perception.vocabulary.spans import BOX_OF_MASK, GROUP_SIZES, MODALITIES, SpanError, code_family
+
+
+def bounded(modality: str | None, count: int) -> bool:
+    """Whether the code after `count` codes is the second side of a box, of boxes or of a mask, which bounds it."""
+    return count % 4 >= 2 and (modality == "boxes" or (modality == "masks" and count < BOX_OF_MASK))
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class SpanGrammar:
     """The rules that say which id may follow which.
 
     A boxes span holds groups of four locations (x1 y1 x2 y2), a points span groups of two, and END follows whole groups
-    only. A depth span holds exactly `vocabulary.depth_length` codes.
+    only. A depth span holds exactly `vocabulary.depth_length` codes. A mask span holds one box and then exactly
+    `vocabulary.mask_length` codes, so that a mask always has its box.
     """
 
     vocabulary: PerceptionVocabulary
@@ -91,21 +97,21 @@ class SpanGrammar:
 
     def most_codes(self, modality: str) -> int | None:
         """Largest number of codes in a span; None for any number."""
-        if modality == "depth":
-            return self.vocabulary.depth_length
+        if modality in self.vocabulary.lengths:
+            return self.vocabulary.lengths[modality]
         most = self._limits[modality]
         return None if most is None else most * GROUP_SIZES[modality]
 
     @property
     def _limits(self) -> dict[str, int | None]:
-        """Largest number of maps, boxes or points in a span, by modality."""
-        return {"depth": 1, "boxes": self.max_boxes, "points": self.max_points}
+        """Largest number of maps, boxes, points or masks in a span, by modality."""
+        return {"depth": 1, "boxes": self.max_boxes, "points": self.max_points, "masks": 1}
 
     def shortest(self, modality: str) -> int:
         """Number of tokens of the shortest span, START and END included."""
         if self.vocabulary.bare_boxes:
             return GROUP_SIZES["boxes"]
-        return 2 + (self.vocabulary.depth_length if modality == "depth" else 0)
+        return 2 + self.vocabulary.lengths.get(modality, 0)
 
     # The automaton, one id at a time. GrammarMasks does the same for batches.
 
@@ -129,7 +135,7 @@ class SpanGrammar:
             return role.kind == "interleave" and self.interleave
         if role is None:
             return False
-        if role.kind == "code" and role.family == code_family(state.modality):
+        if role.kind == "code" and role.family == code_family(state.modality, len(state.codes)):
             return self._takes_code(state, role.code, remaining)
         return role.kind == "end" and role.family == state.modality and self._may_end(state)
 
@@ -139,19 +145,19 @@ class SpanGrammar:
         return self.vocabulary.bare_boxes and "boxes" in self.allow
 
     def _may_end(self, state: GrammarState) -> bool:
-        if state.modality == "depth":
-            return len(state.codes) >= self.vocabulary.depth_length
+        if state.modality in self.vocabulary.lengths:
+            return len(state.codes) >= self.vocabulary.lengths[state.modality]
         return len(state.codes) % GROUP_SIZES[str(state.modality)] == 0
 
     def _takes_code(self, state: GrammarState, code: int, remaining: int | None) -> bool:
         count, most = len(state.codes), self.most_codes(str(state.modality))
-        if state.modality == "depth":
-            return count < self.vocabulary.depth_length
+        if self.ordered_boxes and bounded(state.modality, count) and code < state.codes[-2]:
+            return False  # x2 stands two after x1, y2 two after y1
+        if state.modality in self.vocabulary.lengths:
+            return most is not None and count < most
         size = GROUP_SIZES[str(state.modality)]
         if count % size == 0 and not self.vocabulary.bare_boxes:
             return (most is None or count < most) and (remaining is None or remaining > size)
-        if state.modality == "boxes" and self.ordered_boxes and count % 4 >= 2:
-            return code >= state.codes[-2]  # x2 stands two after x1, y2 two after y1
         return True
 
     def advance(self, state: GrammarState, token: int) -> GrammarState:
@@ -194,7 +200,7 @@ class SpanGrammar:
         lookahead, which engines built on finite automata lack; use `to_ebnf` for those.
 
         Raises:
-            ValueError: for a vocabulary that lacks modalities or has bare boxes; use `to_lark` for those.
+            ValueError: for a vocabulary that lacks depth, boxes or points; use `to_lark` for those.
         """
         self._check_named()
         return export.regex(self.vocabulary, self._exported, self.interleave, self.ordered_boxes)
@@ -203,8 +209,8 @@ class SpanGrammar:
         """The grammar in GBNF, llama.cpp's EBNF, which vLLM's guided decoding (xgrammar) reads as well.
 
         Two differences from the automaton: the sides of a box are not ordered, which would take one rule per pair of
-        bins; and text may not contain "<" before one of D, B, L, P, I, "<" or at the end, as GBNF cannot express
-        "anything but these names". The engine must match added tokens by their text.
+        bins; and text may not contain "<" before one of D, B, L, P, I, "<" (with masks also M) or at the end, as GBNF
+        cannot express "anything but these names". The engine must match added tokens by their text.
 
         Raises:
             ValueError: as `to_regex`.
@@ -223,10 +229,10 @@ class SpanGrammar:
         return export.lark(self.vocabulary, self._exported, self.interleave, self.ordered_boxes, text)
 
     def _check_named(self) -> None:
-        if self.vocabulary.modalities != MODALITIES:
+        if not self.vocabulary.has_usual:
             raise ValueError(
-                f"a grammar by names needs all of {MODALITIES}, and the vocabulary has {self.vocabulary.modalities}; "
-                "write it over ids: to_lark()"
+                f"a grammar by names needs depth, boxes and points, and the vocabulary has {self.vocabulary.modalities}"
+                "; write it over ids: to_lark()"
             )
 
     @property

@@ -66,8 +66,12 @@ def regex(vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool, or
         "boxes": box + _repeat(limits.get("boxes")),
         "points": f"(?:{location}{location})" + _repeat(limits.get("points")),
     }
+    names = [INTERLEAVE, depth_code, location]
+    if vocabulary.mask_codes is not None:
+        names.append(f"<MASK_{_regex_numbers(0, vocabulary.mask_codes - 1)}>")
+        bodies["masks"] = f"{box}(?:{names[-1]}){{{vocabulary.mask_length}}}"
     markers = [mark(modality) for modality in bodies for mark in (vocabulary.start_name, vocabulary.end_name)]
-    any_name = "|".join([*markers, INTERLEAVE, depth_code, location])
+    any_name = "|".join([*markers, *names])
     choices = [f"{vocabulary.start_name(m)}{bodies[m]}{vocabulary.end_name(m)}" for m in limits]
     choices += [INTERLEAVE] if interleave else []
     choices.append(rf"(?!{any_name})[\s\S]")
@@ -80,6 +84,7 @@ def ebnf(vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool) -> 
         "depth": f"depth-code{{{vocabulary.depth_length}}}",
         "boxes": f"box{_repeat(limits.get('boxes'))}",
         "points": f"point{_repeat(limits.get('points'))}",
+        "masks": f"box mask-code{{{vocabulary.mask_length}}}",
     }
     rules = {"root": _any_of(limits, interleave)}
     for modality in limits:
@@ -89,14 +94,16 @@ def ebnf(vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool) -> 
         rules["interleave"] = f'"{INTERLEAVE}"'
     if "depth" in limits:
         rules["depth-code"] = f'"<DEPTH_" {_ebnf_numbers(0, vocabulary.depth_codes - 1)} ">"'
-    if "boxes" in limits:
+    if "masks" in limits:
+        rules["mask-code"] = f'"<MASK_" {_ebnf_numbers(0, vocabulary.num_codes("masks") - 1)} ">"'
+    if {"boxes", "masks"} & set(limits):
         rules["box"] = "location location location location"
     if "points" in limits:
         rules["point"] = "location location"
-    if {"boxes", "points"} & set(limits):
+    if {"boxes", "points", "masks"} & set(limits):
         word = NAMINGS[vocabulary.naming]
         rules["location"] = f'"<{word}_" {_ebnf_numbers(0, vocabulary.num_locations - 1)} ">"'
-    rules["text"] = '[^<] | "<" [^<DBLPI]'
+    rules["text"] = f'[^<] | "<" [^<DBLPI{"M" if "masks" in vocabulary.modalities else ""}]'
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
 
 
@@ -140,6 +147,7 @@ def lark(
         "depth": f"{id_set(vocabulary.code_ids('depth'))}{{{vocabulary.depth_length}}}",
         "boxes": f"box{_repeat(limits.get('boxes'))}",
         "points": f"point{_repeat(limits.get('points'))}",
+        "masks": f"box {id_set(vocabulary.code_ids('masks'))}{{{vocabulary.mask_length}}}",
     }
     for modality, most in limits.items():
         if vocabulary.bare_boxes:
@@ -147,7 +155,7 @@ def lark(
             continue
         ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
         rules[modality] = " ".join([ends[0], *([] if most == 0 else [bodies[modality]]), ends[1]])
-        if modality == "boxes" and most != 0:
+        if modality in ("boxes", "masks") and most != 0:
             ordered = ordered_boxes and len(locations) <= MOST_ORDERED
             rules |= _ordered_boxes(locations) if ordered else {"box": f"{id_set(locations)}{{4}}"}
         elif modality == "points" and most != 0:

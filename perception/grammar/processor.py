@@ -10,14 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from perception.grammar.automaton import SpanGrammar, SpanLimits
-from perception.vocabulary.spans import GROUP_SIZES, MODALITIES
+from perception.grammar.automaton import SpanGrammar, SpanLimits, bounded
+from perception.vocabulary.spans import BOX_OF_MASK, GROUP_SIZES, MODALITIES
 
-_BOXES = 1 + MODALITIES.index("boxes")
-_OTHER, _CODE = 0, len(MODALITIES) + 1  # kinds of ids; 1, 2, 3 are the STARTs, in the order of MODALITIES
+_BOXES, _MASKS = 1 + MODALITIES.index("boxes"), 1 + MODALITIES.index("masks")
+_OTHER, _CODE = 0, len(MODALITIES) + 1  # kinds of ids; 1, 2, 3, 4 are the STARTs, in the order of MODALITIES
 _OUTSIDE, _DEPTH_CODE, _DEPTH_END, _LOCATION, _BOX_OR_END, _BOX_END, _POINT_OR_END, _POINT_END = range(8)
+_MASK_CODE, _MASK_END, _NUM_STATES = 8, 9, 10
 
-_ENDS = {"depth": [_DEPTH_END], "boxes": [_BOX_OR_END, _BOX_END], "points": [_POINT_OR_END, _POINT_END]}
+_ENDS = {
+    "depth": [_DEPTH_END],
+    "boxes": [_BOX_OR_END, _BOX_END],
+    "points": [_POINT_OR_END, _POINT_END],
+    "masks": [_MASK_END],
+}
 """States that allow the END of each modality"""
 
 
@@ -30,7 +36,7 @@ class _Tables:
     codes: Tensor
     """(T + 1,) long: bin of a location, 0 for the rest"""
     masks: Tensor
-    """(8, V) bool: ids that each state allows"""
+    """(states, V) bool: ids that each state allows"""
     location_ids: Tensor
     """(N,) long"""
 
@@ -47,12 +53,13 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
     codes = torch.zeros(size + 1, dtype=torch.long)
     location_ids = torch.tensor(vocabulary.code_ids("boxes"), dtype=torch.long)  # (N,)
     depth_ids = torch.tensor(vocabulary.code_ids("depth"), dtype=torch.long)  # (K,)
-    kinds[location_ids] = kinds[depth_ids] = _CODE
+    mask_ids = torch.tensor(vocabulary.code_ids("masks"), dtype=torch.long)  # (K,), empty without masks
+    kinds[location_ids] = kinds[depth_ids] = kinds[mask_ids] = _CODE
     codes[location_ids] = torch.arange(len(location_ids))
     for kind, modality in enumerate(MODALITIES, start=1):
         if modality in vocabulary.marked:
             kinds[vocabulary.start_id(modality)] = kind
-    masks = torch.zeros(8, num_logits, dtype=torch.bool)
+    masks = torch.zeros(_NUM_STATES, num_logits, dtype=torch.bool)
     masks[_OUTSIDE, : grammar.num_ids] = True
     masks[_OUTSIDE, list(vocabulary.ids.values())] = False
     masks[_OUTSIDE, [i for i in grammar.banned_ids if i < num_logits]] = False
@@ -61,6 +68,7 @@ def _build_tables(grammar: SpanGrammar, num_logits: int, device: torch.device) -
     if grammar.interleave:
         masks[_OUTSIDE, vocabulary.interleave_id] = True
     masks[_DEPTH_CODE, depth_ids] = True
+    masks[_MASK_CODE, mask_ids] = True
     for state in (_LOCATION, _BOX_OR_END, _POINT_OR_END):
         masks[state, location_ids] = True
     for modality, states in _ENDS.items():
@@ -76,7 +84,8 @@ class GrammarMasks:
         self.grammar = grammar
         self._tables: dict[tuple[torch.device, int], _Tables] = {}
         self._map_ids: dict[torch.device, Tensor] = {}
-        self._kinds = dict.fromkeys(grammar.vocabulary.code_ids("depth") + grammar.vocabulary.code_ids("boxes"), _CODE)
+        roles = grammar.vocabulary.id_roles
+        self._kinds = {token: _CODE for token, role in roles.items() if role.kind == "code"}
         marked = grammar.vocabulary.marked
         self._kinds |= {grammar.vocabulary.start_id(name): 1 + MODALITIES.index(name) for name in marked}
 
@@ -103,11 +112,11 @@ class GrammarMasks:
             for name in set(self.grammar.allow) & set(self.grammar.vocabulary.marked):
                 allowed[..., self.grammar.vocabulary.start_id(name)] &= remaining >= self.grammar.shortest(name)
         if self.grammar.ordered_boxes:
-            bounded = (modality == self._boxes) & (seen % 4 >= 2)  # (B, count)
-            if bool(bounded.any()):
+            bounds = (seen % 4 >= 2) & ((modality == self._boxes) | ((modality == _MASKS) & (seen < BOX_OF_MASK)))
+            if bool(bounds.any()):  # (B, count)
                 # x2 comes two ids after x1, y2 two after y1
                 two_before = F.pad(ids, (count + 1, 0), value=-1)[:, -count - 1 : -1]  # (B, count)
-                lowest = torch.where(bounded, tables.codes[_lookup(tables, two_before)], 0)  # (B, count)
+                lowest = torch.where(bounds, tables.codes[_lookup(tables, two_before)], 0)  # (B, count)
                 bins = torch.arange(len(tables.location_ids), device=ids.device)  # (N,)
                 allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
         return allowed
@@ -151,7 +160,8 @@ class GrammarMasks:
         """States of open spans where no limit is near; None where a side of a box bounds the next one."""
         states = {}
         for modality, seen in set(spans):  # rows of a batch are often in the same state
-            if modality == self._boxes and seen % 4 >= 2 and self.grammar.ordered_boxes:
+            name = (None, *MODALITIES)[modality] if modality != self._boxes else "boxes"
+            if self.grammar.ordered_boxes and bounded(name, seen):
                 return None
             states[modality, seen] = self._state(modality, seen)
         return [states[span] for span in spans]
@@ -162,6 +172,10 @@ class GrammarMasks:
         name = MODALITIES[modality - 1]
         if name == "depth":
             return _DEPTH_CODE if seen < self.grammar.vocabulary.depth_length else _DEPTH_END
+        if name == "masks":
+            if seen < BOX_OF_MASK:
+                return _LOCATION
+            return _MASK_CODE if seen < self.grammar.vocabulary.lengths["masks"] else _MASK_END
         if seen % GROUP_SIZES[name]:
             return _LOCATION
         most = self.grammar.most_codes(name)
@@ -210,14 +224,16 @@ class GrammarMasks:
                 full = full | (remaining <= size)
             return torch.where(seen % size == 0, torch.where(full, end, any_or_end), _LOCATION)
 
+        whole_mask = self.grammar.vocabulary.lengths["masks"]
         states = torch.stack(
             [
                 torch.where((seen % GROUP_SIZES["boxes"] > 0) & self.grammar.bare_boxes, _LOCATION, _OUTSIDE),
                 torch.where(seen < self.grammar.vocabulary.depth_length, _DEPTH_CODE, _DEPTH_END),
                 grouped("boxes", _BOX_OR_END, _BOX_END),
                 grouped("points", _POINT_OR_END, _POINT_END),
+                torch.where(seen < BOX_OF_MASK, _LOCATION, torch.where(seen < whole_mask, _MASK_CODE, _MASK_END)),
             ]
-        )  # (4, B, count)
+        )  # (5, B, count)
         return states.gather(0, modality[None])[0]
 
 

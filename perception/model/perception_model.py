@@ -32,6 +32,7 @@ from perception.model.image_inputs import (
 )
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
+from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Prompt:
 
 
 class PerceptionModel:
-    """A transformers image-text-to-text model, its processor, its perception vocabulary and its depth tokenizer."""
+    """A transformers image-text-to-text model, its processor, its perception vocabulary and its tokenizers."""
 
     def __init__(
         self,
@@ -63,21 +64,25 @@ class PerceptionModel:
         vocabulary: PerceptionVocabulary,
         depth_tokenizer: VQVAE | None = None,
         draft_network: DraftNetwork | None = None,
+        mask_tokenizer: VQVAE | None = None,
     ):
         """
         Args:
             draft_network: speeds up decoding and changes no answer.
+            mask_tokenizer: decodes the masks of a vocabulary that has some (`perception.tokenizers.masks`).
 
         Raises:
             ValueError: where the parts do not match.
         """
         vocabulary.check(model, processor.tokenizer)
         _check_depth_tokenizer(depth_tokenizer, vocabulary)
+        _check_mask_tokenizer(mask_tokenizer, vocabulary)
         self.model = model.eval()
         use_float32_logits(self.model)
         self.processor = processor
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
+        self.mask_tokenizer = mask_tokenizer
         self.prompt = ChatPrompt.from_processor(processor)
         self._accepted = accepted_inputs(model)
         tokenizer = processor.tokenizer
@@ -135,14 +140,19 @@ class PerceptionModel:
         vocabulary.check(model, processor.tokenizer, folder)
         depth = folder / "depth_tokenizer"
         depth_tokenizer = VQVAE.from_pretrained(depth).eval() if depth.exists() else None
-        return cls(model.to(device), processor, vocabulary, depth_tokenizer, DraftNetwork.load(folder))
+        masks = folder / "mask_tokenizer"
+        mask_tokenizer = VQVAE.from_pretrained(masks).eval() if masks.exists() else None
+        drafts = DraftNetwork.load(folder)
+        return cls(model.to(device), processor, vocabulary, depth_tokenizer, drafts, mask_tokenizer)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a stock transformers folder, and the vocabulary, depth tokenizer and draft network beside it."""
+        """Write a stock transformers folder, and the vocabulary, tokenizers and draft network beside it."""
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
         if self.depth_tokenizer is not None:
             self.depth_tokenizer.save_pretrained(Path(path) / "depth_tokenizer")
+        if self.mask_tokenizer is not None:
+            self.mask_tokenizer.save_pretrained(Path(path) / "mask_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
         self.vocabulary.save(path)
@@ -418,4 +428,15 @@ def _check_depth_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabu
         raise ValueError(
             f"the depth tokenizer makes {made[0]} codes on a grid of {made[1]}, the vocabulary names {named[0]} on "
             f"{named[1]}; use the depth_tokenizer folder that was saved with the model"
+        )
+
+
+def _check_mask_tokenizer(tokenizer: VQVAE | None, vocabulary: PerceptionVocabulary) -> None:
+    if tokenizer is None:
+        return
+    made, named = MaskTokenizer(tokenizer).vocabulary, vocabulary
+    if (made.mask_codes, made.mask_length) != (named.mask_codes, named.mask_length):
+        raise ValueError(
+            f"the mask tokenizer makes {made.mask_length} of {made.mask_codes} codes, the vocabulary names "
+            f"{named.mask_length} of {named.mask_codes}; use the mask_tokenizer folder that was saved with the model"
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perception.scenes.render import SceneBatch, SceneObject
@@ -35,6 +37,10 @@ class Scene:
             torch.from_numpy(store.object_ids[index].astype("int64")),
             store.objects[index],
         )
+
+    def mask_of(self, number: int) -> NDArray[np.bool_]:
+        """Mask (H, W) of the visible pixels of `objects[number - 1]`."""
+        return self.object_ids.numpy() == number
 
     def flipped(self) -> Scene:
         """The mirror image, with objects renumbered in row-major order of their boxes."""

@@ -2,8 +2,9 @@
 
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
 
-TOKENIZERS = {"depth": DepthTokenizer, "boxes": BoxTokenizer, "points": PointTokenizer}
+TOKENIZERS = {"depth": DepthTokenizer, "boxes": BoxTokenizer, "points": PointTokenizer, "masks": MaskTokenizer}
 
-__all__ = ["TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "PointTokenizer"]
+__all__ = ["TOKENIZERS", "BoxTokenizer", "DepthTokenizer", "MaskTokenizer", "PointTokenizer"]

@@ -27,10 +27,10 @@ def _as_boxes(value: Any) -> NDArray[np.float64]:
     return boxes
 
 
-def _row_and_column(bins: NDArray[np.int64], num_locations: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sort keys of boxes (n, 4) in bins: twice the centre's x (n,), and its row of ROWS (n,)."""
+def reading_order(bins: NDArray[np.int64], num_locations: int) -> NDArray[np.int64]:
+    """Places (n,) of boxes (n, 4) in bins, in the order in which they are written (see `BoxTokenizer`)."""
     columns, heights = bins[:, 0] + bins[:, 2], bins[:, 1] + bins[:, 3]  # (n,), twice the centres
-    return columns, heights * ROWS // (2 * num_locations)
+    return np.lexsort((*bins.T, columns, heights * ROWS // (2 * num_locations)))  # the last key counts first
 
 
 class BoxTokenizer:
@@ -55,8 +55,7 @@ class BoxTokenizer:
         """
         boxes = _as_boxes(boxes_xyxy)  # (n, 4)
         bins = to_bins(boxes, self.num_locations)  # (n, 4)
-        order = np.lexsort((*bins.T, *_row_and_column(bins, self.num_locations)))  # the last key counts first
-        return [int(code) for code in bins[order].ravel()]
+        return [int(code) for code in bins[reading_order(bins, self.num_locations)].ravel()]
 
     def decode(self, codes: Sequence[int]) -> NDArray[np.float64]:
         """Boxes (n, 4), xyxy in [0, 1], for codes (4n,), in their order.

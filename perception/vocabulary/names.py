@@ -15,6 +15,7 @@ from torch import Tensor
 from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
 from perception.vocabulary.recognition import recognised_settings
 from perception.vocabulary.spans import (
+    BOX_OF_MASK,
     MODALITIES,
     Role,
     Span,
@@ -33,15 +34,17 @@ NAMINGS = {"default": "LOC", "aurora": "PIXEL", "paligemma": "loc"}
 """Word for a location in token names. AURORA's data resizes images to 336 x 336: num_locations=336. PaliGemma writes
 four digits, and a box as y1 x1 y2 x2 without START and END."""
 INTERLEAVE = "<INTERLEAVE>"
-_WORDS = {"depth": "DEPTH", "boxes": "BOX", "points": "POINT"}
-_LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL)_\d+|(?:DEPTH|BOX|POINT)_(?:START|END)|INTERLEAVE)>")
+_WORDS = {"depth": "DEPTH", "boxes": "BOX", "points": "POINT", "masks": "MASK"}
+_USUAL = ("depth", "boxes", "points")
+"""Modalities of a vocabulary that says nothing of them"""
+_LOOKS_LIKE_OURS = re.compile(r"<(?:(?:DEPTH|LOC|PIXEL|MASK)_\d+|(?:DEPTH|BOX|POINT|MASK)_(?:START|END)|INTERLEAVE)>")
 
 
 @dataclass(frozen=True)
 class PerceptionVocabulary:
     """All perception tokens by name, and by id after `extend`, `bind` or `load`.
 
-    Codes are integers of a codebook (depth) or bins of [0, 1] (locations); ids are the language model's.
+    Codes are integers of a codebook (depth, masks) or bins of [0, 1] (locations); ids are the language model's.
     """
 
     depth_codes: int = 128
@@ -52,8 +55,13 @@ class PerceptionVocabulary:
     """Bins of [0, 1], shared by x and y, boxes and points"""
     naming: str = "default"
     """"default" (<LOC_n>), "aurora" (<PIXEL_n>) or "paligemma" (<loc0000>)"""
-    modalities: tuple[str, ...] = MODALITIES
-    """Those that it has tokens for; some may be absent from a vocabulary that was recognised"""
+    modalities: tuple[str, ...] = _USUAL
+    """Those that it has tokens for; some may be absent from a vocabulary that was recognised. Masks are among
+    them if mask_codes is given"""
+    mask_codes: int | None = None
+    """Size of the mask codebook; None for a vocabulary without masks"""
+    mask_length: int = 16
+    """Number of codes of a mask, its box not counted"""
     ids: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
     """Id of each name; empty before the vocabulary is bound to a tokenizer"""
 
@@ -61,16 +69,23 @@ class PerceptionVocabulary:
         if self.naming not in NAMINGS:
             raise ValueError(f"naming must be one of {tuple(NAMINGS)}, got {self.naming!r}")
         object.__setattr__(self, "depth_grid", tuple(self.depth_grid))
-        object.__setattr__(self, "modalities", tuple(self.modalities))
+        if "masks" in self.modalities and self.mask_codes is None:
+            raise ValueError("modalities name masks, so mask_codes, the size of their codebook, must be given")
+        given = tuple(m for m in self.modalities if m != "masks")
+        object.__setattr__(self, "modalities", given if self.mask_codes is None else (*given, "masks"))
         if not self.modalities or tuple(m for m in MODALITIES if m in self.modalities) != self.modalities:
             raise ValueError(f"modalities must be some of {MODALITIES}, in this order, got {self.modalities}")
         if self.bare_boxes and self.modalities != ("boxes",):
             raise ValueError(f'naming "paligemma" has boxes alone, got modalities {self.modalities}')
-        sizes = (self.depth_codes, self.num_locations, *self.depth_grid)
+        if self.mask_codes is not None and "boxes" not in self.modalities:
+            raise ValueError(f"masks must have boxes, and the vocabulary has {given} alone; leave mask_codes out")
+        of_masks = [self.mask_length] if self.mask_codes is None else [self.mask_codes, self.mask_length]
+        sizes = [self.depth_codes, self.num_locations, *self.depth_grid, *of_masks]
         if len(self.depth_grid) != 2 or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(
-                "depth_codes, num_locations and both sides of depth_grid (height, width) must be integers above 0, got "
-                f"{self.depth_codes}, {self.num_locations}, {self.depth_grid}"
+                "depth_codes, num_locations, both sides of depth_grid (height, width), mask_codes and mask_length must "
+                f"be integers above 0, got {self.depth_codes}, {self.num_locations}, {self.depth_grid}, "
+                f"{self.mask_codes}, {self.mask_length}"
             )
         if self.ids and self.ids.keys() != set(self.tokens):
             missing, unknown = set(self.tokens) - self.ids.keys(), self.ids.keys() - set(self.tokens)
@@ -89,11 +104,22 @@ class PerceptionVocabulary:
         return self.depth_grid[0] * self.depth_grid[1]
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """Number of codes of a span, by modality, where it is fixed."""
+        return {"depth": self.depth_length, "masks": BOX_OF_MASK + self.mask_length}
+
+    @property
+    def has_usual(self) -> bool:
+        """True unless depth, boxes or points are absent."""
+        return set(_USUAL) <= set(self.modalities)
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the ids, in JSON's types; modalities only where some are absent."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("ids", "modalities")}
-        some = {} if self.modalities == MODALITIES else {"modalities": list(self.modalities)}
-        return settings | {"depth_grid": list(self.depth_grid)} | some
+        """Everything but the ids, in JSON's types; modalities only where some are absent, masks only where present."""
+        left_out = {"ids"} | ({"modalities"} if self.has_usual else set())
+        left_out |= {"mask_codes", "mask_length"} if self.mask_codes is None else set()
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     @property
     def bare_boxes(self) -> bool:
@@ -114,7 +140,8 @@ class PerceptionVocabulary:
             roles[self.end_name(modality)] = Role("end", modality)
         roles |= {name: Role("code", "depth", n) for n, name in enumerate(self.code_names("depth"))}
         roles |= {name: Role("code", "location", n) for n, name in enumerate(self.code_names("boxes"))}
-        return roles | ({INTERLEAVE: Role("interleave")} if self.modalities == MODALITIES else {})
+        roles |= {name: Role("code", "mask", n) for n, name in enumerate(self.code_names("masks"))}
+        return roles | ({INTERLEAVE: Role("interleave")} if self.has_usual else {})
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -132,13 +159,14 @@ class PerceptionVocabulary:
         family = code_family(modality)
         if all(code_family(present) != family for present in self.modalities):
             return []
-        if self._word(modality) != "DEPTH" and self.bare_boxes:
+        if family == "location" and self.bare_boxes:
             return [f"<loc{n:04d}>" for n in range(self.num_locations)]
-        word = "DEPTH" if self._word(modality) == "DEPTH" else NAMINGS[self.naming]
+        word = NAMINGS[self.naming] if family == "location" else self._word(modality)
         return [f"<{word}_{n}>" for n in range(self.num_codes(modality))]
 
     def num_codes(self, modality: str) -> int:
-        return self.depth_codes if self._word(modality) == "DEPTH" else self.num_locations
+        """Number of different codes of a modality; 0 for masks in a vocabulary without them."""
+        return {"depth": self.depth_codes, "masks": self.mask_codes or 0}.get(modality, self.num_locations)
 
     @staticmethod
     def _word(modality: str) -> str:
@@ -189,13 +217,14 @@ class PerceptionVocabulary:
         """Raise SpanError where the span's length or a code does not fit this vocabulary."""
         if span.modality not in self.modalities:
             raise SpanError(f"the vocabulary has no tokens for {span.modality}, only for {', '.join(self.modalities)}")
-        check_length(span.modality, len(span.codes), self.depth_length)
-        size = self.num_codes(span.modality)
-        if span.codes and not 0 <= min(span.codes) <= max(span.codes) < size:
-            raise SpanError(
-                f"{code_family(span.modality)} codes must lie in 0..{size - 1}, got {min(span.codes)}.."
-                f"{max(span.codes)}; they are integers of the codebook or bins, not ids"
-            )
+        check_length(span.modality, len(span.codes), self.lengths)
+        for modality, codes in zip(("boxes", span.modality), span.split, strict=True):
+            size = self.num_codes(modality)
+            if codes and not 0 <= min(codes) <= max(codes) < size:
+                raise SpanError(
+                    f"{code_family(modality)} codes must lie in 0..{size - 1}, got {min(codes)}..{max(codes)}; they "
+                    "are integers of the codebook or bins, not ids"
+                )
 
     def span_names(self, span: Span) -> list[str]:
         """Names of START, the codes, END; of the codes alone where boxes are bare. Raises SpanError as `check_span`."""
@@ -203,7 +232,9 @@ class PerceptionVocabulary:
         names = self.code_names(span.modality)
         if self.bare_boxes:
             return [names[code] for code in swap_axes(span.codes)]
-        return [self.start_name(span.modality), *(names[c] for c in span.codes), self.end_name(span.modality)]
+        (box, own), locations = span.split, self.code_names("boxes")
+        codes = [*(locations[code] for code in box), *(names[code] for code in own)]
+        return [self.start_name(span.modality), *codes, self.end_name(span.modality)]
 
     def span_ids(self, span: Span) -> list[int]:
         """Ids of START, the codes, END. Raises SpanError as `check_span`."""
@@ -220,7 +251,7 @@ class PerceptionVocabulary:
             SpanError: for a span that is truncated or of the wrong length, or a code outside any span.
         """
         plain = ids.tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
-        return read_spans(plain, self.id_roles, self.depth_length, self.bare_boxes)
+        return read_spans(plain, self.id_roles, self.lengths, self.bare_boxes)
 
     def parse_text(self, text: str) -> list[str | Span]:
         """Split text that holds tokens by name into pieces of text and spans. `<INTERLEAVE>` is a piece of its own.
@@ -228,7 +259,7 @@ class PerceptionVocabulary:
         Text that a user typed can look the same: only trust spans of a model's own output, and prefer `parse`.
         """
         pieces = [piece for piece in self._name_pattern.split(text) if piece]
-        return read_spans(pieces, self.name_roles, self.depth_length, self.bare_boxes)
+        return read_spans(pieces, self.name_roles, self.lengths, self.bare_boxes)
 
     @cached_property
     def _name_pattern(self) -> re.Pattern[str]:
@@ -262,7 +293,8 @@ class PerceptionVocabulary:
         users' text can be kept from becoming them.
 
         Args:
-            depth_grid: height and width of a depth map in codes, which tokenizers do not say.
+            depth_grid: height and width of a depth map in codes, which tokenizers do not say. Masks are taken to have
+                16 codes.
 
         Raises:
             ValueError: where none of these tokens is there, or some are missing among them.
@@ -303,6 +335,7 @@ class PerceptionVocabulary:
 
         Works on any causal or image-text-to-text model of transformers, with tied or untied embeddings. Spare rows of
         padded embeddings are used first, no row is dropped, and old rows do not change. A second call changes nothing.
+        A model that was extended with this vocabulary without masks gets the tokens of masks beside its own.
 
         Args:
             model: its config keeps the vocabulary's settings as `perception_vocabulary`.
@@ -355,22 +388,29 @@ class PerceptionVocabulary:
             raise ValueError(f"descriptions must be by token name, got {sorted(unknown)[:3]}; see vocabulary.tokens")
         return {name: f" {n}" for n, name in enumerate(self.code_names("boxes"))} | dict(given or {})
 
+    @property
+    def without_masks(self) -> PerceptionVocabulary:
+        """This vocabulary without masks and ids, which a model may have had before it learns masks."""
+        others = tuple(modality for modality in self.modalities if modality != "masks")
+        return replace(self, modalities=others, mask_codes=None, ids={})
+
     def _check_extendable(self, model: Any, tokenizer: Any) -> None:
-        """Raise ValueError where model or tokenizer hold another vocabulary."""
+        """Raise ValueError where model or tokenizer hold another vocabulary; this one without masks is none."""
         remedy = "start from the original model and tokenizer, or use the vocabulary they were extended with"
         settings = getattr(model.config, CONFIG_KEY, None)
-        if settings is not None and settings != self.settings:
+        held = self if settings == self.settings else self.without_masks
+        if settings is not None and settings != held.settings:
             raise ValueError(f"the model was extended with {settings}, got {self.settings}; {remedy}")
         foreign = self.foreign_tokens(tokenizer)
         if foreign:
             raise ValueError(f"the tokenizer has perception tokens of another vocabulary, e.g. {foreign[:3]}; {remedy}")
         known = tokenizer.get_vocab()
-        if settings is not None and any(name not in known for name in self.tokens):
+        if settings is not None and any(name not in known for name in held.tokens):
             raise ValueError(
                 "the model was extended with this vocabulary and the tokenizer was not, so its rows would be written "
                 "anew; load the tokenizer that was saved with the model, or start from the original model"
             )
-        for modality in ("depth", "boxes"):
+        for modality in ("depth", "boxes", "masks"):
             present = [name in known for name in self.code_names(modality)]
             if any(present) and not all(present):
                 raise ValueError(
@@ -449,7 +489,7 @@ class PerceptionVocabulary:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not whole JSON ({error}); {remedy}") from error
         expected = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or values.keys() | {"modalities"} != expected:
+        if not isinstance(values, dict) or values.keys() | {"modalities", "mask_codes", "mask_length"} != expected:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{path} must hold exactly the keys {sorted(expected)}, got {got}; {remedy}")
         if not values["ids"]:

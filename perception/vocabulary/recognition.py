@@ -26,6 +26,8 @@ def recognised_settings(names: Set[str]) -> dict[str, Any]:
     if {"boxes", "points"} & set(present):
         word, found["naming"] = ("PIXEL", "aurora") if "<PIXEL_0>" in names else ("LOC", "default")
         found["num_locations"] = _count(names, f"<{word}_{{}}>", rf"<{word}_(\d+)>")
+    if "boxes" in present and {"<MASK_START>", "<MASK_END>"} <= names:
+        found["mask_codes"] = _count(names, "<MASK_{}>", r"<MASK_(\d+)>")
     if present and all(found.get(name) != 0 for name in ("depth_codes", "num_locations")):
         return found | {"modalities": present}
     if "<PIXEL_0>" in names:

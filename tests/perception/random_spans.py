@@ -22,6 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"ordered_boxes": False},
     {"allow": (), "interleave": True},
     {"max_boxes": 0},
+    {"allow": ("points", "masks")},
 ]
 
 
@@ -34,6 +35,8 @@ def bound(**settings: Any) -> PerceptionVocabulary:
 
 
 SMALL = bound(depth_codes=8, depth_grid=(2, 3), num_locations=12)
+MASKED = bound(depth_codes=8, depth_grid=(2, 3), num_locations=12, mask_codes=5, mask_length=3)
+"""SMALL with masks of a box and three codes"""
 
 
 def random_decodes(
@@ -45,7 +48,7 @@ def random_decodes(
     generator = torch.Generator().manual_seed(seed)
     processor = SpanLogitsProcessor(grammar, max_length=max_length)
     bias = torch.zeros(size)
-    bias[[vocabulary.start_id(m) for m in ("depth", "boxes", "points")]] = 2.0
+    bias[[vocabulary.start_id(m) for m in vocabulary.modalities]] = 2.0
     bias[EOS] = -1.0
     ids = torch.zeros(batch, 0, dtype=torch.long) if prompt is None else prompt
     done = torch.zeros(batch, dtype=torch.bool)

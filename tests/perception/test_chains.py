@@ -138,10 +138,12 @@ def test_a_chain_may_draw_what_it_needs(extended):
     _, tokenizer, vocabulary = extended
     room = ChainRoom.of(tokenizer, vocabulary)
     assert room.limits("What is this?") is None
-    assert room.limits(prompt_for("How many?", "chain")[0]).most == {"depth": 0, "boxes": 1, "points": 0}
+    assert room.limits(prompt_for("How many?", "chain")[0]).most == {"depth": 0, "boxes": 1, "points": 0, "masks": 0}
     for question, points in (("Which is closest, A, B or C?", 3), ("Which point is closest?", 5)):
         limits = room.limits(prompt_for(question, "chain")[0])
-        assert limits.most == {"depth": 1, "boxes": 0, "points": points} and limits.reserve == room.conclusion
+        assert (
+            limits.most == {"depth": 1, "boxes": 0, "points": points, "masks": 0} and limits.reserve == room.conclusion
+        )
 
 
 def test_token_names_in_a_target_s_text_stay_text(extended):

@@ -16,6 +16,7 @@ import numpy as np
 from perception.chains import (
     ATOMIC_BOXES,
     ATOMIC_DEPTH,
+    ATOMIC_MASKS,
     ATOMIC_POINTS,
     ATOMIC_READINGS,
     CHAIN_COUNT,
@@ -53,6 +54,9 @@ class CurriculumConfig:
     and say which of a few is nearest. Two in five of the maps are mosaics of other images' maps, which are not learned;
     on the image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to
     learn, and a chain does it only two to five times"""
+    masks_share: float = 0.0
+    """share of the atomic counting tasks that draw masks of one to three things instead of boxes; needs mask_tokenizer
+    in the recipe"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""
@@ -107,7 +111,8 @@ def task_shares(config: CurriculumConfig, progress: float) -> dict[str, float]:
         ATOMIC_DEPTH: atomic * depth * (1 - config.points_share - config.readings_share),
         ATOMIC_POINTS: atomic * depth * config.points_share,
         ATOMIC_READINGS: atomic * depth * config.readings_share,
-        ATOMIC_BOXES: atomic * count,
+        ATOMIC_BOXES: atomic * count * (1 - config.masks_share),
+        ATOMIC_MASKS: atomic * count * config.masks_share,
         CHAIN_DEPTH: chain * depth,
         CHAIN_COUNT: chain * count,
         DIRECT_DEPTH: direct * depth,

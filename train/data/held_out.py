@@ -117,6 +117,7 @@ class HeldOutRecords:
     run_dir: Path
     batch_size: int
     groups: int
+    mask_vqvae: VQVAE | None = None
 
     def __call__(self, model: nn.Module) -> Evaluation:
         loss, scalars = self._losses(model)
@@ -127,7 +128,7 @@ class HeldOutRecords:
         with _asking(model, self) as perception:
             answered = answer_examples(perception, asked, self.batch_size)
             pictures = [held_out_picture(perception, one) for one in answered[: self.config.pictures]]
-        scalars |= figures(answered, self.encoder.vocabulary.num_locations, self.vqvae)
+        scalars |= figures(answered, self.encoder.vocabulary.num_locations, self.vqvae, self.mask_vqvae)
         images = {f"picture-{n}": np.array(one.image) for n, one in enumerate(pictures[:_TRACKED], 1)}
         page = self.run_dir / PAGE
         return Evaluation(loss, scalars, images, lambda past: write_held_out_page(page, pictures, past))
@@ -162,7 +163,9 @@ def _asking(model: Any, held_out: HeldOutRecords) -> Iterator[PerceptionModel]:
     encoder, own = held_out.encoder, vars(base.get_output_embeddings())
     changed = "forward" in own
     try:
-        yield PerceptionModel(base, encoder.processor, encoder.vocabulary, held_out.vqvae)
+        yield PerceptionModel(
+            base, encoder.processor, encoder.vocabulary, held_out.vqvae, mask_tokenizer=held_out.mask_vqvae
+        )
     finally:
         if not changed:
             own.pop("forward", None)  # `use_float32_logits` sets it for models in half precision

@@ -131,7 +131,8 @@ class RowEncoder:
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
         depth_ids = vocabulary.code_ids("depth")
-        depth, locations = set(depth_ids), set(vocabulary.code_ids("boxes"))
+        depth = set(depth_ids)
+        locations = {*vocabulary.code_ids("boxes"), *vocabulary.code_ids("masks")}  # a mask says where a thing is, too
         of_map = 0.0 if foreign else self.weights.depth
         of_place = self.weights.location if example.places_given else 0.0
         weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]

@@ -6,7 +6,7 @@ The depth tokenizer encodes the scenes once; the codes are stored in the scenes'
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,10 +32,12 @@ from perception.scenes.questions import (
 )
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
-from perception.tokenizers.boxes import BoxTokenizer
+from perception.tokenizers.boxes import BoxTokenizer, reading_order
 from perception.tokenizers.depth import readings_at
+from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
+from perception.vocabulary.spans import BOX_OF_MASK
 from train.data.augmentation import photometric, to_pixels
 from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
 from train.data.rows import Row
@@ -50,6 +52,7 @@ SHOWN_GAP = 3
 _READINGS = 10  # fewest random points at which a map is read
 _FOREIGN = 0.4  # share of mosaics in the atomic task that reads maps; the others are the image's own
 _MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be named: late letters are rare otherwise
+_MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 12  # number of scenes that are tried for a task
@@ -139,6 +142,8 @@ class TaskMaker:
 
     vocabulary: PerceptionVocabulary
     tokenizer: VQVAE
+    masks: MaskTokenizer | None = field(default=None, kw_only=True)
+    """None: no masks are drawn"""
 
     def _span(self, boxes: np.ndarray) -> Span:
         return Span("boxes", tuple(BoxTokenizer(self.vocabulary.num_locations).encode(boxes)))
@@ -173,6 +178,20 @@ class TaskMaker:
     def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
         return depth_question(scene, rng, count)
 
+    def mask_example(self, scene: Scene, rng: np.random.Generator) -> Example | None:
+        """Make an example that draws the masks of some things of the scene; None if there are none, or too many."""
+        assert self.masks is not None, "the curriculum asks for masks and the recipe has no mask_tokenizer"
+        color, shape = draw_selection(scene, rng)
+        chosen = select(scene, color, shape)
+        if not 1 <= len(chosen) <= _MOST_MASKS:
+            return None
+        numbers = [n for n, item in enumerate(scene.objects, start=1) if item in chosen]
+        codes = np.array([self.masks.encode(scene.mask_of(n)) for n in numbers])  # (n, 20)
+        order = reading_order(codes[:, :BOX_OF_MASK], self.vocabulary.num_locations)
+        things = things_text(color, shape)
+        spans = [Span("masks", tuple(row)) for row in codes[order].tolist()]
+        return chains.atomic_masks(things if len(spans) > 1 else things.removesuffix("s"), spans)
+
     def more_boxes(self, scene: Scene, asked: Example, count: int, rng: np.random.Generator) -> tuple[Example, ...]:
         """Make up to `count` examples of boxes, each of other things than those before it and than `asked`."""
         found = {asked.question: asked}
@@ -206,6 +225,9 @@ class TaskMaker:
         if task == chains.ATOMIC_BOXES:
             boxes = self.boxes(scene, rng)
             return None if boxes is None else (scene.image, boxes)
+        if task == chains.ATOMIC_MASKS:
+            masks = self.mask_example(scene, rng)
+            return None if masks is None else (scene.image, masks)
         if task in (chains.CHAIN_COUNT, chains.DIRECT_COUNT):
             count = self.count_question(scene, rng)
             if count is None:

@@ -33,6 +33,7 @@ def save_perception_model(
     dtype: torch.dtype = torch.float16,
     depth_tokenizer: Path | None = None,
     write_more: Callable[[Path], None] | None = None,
+    mask_tokenizer: Path | None = None,
 ) -> None:
     """Write a standard transformers folder atomically. A README.md of your own that is already in it is kept.
 
@@ -43,8 +44,10 @@ def save_perception_model(
         dtype: precision of the weights in the file.
         depth_tokenizer: folder whose config and weights are copied into `out/depth_tokenizer`.
         write_more: called with the folder, to write further files into it.
+        mask_tokenizer: likewise copied into `out/mask_tokenizer`.
     """
 
+    tokenizers = {"depth_tokenizer": depth_tokenizer, "mask_tokenizer": mask_tokenizer}
     know_end(model, processor.tokenizer)
     keep_spans_in_replies(model, processor)
 
@@ -52,7 +55,7 @@ def save_perception_model(
         save_as(model, folder, dtype)
         processor.save_pretrained(folder)
         vocabulary.save(folder)
-        _write_beside(folder, out, record, depth_tokenizer, write_more)
+        _write_beside(folder, out, record, tokenizers, write_more)
 
     write_whole(out, write)
 
@@ -65,6 +68,7 @@ def save_adapter(
     record: Mapping[str, Any],
     depth_tokenizer: Path | None,
     write_more: Callable[[Path], None],
+    mask_tokenizer: Path | None = None,
 ) -> None:
     """Write a folder with an adapter alone atomically. A README.md of your own that is already in it is kept.
 
@@ -75,10 +79,12 @@ def save_adapter(
     The other arguments are those of `save_perception_model`.
     """
 
+    tokenizers = {"depth_tokenizer": depth_tokenizer, "mask_tokenizer": mask_tokenizer}
+
     def write(folder: Path) -> None:
         folder.mkdir()
         write_adapter(model, vocabulary, base, folder)
-        _write_beside(folder, out, record, depth_tokenizer, write_more)
+        _write_beside(folder, out, record, tokenizers, write_more)
 
     write_whole(out, write)
 
@@ -87,14 +93,15 @@ def _write_beside(
     folder: Path,
     out: Path,
     record: Mapping[str, Any] | None,
-    depth_tokenizer: Path | None,
+    tokenizers: Mapping[str, Path | None],
     write_more: Callable[[Path], None] | None,
 ) -> None:
     """Write what lies beside the weights of a model or an adapter."""
-    if depth_tokenizer is not None:
-        (folder / "depth_tokenizer").mkdir()
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            shutil.copyfile(depth_tokenizer / name, folder / "depth_tokenizer" / name)
+    for kind, tokenizer in tokenizers.items():
+        if tokenizer is not None:
+            (folder / kind).mkdir()
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
+                shutil.copyfile(tokenizer / name, folder / kind / name)
     if write_more is not None:
         write_more(folder)
     if record is not None:

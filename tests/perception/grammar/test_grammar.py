@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_spans import EOS, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
+from random_spans import EOS, MASKED, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
 from tiny_models import build_llava, build_tokenizer, image_inputs
 
 from perception.grammar.automaton import GrammarState, SpanGrammar
@@ -37,29 +37,30 @@ def test_no_malformed_span_with_the_default_sizes() -> None:
         assert grammar.accepts(ids)
 
 
+@pytest.mark.parametrize("vocabulary", [SMALL, MASKED], ids=["plain", "masks"])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_every_setting(settings: dict[str, Any]) -> None:
-    grammar = SpanGrammar(SMALL, eos_id=EOS, **settings)
-    boxes = 0
+def test_every_setting(settings: dict[str, Any], vocabulary: PerceptionVocabulary) -> None:
+    grammar = SpanGrammar(vocabulary, eos_id=EOS, **settings)
+    seen = set()
     for ids in random_decodes(grammar, 300, 40):
         assert grammar.accepts(ids)
-        for part in SMALL.parse(ids):
+        for part in vocabulary.parse(ids):
             if isinstance(part, Span):
-                assert part.modality in grammar.allow
-                boxes += part.modality == "boxes"
+                seen.add(part.modality)
                 most = grammar.most_codes(part.modality)
                 assert most is None or len(part.codes) <= most
             else:
-                assert part < NUM_TEXT or (grammar.interleave and part == SMALL.interleave_id)
-    assert bool(boxes) == ("boxes" in grammar.allow)
+                assert part < NUM_TEXT or (grammar.interleave and part == vocabulary.interleave_id)
+    assert seen == set(grammar.allow)
 
 
+@pytest.mark.parametrize("vocabulary", [SMALL, MASKED], ids=["plain", "masks"])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_processor_is_the_automaton(settings: dict[str, Any]) -> None:
+def test_processor_is_the_automaton(settings: dict[str, Any], vocabulary: PerceptionVocabulary) -> None:
     """At each step of random sequences, left-padded to a batch, exactly the ids that the automaton lets in are left."""
-    grammar = SpanGrammar(SMALL, eos_id=EOS, banned_ids=(5,), **settings)
-    free = SpanGrammar(SMALL, eos_id=EOS)
-    size, max_length = NUM_TEXT + len(SMALL.tokens) + 3, 30
+    grammar = SpanGrammar(vocabulary, eos_id=EOS, banned_ids=(5,), **settings)
+    free = SpanGrammar(vocabulary, eos_id=EOS)
+    size, max_length = NUM_TEXT + len(vocabulary.tokens) + 3, 30
     rng = random.Random(0)
     prompts = [ids[: rng.randrange(1, 30)] for ids in random_decodes(free, 60, 30, seed=3)]
     rows = [ids for ids in prompts if EOS not in ids]
@@ -76,11 +77,12 @@ def test_processor_is_the_automaton(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("length", range(1, 40))
 def test_budget_is_kept_to_the_token(length: int) -> None:
     """Every span ends by max_length, whatever is left of it, and no room that suffices is refused."""
-    vocabulary = bound(depth_codes=4, depth_grid=(2, 2), num_locations=4)
+    vocabulary = bound(depth_codes=4, depth_grid=(2, 2), num_locations=4, mask_codes=3, mask_length=2)
     grammar = SpanGrammar(vocabulary)
     assert all(grammar.accepts(ids) for ids in random_decodes(grammar, 40, length, spare=0))
     scores = SpanLogitsProcessor(grammar, length)(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 60))[0]
     assert (scores[vocabulary.start_id("depth")] == 0) == (length >= 6)
+    assert (scores[vocabulary.start_id("masks")] == 0) == (length >= 2 + 4 + 2)
     assert (scores[vocabulary.start_id("boxes")] == 0) == (length >= 2)
 
 
@@ -145,7 +147,7 @@ def test_padding_rows_and_placeholders() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"allow": ("masks",)}, "must hold modalities"),
+        ({"allow": ("faces",)}, "must hold modalities"),
         ({"max_boxes": -1}, "max_boxes must be 0 or more"),
         ({"eos_id": SMALL.start_id("depth")}, "must not be ids of perception tokens"),
         ({"banned_ids": [SMALL.start_id("depth")]}, "must not be ids of perception tokens"),
@@ -180,6 +182,35 @@ def test_automaton() -> None:
         grammar.run([*depth[:2], 4])
     flipped = [SMALL.start_id("boxes"), *(SMALL.code_ids("boxes")[n] for n in (3, 3, 2, 4)), SMALL.end_id("boxes")]
     assert not grammar.accepts(flipped) and SpanGrammar(SMALL, ordered_boxes=False).accepts(flipped)
+
+
+def test_a_mask_is_its_box_and_then_all_of_its_codes() -> None:
+    """With sixteen codes, as shipped: fifteen, seventeen, a code in the box and an inverted box are refused."""
+    vocabulary = bound(mask_codes=128, mask_length=16)
+    grammar = SpanGrammar(vocabulary)
+    ids = vocabulary.span_ids(Span("masks", (20, 30, 40, 50, *range(16))))
+    start, box, codes, end = ids[0], ids[1:5], ids[5:-1], ids[-1]
+    assert grammar.accepts([3, *ids, *ids, 4]) and vocabulary.parse(ids) == [
+        Span("masks", (20, 30, 40, 50, *range(16)))
+    ]
+    assert grammar.run(ids[:7]) == GrammarState("masks", (20, 30, 40, 50, 0, 1))
+    for bad in (
+        [start, *box, *codes[:-1], end],
+        [start, *box, *codes, codes[0], end],
+        [start, *box[:-1], codes[0], *codes, end],
+        [start, *codes, end],
+        [start, *reversed(box), *codes, end],
+        codes,
+    ):
+        assert not grammar.accepts(bad)
+    free = SpanGrammar(vocabulary, ordered_boxes=False)
+    assert free.accepts([start, *reversed(box), *codes, end])
+    for unfinished, message in (
+        ([*ids[:-2], end], "exactly 20 codes, those of its box included, got 19"),
+        (ids[:3], "cut short"),
+    ):
+        with pytest.raises(SpanError, match=message):
+            vocabulary.parse(unfinished)
 
 
 # Real generation
@@ -243,10 +274,11 @@ def test_a_batch_decodes_as_its_rows_alone() -> None:
         assert out[i, inputs["input_ids"].shape[1] :][: len(answer)].tolist() == answer
 
 
-def test_masks_read_on_are_those_read_anew():
+@pytest.mark.parametrize("vocabulary", [SMALL, MASKED], ids=["plain", "masks"])
+def test_masks_read_on_are_those_read_anew(vocabulary: PerceptionVocabulary) -> None:
     """Rows that grow by an id, rows that are reordered as beams are, and rows kept in one buffer that is rewritten."""
-    grammar = SpanGrammar(SMALL, eos_id=EOS)
-    size = max(SMALL.ids.values()) + 1
+    grammar = SpanGrammar(vocabulary, eos_id=EOS)
+    size = max(vocabulary.ids.values()) + 1
     for limit in (None, 40, 400):
         followed, generator = SpanLogitsProcessor(grammar, limit), torch.Generator().manual_seed(limit or 0)
         buffer = torch.full((6, 41), 5)

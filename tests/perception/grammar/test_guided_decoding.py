@@ -26,7 +26,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer: Any) -> PerceptionVocabulary:
-    small = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 3), num_locations=12)
+    small = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 3), num_locations=12, mask_codes=5, mask_length=3)
     return small.extend(build_llama(tokenizer), tokenizer)
 
 
@@ -89,9 +89,16 @@ def test_xgrammar_reads_the_ebnf(tokenizer: Any, vocabulary: PerceptionVocabular
     )
     boxes = vocabulary.span_text(Span("boxes", (1, 11, 3, 4)))
     depth = vocabulary.span_text(Span("depth", (7, 0, 1, 2, 3, 4)))
-    for text in ("", "So 3 > 2.", f"There are {boxes}{depth} 1.", f"{depth} x < y"):
+    mask = vocabulary.span_text(Span("masks", (1, 11, 3, 4, 0, 4, 2)))
+    for text in ("", "So 3 > 2.", f"There are {boxes}{depth} 1.", f"{depth} x < y", f"{mask}{boxes}"):
         assert accepts(xgrammar, compiled, text), text
-    for text in (boxes.replace("<LOC_3>", ""), boxes.replace("11", "12"), depth.replace("<DEPTH_7>", ""), boxes[:-1]):
+    for text in (
+        boxes.replace("<LOC_3>", ""),
+        boxes.replace("11", "12"),
+        depth.replace("<DEPTH_7>", ""),
+        boxes[:-1],
+        mask.replace("<MASK_4>", ""),
+    ):
         assert not accepts(xgrammar, compiled, text), text
 
 

@@ -168,6 +168,19 @@ def test_a_recognised_vocabulary_is_saved_and_loaded(tmp_path: Any) -> None:
     assert answers(again, fast=True) == answers(model, fast=True)
 
 
+def test_masks_are_recognised_and_drawn_whole_by_both_ways_of_decoding() -> None:
+    model = recognised(PerceptionVocabulary(8, (2, 2), 10, mask_codes=6).tokens)
+    assert model.vocabulary.settings == PerceptionVocabulary(8, (2, 2), 10, mask_codes=6).settings
+    start = (model.vocabulary.start_id("masks"),)
+    prompts = [Prompt(load_image(picture()), f"Draw mask {n}.", forced=start) for n in range(4)]
+    ids = model.generate_ids(prompts, max_new_tokens=45)
+    assert ids == model.generate_ids(prompts, max_new_tokens=45, fast=False)
+    firsts = [model.vocabulary.parse(row)[0] for row in ids]
+    assert all(isinstance(span, Span) and span.modality == "masks" and len(span.codes) == 20 for span in firsts)
+    with pytest.raises(ValueError, match="no mask tokenizer, so its masks cannot be drawn; add its mask_tokenizer"):
+        drawn_answer(model, picture(), model.answer(prompts[:1], max_new_tokens=30)[0])
+
+
 def test_our_own_tokens_are_recognised(tokenizer: Any, llava: Any) -> None:
     ours = PerceptionVocabulary(8, (2, 2), 10).extend(llava, tokenizer)
     found = PerceptionVocabulary.recognise(tokenizer, (2, 2))

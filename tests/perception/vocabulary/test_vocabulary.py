@@ -15,9 +15,12 @@ from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+from perception.model.shipped import shipped
+from perception.vocabulary.extension import CONFIG_KEY
 from perception.vocabulary.names import FILE_NAME, PerceptionVocabulary, Span, SpanError
 
 SMALL = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10)
+MASKED = PerceptionVocabulary(depth_codes=8, depth_grid=(2, 2), num_locations=10, mask_codes=6, mask_length=3)
 
 
 def weights(model: Any) -> list[Tensor]:
@@ -25,9 +28,11 @@ def weights(model: Any) -> list[Tensor]:
 
 
 def random_span(vocabulary: PerceptionVocabulary, rng: random.Random) -> Span:
-    modality = rng.choice(["depth", "boxes", "points"])
-    count = {"depth": vocabulary.depth_length, "boxes": 4 * rng.randrange(4), "points": 2 * rng.randrange(4)}[modality]
-    return Span(modality, tuple(rng.randrange(vocabulary.num_codes(modality)) for _ in range(count)))
+    modality = rng.choice(vocabulary.modalities)
+    counts = {"boxes": 4 * rng.randrange(4), "points": 2 * rng.randrange(4), "masks": vocabulary.mask_length}
+    count = counts.get(modality, vocabulary.depth_length)
+    box = [rng.randrange(vocabulary.num_locations) for _ in range(4)] if modality == "masks" else []
+    return Span(modality, (*box, *(rng.randrange(vocabulary.num_codes(modality)) for _ in range(count))))
 
 
 # Names
@@ -57,11 +62,45 @@ def test_aurora_names() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"naming": "mine"}, {"depth_codes": 0}, {"depth_grid": (10,)}, {"num_locations": 2.5}, {"ids": {"a": 1}}],
+    [
+        {"naming": "mine"},
+        {"depth_codes": 0},
+        {"depth_grid": (10,)},
+        {"num_locations": 2.5},
+        {"ids": {"a": 1}},
+        {"mask_codes": 0},
+        {"mask_codes": 8, "mask_length": 0},
+        {"mask_codes": 8, "modalities": ("depth",)},
+        {"modalities": ("boxes", "masks")},
+    ],
 )
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         PerceptionVocabulary(**settings)
+
+
+def test_masks_are_there_if_they_are_asked_for() -> None:
+    plain, masked = PerceptionVocabulary(), PerceptionVocabulary(mask_codes=128)
+    assert plain.modalities == ("depth", "boxes", "points") and not any("MASK" in name for name in plain.tokens)
+    assert masked.modalities == ("depth", "boxes", "points", "masks") and masked.mask_length == 16
+    new = set(masked.tokens) - set(plain.tokens)
+    assert new == {"<MASK_START>", "<MASK_END>", *(f"<MASK_{n}>" for n in range(128))}
+    assert masked.without_masks == plain and PerceptionVocabulary(**masked.settings) == masked
+    with pytest.raises(SpanError, match="no tokens for masks, only for depth, boxes, points"):
+        plain.span_text(Span("masks", (1, 2, 3, 4, *range(16))))
+    with pytest.raises(SpanError, match=r"location codes must lie in 0\.\.99, got 1\.\.100"):
+        masked.span_text(Span("masks", (1, 2, 3, 100, *range(16))))
+    with pytest.raises(SpanError, match=r"mask codes must lie in 0\.\.127, got 0\.\.128"):
+        masked.span_text(Span("masks", (1, 2, 3, 4, *range(15), 128)))
+
+
+@pytest.mark.parametrize("name", ["perception-tiny", "aurora-tiny", "geometry-tiny"])
+def test_vocabularies_of_before_masks_load_unchanged(name: str) -> None:
+    folder = shipped(name)
+    vocabulary, written = PerceptionVocabulary.load(folder), json.loads((folder / FILE_NAME).read_text())
+    assert vocabulary.mask_codes is None and "masks" not in vocabulary.modalities
+    assert vocabulary.settings | {"ids": vocabulary.ids} == written
+    assert json.loads((folder / "config.json").read_text())[CONFIG_KEY] == vocabulary.settings
 
 
 # New rows
@@ -150,6 +189,26 @@ def test_a_second_fresh_model_takes_an_extended_tokenizer(spare_rows: int) -> No
     assert all(torch.equal(a, b) for a, b in zip(weights(models[0]), weights(models[1]), strict=True))
 
 
+@pytest.mark.parametrize("spare_rows", [0, 100])
+def test_a_model_that_has_the_vocabulary_gets_masks_beside_it(tmp_path: Path, spare_rows: int) -> None:
+    tokenizer = build_tokenizer()
+    model = build_llava(tokenizer, spare_rows=spare_rows)
+    before = SMALL.extend(model, tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[list(before.ids.values())] += 1  # as training does
+    kept = [w[: max(before.ids.values()) + 1].clone() for w in weights(model)]
+    vocabulary = MASKED.extend(model, tokenizer, init="description", descriptions={"<MASK_0>": " far"})
+    assert before.ids.items() < vocabulary.ids.items() and min(vocabulary.code_ids("masks")) > max(before.ids.values())
+    assert all(torch.equal(w[: len(k)], k) for w, k in zip(weights(model), kept, strict=True))
+    far = tokenizer.encode(" far", add_special_tokens=False)
+    for weight in weights(model):
+        torch.testing.assert_close(weight[vocabulary.token_id("<MASK_0>")], weight[far].mean(0))
+    vocabulary.save(tmp_path)
+    assert PerceptionVocabulary.load(tmp_path) == vocabulary
+    with pytest.raises(ValueError, match="was extended with .*mask_codes"):  # masks are not taken away again
+        SMALL.extend(model, tokenizer)
+
+
 def test_another_vocabulary_is_refused() -> None:
     tokenizer = build_tokenizer()
     model = build_llava(tokenizer)
@@ -219,9 +278,10 @@ def test_every_token_is_one_id_and_stays_plain_in_user_text() -> None:
 # Spans
 
 
-def test_parse_inverts_span_ids(rng: random.Random) -> None:
+@pytest.mark.parametrize("unbound", [SMALL, MASKED], ids=["plain", "masks"])
+def test_parse_inverts_span_ids(rng: random.Random, unbound: PerceptionVocabulary) -> None:
     tokenizer = build_tokenizer()
-    vocabulary = SMALL.extend(build_llama(tokenizer), tokenizer)
+    vocabulary = unbound.extend(build_llama(tokenizer), tokenizer)
     for _ in range(200):
         answer: list[int | Span] = []
         for _ in range(rng.randrange(5)):
@@ -247,13 +307,16 @@ def test_parse_inverts_span_ids(rng: random.Random) -> None:
         ("<BOX_START><BOX_START>", "got start boxes"),
         ("<BOX_START> <BOX_END>", "got text"),
         ("<BOX_START><INTERLEAVE><BOX_END>", "got interleave"),
+        ("<MASK_START><LOC_1><MASK_1>", "expected a location code .* got code mask"),
+        ("<MASK_START>" + "<LOC_1>" * 5, "expected a mask code .* got code location"),
+        ("<MASK_START>" + "<LOC_1>" * 4 + "<MASK_1>" * 2 + "<MASK_END>", "exactly 7 codes, .* box included, got 6"),
         ("a <LOC_1>", "stray code .* position 1"),
         ("<BOX_END>", "stray end"),
     ],
 )
 def test_malformed_spans(text: str, message: str) -> None:
     tokenizer = build_tokenizer()
-    vocabulary = SMALL.extend(build_llama(tokenizer), tokenizer)
+    vocabulary = MASKED.extend(build_llama(tokenizer), tokenizer)
     with pytest.raises(SpanError, match=message):
         vocabulary.parse_text(text)
     with pytest.raises(SpanError):
@@ -264,7 +327,7 @@ def test_span_errors() -> None:
     with pytest.raises(SpanError, match=r"0\.\.9, got 3\.\.10"):
         SMALL.span_text(Span("points", (3, 10)))
     with pytest.raises(ValueError, match="must be one of"):
-        Span("masks", ())
+        Span("faces", ())
     with pytest.raises(ValueError, match="no ids yet"):
         SMALL.span_ids(Span("points", (3, 9)))
 
