@@ -1,14 +1,17 @@
 """Draw the README's picture: a counting and a depth question, each with what the model drew and said.
 
 `python -m benchmarks.figures` asks the shipped `models/aurora-tiny` about scenes it has never seen, rendered at 320 x
-320 for the eye (the model's processor resizes them to its own size), and writes `docs/answer.png`. It takes the first
-scenes from --first-seed that have enough objects and that the model answers right; with --any it takes the first ones
-whatever the answer. The picture shows how the model works; `benchmarks/results/` says how often it is right.
+320 for the eye (the model's processor resizes them to its own size), and writes `docs/answer.png`. The rule: it takes
+the first scenes from --first-seed that have enough objects and where every detail is right. That is the answer, each
+box (IoU of 0.7 with the true one), each point (within 3 % of the image's side), and no other reading ties with the
+largest. With --any it takes the first scenes whatever the answer. The picture shows how the model works;
+`benchmarks/results/` says how often it is right.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +19,10 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from perception.chains import Answer
 from perception.evaluation.report import spans_to_draw
@@ -35,6 +40,7 @@ RENDERED = 320
 _PANEL, _GAP, _WORDS, _HEAD = 300, 16, 380, 30
 _INK, _FAINT, _RIGHT, _WRONG = "#202124", "#5f6368", "#188038", "#c5221f"
 _TRIES = 400
+_IOU, _NEAR = 0.7, 0.03
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Question:
     image: Tensor
     """(H, W, 3) uint8"""
     answer: int | str
+    places: np.ndarray
+    """(n, 4) boxes of what is counted, or (n, 2) points, in [0, 1]"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,22 @@ class Answered:
     def right(self) -> bool:
         return self.answer.value == self.question.answer
 
+    def faultless(self, num_locations: int) -> bool:
+        """True if the answer is right, and so is every box or point that was drawn, and no two readings tie."""
+        places, true = self.answer.spans, self.question.places
+        if true.shape[1] == 4:
+            codes = [code for span in places if span.modality == "boxes" for code in span.codes]
+            boxes = torch.from_numpy(BoxTokenizer(num_locations).decode(codes))
+            same = len(boxes) == len(true) and bool(
+                (box_iou(boxes, torch.from_numpy(true).double()).diag() >= _IOU).all()
+            )
+        else:
+            codes = [code for span in places if span.modality == "points" for code in span.codes]
+            points, readings = PointTokenizer(num_locations).decode(codes), re.findall(r"\d+", self.answer.text)
+            same = len(points) == len(true) and bool((np.linalg.norm(points - true, axis=1) <= _NEAR).all())
+            same = same and readings.count(max(readings, key=int, default="")) == 1
+        return self.right and same
+
 
 def questions(kind: str, style: str, first_seed: int) -> Iterator[Question]:
     """Questions of a kind, "count" or "depth", about scenes with at least six objects; counts of three to six."""
@@ -69,22 +93,24 @@ def questions(kind: str, style: str, first_seed: int) -> Iterator[Question]:
         if kind == "count":
             asked = count_question(scene, rng)
             if 3 <= asked.answer <= 6 and asked.answer < len(scene.objects):
-                yield Question(asked.text, scene.image, asked.answer)
+                yield Question(asked.text, scene.image, asked.answer, asked.boxes_xyxy)
         elif (marked := depth_question(scene, rng, 4)) is not None:
-            yield Question(marked.text, marked.image, marked.answer)
+            yield Question(marked.text, marked.image, marked.answer, marked.points_xy)
 
 
 def first_answer(model: PerceptionModel, kind: str, style: str, first_seed: int, whatever: bool = False) -> Answered:
-    """The first question that the model answers right, or simply the first.
+    """The first question that the model answers without a fault, or simply the first.
 
     Raises:
-        ValueError: if it answers none of many right.
+        ValueError: if it answers none of many so.
     """
     for asked in islice(questions(kind, style, first_seed), _TRIES):
         answered = Answered(asked, model.ask(asked.image, asked.text, mode="chain"))
-        if whatever or answered.right:
+        if whatever or answered.faultless(model.vocabulary.num_locations):
             return answered
-    raise ValueError(f"the model answers none of {_TRIES} {kind} questions right; train it longer, or give --any")
+    raise ValueError(
+        f"the model answers none of {_TRIES} {kind} questions without a fault; train it longer, or give --any"
+    )
 
 
 def drawn_panel(model: PerceptionModel, answered: Answered) -> tuple[Image.Image, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from benchmarks import figures
 from perception.chains import Answer
 from perception.evaluation.report import drawn_answer, spans_to_draw
+from perception.tokenizers import BoxTokenizer
 from perception.vocabulary.names import Span
 from vqvae import VQVAE, VQVAEConfig
 
@@ -58,13 +60,39 @@ def answer_of_map(answer: Answer) -> Answer:
     return Answer(answer.text, answer.spans[:1], answer.value)
 
 
-def test_scenes_are_searched_until_the_answer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def faultless(answer: Answer, places: np.ndarray, true: Any) -> bool:
+    question = figures.Question("?", Any, true, places)  # type: ignore[arg-type]
+    return figures.Answered(question, answer).faultless(100)
+
+
+def test_every_box_must_be_right() -> None:
+    boxes = np.array([[0.105, 0.205, 0.405, 0.605], [0.505, 0.505, 0.905, 0.805]])
+    answer = Answer("2.", (Span("boxes", (10, 20, 40, 60, 50, 50, 90, 80)),), 2)
+    assert faultless(answer, boxes, 2)
+    assert not faultless(answer, boxes + np.array([0, 0, 0.3, 0]), 2)  # a box that reaches over another thing
+    assert not faultless(answer, boxes[:1], 2) and not faultless(answer, boxes, 3)
+
+
+def test_every_point_must_be_right_and_no_readings_may_tie() -> None:
+    points = np.array([[0.105, 0.205], [0.405, 0.605]])
+    spans = (Span("depth", (0,)), Span("points", (10, 20)), Span("points", (40, 60)))
+    answer = Answer("A 90, B 20, so A.", spans, "A")
+    assert faultless(answer, points, "A")
+    assert not faultless(answer, points[::-1], "A")
+    assert not faultless(Answer("A 43, B 43, so A.", spans, "A"), points, "A")
+
+
+def test_scenes_are_searched_until_every_detail_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "RENDERED", 64)
+    asked = list(itertools.islice(figures.questions("count", "standard", 7), 3))
+    third = BoxTokenizer(100).encode(asked[2].places)
+    monkeypatch.setattr(figures, "_TRIES", 3)
+    monkeypatch.setattr(Oracle, "ask", lambda *_, **__: Answer("", (Span("boxes", tuple(third)),), asked[2].answer))
     found = figures.first_answer(Oracle(), "count", "standard", 7)  # type: ignore[arg-type]
-    assert found.right and found.question.answer == 4
+    assert np.array_equal(found.question.places, asked[2].places)
     monkeypatch.setattr(Oracle, "ask", lambda *_, **__: Answer("", (), None))
     monkeypatch.setattr(figures, "_TRIES", 2)
-    with pytest.raises(ValueError, match=r"answers none of 2 count questions right; train it longer"):
+    with pytest.raises(ValueError, match=r"answers none of 2 count questions without a fault; train it longer"):
         figures.first_answer(Oracle(), "count", "standard", 7)  # type: ignore[arg-type]
 
 
