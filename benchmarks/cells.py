@@ -34,6 +34,7 @@ from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.voc import read_voc
+from perception.model.adapter import base_digest
 from perception.model.folder import find_folder
 from train.aurora import AuroraConfig
 from train.data.records import SourcesConfig
@@ -78,18 +79,19 @@ def labelled(records: Sequence[Record], count: int, seed: int) -> tuple[Record, 
 
 def training(arm: str, count: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training; its data are the records.jsonl of its folder."""
-    folder = Path(given.runs) / f"{arm}-{count}-{seed}"
+    base, steps = find_folder(given.base), STEPS.get(count, MOST_STEPS)
+    folder = Path(given.runs) / f"{base_digest(base)[:8]}-{arm}-{count}-{steps}-{seed}"
     return AuroraConfig(
         arm=ARMS[arm].arm,  # type: ignore[arg-type]
         base=given.base,
         out=str(folder / "model"),
         run_dir=str(folder / "training"),
-        depth_tokenizer=str(find_folder(given.base) / "depth_tokenizer"),
+        depth_tokenizer=str(base / "depth_tokenizer"),
         tower_lr_ratio=0.0,
         data=SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),)),
         curriculum=ARMS[arm].curriculum,
         loop=LoopConfig(
-            steps=STEPS.get(count, MOST_STEPS),
+            steps=steps,
             learning_rate=RATE,
             weight_decay=0.05,
             warmup_steps=0.1,

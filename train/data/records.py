@@ -45,7 +45,7 @@ from perception.datasets.voc import read_voc
 from perception.datasets.yolo import read_yolo
 from perception.scenes.markers import draw_markers
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary.names import PerceptionVocabulary, SpanError
+from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 from train.data.conversations import ConversationPrompt
 from train.data.curriculum import CurriculumConfig, kind_shares
 from train.data.photos import PhotosConfig
@@ -458,8 +458,10 @@ def may_mirror(record: Record) -> bool:
     """True if a record holds as well in its mirror image: it counts or draws boxes, and no text speaks of a side."""
     if record.image is None or record.images is not None or record.marks:
         return False
-    texts = [text for turn in record.turns for text in (turn.question, *turn.target) if isinstance(text, str)]
-    return all(turn.task in _SIDELESS for turn in record.turns) and not any(map(_SIDES.search, texts))
+    parts = [part for turn in record.turns for part in (turn.question, *turn.target)]
+    drawn = [part.modality for part in parts if isinstance(part, Span)]
+    sides = any(_SIDES.search(part) for part in parts if isinstance(part, str))
+    return all(turn.task in _SIDELESS for turn in record.turns) and set(drawn) <= {"boxes"} and not sides
 
 
 def mirror(row: Row, num_locations: int) -> Row:
