@@ -41,6 +41,7 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
 
 def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured, monkeypatch):
     folder, words = measured
+    monkeypatch.setattr(photos, "MOST_STEPS", 1)
     monkeypatch.setattr(label_efficiency, "train", lambda config: pytest.fail("it trained again"))
     assert photos.main([*words, "--out", str(folder / "again.json")]) == 0
     first, again = (json.loads((folder / name).read_text()) for name in ("photos.json", "again.json"))
