@@ -87,7 +87,7 @@ def test_figures_of_counts_written_by_hand(records):
     red = set(cells.pick(questions, ("red cells",)))
     direct = [n - 4 if i in red else None for i, n in enumerate(right)]
     boxes = [n + 1 if i in red else n for i, n in enumerate(right)]
-    counts = {cells.DIRECT: [direct] * 3, cells.DRAWN: [boxes] * 3, cells.SAID: [right] * 3}
+    counts = {cells.DIRECT: [direct], cells.DRAWN: [boxes], cells.SAID: [right]}
     found = cells.figures(counts, questions)
     assert len(red) == 4 and found["error"][cells.DIRECT]["red cells"]["mean"] == 4
     assert found["exact"][cells.DIRECT]["platelets"]["mean"] == 0, "no number is never right, where 0 would be, too"

@@ -28,7 +28,18 @@ def test_the_commands_of_the_page_run(tmp_path: Path, capsys: Any) -> None:
         (folder / "runs" / "photos").mkdir(parents=True)
         (folder / "runs" / "photos" / "base").symlink_to(base)
         for words in commands((EXAMPLE / "README.md").read_text(), run=True):
-            few = ["--loop.steps", "1", "--batch_size", "2", "--evaluation.most", "2", "--evaluation.asked", "2"]
+            few = [
+                "--loop.steps",
+                "1",
+                "--loop.warmup_steps",
+                "1",
+                "--batch_size",
+                "2",
+                "--evaluation.most",
+                "2",
+                "--evaluation.asked",
+                "2",
+            ]
             execute(words + few * ("train.aurora" in words))
         assert (folder / "runs/cells/counted.png").is_file() and (folder / "runs/cells/held_out.html").is_file()
     # 16 photographs, three kinds of cells each, of which boxes, a chain and a direct answer
