@@ -40,7 +40,7 @@ from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
-from train.finetune import train
+from train.finetune import FinetuneConfig, train
 from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from vqvae.files import write_whole
@@ -133,18 +133,22 @@ class Cell:
         if file.exists():
             stored: dict[str, list[int]] = json.loads(file.read_text())
             return stored
-        config = self.config(given)
-        if not (Path(config.out) / "training.json").exists():
-            print(f"{self.name}", flush=True)
-            train(config)
-            shutil.rmtree(config.run_dir)
-        model = PerceptionModel.from_pretrained(config.out)
+        model = trained_model(self.config(given), self.name)
         found = {}
         for curve, (mode, read) in ARMS[self.arm].asked.items():
             answers = evaluate_items(model, items, mode, title=f"{self.name}, {name}: {curve}", read=read)
             found[curve] = [int(answer.correct) for answer in answers]
         write_whole(file, lambda partial: partial.write_text(json.dumps(found)))
         return found
+
+
+def trained_model(config: FinetuneConfig, name: str) -> PerceptionModel:
+    """Return the model of a training, which is run and named first where it is not finished."""
+    if not (Path(config.out) / "training.json").exists():
+        print(name, flush=True)
+        train(config)
+        shutil.rmtree(config.run_dir)
+    return PerceptionModel.from_pretrained(config.out)
 
 
 def pick(items: Sequence[Item], row: str) -> list[int]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import ARMS, BASELINES, DRAWN, ROWS, figures, pick
+from benchmarks.label_efficiency import ARMS, BASELINES, DRAWN, ROWS, figures, pick, trained_model
 from benchmarks.perception_tiny import ask, named, nearest
 from perception.chains import ATOMIC_DEPTH_QUESTION, readings_question
 from perception.datasets.photographs import Photographs
@@ -42,7 +41,6 @@ from train.aurora import AuroraConfig
 from train.data.photos import PhotosConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
-from train.finetune import train
 from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from vqvae.files import write_whole
@@ -88,11 +86,7 @@ def outcomes(config: AuroraConfig, arm: str, items: Sequence[Item]) -> dict[str,
         stored: dict[str, list[int]] = json.loads(file.read_text())
         return stored
     name = file.parent.name
-    if not (Path(config.out) / "training.json").exists():
-        print(name, flush=True)
-        train(config)
-        shutil.rmtree(config.run_dir)
-    model = PerceptionModel.from_pretrained(config.out)
+    model = trained_model(config, name)
     found = {}
     for curve, (mode, read) in ARMS[arm].asked.items():
         answers = evaluate_items(model, items, mode, title=f"{name}: {curve}", read=read)

@@ -1,7 +1,8 @@
 """Counting and drawing tasks from detection labels, in the words of their class names.
 
 Readers of the layouts (`perception.datasets.coco`, `voc`, `yolo`) give `BoxedImage`s. The question of an image is
-about its most frequent class among those that are fully annotated and have at most `CountRules.max_count` objects.
+about its most frequent class among those that are fully annotated and have at most `CountRules.max_count` objects; or
+there is a question about each such class, and about each class that is known not to be there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class CountRules:
     """largest count that is asked for"""
     zero_share: float = 0.0625
     """share of the images that are also asked about an absent class; the default, 1/16, is one of the counts 0 to 15"""
+    every_class: bool = False
+    """every class of an image is asked about, absent ones too, and not its most frequent one alone"""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +80,9 @@ def ask_counts(
     for labelled in found:
         skipped += labelled.bad
         asked = _classes_asked(labelled, rules)
-        if not asked:
+        if rules.every_class:
+            skipped += _too_many(labelled, names, rules.max_count)
+        elif not asked:
             skipped.append(f"{labelled.where}: no fully annotated class has 1 to {rules.max_count} objects")
         for category in asked:
             boxes = np.array(labelled.boxes.get(category, [])).reshape(-1, 4)
@@ -95,14 +100,25 @@ def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> lis
 
 
 def _classes_asked(labelled: BoxedImage, rules: CountRules) -> list[Any]:
-    """The most frequent class that can be counted and, for a share of the images, an absent class."""
+    """The most frequent class that can be counted and, for a share of the images, an absent class; or all of both."""
     rng = np.random.default_rng((rules.seed, labelled.number))
     counts = {c: len(boxes) for c, boxes in labelled.boxes.items() if c not in labelled.unsure}
     counts = {c: count for c, count in counts.items() if 0 < count <= rules.max_count}
+    if rules.every_class:
+        return sorted([*counts, *labelled.absent])
     asked = [min(counts, key=lambda c: (-counts[c], c))] if counts else []
     if labelled.absent and rng.random() < rules.zero_share:
         asked.append(labelled.absent[int(rng.integers(len(labelled.absent)))])
     return asked
+
+
+def _too_many(labelled: BoxedImage, names: Mapping[Any, str], most: int) -> list[str]:
+    """Messages about the classes of an image that have more objects than are asked for."""
+    return [
+        f"{labelled.where}: {len(boxes)} {names[c]}, and at most {most} are asked for; raise counts_most"
+        for c, boxes in sorted(labelled.boxes.items())
+        if len(boxes) > most
+    ]
 
 
 def plural_names(names: Mapping[Any, str]) -> dict[Any, str]:

@@ -18,6 +18,7 @@ _KEPT = frozenset(_IN_THE_PLURAL.split())
 # Singulars that end in s: bus, glass, iris. inflect guesses wrong singulars for them.
 _SINGULAR_ENDS = ("ss", "us", "is", "as", "os")
 _IRREGULAR = {"lens": "lenses", "thermos": "thermoses", "lego": "legos", "bison": "bison"}
+_ABBREVIATION = re.compile(r"[B-DF-HJ-NP-TV-Z]{2,}")  # RBC, TV; inflect would write RBCS
 _QUALIFIER = re.compile(r"\s*\(([^)]*)\)\s*$")
 
 
@@ -47,6 +48,8 @@ def plural(name: str) -> str:
 
 @cache
 def _plural_word(word: str) -> str:
+    if _ABBREVIATION.fullmatch(word):
+        return f"{word}s"
     lower = word.lower()
     if lower in _KEPT:
         return word

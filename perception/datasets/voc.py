@@ -1,4 +1,4 @@
-"""Counting questions from Pascal VOC's annotations, one XML file per image.
+"""Counting questions from Pascal VOC's annotations, one XML file per image, all of a folder or those of a split.
 
 Corners are pixels counted from 1, the last one included, so a box of the whole image is 1 1 width height. An image gets
 no question about a class with a `difficult` object, which its annotators were not asked to find in every image.
@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped, plural_names
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
+from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
 from perception.datasets.records import RecordSet, bad_row
 
@@ -29,14 +30,18 @@ def read_voc(
     """Counting records of the XML files beneath a folder, as `perception.datasets.coco.read_counts` makes them.
 
     Args:
-        annotations: folder of the XML files, or one XML file.
+        annotations: folder of the XML files, one XML file, or the list of a split, such as ImageSets/Main/train.txt,
+            whose XML files lie in the folder Annotations beside ImageSets.
         images: folder of the images, which may be the same one.
 
     Raises:
         ValueError: naming the file, if it is no annotation, a box lacks a side, or its image is missing or of another
             size.
     """
-    files = files_beneath(annotations, {".xml"}) if annotations.is_dir() else [annotations]
+    if annotations.suffix.lower() == ".txt":
+        files = _of_split(annotations)
+    else:
+        files = files_beneath(annotations, {".xml"}) if annotations.is_dir() else [annotations]
     if not files:
         raise ValueError(f"{annotations} holds no XML files; give VOC's folder Annotations")
     found, skipped = list[tuple[BoxedImage, set[str]]](), list[str]()
@@ -48,6 +53,19 @@ def read_voc(
         labelled.absent.extend(sorted(classes - there))
     made = ask_counts((labelled for labelled, _ in found), plural_names({c: c for c in classes}), num_locations, rules)
     return RecordSet(made.records, (*skipped, *made.skipped))
+
+
+def _of_split(path: Path) -> list[Path]:
+    """The XML files of a split: a line begins with the name of an image, without its ending."""
+    lines = [line.split() for line in text_lines(read_text(path))]
+    names = [words[0] for words in lines if words]
+    if not names:
+        raise ValueError(f"{path} names no images; write one name a line, without its ending")
+    beside = [parent / "Annotations" for parent in path.absolute().parents[:3]]
+    folder = next((one for one in beside if one.is_dir()), None)
+    if folder is None:
+        raise ValueError(f"{path}: there is no folder Annotations beside ImageSets; put the XML files there")
+    return [folder / f"{name}.xml" for name in names]
 
 
 def _labelled(path: Path, number: int, images: Path) -> tuple[BoxedImage, set[str]]:

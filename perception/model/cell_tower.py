@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 STRIDES = (4, 8, 16, 32)
 
@@ -131,14 +131,15 @@ class CellTower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Leave the weights as their modules made them; the backbone's are loaded."""
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         features = self.backbone(pixel_values.contiguous(memory_format=torch.channels_last))
         first, *others = (norm(x) for norm, x in zip(self.norms, features, strict=True))
         x = first
         for level, own in zip(self.levels, others, strict=True):
             x = level(x, own)
         tokens = (x + self.places).flatten(2).transpose(1, 2)  # (B, N, D)
-        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+        # LLaVA replaces pooled features by its own, which are part of the output only if it has some
+        return BaseModelOutputWithPooling(tokens, tokens.mean(1), hidden_states=(tokens,))
 
 
 def register() -> None:

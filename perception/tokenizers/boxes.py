@@ -57,6 +57,18 @@ class BoxTokenizer:
         bins = to_bins(boxes, self.num_locations)  # (n, 4)
         return [int(code) for code in bins[reading_order(bins, self.num_locations)].ravel()]
 
+    def mirror(self, codes: Sequence[int]) -> list[int]:
+        """Codes (4n,) of the same boxes in the image's mirror image, left and right exchanged.
+
+        They are in the order of `encode` again; codes that were not keep their order.
+        """
+        bins = np.array(codes, dtype=np.int64).reshape(-1, 4)
+        mirrored = bins.copy()
+        mirrored[:, [0, 2]] = self.num_locations - 1 - bins[:, [2, 0]]
+        if (reading_order(bins, self.num_locations) == np.arange(len(bins))).all():
+            mirrored = mirrored[reading_order(mirrored, self.num_locations)]
+        return [int(code) for code in mirrored.ravel()]
+
     def decode(self, codes: Sequence[int]) -> NDArray[np.float64]:
         """Boxes (n, 4), xyxy in [0, 1], for codes (4n,), in their order.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny_models import build_llava, build_tokenizer
 
 from perception import chains
 from perception.answers import read_answer
 from perception.chains import ChainRoom, Example, encode_target, kind_of_question, prompt_for, read_ids
+from perception.grammar.automaton import SpanGrammar
+from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 DEPTH = Span("depth", tuple(i % 128 for i in range(100)))
@@ -144,6 +147,21 @@ def test_a_chain_may_draw_what_it_needs(extended):
         assert (
             limits.most == {"depth": 1, "boxes": 0, "points": points, "masks": 0} and limits.reserve == room.conclusion
         )
+
+
+def test_a_list_of_sixty_boxes_has_room_for_its_number(extended):
+    _, tokenizer, vocabulary = extended
+    room, grammar = ChainRoom.of(tokenizer, vocabulary), SpanGrammar(vocabulary)
+    boxes = BoxTokenizer(100).encode(np.random.default_rng(0).uniform([0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], (60, 4)))
+    example = chains.chain_count("How many cells are there?", Span("boxes", tuple(boxes)))
+    ids = encode_target(tokenizer, vocabulary, example.target)
+    assert len(ids) + len(("the end",)) <= room.default
+    state = grammar.run([])
+    for written, token in enumerate(ids[: 2 + 4 * 60]):
+        assert grammar.allows(state, token, room.default - room.limits(example.question).reserve - written)
+        state = grammar.advance(state, token)
+    answer = read_ids(tokenizer, vocabulary, ids, "count", example.question)
+    assert answer.value == 60 and answer.spans == (example.target[0],) and not answer.warning
 
 
 def test_token_names_in_a_target_s_text_stay_text(extended):

@@ -7,19 +7,30 @@ device with twice the batch.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 
-from perception.chains import ATOMIC, CHAIN, DIRECT, DIRECT_OTHER, ChatPrompt
+from perception.chains import (
+    ATOMIC,
+    ATOMIC_BOXES,
+    CHAIN,
+    CHAIN_COUNT,
+    DIRECT,
+    DIRECT_COUNT,
+    DIRECT_OTHER,
+    ChatPrompt,
+    Example,
+)
 from perception.datasets.aurora import read_aurora
 from perception.datasets.boxes import Resize, check_format
 from perception.datasets.coco import read_counts
@@ -33,7 +44,8 @@ from perception.datasets.tables import read_table
 from perception.datasets.voc import read_voc
 from perception.datasets.yolo import read_yolo
 from perception.scenes.markers import draw_markers
-from perception.vocabulary.names import PerceptionVocabulary, SpanError
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 from train.data.conversations import ConversationPrompt
 from train.data.curriculum import CurriculumConfig, kind_shares
 from train.data.photos import PhotosConfig
@@ -45,6 +57,8 @@ from vqvae import VQVAE
 _MOST_NAMED = 5
 """Further bad images that an error names"""
 _BLANK = Image.new("RGB", (1, 1))
+_SIDELESS = (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT)
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
 
@@ -73,12 +87,17 @@ class SourcesConfig:
     aurora_images: str = ""
     """folder of the images of AURORA's files"""
     counts: tuple[str, ...] = ()
-    """detection labels, for counting and drawing: COCO's or LVIS's annotation files, VOC's folders of XML files, or
-    YOLO's YAML files"""
+    """detection labels, for counting and drawing: COCO's or LVIS's annotation files, VOC's folders of XML files or
+    lists of a split (ImageSets/Main/train.txt), or YOLO's YAML files"""
     counts_images: str = ""
     """folder of the images of the labels; for yolo the root of the data set, if its file names another one"""
     counts_layout: Literal["coco", "lvis", "voc", "yolo"] = "coco"
     """layout of the labels"""
+    counts_asked: Literal["one", "all"] = "one"
+    """classes of an image of the labels that are asked about: one, its most frequent; or all, those that are absent
+    too"""
+    counts_most: int = 15
+    """largest number of objects of a class that is asked for"""
     depth: tuple[str, ...] = ()
     """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
@@ -99,6 +118,8 @@ class SourcesConfig:
             named_by_itself = name == "counts" and self.counts_layout == "yolo"
             if getattr(self, name) and not getattr(self, f"{name}_images") and not named_by_itself:
                 raise ValueError(f"data.{name} needs data.{name}_images, the folder of its images")
+        if self.counts_most < 1:
+            raise ValueError(f"data.counts_most must be at least 1, got {self.counts_most}")
         if self.photos.folder and self.any_records:
             raise ValueError("photographs are mixed with rendered scenes alone; leave data.photos or the records out")
 
@@ -169,11 +190,12 @@ def read_records(
 
 def _read_labels(path: Path, config: SourcesConfig, size: int, skip_bad: bool) -> RecordSet:
     images = Path(config.counts_images)
+    rules = CountRules(max_count=config.counts_most, every_class=config.counts_asked == "all")
     if config.counts_layout == "voc":
-        return read_voc(path, images, size, skip_bad=skip_bad)
+        return read_voc(path, images, size, rules, skip_bad)
     if config.counts_layout == "yolo":
-        return read_yolo(path, images if config.counts_images else None, size, skip_bad=skip_bad)
-    return read_counts(path, images, size, CountRules(layout=config.counts_layout), skip_bad)
+        return read_yolo(path, images if config.counts_images else None, size, rules, skip_bad)
+    return read_counts(path, images, size, replace(rules, layout=config.counts_layout), skip_bad)
 
 
 def check_record(record: Record, vocabulary: PerceptionVocabulary, vqvae: VQVAE | None) -> None:
@@ -321,6 +343,8 @@ class RecordPlan:
 
     rows: np.ndarray
     """indices, (steps, rows per step)"""
+    mirrored: np.ndarray
+    """True where a record that may be mirrored is, (steps, rows per step)"""
 
     @classmethod
     def draw(
@@ -338,7 +362,7 @@ class RecordPlan:
         for number, member in enumerate(members):
             places = kinds == number
             rows[places] = _dealt(member, int(places.sum()), np.random.default_rng((seed, 1, number)))
-        return cls(rows)
+        return cls(rows, np.random.default_rng((seed, 2)).random(rows.shape) < 0.5)
 
 
 def _dealt(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -349,18 +373,28 @@ def _dealt(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
 
 @dataclass(frozen=True)
 class RecordRows:
-    """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers."""
+    """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers.
+
+    Of the records that `may_mirror` half are shown in their mirror image, with their boxes.
+    """
 
     records: tuple[Record, ...]
     curriculum: CurriculumConfig
     steps: int
     """number of steps of the run"""
     seed: int
+    num_locations: int
+    """number of bins of the boxes' coordinates"""
     _plans: dict[int, RecordPlan] = field(default_factory=dict, repr=False)
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
-        numbers = self.plan(num_shards * count).rows[step].reshape(num_shards, count)[shard]
-        return [row_of(self.records[n]) for n in numbers]
+        plan, mine = self.plan(num_shards * count), slice(shard * count, (shard + 1) * count)
+        rows = []
+        for number, mirrored in zip(plan.rows[step, mine], plan.mirrored[step, mine], strict=True):
+            record = self.records[number]
+            row = row_of(record)
+            rows.append(mirror(row, self.num_locations) if mirrored and may_mirror(record) else row)
+        return rows
 
     def plan(self, rows_a_step: int) -> RecordPlan:
         """Return the plan of which records each step uses. Raises ValueError if there are none."""
@@ -418,6 +452,32 @@ def row_of(record: Record) -> Row:
         marked = draw_markers(torch.from_numpy(np.array(image)), np.array(record.marks))
         image = Image.fromarray(marked.numpy())
     return Row(image, record.example, more=record.more)
+
+
+def may_mirror(record: Record) -> bool:
+    """True if a record holds as well in its mirror image: it counts or draws boxes, and no text speaks of a side."""
+    if record.image is None or record.images is not None or record.marks:
+        return False
+    parts = [part for turn in record.turns for part in (turn.question, *turn.target)]
+    drawn = [part.modality for part in parts if isinstance(part, Span)]
+    sides = any(_SIDES.search(part) for part in parts if isinstance(part, str))
+    return all(turn.task in _SIDELESS for turn in record.turns) and set(drawn) <= {"boxes"} and not sides
+
+
+def mirror(row: Row, num_locations: int) -> Row:
+    """Return a row of one image and boxes with left and right exchanged."""
+    assert row.image is not None, "see may_mirror"
+    tokenizer = BoxTokenizer(num_locations)
+
+    def turned(example: Example) -> Example:
+        parts = (
+            p if isinstance(p, str) else replace(p, codes=tuple(tokenizer.mirror(p.codes))) for p in example.target
+        )
+        return replace(example, target=tuple(parts))
+
+    return replace(
+        row, image=ImageOps.mirror(row.image), example=turned(row.example), more=tuple(map(turned, row.more))
+    )
 
 
 def _loaded(image: ImageFile, source: str) -> Image.Image:

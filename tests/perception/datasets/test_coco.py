@@ -69,6 +69,7 @@ def read(file: Path, rules: CountRules = NEVER) -> RecordSet:
         ("ice skates", "ice skates"),
         ("lens", "lenses"),
         ("bow (weapon)", "bows (weapon)"),
+        ("RBC", "RBCs"),
     ],
 )
 def test_plurals(name: str, many: str) -> None:

@@ -17,6 +17,8 @@ from perception.tokenizers.boxes import BoxTokenizer
 pytest.importorskip("inflect")
 ALWAYS, NEVER = CountRules(zero_share=1.0), CountRules(zero_share=0.0)
 BOX = (21, 11, 60, 40)
+ROOT = Path(__file__).resolve().parents[3]
+CELLS = next((p for p in (ROOT / "shared/bccd", ROOT.parent / "shared/bccd") if p.is_dir()), None)
 
 
 def item(name: str, box: tuple[float, ...] = BOX, difficult: int = 0) -> str:
@@ -67,6 +69,62 @@ def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(t
     assert outside.startswith("1.xml, object 0 (cup): box 200 1 300 9 has no area inside the image of 100 x 50 pixels")
     made = read_voc(folder, tmp_path / "JPEGImages", 100, NEVER)
     assert made.skipped[1] == "1.xml: no fully annotated class has 1 to 15 objects"
+
+
+def test_every_class_of_an_image_is_asked_about_where_that_is_wanted(tmp_path: Path) -> None:
+    dense = "".join(item("RBC", (1 + n, 1, 20 + n, 20)) for n in range(40))
+    folder = voc(tmp_path, dense + item("WBC") + item("cell", difficult=1), item("WBC") * 2)
+    every = CountRules(max_count=40, every_class=True)
+    made = read_voc(folder, tmp_path / "JPEGImages", 100, every)
+    assert asked(made) == [
+        ("How many RBCs are there?", "40"),
+        ("How many WBCs are there?", "1"),
+        ("How many RBCs are there?", "0"),
+        ("How many WBCs are there?", "2"),
+        ("How many cells are there?", "0"),
+    ]
+    chain = next(r.example for r in made.records if r.example.task == "chain_count")
+    assert chain.target[1] == " 40." and len(chain.target[0].codes) == 160
+    assert chain.target[0].codes == tuple(BoxTokenizer(100).encode(BoxTokenizer(100).decode(chain.target[0].codes)))
+    made = read_voc(folder, tmp_path / "JPEGImages", 100, CountRules(max_count=39, every_class=True))
+    assert made.skipped == ("0.xml: 40 RBCs, and at most 39 are asked for; raise counts_most",)
+    assert asked(made)[0] == ("How many WBCs are there?", "1")
+
+
+def test_the_list_of_a_split_names_its_files(tmp_path: Path) -> None:
+    folder, images = voc(tmp_path, item("cup"), item("cup") * 2, item("dog")), tmp_path / "JPEGImages"
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("1  1\n0 -1\n\n")
+    made = read_voc(lists / "train.txt", images, 100, NEVER)
+    assert asked(made) == [("How many cups are there?", "2"), ("How many cups are there?", "1")]
+    (lists / "test.txt").write_text("7\n")
+    with pytest.raises(ValueError, match=r"7\.xml cannot be read .*give a file that exists"):
+        read_voc(lists / "test.txt", images, 100)
+    (lists / "test.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"test\.txt names no images; write one name a line"):
+        read_voc(lists / "test.txt", images, 100)
+    folder.rename(tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"train\.txt: there is no folder Annotations beside ImageSets"):
+        read_voc(lists / "train.txt", images, 100)
+
+
+@pytest.mark.skipif(CELLS is None, reason="no shared/bccd")
+def test_published_photographs_of_blood_are_read_whole() -> None:
+    assert CELLS is not None
+    rules = CountRules(max_count=60, every_class=True)
+    found = {}
+    for part in ("train", "test"):
+        made = read_voc(CELLS / "ImageSets" / "Main" / f"{part}.txt", CELLS / "JPEGImages", 100, rules)
+        assert made.skipped == ()
+        found[part] = asked(made)
+    assert len(found["train"]) == 3 * 205 and len(found["test"]) == 3 * 72
+    counts = {q: [int(a) for asked, a in found["test"] if asked == q] for q, _ in found["test"]}
+    assert {q: (sum(values), max(values)) for q, values in counts.items()} == {
+        "How many RBCs are there?": (805, 21),
+        "How many WBCs are there?": (71, 2),
+        "How many Platelets are there?": (69, 4),
+    }
 
 
 def test_bad_files_of_voc_are_named(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_tokens_are_the_cells_row_by_row(tower):
     assert tokens.shape == (1, 16, 24) and torch.allclose((tokens - plain)[0, :, 0], expected, atol=1e-2)
 
 
+def test_features_put_in_the_place_of_pooled_ones_belong_to_the_output(tower):
+    """As LLaVA does; prepared images join the outputs of several by their fields."""
+    with torch.no_grad():
+        output = tower(torch.zeros(1, 3, 128, 128))
+    output.pooler_output = [torch.ones(16, 32)]
+    assert output["pooler_output"][0].shape == (16, 32) and set(output) >= {"last_hidden_state", "hidden_states"}
+
+
 def test_folding_batch_norms_changes_no_feature():
     torch.manual_seed(0)
     network = features("tf_efficientnet_lite2").train()

@@ -1,0 +1,297 @@
+"""Count blood cells by drawing their boxes first, or directly (`python -m benchmarks.cells --cells FOLDER`).
+
+FOLDER holds photographs with boxes of red cells (RBC), white cells (WBC) and platelets in Pascal VOC's layout, with the
+published split. Two arms learn from the same N photographs of the part to train on, drawn anew for each seed, and take
+as many steps; each photograph is asked about all three kinds of cells:
+
+- direct: learns to answer directly;
+- drawing: learns to draw the boxes first. Its count is the number of its boxes, or the number that it says after them.
+
+Both start from one model that has seen other photographs and no cell (--base; benchmarks/photos.py compares on those).
+All are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
+photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
+Writes `benchmarks/results/cells.json` and a figure beside it.
+
+With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bars import Bar, all_met
+from benchmarks.label_efficiency import ARMS, interval, trained_model
+from perception.chains import CHAIN_COUNT, DIRECT_COUNT
+from perception.datasets.detection import CountRules
+from perception.datasets.plurals import plural
+from perception.datasets.records import Record, RecordSet
+from perception.datasets.voc import read_voc
+from perception.model.adapter import base_digest
+from perception.model.folder import find_folder
+from train.aurora import AuroraConfig
+from train.data.records import SourcesConfig
+from train.data.scenes import ScenesConfig
+from train.loop.config import LoopConfig
+from train.loop.provenance import ROOT, provenance
+from vqvae.files import write_whole
+
+RESULT = ROOT / "benchmarks" / "results" / "cells.json"
+CELLS = {"red cells": "RBC", "white cells": "WBC", "platelets": "Platelets"}
+"""Class of each kind of cell in the labels"""
+ASKED = CountRules(max_count=60, every_class=True)
+STEPS = {20: 100, 50: 200, 100: 300}
+"""Steps of 16 rows by number of photographs"""
+MOST_STEPS = 400
+"""Steps of 16 rows with more photographs"""
+RATE = 1e-3
+TAUGHT = ("direct", "drawing")
+DIRECT, DRAWN, SAID = "directly", "boxes first", "boxes first, the model says"
+CURVES = {DIRECT: "direct", DRAWN: "drawing", SAID: "drawing"}
+"""The arm of each way to count"""
+FEW = 50
+EXACT_BAR, ERROR_BAR = 10.0, 30.0
+Counts = dict[str, list[int | None]]
+"""By way to count: a number per question, None where the answer holds none"""
+
+
+def read_part(given: argparse.Namespace, part: str) -> tuple[Record, ...]:
+    """Return the records of a part of the split, three per kind of cell and photograph."""
+    root = Path(given.cells)
+    return read_voc(
+        root / "ImageSets" / "Main" / f"{part}.txt", root / "JPEGImages", AuroraConfig().num_locations, ASKED
+    ).records
+
+
+def labelled(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ...]:
+    """Return the records of `count` photographs, those that the seed draws."""
+    images = list(dict.fromkeys(record.image for record in records))
+    chosen = {images[n] for n in np.random.default_rng(seed).permutation(len(images))[:count]}
+    return tuple(record for record in records if record.image in chosen)
+
+
+def training(arm: str, count: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
+    """Return the configuration of one training; its data are the records.jsonl of its folder."""
+    base, steps = find_folder(given.base), STEPS.get(count, MOST_STEPS)
+    folder = Path(given.runs) / f"{base_digest(base)[:8]}-{arm}-{count}-{steps}-{seed}"
+    return AuroraConfig(
+        arm=ARMS[arm].arm,  # type: ignore[arg-type]
+        base=given.base,
+        out=str(folder / "model"),
+        run_dir=str(folder / "training"),
+        depth_tokenizer=str(base / "depth_tokenizer"),
+        tower_lr_ratio=0.0,
+        data=SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),)),
+        curriculum=ARMS[arm].curriculum,
+        loop=LoopConfig(
+            steps=steps,
+            learning_rate=RATE,
+            weight_decay=0.05,
+            warmup_steps=0.1,
+            precision="bf16",
+            seed=seed,
+        ),
+    )
+
+
+def counted(config: AuroraConfig, arm: str, records: Sequence[Record], questions: Sequence[Record]) -> Counts:
+    """Train on records, or take the finished model; return what it counts. Both are kept."""
+    folder = Path(config.out).parent
+    file = folder / "test.json"
+    if file.exists():
+        stored: Counts = json.loads(file.read_text())
+        return stored
+    folder.mkdir(parents=True, exist_ok=True)
+    RecordSet(tuple(records)).write(folder / "records.jsonl")
+    model = trained_model(config, folder.name)
+    mode = "direct" if arm == "direct" else "chain"
+    images = {record.image: record.image.load() for record in questions if record.image is not None}
+    answers = model.ask_many(
+        [images[q.image] for q in questions if q.image is not None], [q.example.question for q in questions], mode
+    )
+    said = [answer.value if isinstance(answer.value, int) else None for answer in answers]
+    boxes: list[int | None] = [sum(len(s.codes) // 4 for s in a.spans if s.modality == "boxes") for a in answers]
+    found: Counts = {DIRECT: said} if arm == "direct" else {DRAWN: boxes, SAID: said}
+    write_whole(file, json.dumps(found))
+    return found
+
+
+def pick(questions: Sequence[Record], kinds: Sequence[str]) -> list[int]:
+    """Return the indices of the questions about kinds of cells."""
+    texts = {f"How many {plural(CELLS[kind])} are there?" for kind in kinds}
+    return [n for n, record in enumerate(questions) if record.example.question in texts]
+
+
+def figures(counts: Mapping[str, Sequence[Sequence[int | None]]], questions: Sequence[Record]) -> dict[str, Any]:
+    """Return the shares of exact counts and the mean absolute errors, by way to count, and what drawing gains.
+
+    Args:
+        counts: by way to count, numbers of (seeds, questions). A missing one is no exact count, and an error as 0 is.
+    """
+    right = [int(record.example.answer) for record in questions]
+    exact = {
+        c: np.array([[float(v == r) for v, r in zip(row, right, strict=True)] for row in counts[c]]) for c in CURVES
+    }
+    error = {
+        c: np.array([[abs((v or 0) - r) for v, r in zip(row, right, strict=True)] for row in counts[c]]) for c in CURVES
+    }
+    few, red = pick(questions, ("white cells", "platelets")), pick(questions, ("red cells",))
+    rows = {kind: pick(questions, (kind,)) for kind in CELLS} | {"white cells and platelets": few}
+    agree = [
+        said == drawn
+        for pair in zip(counts[SAID], counts[DRAWN], strict=True)
+        for said, drawn in zip(*pair, strict=True)
+    ]
+    saved = 1 - error[DRAWN][:, red].mean() / max(error[DIRECT][:, red].mean(), 1e-9)
+    return {
+        "exact": {c: {row: vars(interval(exact[c][:, at])) for row, at in rows.items()} for c in CURVES},
+        "error": {c: {row: vars(interval(error[c][:, at])) for row, at in rows.items()} for c in CURVES},
+        "gain in exact counts, white cells and platelets": vars(interval(exact[DRAWN][:, few] - exact[DIRECT][:, few])),
+        "fewer wrong by, red cells": vars(interval(error[DIRECT][:, red] - error[DRAWN][:, red])),
+        "error saved, red cells": float(saved),
+        "the number said is the number of boxes": float(np.mean(agree)),
+    }
+
+
+def constants(questions: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Return what one and the same number gets, by kind of cell: the most common one, and the median for the error."""
+    found = {}
+    for kind in CELLS:
+        right = np.array([int(questions[n].example.answer) for n in pick(questions, (kind,))])
+        shares = [float((right == number).mean()) for number in set(right.tolist())]
+        found[kind] = {"exact": max(shares), "error": float(np.abs(right - np.median(right)).mean())}
+    return found
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    start = time.monotonic()
+    questions = [record for record in read_part(given, "test") if record.example.task == DIRECT_COUNT]
+    train = read_part(given, "train")
+    total = len({record.image for record in train})
+    drawn = [len(record.example.target[0].codes) // 4 for record in train if record.example.task == CHAIN_COUNT]  # type: ignore[union-attr]
+    if max(given.sizes) > total:
+        raise ValueError(f"--sizes holds {max(given.sizes)}, and there are {total} photographs to train on")
+    for kind, name in CELLS.items():
+        if not pick(questions, (kind,)):
+            raise ValueError(f"{given.cells} has no question about {kind} to test on; call them {name} in the labels")
+    found = {}
+    for count in given.sizes:
+        counts: dict[str, list[list[int | None]]] = {}
+        for arm in TAUGHT:
+            for seed in given.seeds:
+                config = training(arm, count, seed, given)
+                for curve, values in counted(config, arm, labelled(train, count, seed), questions).items():
+                    counts.setdefault(curve, []).append(values)
+        found[str(count)] = figures(counts, questions)
+    return {
+        "command": "python -m benchmarks.cells " + " ".join(given.words),
+        "seeds": given.seeds,
+        "photographs": {"train": total, "test": len({record.image for record in questions})},
+        "most boxes of a question to train on": max(drawn),
+        **provenance(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "one and the same number": constants(questions),
+        "labelled": found,
+    }
+
+
+def bars(result: Mapping[str, Any]) -> list[Bar]:
+    """Return the targets. Raises ValueError for a result without the number of photographs that they are for."""
+    if str(FEW) not in result["labelled"]:
+        raise ValueError(f"the targets are for {FEW} photographs, and the result has none; measure with --sizes {FEW}")
+    cell = result["labelled"][str(FEW)]
+    gain = cell["gain in exact counts, white cells and platelets"]["mean"]
+    return [
+        Bar(f"{FEW} photographs, exact counts of white cells and platelets: gain over directly", 100 * gain, EXACT_BAR),
+        Bar(f"{FEW} photographs, error of red cells saved", 100 * cell["error saved, red cells"], ERROR_BAR, "%"),
+    ]
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the result as lines of text."""
+    said = []
+    for count, cell in result["labelled"].items():
+        for kind in CELLS:
+            for curve in CURVES:
+                exact, error = cell["exact"][curve][kind], cell["error"][curve][kind]
+                said.append(
+                    f"{count} photographs, {kind}, {curve}: exact {100 * exact['mean']:.1f} % "
+                    f"({100 * exact['low']:.1f} to {100 * exact['high']:.1f}), wrong by {error['mean']:.2f} "
+                    f"({error['low']:.2f} to {error['high']:.2f})"
+                )
+    for kind, row in result["one and the same number"].items():
+        said.append(f"always the same number, {kind}: exact {100 * row['exact']:.1f} %, wrong by {row['error']:.2f}")
+    return said
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the curves: exact counts of the few kinds, and the error of the many red cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted(int(size) for size in result["labelled"])
+    panels_of = (
+        ("exact", "white cells and platelets", "exact counts, %", 100),
+        ("error", "red cells", "mean absolute error, cells", 1),
+    )
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for panel, (measure_of, row, label, scale) in zip(panels, panels_of, strict=True):
+        for curve in CURVES:
+            cells = [result["labelled"][str(n)][measure_of][curve][row] for n in sizes]
+            means = np.array([scale * cell["mean"] for cell in cells])
+            reach = np.array([[scale * abs(cell["mean"] - cell[end]) for cell in cells] for end in ("low", "high")])
+            panel.errorbar(sizes, means, reach, marker="o", capsize=3, label=curve)
+        panel.set(title=row, xlabel="photographs to learn from", ylabel=label, xscale="log", ylim=(0, None))
+        panel.set_xticks(sizes, [str(n) for n in sizes])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
+    parser.add_argument("--cells", help="folder of the photographs: Annotations, ImageSets and JPEGImages")
+    parser.add_argument("--base", default="runs/photos/base", help="model that both arms start from")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 50, 100, 205], help="numbers of photographs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", default="runs/cells/arms", help="folder of the trainings and their answers")
+    parser.add_argument("--out", type=Path, default=RESULT, help="result file")
+    given = parser.parse_args(argv)
+    given.words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if given.check:
+            if not given.out.exists():
+                raise ValueError(
+                    f"{given.out} does not exist; measure first: python -m benchmarks.cells --cells FOLDER"
+                )
+            found = bars(json.loads(given.out.read_text()))
+            print(*(bar.line() for bar in found), sep="\n")
+            return 0 if all_met(found) else 1
+        if not given.cells:
+            parser.error("give --cells FOLDER")
+        result = measure(given)
+    except ValueError as error:
+        print(f"cells: {error}", file=sys.stderr)
+        return 1
+    if str(FEW) in result["labelled"]:
+        result["bars"] = [bar.to_json() for bar in bars(result)]
+    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+    draw(result, given.out.with_suffix(".png"))
+    print(*lines(result), f"written: {given.out}, and its figure", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
