@@ -71,10 +71,9 @@ class Answered:
         places, true = self.answer.spans, self.question.places
         if true.shape[1] == 4:
             codes = [code for span in places if span.modality == "boxes" for code in span.codes]
-            boxes = torch.from_numpy(BoxTokenizer(num_locations).decode(codes))
-            same = len(boxes) == len(true) and bool(
-                (box_iou(boxes, torch.from_numpy(true).double()).diag() >= _IOU).all()
-            )
+            tokenizer = BoxTokenizer(num_locations)  # encoding puts the true boxes in the order of the drawn ones
+            boxes, wanted = (torch.from_numpy(tokenizer.decode(some)) for some in (codes, tokenizer.encode(true)))
+            same = len(boxes) == len(wanted) and bool((box_iou(boxes, wanted).diag() >= _IOU).all())
         else:
             codes = [code for span in places if span.modality == "points" for code in span.codes]
             points, readings = PointTokenizer(num_locations).decode(codes), re.findall(r"\d+", self.answer.text)
