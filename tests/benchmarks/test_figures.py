@@ -69,7 +69,7 @@ def test_every_box_must_be_right() -> None:
     boxes = np.array([[0.105, 0.205, 0.405, 0.605], [0.505, 0.505, 0.905, 0.805]])
     answer = Answer("2.", (Span("boxes", (10, 20, 40, 60, 50, 50, 90, 80)),), 2)
     assert faultless(answer, boxes, 2)
-    assert not faultless(answer, boxes + np.array([0, 0, 0.3, 0]), 2)  # a box that reaches over another thing
+    assert not faultless(answer, boxes - np.array([0.1, 0.2, 0, 0]), 2)  # a box that reaches over another thing
     assert not faultless(answer, boxes[:1], 2) and not faultless(answer, boxes, 3)
 
 
