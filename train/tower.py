@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class DenseTower(nn.Module):
         fields: sizes of the targets, as of `dense_fields`.
     """
 
-    def __init__(self, tower: nn.Module, fields: dict[str, int]):
+    def __init__(self, tower: Any, fields: dict[str, int]):
         super().__init__()
         self.tower = tower
         if isinstance(tower, SwinModel):

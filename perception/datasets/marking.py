@@ -112,7 +112,9 @@ def draw_styled(canvas: Image.Image, points: np.ndarray, style: MarkStyle) -> No
         behind = style.behind
         if behind == "box":
             pen.rectangle(_around(u, v, half), fill=_opposite(style.letter_color))
-        stroke = {"stroke_width": 1, "stroke_fill": _opposite(style.letter_color)} if behind == "outline" else {}
+        stroke: dict[str, Any] = (
+            {"stroke_width": 1, "stroke_fill": _opposite(style.letter_color)} if behind == "outline" else {}
+        )
         pen.text((u, v), letter, fill=style.letter_color, font=font, anchor="mm", **stroke)
 
 

@@ -121,8 +121,8 @@ class Photographs:
         if mirrored:
             image, near = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, near))
         objects, unsure = self._objects(label, window, mirrored)
-        low, high = near.getextrema()
-        values = (np.asarray(near, np.float32) - low) / max(1e-6, high - low)  # (80, 80)
+        values = np.asarray(near, np.float32)  # (80, 80)
+        values = (values - values.min()) / max(1e-6, float(np.ptp(values)))
         ids = np.zeros((_MAP, _MAP), np.int64)
         for number, item in enumerate(objects, start=1):
             x1, y1, x2, y2 = (round(_MAP * value) for value in item.box_xyxy)

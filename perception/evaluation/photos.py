@@ -25,7 +25,10 @@ def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None 
         rng = np.random.default_rng((seed, index))
         scene = photos.scene(index, size)
         asked = photos.count_question(scene, rng)
-        items.append(Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS))
+        if asked is not None:
+            items.append(
+                Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)
+            )
         for count in DEPTH_COUNTS:
             q = photo_depth_question(scene, rng, count)
             if q is not None:

@@ -66,7 +66,7 @@ class PhotoTaskMaker(TaskMaker):
         return self.photos.count_question(scene, rng)  # type: ignore[arg-type]
 
     def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
-        return photo_depth_question(scene, rng, count)
+        return photo_depth_question(scene, rng, count)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
