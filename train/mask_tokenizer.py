@@ -1,6 +1,6 @@
 """Trains a tokenizer of object masks on rendered scenes (`python -m train.mask_tokenizer`).
 
-    python -m train.mask_tokenizer    # 16 codes of 128 for a mask of 64x64; about 14 minutes of one core
+    python -m train.mask_tokenizer    # 16 codes of 128 for a mask of 64x64
 
 It is the VQVAE of depth maps, given the visible pixels of each object, cropped to their box and resized, as a map whose
 depth is 1 inside and 2 outside (`perception.tokenizers.masks`). Crops are mirrored, flipped and turned at random. A
