@@ -61,7 +61,7 @@ class AdapterBase:
                 f"{_REMEDY}"
             )
         values, known = read_json(path), {field.name for field in fields(cls)}
-        if values.keys() != known or not isinstance(values["base"], str):
+        if values.keys() | {"trained_on"} != known or not isinstance(values["base"], str):
             raise ValueError(f"{path} must hold the keys {sorted(known)}, got {sorted(values)}; {_REMEDY}")
         return cls(**values)
 
