@@ -57,6 +57,15 @@ def messages(found: dict[str, Objects]) -> list[dict[str, Any]]:
     ]
 
 
+def prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as trl's prompt and completion: a list of turns, and a text."""
+    _, turns, text = ((row["messages"], row["images"]) for row in rows)
+    return [
+        {"prompt": turns[0][:-1], "completion": turns[0][-1:], "images": turns[1]},
+        {"prompt": text[0][0]["content"], "completion": text[0][1]["content"], "images": text[1]},
+    ]
+
+
 def grounding(found: dict[str, Objects]) -> list[dict[str, Any]]:
     """ms-swift's objects: placed by the texts, and as labels alone."""
     rows = []
@@ -134,7 +143,9 @@ def tables(folder: Path) -> None:
 
 def main(folder: Path = FOLDER) -> None:
     found = scenes(folder)
-    for name, made in (("messages", messages(found)), ("grounding", grounding(found)), ("boxes", thousandths(found))):
+    said = messages(found)
+    tables = {"messages": said, "prompts": prompts(said), "grounding": grounding(found), "boxes": thousandths(found)}
+    for name, made in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (folder / "coco.json").write_text(json.dumps(coco(found)) + "\n")
     shapes = sorted({kind.split()[1] for items in found.values() for kind, _ in items})

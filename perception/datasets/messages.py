@@ -5,6 +5,8 @@
 
 - messages: turns of user and assistant, after a system turn or none; content is a text, or a list of parts {"type":
   "text", "text": ..} and {"type": "image"}. `conversations` with `from` and `value` (LLaVA) are read too.
+- prompt and completion (trl, instead of messages): the question, after a system turn or none, and what is learned; each
+  a text or a list of turns.
 - images (or image): paths relative to the table, or images inside of the table; none for rows of text alone. <image> in
   a user's text shows the next one. Where nothing says where images stand, they come before the first question.
 - objects (ms-swift, optional): "bbox" and "ref", the boxes (or points, of two numbers) and names that stand for <bbox>
@@ -31,7 +33,7 @@ from perception.datasets.aurora import example_of
 from perception.datasets.boxes import DeclaredBoxes
 from perception.datasets.detection import BoxedImage, CountRules, ask_counts, plural_names
 from perception.datasets.images import ImageFile, check_exists
-from perception.datasets.own import image_size
+from perception.datasets.own import CONVERSATIONS, image_size
 from perception.datasets.records import Record
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.points import PointTokenizer
@@ -46,6 +48,35 @@ _BOXES = re.compile(r"<bbox>(?:[\s,;]*(?:and\s*)?<bbox>)*")
 _NAMES = ("ref", "category", "categories", "label")
 """Names of objects: ms-swift's, and those of detection sets of the hub"""
 _RULES = CountRules()
+
+
+def with_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row of trl's `prompt` and `completion` as one of `messages`; any other row as it is.
+
+    Raises:
+        ValueError: naming the row, if the prompt is not one question, since answers in it would be learned too, or the
+            completion is empty.
+    """
+    if any(row.get(name) for name in CONVERSATIONS) or not row.keys() >= {"prompt", "completion"}:
+        return row
+    prompt, completion = _as_turns(row["prompt"], "user"), _as_turns(row["completion"], "assistant")
+    for name, turns in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+            raise ValueError(
+                f"{where}: {name} must be a text or a list of turns with role and content, got {row[name]!r:.80}; "
+                f"{_REMEDY}"
+            )
+    roles = [_role(turn, where) for turn in prompt]
+    if roles not in (["user"], ["system", "user"]):
+        raise ValueError(
+            f"{where}: a prompt must be one turn of user, after a system turn or none, got {', '.join(roles)}; shorten "
+            "it, or write the row as messages, whose answers are all learned"
+        )
+    return {**row, "messages": prompt + completion}
+
+
+def _as_turns(given: Any, role: str) -> Any:
+    return [{"role": role, "content": given}] if isinstance(given, str) else given
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Tables of conversations, questions or labelled images: JSON lines, parquet, a `datasets` folder, or a hub name.
 
-A row is read by its columns: `messages`, `conversations` or `objects` as `perception.datasets.messages` describes
-them, or else image, question, answer, boxes and things, as in `perception.datasets.own`. Columns of other names are
-left alone.
+A row is read by its columns: `messages`, `conversations`, `prompt` and `completion`, or `objects` as
+`perception.datasets.messages` describes them, or else image, question, answer, boxes and things, as in
+`perception.datasets.own`. Columns of other names are left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from perception.datasets.boxes import DeclaredBoxes, Resize
 from perception.datasets.lines import json_rows
-from perception.datasets.messages import conversation_records
+from perception.datasets.messages import conversation_records, with_messages
 from perception.datasets.own import CONVERSATIONS, question_records
 from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
@@ -24,7 +24,7 @@ from vqvae.files import write_whole
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _EXTRA = "pip install 'perception-tokens[data]'"
 _Rows = Iterator[tuple[str, dict[str, Any]]]
-_MEANT = "messages (or conversations), objects, or image, question and answer"
+_MEANT = "messages (or conversations), prompt and completion, objects, or image, question and answer"
 
 
 def read_table(
@@ -58,6 +58,7 @@ def read_table(
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     for where, row in _rows(source, subset, split):
         with bad_row(skipped if skip_bad else None):
+            row = with_messages(row, where)
             paths = [_image_path(image, folder, images, where) for image in _images(row)]
             if any(row.get(name) for name in (*CONVERSATIONS, "objects")):
                 made, unused = conversation_records(row, paths, num_locations, declared, where)

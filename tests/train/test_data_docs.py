@@ -18,7 +18,8 @@ COMMANDS = re.findall(
     r"^\| .* \| `(python -m train\.finetune .*)` \|$", (ROOT / "docs/data.md").read_text(), re.MULTILINE
 )
 RECORDS = {
-    "table": 83, "messages": 3, "objects": 12, "parquet": 3, "saved": 3, "coco": 9, "voc": 9, "yolo": 9, "boxes": 9,
+    "table": 83, "messages": 3, "prompts": 2, "objects": 12, "parquet": 3, "saved": 3,
+    "coco": 9, "voc": 9, "yolo": 9, "boxes": 9,
 }  # fmt: skip
 
 
@@ -42,5 +43,5 @@ def test_the_command_of_a_layout_trains(command: str, tmp_path: Path, capsys: An
 def test_the_examples_are_what_their_script_makes(tmp_path: Path) -> None:
     runpy.run_path(str(LAYOUTS / "make.py"))["main"](tmp_path)
     made = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"]
-    assert len(made) == 11
+    assert len(made) == 12
     assert [name for name in made if (LAYOUTS / name).read_text() != (tmp_path / name).read_text()] == []

@@ -119,6 +119,23 @@ def test_a_stopped_run_ends_like_one_that_was_not(
         finetune.train(config_for(world, tmp_path, batch_size=4, **changes))
 
 
+def test_a_stopped_run_goes_on_from_a_copy_of_its_folder(
+    world: Path, trained: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    """As docs/share.md moves it: the hub's client leaves a folder of its own in the copy."""
+    changes = {"train_rows": "new", "tower_lr_ratio": 0.1}
+    patch = stop_before(STOPPED_AT)
+    with patch.context(), pytest.raises(KeyboardInterrupt):
+        finetune.train(config_for(world, tmp_path / "here", **changes))
+    patch.undo()
+    shutil.copytree(tmp_path / "here" / "run", tmp_path / "there" / "run")
+    shutil.rmtree(tmp_path / "here")
+    (tmp_path / "there" / "run" / ".cache" / "huggingface").mkdir(parents=True)
+    resumed = finetune.train(config_for(world, tmp_path / "there", **changes))
+    assert resumed.fit.resumed_from == STOPPED_AT
+    assert same_weights(tmp_path / "there" / "model", trained[0] / "model")
+
+
 def command(config: FinetuneConfig, processes: int) -> list[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [*words, "-m", *finetune.command_line("train.finetune", config).split()[2:]]

@@ -52,8 +52,11 @@ def dialogue(*texts: Any, **more: Any) -> dict[str, Any]:
         {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, TEXT]}, SAID]},
         {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhere is the cup?"}, GPT]},
         {"image": "a.png", "question": "Where is the cup?", "answer": "On the desk", "source": "mine"},
+        {"image": "a.png", "prompt": "Where is the cup?", "completion": "On the desk."},
+        {"images": ["a.png"], "prompt": [ASKED], "completion": [SAID]},
+        {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, TEXT]}], "completion": [SAID]},
     ],
-    ids=["text", "tag", "parts", "texts", "inside", "llava", "columns"],
+    ids=["text", "tag", "parts", "texts", "inside", "llava", "columns", "prompt", "prompt turns", "prompt inside"],
 )  # fmt: skip
 def test_one_question_about_one_image_is_a_record_as_any_other(tmp_path: Path, row: dict[str, Any]) -> None:
     (record,) = read(tmp_path, row).records
@@ -76,6 +79,18 @@ def test_turns_images_and_a_system_turn_keep_their_places(tmp_path: Path) -> Non
     assert several.images is None and [turn.question for turn in several.turns] == ["What?", "Why?"]
     made.write(tmp_path / "records.jsonl")
     assert RecordSet.read(tmp_path / "records.jsonl") == made
+
+
+def test_a_prompt_and_its_completion_are_the_same_conversation_as_messages(tmp_path: Path) -> None:
+    system, more = {"role": "system", "content": "Be brief."}, [{"role": "user", "content": "Why?"}, SAID]
+    shown, images = {"role": "user", "content": "One <image> two <image> which?"}, ["a.png", "b.png"]
+    split = {"prompt": [system, shown], "completion": [SAID, *more], "images": images}
+    whole = {"messages": [system, shown, SAID, *more], "images": images}
+    text = {"prompt": "Where is the cup?", "completion": "On the desk."}
+    for row, same in ((split, whole), (text, {"messages": [ASKED, SAID]})):
+        assert read(tmp_path, row).records == read(tmp_path, same).records
+    both = {**whole, "prompt": "Other?", "completion": "Other."}
+    assert read(tmp_path, both).records == read(tmp_path, whole).records, "messages come first"
 
 
 def test_objects_are_drawn_where_the_texts_place_them(tmp_path: Path) -> None:
@@ -134,6 +149,12 @@ def test_objects_that_no_text_places_are_detection_labels(tmp_path: Path) -> Non
         (dialogue("?", "<bbox>", objects={"bbox": [[0, 200]]}), "point .* is not inside the image of 100 x 50 pixels"),
         (dialogue("?", "<bbox>", objects={"bbox": [[5]]}), "a bbox must be four numbers, or two for a point"),
         (dialogue("?", "<bbox>", objects={"bbox": [[0, 0, 5, 5]], "image_id": [1]}), "objects are of images"),
+        ({"prompt": "Where?"}, "has the columns prompt; expected messages .*prompt and completion"),
+        ({"prompt": "Where?", "completion": None}, "completion must be a text or a list of turns .* got None"),
+        ({"prompt": "Where?", "completion": " "}, "turn 1 of assistant is empty"),
+        ({"prompt": [], "completion": [ASKED, SAID]}, r"prompt must be a text or a list of turns .* got \[\]"),
+        ({"prompt": [ASKED, SAID, ASKED], "completion": "It."}, "one turn of user, .* got user, assistant, user"),
+        ({"prompt": [ASKED], "completion": [SAID, ASKED]}, "turns must alternate .* got user, assistant, user"),
         ({"text": "x"}, "has the columns text; expected messages"),
     ],
 )  # fmt: skip
