@@ -75,6 +75,23 @@ def named(model: PerceptionModel, item: Item, answer: Answer) -> list[bool]:
     ]
 
 
+def on_marked(model: PerceptionModel, marked: Sequence[Item]) -> dict[str, list[bool]]:
+    """Return what is right about images with lettered points: drawn maps, named points, and the nearest one."""
+    maps = ask(model, marked, [ATOMIC_DEPTH_QUESTION] * len(marked), "model")
+    read = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "decoded")
+    return {
+        "map nearest at the right one of the true points": [
+            nearest(model, item, answer) == item.answer for item, answer in zip(marked, maps, strict=True)
+        ],
+        "point named where it is": [
+            hit for item, answer in zip(marked, read, strict=True) for hit in named(model, item, answer)
+        ],
+        "nearest point, the package reads the map": [
+            answer.value == item.answer for item, answer in zip(marked, read, strict=True)
+        ],
+    }
+
+
 def measure(model: PerceptionModel, style: str, num_count: int, num_depth: int) -> dict[str, Any]:
     """Return the intervals of all figures on held-out scenes of a style."""
     items = scene_items(style, num_count, num_depth)
@@ -82,19 +99,8 @@ def measure(model: PerceptionModel, style: str, num_count: int, num_depth: int) 
     marked = [item for item in items if len(item.points_xy) > 2]
     things = [item.question.removeprefix("How many ").removesuffix(" are there?") for item in counted]
     boxes = ask(model, counted, [atomic_boxes(name, _NO_BOXES).question for name in things], "model")
-    maps = ask(model, marked, [ATOMIC_DEPTH_QUESTION] * len(marked), "model")
-    readings = [readings_question(len(item.points_xy)) for item in marked]
-    by_package, by_model = (ask(model, marked, readings, read) for read in ("decoded", "model"))
-    hits = {
-        "map nearest at the right one of the true points": [
-            nearest(model, item, answer) == item.answer for item, answer in zip(marked, maps, strict=True)
-        ],
-        "point named where it is": [
-            hit for item, answer in zip(marked, by_package, strict=True) for hit in named(model, item, answer)
-        ],
-        "nearest point, the package reads the map": [
-            answer.value == item.answer for item, answer in zip(marked, by_package, strict=True)
-        ],
+    by_model = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "model")
+    hits = on_marked(model, marked) | {
         "nearest point, the model reads the map": [
             answer.value == item.answer for item, answer in zip(marked, by_model, strict=True)
         ],

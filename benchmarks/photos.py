@@ -28,8 +28,7 @@ from typing import Any
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import ARMS, BASELINES, DRAWN, ROWS, figures, pick, trained_model
-from benchmarks.perception_tiny import ask, named, nearest
-from perception.chains import ATOMIC_DEPTH_QUESTION, readings_question
+from benchmarks.perception_tiny import on_marked
 from perception.datasets.photographs import Photographs
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
@@ -98,20 +97,7 @@ def outcomes(config: AuroraConfig, arm: str, items: Sequence[Item]) -> dict[str,
 def perceives(base: str, items: Sequence[Item]) -> dict[str, Any]:
     """Return the intervals of what the common start sees on photographs with 3 to 5 points."""
     model = PerceptionModel.from_pretrained(base)
-    marked = [item for item in items if len(item.points_xy) > 2]
-    maps = ask(model, marked, [ATOMIC_DEPTH_QUESTION] * len(marked), "model")
-    read = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "decoded")
-    hits = {
-        "map nearest at the right one of the true points": [
-            nearest(model, item, answer) == item.answer for item, answer in zip(marked, maps, strict=True)
-        ],
-        "point named where it is": [
-            hit for item, answer in zip(marked, read, strict=True) for hit in named(model, item, answer)
-        ],
-        "nearest point, the package reads the map": [
-            answer.value == item.answer for item, answer in zip(marked, read, strict=True)
-        ],
-    }
+    hits = on_marked(model, [item for item in items if len(item.points_xy) > 2])
     return {name: vars(bootstrap_interval([float(hit) for hit in values])) for name, values in hits.items()}
 
 
