@@ -3,7 +3,8 @@
 The tower of a model that already speaks perception tokens, `models/perception-tiny`, is replaced by an ImageNet
 backbone with a neck (`perception.model.cell_tower`). The neck learns what each of the 10 x 10 cells holds: the kinds of
 things that cover it, the boxes of those centred in it, lettered markers, and the cell's depth code, all as teacher
-models say. The backbone stays frozen. The projector starts anew, in the scale of the visual tokens that the language
+models say. The backbone stays frozen, so its features are made once, for several views of each photograph, and kept on
+disk. The projector starts anew, in the scale of the visual tokens that the language
 model knows; fine-tuning on the photographs then teaches it what the neck sees:
 
     python -m train.aurora --base runs/photo_tower/model --data.scenes.count 0 --data.photos.folder FOLDER ...
@@ -11,17 +12,24 @@ model knows; fine-tuning on the photographs then teaches it what the neck sees:
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from perception.datasets.marking import mark
 from perception.datasets.photographs import Photographs, PhotoScene, Window
-from perception.model.cell_tower import CellTower, CellTowerConfig, features, without_batch_norms
+from perception.model.cell_tower import STRIDES, CellTower, CellTowerConfig, features, without_batch_norms
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
 from train.assemble import package_file, tower_state
@@ -34,9 +42,12 @@ from train.models.saving import save_perception_model
 from train.models.tiny import build_processor, start_projector
 from train.tower import GRID, DenseTower, cell_targets, dense_fields, dense_loss, scatter_markers
 from vqvae import VQVAE
+from vqvae.files import write_whole
 
 _COVERED = 0.3  # smallest share of a cell inside a thing's box
 _TOKENS = 32  # images whose visual tokens set the projector's scale
+_MARKED = 0.7  # share of views with markers
+_PART = 64  # views in a file
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,23 @@ class PhotoTowerConfig:
     """folder of photographs with labels of teacher models (docs/data.md shows the layout)"""
     base: str = "models/perception-tiny"
     """model whose tower is replaced"""
+    views: int = 4
+    """number of views of each photograph: random parts of it or of its mirror image, often with markers. Their features
+    stay on disk in RUN_DIR/views, 0.7 MB each"""
     batch_size: int = 16
-    """images per step and device"""
+    """views per step and device"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=1000, learning_rate=1.5e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.02, precision="bf16"
+            steps=2400, learning_rate=1.5e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.02, precision="bf16"
         )
     )
+
+
+class DenseNeck(DenseTower):
+    """The neck of a tower with one linear head for all dense targets, on features that the backbone made before."""
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        return self.read(self.tower.gather(features))
 
 
 def photo_targets(scene: PhotoScene, points: np.ndarray | None, kinds: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -74,29 +95,114 @@ def photo_targets(scene: PhotoScene, points: np.ndarray | None, kinds: tuple[str
 
 
 @dataclass(frozen=True)
-class PhotoBatches:
-    """Batches of a run; each is a pure function of the step, the rank and the seed."""
+class PhotoViews:
+    """Views of photographs as the frozen backbone sees them, kept on disk; view i is a pure function of i and the seed.
 
+    A view is a random part of a photograph or of its mirror image, often with lettered markers. The backbone would take
+    three quarters of the time of a step and never changes, so each view passes it once.
+
+    Args:
+        folder: where the views are kept, some 0.7 MB each.
+        image_size: side of a view in pixels.
+        each: number of views of each photograph.
+    """
+
+    folder: Path
     photos: Photographs
     tokenizer: VQVAE
     image_size: int
+    each: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.each * len(self.photos)
+
+    def draw(self, number: int) -> tuple[Tensor, dict[str, np.ndarray], Tensor]:
+        """Return the pixels (3, S, S) of a view, its targets, and its depth map (H, W)."""
+        rng = np.random.default_rng((self.seed, number))
+        scene = self.photos.scene(
+            number % len(self.photos), self.image_size, Window.draw(rng), bool(rng.random() < 0.5)
+        )
+        points = scatter_markers(int(rng.integers(2, 6)), self.image_size, rng) if rng.random() < _MARKED else None
+        image = scene.image if points is None else mark(scene.image, points, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = normalise_pixels(photometric(to_pixels(image[None]), generator))[0]
+        return pixels, photo_targets(scene, points, self.photos.kinds), scene.depth
+
+    def make(self, backbone: Any) -> None:
+        """Pass all views that are not stored yet through `backbone`. Several processes share the work.
+
+        Args:
+            backbone: (B, 3, S, S) -> feature maps of strides 4, 8, 16 and 32.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [part for part in range(self._parts()) if not self._path(part).exists()]
+        for wait in (False, True):  # first what no other process is making, then wait for those
+            for part in track(missing, description="views of photographs", transient=True):
+                try:
+                    with FileLock(self._path(part).with_suffix(".lock"), timeout=-1 if wait else 0):
+                        if not self._path(part).exists():
+                            write_whole(self._path(part), self._writer(part, backbone))
+                except Timeout:
+                    continue
+
+    def load(self, numbers: np.ndarray) -> dict[str, Any]:
+        """Return stored views as a batch: `seen`, feature maps (B, C, S / stride, S / stride), and the targets."""
+        rows = []
+        for number in numbers.tolist():
+            with safe_open(self._path(number // _PART), framework="pt") as file:
+                at = number % _PART
+                rows.append({name: file.get_slice(name)[at : at + 1] for name in file.keys()})  # noqa: SIM118
+        batch: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        seen = [batch.pop(f"stride{stride}").float() for stride in STRIDES]
+        depth = batch.pop("depth").long()
+        return {"seen": seen, "depth": depth} | {name: value.float() for name, value in batch.items()}
+
+    def _parts(self) -> int:
+        return -(-len(self) // _PART)
+
+    @cached_property
+    def _name(self) -> str:
+        made_from = repr((self.seed, self.image_size, self.each, self.photos.labels))
+        return f"{self.tokenizer.fingerprint()}-{zlib.crc32(made_from.encode()):08x}"
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"{self._name}-{part:05d}.safetensors"
+
+    def _writer(self, part: int, backbone: Any) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            numbers = range(part * _PART, min(len(self), (part + 1) * _PART))
+            drawn = [self.draw(number) for number in numbers]
+            maps: list[list[Tensor]] = [[] for _ in STRIDES]
+            with torch.no_grad():
+                for start in range(0, len(drawn), 8):
+                    pixels = torch.stack([pixels for pixels, *_ in drawn[start : start + 8]])
+                    for found, made in zip(maps, backbone(pixels), strict=True):
+                        found.append(made.half())
+            tensors = {f"stride{s}": torch.cat(made).contiguous() for s, made in zip(STRIDES, maps, strict=True)}
+            for name in drawn[0][1]:
+                tensors[name] = torch.from_numpy(np.stack([targets[name] for _, targets, _ in drawn])).half()
+            codes = codes_of(self.tokenizer, torch.stack([depth for *_, depth in drawn]))
+            save_file(tensors | {"depth": torch.from_numpy(codes)}, path)
+
+        return write
+
+
+@dataclass(frozen=True)
+class ViewBatches:
+    """Batches of stored views, each once an epoch; a batch is a pure function of the step, the rank and the seed."""
+
+    views: PhotoViews
     batch_size: int
     seed: int
 
-    def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, step, rank))
-        images, rows, depth = [], [], []
-        for index in rng.integers(len(self.photos), size=self.batch_size):
-            scene = self.photos.scene(int(index), self.image_size, Window.draw(rng), bool(rng.random() < 0.5))
-            points = scatter_markers(int(rng.integers(2, 6)), self.image_size, rng) if rng.random() < 0.7 else None
-            images.append(scene.image if points is None else mark(scene.image, points, rng))
-            rows.append(photo_targets(scene, points, self.photos.kinds))
-            depth.append(scene.depth)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
-        codes = torch.from_numpy(codes_of(self.tokenizer, torch.stack(depth)).astype(np.int64))
-        stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        return {"pixel_values": pixels, "depth": codes} | stacked
+    def __call__(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        total, first = len(self.views), (step * world + rank) * self.batch_size
+        numbers = [self._order(at // total)[at % total] for at in range(first, first + self.batch_size)]
+        return self.views.load(np.array(numbers))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.views))
 
 
 def pretrained_tower(config: CellTowerConfig) -> CellTower:
@@ -151,9 +257,17 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(config.loop.seed)  # of the neck and the projector
     tower = pretrained_tower(CellTowerConfig())
     size = tower.config.image_size
-    dense = DenseTower(tower, dense_fields(len(photos.kinds), tokenizer.config.codebook_size))
-    batches = PhotoBatches(photos, tokenizer, size, config.batch_size, config.loop.seed)
-    if not fit(dense, batches, dense_loss, config.loop, run_dir, title="photo tower").is_main:
+    views = PhotoViews(run_dir / "views", photos, tokenizer, size, config.views, config.loop.seed)
+    views.make(tower.backbone)
+    neck = DenseNeck(tower, dense_fields(len(photos.kinds), tokenizer.config.codebook_size))
+    if not fit(
+        neck,
+        ViewBatches(views, config.batch_size, config.loop.seed),
+        dense_loss,
+        config.loop,
+        run_dir,
+        title="photo tower",
+    ).is_main:
         return
     old = read_processor(base)
     new = build_processor(old.tokenizer, size)

@@ -121,7 +121,10 @@ class DenseTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         # The language model reads hidden_states[-1] (before the final norm), so the head does too.
-        tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]  # (B, 100, D)
+        return self.read(self.tower(pixel_values, output_hidden_states=True).hidden_states[-1])
+
+    def read(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the targets that the head finds in tokens (B, 100, D)."""
         out = self.head(tokens).float()
         return dict(zip(self.fields, out.split(list(self.fields.values()), dim=-1), strict=True))
 
@@ -216,7 +219,7 @@ class TowerBatches:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = normalise_pixels(photometric(to_pixels(torch.stack(images)), generator))
         depth = {} if self.codes is None else {"depth": torch.from_numpy(np.stack(codes))}
-        return {"pixel_values": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]} | depth
+        return {"seen": pixels} | {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]} | depth
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
@@ -232,7 +235,7 @@ def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
 
     The error of a cell's own place counts in every cell, those of boxes and points in the cells that contain one.
     """
-    out = model(batch["pixel_values"])
+    out = model(batch["seen"])
     parts = {name: _focal(out[name], batch[name]) for name in _RARE}
     for name, where in (("box", "centres"), ("point", "letters")):
         mask = (batch[where].sum(-1, keepdim=True) > 0).float()  # (B, 100, 1)

@@ -8,6 +8,7 @@ classes know the tower once `register` has run, which `perception.model.folder.r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -132,14 +133,16 @@ class CellTower(PreTrainedModel):
         """Leave the weights as their modules made them; the backbone's are loaded."""
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        features = self.backbone(pixel_values.contiguous(memory_format=torch.channels_last))
-        first, *others = (norm(x) for norm, x in zip(self.norms, features, strict=True))
-        x = first
-        for level, own in zip(self.levels, others, strict=True):
-            x = level(x, own)
-        tokens = (x + self.places).flatten(2).transpose(1, 2)  # (B, N, D)
+        tokens = self.gather(self.backbone(pixel_values.contiguous(memory_format=torch.channels_last)))
         # LLaVA replaces pooled features by its own, which are part of the output only if it has some
         return BaseModelOutputWithPooling(tokens, tokens.mean(1), hidden_states=(tokens,))
+
+    def gather(self, features: Sequence[Tensor]) -> Tensor:
+        """Turn the backbone's features, (B, C, S / stride, S / stride) of each stride, into tokens (B, N, D)."""
+        x, *others = (norm(part) for norm, part in zip(self.norms, features, strict=True))
+        for level, own in zip(self.levels, others, strict=True):
+            x = level(x, own)
+        return (x + self.places).flatten(2).transpose(1, 2)
 
 
 def register() -> None:

@@ -158,3 +158,25 @@ def test_the_backbone_has_imagenets_weights():
     tower = photo_tower.pretrained_tower(CellTowerConfig())
     stem = tower.backbone.state_dict()["conv_stem.weight"]
     assert stem.shape == (32, 3, 3, 3) and stem.abs().max() > 0.5  # untrained weights stay near 0.3
+
+
+def test_stored_views_are_what_the_backbone_makes_of_them_and_are_made_once(photos, tokenizer, tmp_path):
+    tower = CellTower(CellTowerConfig(widths=(16, 16, 32))).eval()
+    views = photo_tower.PhotoViews(tmp_path, photos, tokenizer, 320, each=2, seed=3)
+    views.make(tower.backbone)
+    loaded = views.load(np.array([11, 0]))
+    for row, number in enumerate((11, 0)):
+        pixels, targets, _ = views.draw(number)
+        assert torch.allclose(tower(pixels[None]).last_hidden_state, tower.gather(loaded["seen"])[row], atol=2e-2)
+        assert all(np.allclose(loaded[name][row], value, atol=1e-3) for name, value in targets.items())
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
+    views.make(None)  # all are there
+    assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
+    numbers = [number for step in range(3) for number in _numbers(photo_tower.ViewBatches(views, 3, 0), step, 0, 2)]
+    assert len(numbers) == len(set(numbers)) == 9  # 3 batches of one of two processes: half of 18 views
+
+
+def _numbers(batches, step, rank, world):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photo_tower.PhotoViews, "load", lambda self, numbers: numbers.tolist())
+        return batches(step, rank, world)

@@ -118,20 +118,20 @@ def test_batches_are_functions_of_the_step_and_hold_no_depth(store):
     batches = TowerBatches(store, 4, seed=0)
     first, again, next_one = batches(3, 0, 1), batches(3, 0, 1), batches(4, 0, 1)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["pixel_values"], next_one["pixel_values"])
-    assert not torch.equal(first["pixel_values"], batches(3, 1, 2)["pixel_values"])
-    assert first["pixel_values"].shape == (4, 3, 80, 80)
-    assert first["pixel_values"].min() >= -1 and first["pixel_values"].max() <= 1
-    assert set(first) == {"pixel_values", "covers", "centres", "letters", "box", "point", "place"}
+    assert not torch.equal(first["seen"], next_one["seen"])
+    assert not torch.equal(first["seen"], batches(3, 1, 2)["seen"])
+    assert first["seen"].shape == (4, 3, 80, 80)
+    assert first["seen"].min() >= -1 and first["seen"].max() <= 1
+    assert set(first) == {"seen", "covers", "centres", "letters", "box", "point", "place"}
 
 
 def test_the_loss_falls_to_nothing_at_the_targets_and_trains_every_weight(store, tower):
     batch = TowerBatches(store, 2, seed=0)(0, 0, 1)
 
     class Perfect(torch.nn.Module):
-        def forward(self, pixel_values):
+        def forward(self, seen):
             hot = ("covers", "centres", "letters")
-            return {k: 40 * (v - 0.5) if k in hot else v for k, v in batch.items() if k != "pixel_values"}
+            return {k: 40 * (v - 0.5) if k in hot else v for k, v in batch.items() if k != "seen"}
 
     assert float(dense_loss(Perfect(), batch, 0)[0]) < 1e-3
     loss, parts = dense_loss(tower, batch, 0)
