@@ -94,7 +94,11 @@ def on_marked(model: PerceptionModel, marked: Sequence[Item]) -> dict[str, list[
 
 def measure(model: PerceptionModel, style: str, num_count: int, num_depth: int) -> dict[str, Any]:
     """Return the intervals of all figures on held-out scenes of a style."""
-    items = scene_items(style, num_count, num_depth)
+    return perceived(model, scene_items(style, num_count, num_depth))
+
+
+def perceived(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the intervals of all figures on images with things to count, and on those with 3 to 5 points."""
     counted = [item for item in items if item.kind == "count"]
     marked = [item for item in items if len(item.points_xy) > 2]
     things = [item.question.removeprefix("How many ").removesuffix(" are there?") for item in counted]

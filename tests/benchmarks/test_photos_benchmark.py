@@ -10,7 +10,7 @@ pytest.importorskip("timm")
 from photo_folder import make_photos
 from photo_world import join_tiny_tower
 
-from benchmarks import label_efficiency, photos
+from benchmarks import label_efficiency, photo_tiny, photos
 from benchmarks.label_efficiency import CURVES
 
 pytestmark = pytest.mark.slow
@@ -55,3 +55,16 @@ def test_check_prints_the_targets_of_the_stored_result(measured, capsys):
     assert len(said) == 2 and all("points" in line for line in said)
     assert photos.main(["--check", "--out", str(folder / "none.json")]) == 1
     assert "measure first" in capsys.readouterr().out
+
+
+def test_a_model_is_measured_on_held_out_photographs_without_writing(measured, capsys):
+    _, words = measured
+    data, base = words[1], words[3]
+    before = photo_tiny.RESULT.read_bytes() if photo_tiny.RESULT.exists() else None
+    assert photo_tiny.main(["--photos", data, "--model", base, "--each", "2"]) == 0
+    said = capsys.readouterr().out
+    for name in ("point named where it is", "counting", "depth, 3-5 points, the model reads the map", "counts: "):
+        assert name in said
+    assert photo_tiny.main(["--photos", data, "--model", base, "--check"]) == 1
+    assert len([line for line in capsys.readouterr().out.splitlines() if "target" in line]) == 3
+    assert (photo_tiny.RESULT.read_bytes() if photo_tiny.RESULT.exists() else None) == before

@@ -1,0 +1,115 @@
+"""Measure what models/photo-tiny makes of photographs (`python -m benchmarks.photo_tiny --photos FOLDER`).
+
+The model is asked about the photographs of the test part of a folder with labels of teacher models (docs/data.md shows
+the layout): it draws their maps, names their lettered points, draws boxes, counts, and says which point is nearest.
+What the teachers say counts as right: they bound what can be learned, and are no truth. Beside the model stands the
+answer that is right most often without looking. Writes `benchmarks/results/photo_tiny.json`.
+
+With --check it asks about fewer photographs, prints one line per target, writes nothing, and exits 1 if a target is
+missed. --model FOLDER measures another model and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bars import Bar, all_met
+from benchmarks.label_efficiency import ROWS, pick
+from benchmarks.perception_tiny import perceived
+from benchmarks.photos import SIZE, constants
+from perception.datasets.photographs import Photographs
+from perception.evaluation.bootstrap import bootstrap_interval
+from perception.evaluation.photos import photo_items
+from perception.evaluation.scenes import Item, evaluate_items
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
+from train.loop.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "photo_tiny.json"
+MODEL = "photo-tiny"
+READ = {"the package reads the map": "decoded", "the model reads the map": "model"}
+
+
+def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the intervals of all figures."""
+    drawn = perceived(model, items)
+    answered = {}
+    for name, read in READ.items():
+        answers = evaluate_items(model, items, "chain", title=name, read=read)  # type: ignore[arg-type]
+        for row in ROWS:
+            if row == "counting" and read == "model":
+                continue  # no map is read
+            key = row if row == "counting" else f"{row}, {name}"
+            answered[key] = asdict(bootstrap_interval([float(answers[i].correct) for i in pick(items, row)]))
+        if read == "decoded":
+            said = [(answers[i].answer.value, items[i].answer) for i in pick(items, "counting")]
+    errors = [abs(int(value) - int(right)) for value, right in said if isinstance(value, int)]
+    return {
+        "perception": drawn,
+        "answers": answered,
+        "mean absolute error of counts": float(np.mean(errors)) if errors else None,
+        "counts without a number": len(said) - len(errors),
+        "always the most common answer": constants(items),
+    }
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """Return the targets."""
+    named = found["perception"]["point named where it is"]["mean"]
+    depth = found["answers"]["depth, 3-5 points, the package reads the map"]["mean"]
+    gain = found["answers"]["counting"]["mean"] - found["always the most common answer"]["counting"]
+    return [
+        Bar("points named where they are", 100 * named, 97.0, "%"),
+        Bar("depth of 3 to 5 points", 100 * depth, 85.0, "%"),
+        Bar("counting, over the most common answer", 100 * gain, 10.0),
+    ]
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the result as lines of text."""
+    said = [
+        f"{name}: {100 * row['mean']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+        for name, row in (found["perception"] | found["answers"]).items()
+    ]
+    said += [
+        f"always the most common answer, {row}: {100 * share:.1f} %"
+        for row, share in found["always the most common answer"].items()
+    ]
+    error = found["mean absolute error of counts"]
+    return [*said, f"counts: off by {error:.2f} in the mean" if error is not None else "counts: none"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the targets on 40 photographs; write nothing")
+    parser.add_argument("--photos", required=True, help="folder of labelled photographs")
+    parser.add_argument("--model", help="measure another model; write nothing")
+    parser.add_argument("--each", type=int, help="most questions of each kind; default: all")
+    given = parser.parse_args(argv)
+    model = PerceptionModel.from_pretrained(given.model or shipped(MODEL))
+    items = photo_items(Photographs(given.photos, "test"), SIZE, each=40 if given.check else given.each)
+    found = measure(model, items)
+    if given.check:
+        checked = bars(found)
+        print(*(bar.line() for bar in checked), sep="\n")
+        return 0 if all_met(checked) else 1
+    print(*lines(found), sep="\n")
+    if given.model is None:
+        asked = "" if given.each is None else f" --each {given.each}"
+        record = {"command": f"python -m benchmarks.photo_tiny --photos FOLDER{asked}", **provenance()}
+        record |= {"questions": {row: len(pick(items, row)) for row in ROWS}} | found
+        record["bars"] = [bar.to_json() for bar in bars(found)]
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"written: {RESULT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
