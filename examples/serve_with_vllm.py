@@ -29,7 +29,7 @@ from typing import Any
 from PIL import Image
 from transformers import AutoProcessor
 
-from perception.chains import prompt_for
+from perception.chains import ChainRoom, prompt_for
 from perception.evaluation.report import side_by_side
 from perception.grammar.automaton import SpanGrammar
 from perception.model.image_inputs import placeholder_ids
@@ -39,16 +39,17 @@ from perception.vocabulary.names import PerceptionVocabulary, Span
 from vqvae import VQVAE
 
 
-def grammar_of(folder: str) -> SpanGrammar:
-    """The grammar of the answers of the model in a folder. Needs its tokenizer and configuration, not its weights."""
+def grammar_of(folder: str, question: str) -> str:
+    """The grammar of a model's answers to a question, from its folder: its tokenizer and configuration."""
     from transformers import AutoConfig
 
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     vocabulary = PerceptionVocabulary.load(folder)
     config = AutoConfig.from_pretrained(folder)
-    return SpanGrammar(
+    grammar = SpanGrammar(
         vocabulary, tokenizer.eos_token_id, vocab_size=len(tokenizer), banned_ids=placeholder_ids(config)
     )
+    return grammar.to_lark(ChainRoom.of(tokenizer, vocabulary).limits(question))
 
 
 def request(folder: str, image: Path, question: str, max_tokens: int = 512, constrained: bool = True) -> dict[str, Any]:
@@ -57,12 +58,12 @@ def request(folder: str, image: Path, question: str, max_tokens: int = 512, cons
     The picture is sent as this package sees it: upright, in RGB. `constrained` adds vLLM's settings: the grammar, and
     `skip_special_tokens` off, since spans are special tokens.
     """
-    png = io.BytesIO()
+    png, asked = io.BytesIO(), prompt_for(question, "chain")[0]
     load_image(image).save(png, "PNG")
     shown = base64.b64encode(png.getvalue()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{shown}"}},
-        {"type": "text", "text": prompt_for(question, "chain")[0]},
+        {"type": "text", "text": asked},
     ]
     body = {
         "model": folder,
@@ -72,7 +73,7 @@ def request(folder: str, image: Path, question: str, max_tokens: int = 512, cons
     }
     if not constrained:
         return body
-    return body | {"skip_special_tokens": False, "structured_outputs": {"grammar": grammar_of(folder).to_lark()}}
+    return body | {"skip_special_tokens": False, "structured_outputs": {"grammar": grammar_of(folder, asked)}}
 
 
 def ask(url: str, body: dict[str, Any]) -> str:

@@ -43,6 +43,8 @@ _AND_READ_IT = "Draw the depth map and read it"
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
 _WHICH = re.compile(r"\bwhich\b|\bpoints?\b", re.IGNORECASE)
+_SPACES = "\u0120\u010a\u0109\u010d\u2581"
+"""How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""
 _YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
 
 
@@ -204,14 +206,27 @@ class ChainRoom:
     """A letter with its point and its reading"""
     conclusion: int
     """The answer behind the last span or reading, with the end of sequence"""
+    silent_ids: frozenset[int] = frozenset()
+    """Ids that readers skip: special tokens, and what ends an answer"""
+    blank_ids: frozenset[int] = frozenset()
+    """Ids of text without a letter or digit"""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary) -> ChainRoom:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, stop_ids: Sequence[int] = ()
+    ) -> ChainRoom:
+        """Measure a tokenizer. `stop_ids` end an answer beside the tokenizer's own end of sequence."""
+
         def length(text: str) -> int:
             return len(vocabulary.encode_plain(tokenizer, text))
 
         letter = length(" A") + len(("START", "x", "y", "END")) + length(" 99,")
-        return cls(vocabulary.depth_length, letter, 1 + max(length(" so A."), length(" 999.")))
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        silent = (special | {*tokenizer.all_special_ids, *stop_ids}) - set(vocabulary.ids.values())
+        texts = ((token, text.strip(_SPACES)) for text, token in tokenizer.get_vocab().items())
+        blank = {token for token, text in texts if not any(character.isalnum() for character in text)}
+        conclusion = 1 + max(length(" so A."), length(" 999."))
+        return cls(vocabulary.depth_length, letter, conclusion, frozenset(silent), frozenset(blank - silent))
 
     @property
     def default(self) -> int:
@@ -221,14 +236,17 @@ class ChainRoom:
     def limits(self, question: str) -> SpanLimits | None:
         """What a chain may draw, so that it ends with an answer; None for a prompt that asks for no chain.
 
-        A counting chain draws one list of boxes; a depth chain one map, and at most one span of points per letter.
+        A counting chain draws one list of boxes; a depth chain one map, and at most one span of points per letter. Both
+        go on with text behind their last span, and so does the atomic task that reads a map; other atomic tasks end
+        with a span, and have no limits.
         """
         if question.endswith(BOXES_FIRST):
-            return SpanLimits({"depth": 0, "boxes": 1, "points": 0, "masks": 0}, self.conclusion)
-        if is_depth_chain(question):
-            points = _points_in(question)
-            return SpanLimits({"depth": 1, "boxes": 0, "points": points, "masks": 0}, self.conclusion)
-        return None
+            most = {"depth": 0, "boxes": 1, "points": 0, "masks": 0}
+        elif is_depth_chain(question):
+            most = {"depth": 1, "boxes": 0, "points": _points_in(question), "masks": 0}
+        else:
+            return None
+        return SpanLimits(most, self.conclusion, self.silent_ids, self.blank_ids)
 
     def check(self, question: str, max_new_tokens: int) -> None:
         """Raise ValueError where a prompt asks for a chain that does not fit into `max_new_tokens`."""

@@ -109,6 +109,9 @@ class _RowState:
         limited = [name for name in limits.most if name in vocabulary.marked]
         self.starts_left = {vocabulary.start_id(name): limits.most[name] for name in limited}
         """Number of spans that may still be started, by the id of their START; any number of others"""
+        self.silent, self.blank = list(limits.silent_ids), limits.blank_ids
+        self.last = NO_ID
+        """The newest id that is not blank"""
         self.ids: list[int] = []
         self.span: list[int] = []
         """The newest ids, from the last one that is not a code: all that the grammar reads"""
@@ -128,6 +131,8 @@ class _RowState:
             self.span = [*self.span, token] if role is not None and role.kind == "code" else [token]
             if token in self.starts_left:
                 self.starts_left[token] -= 1
+            if token not in self.blank:
+                self.last = token
 
     def confirm(self, new: Sequence[int], predicted: Sequence[int]) -> None:
         self.ids += new
@@ -137,12 +142,18 @@ class _RowState:
             self.draft.force(self.due(self.ids))
 
     def restrict(self, allowed: Tensor, fed: Sequence[int]) -> None:
-        """Restrict the masks (width, V) after each of the ids fed (width): no more spans than the row may
-        start, and only the id that is due where one is."""
+        """Restrict the masks (width, V) after each of the ids fed (width): no more spans than the row may start, no
+        silent id where text must follow a span, and only the id that is due where one is."""
         for start, left in self.starts_left.items():
             opened = [place for place, token in enumerate(fed) if place and token == start]
             if left <= len(opened):
                 allowed[opened[left - 1] if left > 0 else 0 :, start] = False
+        last = self.last
+        for place, token in enumerate(fed if self.silent else ()):
+            if place and token not in self.blank:
+                last = token
+            if last in self._roles:
+                allowed[place, self.silent] = False
         if self.due is not None:
             for place in range(len(fed)):
                 if forced := self.due([*self.ids, *fed[1 : place + 1]]):

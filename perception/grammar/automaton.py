@@ -30,12 +30,16 @@ class GrammarState:
 
 @dataclass(frozen=True)
 class SpanLimits:
-    """What one answer may draw, spans that it was begun with included, and the room that is kept for its text."""
+    """What one answer may draw, spans that it was begun with included, and the text that must follow its last span."""
 
     most: Mapping[str, int]
     """Largest number of spans, by modality; any number of those that are left out"""
     reserve: int = 0
     """Tokens of the limit of an answer that spans leave free"""
+    silent_ids: frozenset[int] = frozenset()
+    """Ids that readers skip, the ends of an answer among them: banned behind a span until text can be read there"""
+    blank_ids: frozenset[int] = frozenset()
+    """Ids of text without a letter or digit, such as spaces: allowed behind a span, but nothing to read"""
 
 
 @dataclass(frozen=True)
@@ -218,15 +222,24 @@ class SpanGrammar:
         self._check_named()
         return export.ebnf(self.vocabulary, self._exported, self.interleave)
 
-    def to_lark(self) -> str:
+    def to_lark(self, limits: SpanLimits | None = None) -> str:
         """The grammar over ids, for llguidance and the engines that use it (vLLM, SGLang, llama.cpp).
 
         It allows the same ids as `SpanLogitsProcessor` at every step: names that are spelt in letters are text, and
         banned ids stay banned. One exception: with more than 128 locations the sides of a box are not ordered.
+
+        Args:
+            limits: of one prompt's answer: spans that it may not draw are left out, and text must follow its last span.
+                Larger numbers of spans are not counted.
         """
         no_text = {*self.vocabulary.ids.values(), *self.banned_ids, self.eos_id}
         text = [i for i in range(self.num_ids) if i not in no_text]
-        return export.lark(self.vocabulary, self._exported, self.interleave, self.ordered_boxes, text)
+        if limits is None:
+            return export.lark(self.vocabulary, self._exported, self.interleave, self.ordered_boxes, text)
+        drawn = {name: most for name, most in self._exported.items() if limits.most.get(name) != 0}
+        blank = [i for i in text if i in limits.blank_ids]
+        told = [i for i in text if i not in limits.blank_ids | limits.silent_ids]
+        return export.lark(self.vocabulary, drawn, self.interleave, self.ordered_boxes, text, (blank, told))
 
     def _check_named(self) -> None:
         if not self.vocabulary.has_usual:

@@ -138,10 +138,27 @@ def _ordered_boxes(locations: Sequence[int]) -> dict[str, str]:
 
 
 def lark(
-    vocabulary: PerceptionVocabulary, limits: Limits, interleave: bool, ordered_boxes: bool, text_ids: Iterable[int]
+    vocabulary: PerceptionVocabulary,
+    limits: Limits,
+    interleave: bool,
+    ordered_boxes: bool,
+    text_ids: Iterable[int],
+    told: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> str:
-    """The grammar in llguidance's Lark, over ids. `text_ids` are the ids that may stand outside of spans."""
+    """The grammar in llguidance's Lark, over ids.
+
+    Args:
+        text_ids: ids that may stand outside of spans.
+        told: blank and readable ids among them, where text that can be read must follow the last span.
+    """
     rules = {"start": _any_of(limits, interleave)}
+    spans = [*limits, *(["interleave"] if interleave else [])]
+    if told is not None and spans:
+        blank, readable = told
+        rules = {"start": "( told | text )*"}
+        rules["told"] = f"( ( {' | '.join(spans)} ){' blank*' if blank else ''} )+ {id_set(readable)}"
+        if blank:
+            rules["blank"] = id_set(blank)
     locations = vocabulary.code_ids("boxes")
     bodies = {
         "depth": f"{id_set(vocabulary.code_ids('depth'))}{{{vocabulary.depth_length}}}",

@@ -300,22 +300,25 @@ class SpanLogitsProcessor(LogitsProcessor):
         return [limit for limit in self.limits for _ in range(copies)] or [None] * rows
 
     def _limited(self, ids: Tensor, masks: Tensor) -> Tensor:
-        """Masks (B, V) without the STARTs of spans that rows of ids (B, L) have enough of, from (B or 1, V)."""
-        if (
-            not self.limits
-            or not self.grammar.vocabulary.marked
-            or all(modality != _OTHER for modality, _ in self._spans)
-        ):
+        """Masks (B, V) without the STARTs of spans that rows of ids (B, L) have enough of, and without silent ids where
+        text must follow a span; from (B or 1, V)."""
+        if not self.limits or all(modality != _OTHER for modality, _ in self._spans):
             return masks
-        marked = self.grammar.vocabulary.marked
-        starts = torch.tensor([self.grammar.vocabulary.start_id(name) for name in marked], device=ids.device)
-        most = [
-            [ids.shape[1] if limit is None else limit.most.get(name, ids.shape[1]) for name in marked]
-            for limit in self._limits_of(len(ids))
-        ]
-        enough = (ids[..., None] == starts).sum(1) >= torch.tensor(most, device=ids.device)  # (B, M)
+        limits = self._limits_of(len(ids))
         masks = masks.expand(len(ids), -1).clone()
-        masks[:, starts] &= ~enough
+        if marked := self.grammar.vocabulary.marked:
+            starts = torch.tensor([self.grammar.vocabulary.start_id(name) for name in marked], device=ids.device)
+            most = [
+                [ids.shape[1] + 1 if limit is None else limit.most.get(name, ids.shape[1] + 1) for name in marked]
+                for limit in limits
+            ]
+            enough = (ids[..., None] == starts).sum(1) >= torch.tensor(most, device=ids.device)  # (B, M)
+            masks[:, starts] &= ~enough
+        for mask, row, limit in zip(masks, ids.tolist(), limits, strict=True):
+            if limit is not None and limit.silent_ids:
+                last = next((token for token in reversed(row) if token not in limit.blank_ids), None)
+                if last in self.grammar.vocabulary.id_roles:
+                    mask[list(limit.silent_ids)] = False
         return masks
 
     def _follow(self, ids: Tensor, num_logits: int) -> list[tuple[int, int]]:

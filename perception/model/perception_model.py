@@ -88,7 +88,7 @@ class PerceptionModel:
         tokenizer = processor.tokenizer
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.stop_ids = _stop_ids(model, tokenizer, self.pad_id)
-        self.room = ChainRoom.of(tokenizer, vocabulary)
+        self.room = ChainRoom.of(tokenizer, vocabulary, self.stop_ids)
         self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
         """Kinds of questions that the model knows alone ("count", "depth"); empty for a model that knows others"""
         self.trained_on: str = getattr(model.config, "trained_on", None) or ""

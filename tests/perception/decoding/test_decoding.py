@@ -170,6 +170,72 @@ def test_a_chain_opens_as_many_spans_as_it_needs_and_keeps_room_for_the_answer(q
         assert all(row.count(model.vocabulary.start_id(m)) <= most[m] for m in most)
 
 
+def ending_early(seed: int, liked: str) -> PerceptionModel:
+    """A random model that ends a span as soon as it may, then its answer, and likes one token next best to that."""
+    model = build_perception(seed)
+    tokenizer, vocabulary = model.processor.tokenizer, model.vocabulary
+    ends = [vocabulary.end_id(name) for name in ("boxes", "depth", "points")]
+    ranks = [ends, list(model.stop_ids), [tokenizer.bos_token_id], [tokenizer.convert_tokens_to_ids(liked)]]
+
+    def prefer(module, args, logits):
+        for bonus, ids in zip((4e3, 3e3, 2e3, 1e3), ranks, strict=True):
+            logits[..., ids] += bonus
+        return logits
+
+    model.model.lm_head.register_forward_hook(prefer)
+    model.decoder._head = False  # a sliced output layer has no hooks
+    return model
+
+
+@pytest.mark.parametrize("behind", ["", " ", " .\n"])
+def test_a_chain_does_not_end_before_text_can_be_read_behind_its_span(behind):
+    """Neither right there nor behind spaces and stops alone."""
+    model = ending_early(0, "7")
+    silent = model.room.silent_ids
+    assert {*model.stop_ids, model.processor.tokenizer.bos_token_id} <= silent
+    assert not silent & set(model.vocabulary.ids.values())
+    boxes = Span("boxes", (1, 1, 5, 5, 2, 2, 8, 8))
+    begun = model.vocabulary.span_ids(boxes)
+    begun = [*begun, *model.processor.tokenizer.encode(behind)] if behind else begun[:-1]
+    batch = [Prompt(prompt.image, f"How many? {BOXES_FIRST}", "count", tuple(begun)) for prompt in prompts(0)]
+    rows = model.generate_ids(batch, 40, fast=False)
+    assert model.generate_ids(batch, 40) == rows
+    assert model.generate_ids(batch, 40) == rows  # each is its own draft now
+    assert [model.generate_ids([prompt], 40)[0] for prompt in batch] == rows
+    assert [list(model.stream_ids(prompt, 40))[-1] for prompt in batch] == rows
+    for answer in model.answer(batch, 40):
+        assert (answer.value, answer.spans, answer.text) == (7, (boxes,), f"{behind}7".strip())
+
+
+@pytest.mark.parametrize("question", ["Draw the boxes of the cubes.", "Draw the depth map.", "Draw the marked points."])
+def test_an_atomic_task_ends_with_its_span(question):
+    model = ending_early(0, "7")
+    spans = {"boxes": (1, 1, 5, 5), "depth": (1, 2, 3, 4), "points": (1, 2)}
+    name = next(name for name in spans if name in question)
+    begun = model.vocabulary.span_ids(Span(name, spans[name]))
+    batch = [Prompt(prompt.image, question, None, tuple(begun[:-1])) for prompt in prompts(0)]
+    chain = Prompt(batch[0].image, f"How many? {BOXES_FIRST}", "count", tuple(begun[:-1]))
+    for fast in (True, False):
+        assert model.generate_ids(batch, 40, fast=fast) == [begun] * 3
+        if name == "boxes":  # beside a chain in one batch
+            assert [len(row) > len(begun) for row in model.generate_ids([*batch, chain], 40, fast=fast)] == [
+                False, False, False, True,
+            ]  # fmt: skip
+
+
+def test_text_follows_the_readings_of_a_depth_chain():
+    """Also where the prompt was begun with whole spans, and beams are searched."""
+    model = ending_early(0, "A")
+    vocabulary = model.vocabulary
+    begun = vocabulary.span_ids(Span("depth", (1, 2, 3, 4)))
+    batch = [Prompt(prompts(0)[0].image, f"Which point is closest, A or B? {DEPTH_FIRST}", "depth", tuple(begun))]
+    for settings in ({}, {"fast": False}, {"num_beams": 2}):
+        (row,) = model.generate_ids(batch, 40, **settings)
+        assert len(row) > len(begun) and row[len(begun)] not in vocabulary.id_roles
+    (answer,) = model.answer(batch, 40)
+    assert answer.value == "A"
+
+
 def test_a_list_of_boxes_without_end_leaves_room_for_the_answer():
     model = build_perception(0)
     end = model.vocabulary.end_id("boxes")

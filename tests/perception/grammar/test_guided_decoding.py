@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from random_spans import SETTINGS
 from tiny_models import build_llama, build_tokenizer
 
-from perception.grammar.automaton import SpanGrammar
+from perception.chains import BOXES_FIRST, ChainRoom
+from perception.grammar.automaton import SpanGrammar, SpanLimits
 from perception.grammar.export import id_set
 from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary, Span
@@ -36,8 +38,9 @@ def grammar_of(vocabulary: PerceptionVocabulary, tokenizer: Any, **settings: Any
     return SpanGrammar(vocabulary, tokenizer.eos_token_id, vocab_size=len(tokenizer), banned_ids=banned, **settings)
 
 
-def allowed_by_us(grammar: SpanGrammar, ids: Sequence[int]) -> set[int]:
-    scores = SpanLogitsProcessor(grammar)(torch.tensor([ids], dtype=torch.long), torch.zeros(1, grammar.num_ids))
+def allowed_by_us(grammar: SpanGrammar, ids: Sequence[int], limits: SpanLimits | None = None) -> set[int]:
+    processor = SpanLogitsProcessor(grammar, limits=[limits])
+    scores = processor(torch.tensor([ids], dtype=torch.long), torch.zeros(1, grammar.num_ids))
     return set(scores[0].isfinite().nonzero().flatten().tolist())
 
 
@@ -65,6 +68,31 @@ def test_llguidance_allows_what_the_processor_allows_at_every_step(
             spans += ids[-1] in ours
             assert matcher.consume_token(ids[-1])
     assert spans > 0 or not grammar.allow
+
+
+def test_llguidance_asks_for_text_behind_a_chain_s_spans(tokenizer: Any, vocabulary: PerceptionVocabulary) -> None:
+    """As our processor does at every step, as long as no span is one too many."""
+    llguidance = pytest.importorskip("llguidance")
+    hf = pytest.importorskip("llguidance.hf")
+    grammar, rng = grammar_of(vocabulary, tokenizer), random.Random(0)
+    limits = replace(ChainRoom.of(tokenizer, vocabulary).limits(f"How many? {BOXES_FIRST}"), reserve=0)
+    several = replace(limits, most={**limits.most, "boxes": STEPS})
+    engine, text = hf.from_tokenizer(tokenizer), llguidance.grammar_from("grammar", grammar.to_lark(limits))
+    held = 0
+    for _ in range(8):
+        matcher, ids = llguidance.LLMatcher(engine, text), list[int]()
+        assert not matcher.get_error()
+        for _ in range(STEPS):
+            bias = matcher.compute_logit_bias()
+            allowed = {i for i in range(len(tokenizer)) if bias[i]}
+            assert allowed == allowed_by_us(grammar, ids, several), ids
+            ends = grammar.accepts(ids)
+            held += ends and tokenizer.eos_token_id not in allowed
+            known = sorted(allowed & {*vocabulary.ids.values(), *limits.blank_ids})
+            choices = known if known and rng.random() < 0.8 else sorted(allowed - {tokenizer.eos_token_id})
+            ids.append(rng.choice(choices))
+            assert matcher.consume_token(ids[-1])
+    assert held > 3
 
 
 def test_sizes_of_the_shipped_vocabulary_compile(tokenizer: Any) -> None:
