@@ -45,6 +45,7 @@ from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
 from train.data.held_out import EvaluationConfig, HeldOutRecords, split
+from train.data.photo_views import view_rows
 from train.data.photos import photo_rows
 from train.data.records import (
     KINDS,
@@ -582,7 +583,9 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         of_photos = round(config.batch_size * (1 - scenes.share)) if scenes.count else config.batch_size
         curriculum = replace(config.curriculum, masks_share=0.0)  # photographs have boxes alone
         arguments = (parts.vocabulary, vqvae, curriculum, config.arm, loop.steps, loop.seed)
-        sources.append((photo_rows(config.data.photos, *arguments), of_photos))
+        photos, tower = config.data.photos, vision_tower(parts.model)
+        made = view_rows(photos, *arguments, tower) if photos.views else photo_rows(photos, *arguments)
+        sources.append((made, of_photos))
     if scenes.count:
         assert vqvae is not None, "the configuration's own check"
         of_scenes = round(config.batch_size * scenes.share) if config.data.more_than_scenes else config.batch_size

@@ -23,7 +23,7 @@ from transformers import SwinConfig, SwinModel
 
 from perception.answers import POINT_LETTERS
 from perception.model.folder import find_folder, read_model, read_processor
-from perception.scenes.markers import MIN_SPACING, draw_markers
+from perception.scenes.markers import draw_markers, scatter_markers
 from perception.scenes.scene import Scene
 from perception.scenes.store import SceneStore
 from perception.scenes.styles import COLORS, SHAPES
@@ -119,9 +119,9 @@ class DenseTower(nn.Module):
             if name in _RARE:
                 bias.fill_(_RARE_BIAS)
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(self, seen: Tensor) -> dict[str, Tensor]:
         # The language model reads hidden_states[-1] (before the final norm), so the head does too.
-        return self.read(self.tower(pixel_values, output_hidden_states=True).hidden_states[-1])
+        return self.read(self.tower(seen, output_hidden_states=True).hidden_states[-1])
 
     def read(self, tokens: Tensor) -> dict[str, Tensor]:
         """Return the targets that the head finds in tokens (B, 100, D)."""
@@ -139,21 +139,6 @@ def fourier_code(values: np.ndarray) -> np.ndarray:
     angles = np.pi * np.asarray(values, dtype=np.float64)[..., None] * np.array(FREQUENCIES)  # (..., n, 8)
     code = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)  # (..., n, 16)
     return code.reshape(*code.shape[:-2], -1).astype(np.float32)
-
-
-def scatter_markers(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Places (x, y) for `count` markers, (count, 2): pixel centres anywhere on an image of `size`, but apart.
-
-    Reading a marker takes no depth, so the rules of depth questions (`choose_markers`), which took half of the time of
-    making a batch, are left out.
-    """
-    margin = round(0.08 * size)
-    points: list[np.ndarray] = []
-    while len(points) < count:
-        point = (rng.integers(margin, size - margin, size=2) + 0.5) / size
-        if all(np.linalg.norm(point - other) >= MIN_SPACING for other in points):
-            points.append(point)
-    return np.array(points, dtype=np.float32)
 
 
 def cell_targets(

@@ -113,10 +113,15 @@ class Photographs:
             return np.asarray(image.convert("L"), np.float32) / 255
 
     def scene(self, index: int, size: int, window: Window | None = None, mirrored: bool = False) -> PhotoScene:
-        """Return a photograph, or a part of it, resized to a square of `size` pixels without regard to its aspect."""
+        """Return a photograph, or a part of it, resized to a square of `size` pixels without regard to its aspect.
+
+        A size of 0 leaves the pixels out, which takes most of the time.
+        """
         label, window = self.labels[index], window or Window()
-        image = load_image(self.folder / "images" / label["image"])
-        image = _cut(image, window).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2)
+        image = Image.new("RGB", (1, 1))
+        if size:
+            image = _cut(load_image(self.folder / "images" / label["image"]), window)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2)
         near = _cut(Image.fromarray(self.nearness(index)), window).resize((_MAP, _MAP), Image.Resampling.BILINEAR)
         if mirrored:
             image, near = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, near))

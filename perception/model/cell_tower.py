@@ -105,7 +105,10 @@ class _Level(nn.Module):
 
 
 class CellTower(PreTrainedModel):
-    """Turns images (B, 3, S, S) in [-1, 1] into (B, (S / 32)^2, D) tokens, one per cell, row by row."""
+    """Turns images (B, 3, S, S) in [-1, 1] into (B, (S / 32)^2, D) tokens, one per cell, row by row.
+
+    Tokens (B, N, D) that it made before pass through: a language model behind a frozen tower trains on stored ones.
+    """
 
     config_class = CellTowerConfig
     base_model_prefix = "cell_tower"
@@ -133,7 +136,9 @@ class CellTower(PreTrainedModel):
         """Leave the weights as their modules made them; the backbone's are loaded."""
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        tokens = self.gather(self.backbone(pixel_values.contiguous(memory_format=torch.channels_last)))
+        tokens = pixel_values
+        if pixel_values.dim() == 4:
+            tokens = self.gather(self.backbone(pixel_values.contiguous(memory_format=torch.channels_last)))
         # LLaVA replaces pooled features by its own, which are part of the output only if it has some
         return BaseModelOutputWithPooling(tokens, tokens.mean(1), hidden_states=(tokens,))
 

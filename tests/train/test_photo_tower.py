@@ -11,8 +11,10 @@ import torch
 pytest.importorskip("timm")
 from photo_folder import make_photos
 from photo_world import join_tiny_tower
+from transformers import SwinConfig, SwinModel
 
 from perception import chains
+from perception.chains import ChatPrompt
 from perception.datasets.photographs import Photographs
 from perception.evaluation.photos import photo_items
 from perception.model.cell_tower import CellTower, CellTowerConfig
@@ -22,8 +24,10 @@ from perception.vocabulary.names import PerceptionVocabulary
 from train import photo_tower
 from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
+from train.data.photo_views import PhotoViews, view_rows
 from train.data.photos import PhotosConfig, photo_rows
 from train.data.records import SourcesConfig
+from train.data.rows import RowEncoder, TokenWeights
 from train.data.scenes import ScenesConfig
 from train.finetune import train
 from train.loop.config import LoopConfig
@@ -31,6 +35,7 @@ from train.models.tiny import build_processor
 from train.tower import GRID, cell_of
 from vqvae import VQVAE
 
+ACCEPTED = frozenset(["pixel_values"])
 CURRICULUM = CurriculumConfig("constant", atomic_end=0.5, noisy_maps=0.0, foreign_maps=0.0)
 
 
@@ -121,7 +126,9 @@ def test_a_model_fine_tuned_on_photographs_answers_about_them(photos, joined, tm
         run_dir=str(tmp_path / "run"),
         tower_lr_ratio=0.0,
         batch_size=4,
-        data=SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(str(photos.folder))),
+        data=SourcesConfig(
+            scenes=ScenesConfig(0), photos=PhotosConfig(str(photos.folder), views=str(joined.parent / "views"))
+        ),
         curriculum=CURRICULUM,
         loop=LoopConfig(steps=2, learning_rate=1e-3, warmup_steps=1, precision="fp32"),
     )
@@ -129,7 +136,7 @@ def test_a_model_fine_tuned_on_photographs_answers_about_them(photos, joined, tm
     model = PerceptionModel.from_pretrained(tmp_path / "model")
     item = photo_items(Photographs(photos.folder, "test"), 320, each=1)[-1]
     answer = model.ask(item.image, item.question)
-    assert [span.modality for span in answer.spans][:1] == ["depth"] and answer.value in "ABCDE"
+    assert [span.modality for span in answer.spans][:1] == ["depth"] and answer.mode == "chain"
     assert json.loads((tmp_path / "model" / "config.json").read_text())["vision_config"]["image_size"] == 320
 
 
@@ -162,21 +169,61 @@ def test_the_backbone_has_imagenets_weights():
 
 def test_stored_views_are_what_the_backbone_makes_of_them_and_are_made_once(photos, tokenizer, tmp_path):
     tower = CellTower(CellTowerConfig(widths=(16, 16, 32))).eval()
-    views = photo_tower.PhotoViews(tmp_path, photos, tokenizer, 320, each=2, seed=3)
-    views.make(tower.backbone)
-    loaded = views.load(np.array([11, 0]))
+    views = PhotoViews(tmp_path, photos, tokenizer, 320)
+    with pytest.raises(ValueError, match=r"lacks views of .* make them with python -m train.photo_tower"):
+        views.codes()
+    views.make(tower.backbone, photo_tower.photo_targets)
+    loaded = views.load([11, 0])
     for row, number in enumerate((11, 0)):
-        pixels, targets, _ = views.draw(number)
+        pixels, scene, points = views.draw(number)
+        targets = photo_tower.photo_targets(scene, points, photos.kinds)
         assert torch.allclose(tower(pixels[None]).last_hidden_state, tower.gather(loaded["seen"])[row], atol=2e-2)
         assert all(np.allclose(loaded[name][row], value, atol=1e-3) for name, value in targets.items())
+        assert loaded["depth"][row].tolist() == views.codes()[number].tolist()
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
-    views.make(None)  # all are there
+    views.make(None, photo_tower.photo_targets)  # all are there
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
-    numbers = [number for step in range(3) for number in _numbers(photo_tower.ViewBatches(views, 3, 0), step, 0, 2)]
-    assert len(numbers) == len(set(numbers)) == 9  # 3 batches of one of two processes: half of 18 views
+    with pytest.raises(ValueError, match="set tower_lr_ratio to 0"):
+        views.tokens(tower)
+    tokens = views.tokens(tower.requires_grad_(False))
+    assert np.allclose(tokens[[11, 0]], tower.gather(loaded["seen"]).numpy(), atol=2e-2)
+    assert torch.equal(tower(torch.from_numpy(tokens[:2])).last_hidden_state, torch.from_numpy(tokens[:2]))
 
 
-def _numbers(batches, step, rank, world):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photo_tower.PhotoViews, "load", lambda self, numbers: numbers.tolist())
-        return batches(step, rank, world)
+def test_an_epoch_meets_every_view_once(photos, tokenizer, tmp_path, monkeypatch):
+    views = PhotoViews(tmp_path, photos, tokenizer, 320)
+    monkeypatch.setattr(PhotoViews, "load", lambda self, numbers: {"numbers": numbers})
+    batches = photo_tower.ViewBatches(views, 3, 0)
+    met = [number for step in range(6) for rank in range(2) for number in batches(step, rank, 2)["numbers"]]
+    assert sorted(met) == list(range(36))
+
+
+def test_rows_of_stored_views_bring_their_tokens_and_say_what_the_labels_say(photos, joined, tokenizer):
+    tower = read_model(joined, torch.float32).model.vision_tower.requires_grad_(False)
+    vocabulary = PerceptionVocabulary.load(joined)
+    config = PhotosConfig(str(photos.folder), views=str(joined.parent / "views"))
+    rows = view_rows(config, vocabulary, tokenizer, CURRICULUM, "aurora", 10, 0, tower)
+    processor = read_processor(joined)
+    encoder = RowEncoder(
+        vocabulary, processor, ChatPrompt.from_processor(processor), TokenWeights(), frozenset(["pixel_values"])
+    )
+    seen = set()
+    for step in range(8):
+        made = rows.rows(step, 0, 1, 8)
+        for row in made:
+            seen.add(row.example.task)
+            (number,) = np.flatnonzero((rows.tokens == row.tokens.numpy().astype(np.float16)).all((1, 2)))
+            view = rows.store.labels(int(number))
+            if row.example.task == chains.CHAIN_COUNT:
+                boxes = len(row.example.target[0].codes) // 4
+                assert row.example.answer == str(boxes) and boxes <= len(view.objects)
+            if row.example.task == chains.CHAIN_DEPTH:
+                places = [part.codes for part in row.example.target[1:] if not isinstance(part, str)]
+                assert np.allclose(np.array(places) / 100, view.points, atol=0.011)
+        (batch,) = encoder.batches(made, 1)
+        assert batch["pixel_values"].shape == (8, 100, 32)
+    assert seen >= {chains.ATOMIC_DEPTH, chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.CHAIN_DEPTH}
+    with pytest.raises(ValueError, match="and this one has a SwinModel"):
+        view_rows(config, vocabulary, tokenizer, CURRICULUM, "aurora", 10, 0, SwinModel(SwinConfig()))
+    with pytest.raises(ValueError, match="leave one out"):
+        PhotosConfig(str(photos.folder), answers=2, views="views")

@@ -34,12 +34,20 @@ class PhotosConfig:
     """side that images are resized to before markers are drawn, in pixels"""
     answers: int = 0
     """number of photographs with an answer to learn from, as of rendered scenes; 0: all, asked anew each time"""
+    views: str = ""
+    """folder of views that train.photo_tower stored (RUN_DIR/views): the language model then learns from these alone,
+    which takes half of the time; the tower must be frozen. Empty: a new part of a photograph each time"""
 
     def __post_init__(self) -> None:
         if self.answers < 0:
             raise ValueError(f"photos.answers must not be negative, got {self.answers}; 0 asks all anew each time")
         if self.image_size < 64:
             raise ValueError(f"photos.image_size must be at least 64 for readable markers, got {self.image_size}")
+        if self.views and self.answers:
+            raise ValueError(
+                f"photos.answers ({self.answers}) are about whole photographs, and photos.views are parts of them; "
+                "leave one out"
+            )
 
     def build(self) -> Photographs:
         """Open the part of the folder to train on. Raises ValueError if it has fewer photographs than answers."""

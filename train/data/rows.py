@@ -6,7 +6,7 @@ image inputs and the start of each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +53,9 @@ class Row:
     """all images of a conversation, each shown where `chains.IMAGE` stands in its questions"""
     system: str = ""
     """system turn of a conversation that gives `images`"""
+    tokens: Tensor | None = None
+    """visual tokens (N, D) that a frozen tower made of an image before; they take the place of pixels, and `image` only
+    says how many they are"""
 
 
 class RowSource(Protocol):
@@ -147,8 +150,9 @@ class RowEncoder:
 
     def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
         """Split rows into batches of similar length, so that short rows are not padded to the length of long ones."""
-        plain = [n for n, row in enumerate(rows) if row.images is None]
+        plain = [n for n, row in enumerate(rows) if row.images is None and row.tokens is None]
         pictures = dict(zip(plain, self._pictures([rows[n].image for n in plain]), strict=True))
+        pictures |= self._seen_before({n: row for n, row in enumerate(rows) if row.tokens is not None})
         made: list[tuple[Encoded, dict[str, Tensor]]] = []
         for n, row in enumerate(rows):
             made.append(
@@ -183,6 +187,16 @@ class RowEncoder:
                     head, outputs = self._picture(images[n])
                     made[n] = head, {name: value for name, value in outputs.items() if name in self.accepted}
         return [made[n] for n in range(len(images))]
+
+    def _seen_before(self, rows: Mapping[int, Row]) -> dict[int, tuple[list[int], dict[str, Tensor]]]:
+        """Return what `_pictures` does, of rows that bring visual tokens."""
+        made, heads = {}, dict[Any, list[int]]()
+        for n, row in rows.items():
+            assert row.image is not None and row.tokens is not None
+            if row.image.size not in heads:
+                heads[row.image.size] = self._picture(row.image)[0]
+            made[n] = heads[row.image.size], {"pixel_values": row.tokens[None]}
+        return made
 
     def head_length(self, image: Image.Image) -> int:
         """Return the number of tokens of a prompt up to its question, with those of the image."""

@@ -55,7 +55,7 @@ _MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be 
 _MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
-_ATTEMPTS = 12  # number of scenes that are tried for a task
+_ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
 
@@ -305,6 +305,10 @@ class SceneRows:
         scene = Scene.from_store(self.store, index)
         return scene.flipped() if mirrored else scene, self.codes[mirrored, index]
 
+    def row(self, index: int, image: Tensor, row: Row) -> Row:
+        """Return a row about scene `index` with its image (H, W, 3)."""
+        return replace(row, image=Image.fromarray(image.numpy()))
+
     def _row(self, task: str, rng: np.random.Generator) -> Row:
         curriculum = self.curriculum
         reads = task in (chains.ATOMIC_READINGS, chains.CHAIN_DEPTH)
@@ -327,13 +331,16 @@ class SceneRows:
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
                 if task == chains.ATOMIC_READINGS:
                     more = (self.maker.read_at_random(codes if shown is None else shown, rng), *more)
-                return Row(Image.fromarray(made[0].numpy()), made[1], shown, foreign, more)
+                return self.row(index, made[0], Row(None, made[1], shown, foreign, more))
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
+
+    def unaltered(self, step: int, count: int, rng: np.random.Generator) -> list[Row]:
+        """Return rows before augmentation."""
+        return [self._row(task, rng) for task in draw_tasks(self.shares(step), count, rng)]
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
         rng = np.random.default_rng((self.seed, step, shard))
-        tasks = draw_tasks(self.shares(step), count, rng)
-        rows = [self._row(task, rng) for task in tasks]
+        rows = self.unaltered(step, count, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         images = torch.stack([torch.from_numpy(np.array(row.image)) for row in rows])  # (B, H, W, 3)
         augmented = photometric(to_pixels(images), generator)  # (B, 3, H, W) in [0, 1]
