@@ -503,7 +503,7 @@ def import_tokenizer(
     source: Annotated[
         Path,
         typer.Argument(
-            help="State dict (.pt, .pth, .safetensors) of AURORA's, AiT's or MolmoAct's VQVAE, or the folder "
+            help="State dict (.pt, .pth, .safetensors) of AURORA's, AiT's, MolmoAct's or 4M's tokenizer, or the folder "
             "of a diffusers VQModel."
         ),
     ],
@@ -512,11 +512,11 @@ def import_tokenizer(
         str,
         typer.Option(
             help="How the original takes depth, which the file does not say: aurora (nearness per map in [-1, 1]), "
-            "molmoact (in [0, 1]) or ait (metres up to 10)."
+            "molmoact (in [0, 1]), ait (metres up to 10) or 4m (depth, standardised per map)."
         ),
     ],
     image_size: Annotated[
-        int | None, typer.Option(help="Side of a map in pixels; default: the published 320, for ait 480.", min=1)
+        int | None, typer.Option(help="Side of a map in pixels; default: the published 320, ait 480, 4m 224.", min=1)
     ] = None,
 ) -> None:
     """Turn a published tokenizer into a folder of ours, with the same codes for the same maps (docs/share.md)."""
@@ -530,6 +530,8 @@ def import_tokenizer(
     config = model.config
     side = config.image_size
     said = f"{config.num_codes} codes per map, of {config.codebook_size}, from {side} x {side} pixels: {out}"
+    if not config.decodes:
+        said += "\nit encodes only: 4M's decoder is a diffusion model, which is not imported"
     console.print(said, markup=False, soft_wrap=True)
 
 

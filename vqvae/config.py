@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from vqvae.nesting import coarse_to_fine
 
 QUANTIZERS = ("ema", "fsq")
-NETWORKS = ("wide", "convolutional", "vqmodel")
+NETWORKS = ("wide", "convolutional", "vqmodel", "transformer")
 _PUBLISHED = ("network", "value_range", "vqmodel")
 NORMALISATIONS = ("relative_inverse", "relative", "metric")
 
@@ -59,7 +59,8 @@ class VQVAEConfig:
     """Train so that the first n codes of a map, in the order of `cell_order`, can be decoded, for every n."""
     network: str = "wide"
     """"wide": our encoder and decoder. The others are for published weights (`vqvae.published`): "convolutional" for
-    AURORA's, AiT's and MolmoAct's, "vqmodel" for diffusers' VQModel."""
+    AURORA's, AiT's and MolmoAct's, "vqmodel" for diffusers' VQModel, "transformer" for the encoder of 4M's, which has
+    `channels` per patch and `num_res_blocks` layers."""
     value_range: tuple[float, ...] = (-1.0, 1.0)
     """Input of the encoder and output of the decoder at nearness 0 and at nearness 1, of published weights."""
     vqmodel: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -138,6 +139,11 @@ class VQVAEConfig:
     def grid_size(self) -> int:
         """Codes per side."""
         return self.image_size // self.downsample
+
+    @property
+    def decodes(self) -> bool:
+        """False for a tokenizer that has an encoder alone."""
+        return self.network != "transformer"
 
     @property
     def num_codes(self) -> int:

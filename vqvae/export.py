@@ -70,18 +70,19 @@ class DecoderProgram(nn.Module):
 
 
 def _programs(model: VQVAE) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Both programs on the CPU in float32, each with an example input of two maps."""
+    """The programs on the CPU in float32, each with an example input of two maps."""
     size, grid = model.config.image_size, model.config.grid_size
     encoder, decoder = (copy.deepcopy(model).cpu().float().eval() for _ in range(2))
     del encoder.decoder, decoder.encoder  # a program carries its own weights only
     ramp = torch.linspace(1, 2, 2 * size * size).view(2, size, size)
     codes = torch.zeros(2, grid, grid, dtype=torch.long)
-    return {"encoder": (EncoderProgram(encoder), ramp), "decoder": (DecoderProgram(decoder), codes)}
+    programs: dict[str, tuple[nn.Module, Tensor]] = {"encoder": (EncoderProgram(encoder), ramp)}
+    return programs | ({"decoder": (DecoderProgram(decoder), codes)} if model.config.decodes else {})
 
 
 @torch.no_grad()
 def export_tokenizer(model: VQVAE, folder: str | Path, form: str = "onnx") -> list[Path]:
-    """Write encoder and decoder to `folder`, each file whole or not at all, and return the files.
+    """Write encoder and decoder (if there is one) to `folder`, each whole or not at all, and return the files.
 
     Raises:
         ValueError: for an unknown form.

@@ -20,13 +20,21 @@ from vqvae.losses import GRADIENT_WEIGHT, L2_WEIGHT, Losses, reconstruction_loss
 from vqvae.nesting import random_budgets
 from vqvae.networks import Decoder, Encoder
 from vqvae.normalisation import Normalised, nearness_to_depth, normalise_depth
-from vqvae.published_networks import ConvolutionalDecoder, ConvolutionalEncoder, VQModelDecoder, VQModelEncoder
+from vqvae.published_networks import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    NoDecoder,
+    TransformerEncoder,
+    VQModelDecoder,
+    VQModelEncoder,
+)
 from vqvae.quantizer import QUANTIZER_CLASSES, perplexity
 
 NETWORK_CLASSES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "wide": (Encoder, Decoder),
     "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder),
     "vqmodel": (VQModelEncoder, VQModelDecoder),
+    "transformer": (TransformerEncoder, NoDecoder),
 }
 
 
@@ -143,7 +151,8 @@ class VQVAE(
             size: height and width of the maps; by default the config's image_size.
 
         Raises:
-            ValueError: for codes that are not integers, of another grid or out of range, or a depth_range not (B, 2).
+            ValueError: for codes that are not integers, of another grid or out of range, or a depth_range not (B, 2);
+                for any codes where the tokenizer has no decoder (`VQVAEConfig.decodes`).
         """
         codes = self._check_codes(codes)
         vectors = self.codebook[codes]  # (B, h, w, D) or (B, n, D)

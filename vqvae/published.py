@@ -1,7 +1,8 @@
-"""Tokenizers that others have published, read from their own files: those of AURORA, AiT and MolmoAct, and VQModels.
+"""Tokenizers that others have published, read from their own files: AURORA's, AiT's, MolmoAct's, 4M's, and VQModels.
 
 The first three have one architecture, with a plain state dict that says neither how depth is normalised nor how large a
-map is. So the normalisation is chosen by name. The codes are those of the original on the same maps.
+map is. So the normalisation is chosen by name. The codes are those of the original on the same maps. Of 4M's the
+encoder and the codebook are read; their decoder is a diffusion model, and such a tokenizer does not decode here.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.checkpoint import CONFIG_NAME, CheckpointError
 from vqvae.config import VQVAEConfig
 from vqvae.model import VQVAE
+from vqvae.published_networks import HEAD_WIDTH
 
 _SIZES: dict[str, Any] = {"network": "convolutional", "image_size": 320, "downsample": 32}
 NORMALISATIONS = {
@@ -32,9 +35,12 @@ NORMALISATIONS = {
         fill_holes=False,
         value_range=(10, 0),
     ),
+    "4m": VQVAEConfig(
+        network="transformer", image_size=224, downsample=16, normalisation="relative", range_percentile=0
+    ),
 }
 """Normalisation and size of maps by name. aurora: nearness, min-max per map, in [-1, 1]; molmoact: the same in [0, 1];
-ait: depth in metres up to 10, and 0 in holes"""
+ait: depth in metres up to 10, and 0 in holes; 4m: depth, standardised per map by the middle 80 % of its pixels"""
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 _CONVOLUTIONAL = {
     "encoder.": "encoder.layers.",
@@ -51,7 +57,21 @@ _VQMODEL = {
     "decoder.": "decoder.network.",
     "quantize.embedding.weight": "quantizer.codebook",
 }
+_4M = {
+    "encoder.pos_emb": "encoder.position",
+    "encoder.proj.": "encoder.patches.",
+    "encoder.blocks.": "encoder.layers.",
+    "encoder.norm_mlp.": "encoder.norm.",
+    "encoder.post_mlp.fc1.": "encoder.mlp.0.",
+    "encoder.post_mlp.fc2.": "encoder.mlp.2.",
+    "quant_proj.": "encoder.last.",
+    "quantize._codebook.embed": "quantizer.codebook",
+    "quantize._codebook.cluster_size": "quantizer.cluster_size",
+}
 """Beginnings of the tensors' names, there and in a `VQVAE`"""
+_4M_LAYER = {".attn.qkv.": ".self_attn.in_proj_", ".attn.proj.": ".self_attn.out_proj.", ".mlp.fc": ".linear"}
+"""Middles of the names of a layer's tensors, there and in torch's TransformerEncoderLayer"""
+_4M_UNUSED = ("decoder.", "quantize._codebook.initted")
 _INNER = ("weights", "state_dict", "model")
 """Keys under which training scripts save a state dict"""
 
@@ -60,8 +80,8 @@ def import_tokenizer(source: str | Path, normalisation: str, image_size: int | N
     """Read a published tokenizer.
 
     Args:
-        source: a state dict (.pt, .pth, .safetensors) in AiT's layout, or the folder of a diffusers VQModel.
-        normalisation: a name of `NORMALISATIONS`.
+        source: a state dict (.pt, .pth, .safetensors) in AiT's or 4M's layout, or the folder of a diffusers VQModel.
+        normalisation: a name of `NORMALISATIONS`; "4m" for 4M's, and no other.
         image_size: side of the maps; None for the published one, which for a VQModel is its sample_size.
 
     Raises:
@@ -74,7 +94,7 @@ def import_tokenizer(source: str | Path, normalisation: str, image_size: int | N
     source, start = Path(source), NORMALISATIONS[normalisation]
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a .pt, .pth or .safetensors file, or a VQModel's folder")
-    read = _read_vqmodel if source.is_dir() else _read_convolutional
+    read = _read_vqmodel if source.is_dir() else _read_4m if normalisation == "4m" else _read_convolutional
     config, tensors = read(source, start, image_size)
     model = VQVAE(config)
     tensors |= {"quantizer.started": torch.tensor(True)}
@@ -92,7 +112,8 @@ def _check_same(source: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
         got, expected = (shape.get(odd[0], "absent") for shape in shapes)
         raise CheckpointError(
             f"{source} is of an unknown architecture: {len(odd)} tensors differ from the published one's, such as "
-            f"{odd[0]} ({got}, expected {expected}); known are the VQVAEs of AURORA, AiT and MolmoAct, and VQModels"
+            f"{odd[0]} ({got}, expected {expected}); known are the VQVAEs of AURORA, AiT and MolmoAct, 4M's for depth, "
+            "and VQModels"
         )
 
 
@@ -142,6 +163,8 @@ def _read_convolutional(
     codebook = held.get("_vq_vae._embedding", held.get("_vq_vae._embedding.weight"))
     strided = [v for n, v in held.items() if re.fullmatch(r"encoder\.\d+\.weight", n) and v.shape[2:] == (4, 4)]
     blocks = [name for name in held if re.fullmatch(r"encoder\.\d+\.net\.0\.weight", name)]
+    if "quantize._codebook.embed" in held:
+        raise ValueError(f"{path} is a tokenizer of 4M's, which standardises depth; give the normalisation 4m")
     if codebook is None or codebook.ndim != 2 or len(strided) < 2:
         raise CheckpointError(
             f"{path} is of an unknown architecture: it has {len(held)} tensors, such as {', '.join(sorted(held)[:3])}, "
@@ -158,6 +181,37 @@ def _read_convolutional(
         codebook_dim=codebook.shape[1],
     )
     return config, _renamed(held, _CONVOLUTIONAL)
+
+
+def _read_4m(path: Path, start: VQVAEConfig, image_size: int | None) -> tuple[VQVAEConfig, dict[str, Tensor]]:
+    """Config and tensors of the encoder and codebook of 4M's tokenizers; all sizes but image_size are the tensors'."""
+    held = {name: value for name, value in _read_tensors(path).items() if not name.startswith(_4M_UNUSED)}
+    position, patches, codebook = (
+        held.get(name, torch.empty(0))
+        for name in ("encoder.pos_emb", "encoder.proj.weight", "quantize._codebook.embed")
+    )
+    if position.ndim != 4 or patches.ndim != 4 or codebook.ndim != 2 or patches.shape[0] % HEAD_WIDTH:
+        raise CheckpointError(
+            f"{path} is no tokenizer of 4M's for depth: it has {len(held)} tensors of an encoder, such as "
+            f"{', '.join(sorted(held)[:3])}, and not encoder.pos_emb, encoder.proj and quantize._codebook of a vision "
+            f"transformer with heads of {HEAD_WIDTH} channels; aurora, molmoact and ait are the other normalisations"
+        )
+    config = replace(
+        start,
+        image_size=start.image_size if image_size is None else image_size,
+        downsample=patches.shape[-1],
+        channels=patches.shape[0],
+        num_res_blocks=sum(name.endswith(".attn.qkv.weight") for name in held),
+        codebook_size=codebook.shape[0],
+        codebook_dim=codebook.shape[1],
+    )
+    tensors = _renamed(held, _4M)
+    for there, here in _4M_LAYER.items():
+        tensors = {name.replace(there, here): value for name, value in tensors.items()}
+    grid = (config.grid_size, config.grid_size)
+    tensors["encoder.position"] = F.interpolate(tensors["encoder.position"], grid, mode="bicubic")
+    tensors["quantizer.codebook"] = F.normalize(tensors["quantizer.codebook"], dim=1)
+    return config, tensors
 
 
 def _read_vqmodel(folder: Path, start: VQVAEConfig, image_size: int | None) -> tuple[VQVAEConfig, dict[str, Tensor]]:

@@ -154,6 +154,109 @@ def test_a_vqmodel_of_diffusers(tmp_path: Path, channels: int) -> None:
     assert torch.allclose(ours.decode(expected), ((decoded + 1) / 2).clamp(0, 1), atol=1e-5)
 
 
+class Layer(nn.Module):
+    """One of 4M's transformer layers, norms first."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp = nn.Module(), nn.Module()
+        self.attn.qkv, self.attn.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (-1, 64)).transpose(1, 2) for part in self.attn.qkv(self.norm1(x)).chunk(3, -1))
+        weights = (q @ k.mT / 8).softmax(-1)  # (B, heads, N, N), heads of 64 channels
+        x = x + self.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp.fc2(nn.functional.gelu(self.mlp.fc1(self.norm2(x))))
+
+
+class FourM(nn.Module):
+    """4M's tokenizer of depth: a vision transformer, an MLP of tanh, unit codes; the diffusion model is left out."""
+
+    def __init__(self, width: int = 128, layers: int = 2, grid: int = 4, dim: int = 32):
+        super().__init__()
+        self.encoder, self.quantize = nn.Module(), nn.Module()
+        self.encoder.pos_emb = nn.Parameter(torch.randn(1, width, grid, grid))
+        self.encoder.proj = nn.Conv2d(1, width, 16, 16)
+        self.encoder.blocks = nn.Sequential(*(Layer(width) for _ in range(layers)))
+        self.encoder.norm_mlp, self.encoder.post_mlp = nn.LayerNorm(width, eps=1e-6), nn.Module()
+        self.encoder.post_mlp.fc1, self.encoder.post_mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.quant_proj = nn.Conv2d(width, dim, 1)
+        self.quantize._codebook = nn.Module()
+        for name, shape in (("initted", (1,)), ("cluster_size", (CODES,)), ("embed", (CODES, dim))):
+            self.quantize._codebook.register_buffer(name, torch.rand(shape))
+        self.decoder = nn.Conv2d(1, 3, 3)  # stands for the tensors of the diffusion model
+
+    def vectors(self, depth: Tensor) -> Tensor:
+        """Vectors (B, h, w, D) of depth (B, S, S), standardised by the pixels without a tenth at either end."""
+        values = []
+        for one in depth:
+            kept = one.flatten().sort().values
+            kept = kept[int(0.1 * len(kept)) : int(0.9 * len(kept))]
+            values.append((one - kept.mean()) / (kept.var() + 1e-6).sqrt())
+        x = self.encoder.proj(torch.stack(values)[:, None])
+        places = nn.functional.interpolate(self.encoder.pos_emb, x.shape[-2:], mode="bicubic", align_corners=False)
+        y = self.encoder.blocks((x + places).flatten(2).mT)
+        y = y + self.encoder.post_mlp.fc2(self.encoder.post_mlp.fc1(self.encoder.norm_mlp(y)).tanh())
+        return self.quant_proj(y.mT.unflatten(2, x.shape[-2:])).permute(0, 2, 3, 1)
+
+    def codes(self, depth: Tensor) -> Tensor:
+        z, rows = (nn.functional.normalize(v, dim=-1) for v in (self.vectors(depth), self.quantize._codebook.embed))
+        return (z @ rows.mT).argmax(-1)
+
+
+@pytest.fixture(scope="module")
+def four_m() -> FourM:
+    """With code vectors among those of maps, of any length, so that many codes occur."""
+    torch.manual_seed(0)
+    made = FourM().eval()
+    with torch.no_grad():
+        vectors = made.vectors(maps(8)).flatten(0, 2)
+        lengths = 0.2 + torch.rand(CODES, 1)
+        made.quantize._codebook.embed.copy_(vectors[torch.randperm(len(vectors))[:CODES]] * lengths)
+    return made
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@torch.no_grad()
+def test_4m_s_codes_are_the_original_s(four_m: FourM, tmp_path: Path, side: int) -> None:
+    """At the size that its embedding of places has, and at another, to which the embedding is resized."""
+    save_file(four_m.state_dict(), tmp_path / "depth.safetensors")
+    call = ["import-tokenizer", tmp_path / "depth.safetensors", "--out", tmp_path / "ours", "--normalisation", "4m"]
+    result = CliRunner().invoke(cli.app, [*map(str, call), "--image-size", str(side)], catch_exceptions=False)
+    assert f"{(side // 16) ** 2} codes per map, of {CODES}, from {side} x {side} pixels" in result.output
+    assert "it encodes only: 4M's decoder is a diffusion model" in result.output
+    ours, depth = VQVAE.from_pretrained(tmp_path / "ours"), maps()
+    depth = nn.functional.interpolate(depth[:, None], (side, side), mode="bilinear")[:, 0]
+    low, high = depth.amin((1, 2), keepdim=True), depth.amax((1, 2), keepdim=True)
+    depth = (depth - low) / (high - low)
+    expected = four_m.codes(depth)
+    assert expected.unique().numel() > CODES // 2
+    assert torch.equal(ours.encode(2 + 7 * depth), expected), "in any unit, since maps are standardised"
+    with pytest.raises(ValueError, match="no decoder: 4M's is a diffusion model, .* such as depth-scenes-100"):
+        ours.decode(expected)
+
+
+def test_4m_s_published_sizes_are_the_default(tmp_path: Path) -> None:
+    """Of the sizes that are published alone, one layer of twelve."""
+    big = FourM(768, 1, 14)
+    big.quantize._codebook.register_buffer("embed", torch.randn(8192, 32))
+    big.quantize._codebook.register_buffer("cluster_size", torch.rand(8192))
+    save_file(big.state_dict(), tmp_path / "depth.safetensors")
+    config = import_tokenizer(tmp_path / "depth.safetensors", "4m").config
+    assert (config.image_size, config.num_codes, config.codebook_size, config.channels) == (224, 196, 8192, 768)
+
+
+def test_an_encoder_alone_is_exported_alone(four_m: FourM, tmp_path: Path) -> None:
+    from vqvae import export
+
+    save_file(four_m.state_dict(), tmp_path / "depth.safetensors")
+    ours, depth = import_tokenizer(tmp_path / "depth.safetensors", "4m", 64), 1 + maps(3)
+    ((name, (program, _)),) = export._programs(ours).items()
+    assert name == "encoder" and torch.equal(program.eval()(depth)[0], ours.encode(depth))
+
+
 # Bad input
 
 
@@ -166,7 +269,7 @@ def refused(source: Path, said: str, name: str = "aurora", **settings: Any) -> N
 def test_bad_files_are_named(original: Original, tmp_path: Path) -> None:
     file, state = tmp_path / "vae.pt", original.state_dict()
     torch.save(state, file)
-    refused(file, "unknown normalisation 'metric'; known: aurora, molmoact, ait", "metric")
+    refused(file, "unknown normalisation 'metric'; known: aurora, molmoact, ait, 4m", "metric")
     refused(file, r"image_size \(100\) must be a multiple of downsample \(32\)", image_size=100)
     refused(tmp_path / "gone.pt", "gone.pt does not exist; give a .pt, .pth or .safetensors file")
     file.write_bytes(file.read_bytes()[:-500])
@@ -209,9 +312,20 @@ def test_unknown_shapes_are_refused(original: Original, tmp_path: Path, change: 
     refused(tmp_path / "vae.pt", said)
 
 
+def test_4m_s_and_others_are_not_taken_for_each_other(original: Original, four_m: FourM, tmp_path: Path) -> None:
+    torch.save(original.state_dict(), tmp_path / "vae.pt")
+    refused(tmp_path / "vae.pt", "vae.pt is no tokenizer of 4M's for depth: .* and not encoder.pos_emb", "4m")
+    file, state = tmp_path / "4m.safetensors", four_m.state_dict()
+    save_file(state, file)
+    refused(file, "is a tokenizer of 4M's, which standardises depth; give the normalisation 4m")
+    refused(file, r"image_size \(100\) must be a multiple of downsample \(16\)", "4m", image_size=100)
+    save_file(state | {"encoder.proj.weight": torch.zeros(128, 3, 16, 16)}, file)  # of RGB
+    refused(file, r"encoder.patches.weight \(\(128, 3, 16, 16\), expected \(128, 1, 16, 16\)\)", "4m")
+
+
 def test_old_configs_are_read_and_bad_new_ones_refused(tmp_path: Path) -> None:
     for settings, said in (
-        ({"network": "transformer"}, "unknown network 'transformer'; known: wide, convolutional, vqmodel"),
+        ({"network": "resnet"}, "unknown network 'resnet'; known: wide, convolutional, vqmodel"),
         ({"value_range": (0, 1)}, "go with published networks"),
         ({"network": "convolutional", "value_range": (1, 1)}, "value_range must be two different numbers"),
         ({"network": "convolutional", "nested": True}, "has a plain codebook"),
