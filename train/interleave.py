@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
-from perception.interleave.triggers import InterleaveSettings, Trigger
+from perception.interleave.triggers import SEEN, InterleaveSettings, Resolution, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.vocabulary.names import PerceptionVocabulary
@@ -67,6 +67,11 @@ class InterleaveConfig:
     trigger: Trigger = "headings"
     """where a chain looks. headings: after the heading of each step. generated: wherever the model writes the
     interleave token"""
+    resolution: Resolution = SEEN
+    """what a look inserts. seen: the selected visual tokens again. native: the selected cells, cut from the original
+    image and encoded anew"""
+    look_tokens: int = 64
+    """largest number of visual tokens that a look at native resolution inserts"""
     batch_size: int = 16
     """rows per optimiser step, over all devices"""
     next_token: bool = True
@@ -114,7 +119,11 @@ class InterleaveConfig:
 
     @property
     def settings(self) -> InterleaveSettings:
-        return InterleaveSettings(trigger=self.trigger, max_looks=0 if self.stage == "text" else 12)
+        if self.stage == "text":
+            return InterleaveSettings(trigger=self.trigger, max_looks=0)
+        return InterleaveSettings(
+            trigger=self.trigger, max_looks=12, resolution=self.resolution, look_tokens=self.look_tokens
+        )
 
 
 @dataclass(frozen=True)

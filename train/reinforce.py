@@ -20,7 +20,7 @@ from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch
 from perception.interleave.generation import InterleavedGenerator, RowDraws
-from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.triggers import GENERATED, NATIVE, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, images_of, repeat_rows
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem
@@ -277,6 +277,11 @@ def train(
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
+    if folder.settings.resolution == NATIVE:
+        raise ValueError(
+            f"{config.start} looks at native resolution, which reinforcement does not do yet; give a model whose looks "
+            "have seen resolution"
+        )
     if problems is None and config.published.files:
         problems, held_out = published_split(config.published, folder, config.run_dir)
     problems = read_problems(config.data) if problems is None else problems

@@ -1,1 +1,1 @@
-"""Plane-geometry problems with figures, step-by-step solutions, and the exact regions that the steps look at."""
+"""Drawn problems: figures, step-by-step solutions, and the exact regions that the steps look at."""

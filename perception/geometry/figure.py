@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in [0, 1]"""
 
 TEXT = 0.092
-"""Height of the font"""
+"""Height of the font, but for small print"""
 LINE = 0.009
 """Width of the lines"""
 _SUPERSAMPLING = 3
@@ -36,10 +36,10 @@ def _font(pixels: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _extent(text: str) -> tuple[float, float]:
-    """Half the width and half the height of a text."""
+def _extent(text: str, font: float = TEXT) -> tuple[float, float]:
+    """Half the width and half the height of a text, by the height of its font."""
     left, top, right, bottom = _font(_MEASURED_AT).getbbox(text, anchor="mm")
-    scale = TEXT / _MEASURED_AT / 2
+    scale = font / _MEASURED_AT / 2
     return (right - left) * scale, (bottom - top) * scale
 
 
@@ -65,11 +65,13 @@ class Mark:
     text: str
     place_xy: tuple[float, float]
     """centre"""
+    font: float = TEXT
+    """height of the font"""
 
     @property
     def box(self) -> Box:
         """The box of the text."""
-        (x, y), (width, height) = self.place_xy, _extent(self.text)
+        (x, y), (width, height) = self.place_xy, _extent(self.text, self.font)
         return x - width, y - height, x + width, y + height
 
 
@@ -140,8 +142,8 @@ class Figure:
 
     # Texts
 
-    def write(self, text: str, place: Point) -> Mark:
-        self.marks.append(Mark(text, (float(place[0]), float(place[1]))))
+    def write(self, text: str, place: Point, font: float = TEXT) -> Mark:
+        self.marks.append(Mark(text, (float(place[0]), float(place[1])), font))
         return self.marks[-1]
 
     def angle(self, corner: Point, first: Point, second: Point, text: str) -> Mark:
@@ -176,13 +178,18 @@ class Figure:
 
     # Drawing
 
-    def fits(self) -> bool:
-        """True if everything lies in the picture, and no text touches a line or another text."""
+    def fits(self, since: int = 0) -> bool:
+        """True if everything lies in the picture, and no text touches a line or another text.
+
+        Args:
+            since: number of the first text to check; -1 for the newest, where all others fit.
+        """
         boxes = np.array([mark.box for mark in self.marks]).reshape(-1, 4)
+        known, boxes = (boxes[:since], boxes[since:]) if since else (boxes[:0], boxes)
         if (boxes[:, :2] < 0.012).any() or (boxes[:, 2:] > 0.988).any():
             return False
         for n, box in enumerate(boxes):
-            rest = boxes[n + 1 :]
+            rest = np.concatenate([known, boxes[n + 1 :]])
             apart = (rest[:, :2] > box[2:] + _GAP).any(1) | (rest[:, 2:] < box[:2] - _GAP).any(1)
             if not apart.all():
                 return False
@@ -217,9 +224,8 @@ class Figure:
             canvas.arc([*low, *high], first, last, fill=0, width=width)
         for place in self._dots:
             canvas.ellipse([*((place - 1.5 * LINE) * side), *((place + 1.5 * LINE) * side)], fill=0)
-        font = _font(round(TEXT * side))
         for mark in self.marks:
-            x, y = mark.place_xy
+            (x, y), font = mark.place_xy, _font(max(1, round(mark.font * side)))
             canvas.text((x * side, y * side), mark.text, fill=0, font=font, anchor="mm")
         small = image.resize((size, size), Image.Resampling.BOX)
         return np.repeat(np.asarray(small)[..., None], 3, axis=2)

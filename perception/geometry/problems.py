@@ -1,7 +1,8 @@
-"""Plane-geometry problems with figures, step-by-step solutions, and the exact regions that the steps look at.
+"""Problems with figures, step-by-step solutions, and the exact regions that the steps look at.
 
-16 families are for training and two are held out. A hash of a problem's parameters assigns it to training or testing,
-so that no test problem is trained on, however its figure is turned. Everything is a function of the seed.
+Of plane geometry 16 families are for training and two are held out; of the `fine` set, whose values are small print
+(`perception.geometry.fine`), five and two. A hash of a problem's parameters assigns it to training or testing, so that
+no test problem is trained on, however its figure is turned. Everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.geometry.families import FAMILIES, HELD_OUT
+from perception.geometry.families import PROBLEM_SETS, SETS, ProblemSet
 from perception.geometry.figure import Box, Mark
-from perception.geometry.sketch import Sketch, Step
+from perception.geometry.sketch import Family, Sketch, Step
 
 Split = Literal["train", "test", "held-out"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -53,33 +54,43 @@ def is_tested(family: str, parameters: Sequence[int | str]) -> bool:
     return digest[0] < 256 * TEST_SHARE
 
 
-def families_of(split: str) -> tuple[str, ...]:
-    """The families of a split. Raises ValueError if the split is unknown."""
+def families_of(split: str, problem_set: ProblemSet = "plane") -> tuple[str, ...]:
+    """The families of a split. Raises ValueError if the split or the set is unknown."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return HELD_OUT if split == "held-out" else tuple(name for name in FAMILIES if name not in HELD_OUT)
+    if problem_set not in PROBLEM_SETS:
+        raise ValueError(f"the set of problems must be one of {', '.join(PROBLEM_SETS)}, got {problem_set!r}")
+    families, held_out = SETS[problem_set]
+    return held_out if split == "held-out" else tuple(name for name in families if name not in held_out)
 
 
-def problem(seed: int, split: str = "train", image_size: int = 128, family: str | None = None) -> GeometryProblem:
+def problem(
+    seed: int,
+    split: str = "train",
+    image_size: int = 128,
+    family: str | None = None,
+    problem_set: ProblemSet = "plane",
+) -> GeometryProblem:
     """Make one problem.
 
     Args:
         seed: the same seed gives the same problem at every size.
         split: "train", "test" (other parameters of the same families), or "held-out" (other families).
-        image_size: pixels per side; letters are legible from about 100.
+        image_size: pixels per side; letters are legible from about 100, small print from about 384.
         family: one of the split's families; None for a random one.
+        problem_set: "plane", or "fine" for problems with small print.
 
     Raises:
-        ValueError: if the split is unknown, the family belongs to another split, or `image_size` is below 16.
+        ValueError: if split or set is unknown, the family belongs to another split, or `image_size` is below 16.
     """
-    chosen = families_of(split)
+    chosen = families_of(split, problem_set)
     if family is not None and family not in chosen:
         raise ValueError(f"family must be one of {', '.join(chosen)} in split {split}, got {family!r}")
     if image_size < 16:
         raise ValueError(f"image_size must be at least 16, got {image_size}")
     rng = np.random.default_rng((seed, SPLITS.index(split)))
     name = family or chosen[int(rng.integers(len(chosen)))]
-    sketch = _sketch(name, split, rng)
+    sketch = _sketch(SETS[problem_set][0][name], name, split, rng)
     figure = sketch.figure
     image = figure.render(image_size)
     return GeometryProblem(
@@ -87,9 +98,9 @@ def problem(seed: int, split: str = "train", image_size: int = 128, family: str 
     )
 
 
-def _sketch(name: str, split: str, rng: np.random.Generator) -> Sketch:
+def _sketch(family: Family, name: str, split: str, rng: np.random.Generator) -> Sketch:
     for _ in range(_DRAWS):
-        found = FAMILIES[name](rng)
+        found = family(rng)
         if found is None or (split != "held-out" and is_tested(name, found.parameters) != (split == "test")):
             continue
         if found.figure.fits():
@@ -97,12 +108,21 @@ def _sketch(name: str, split: str, rng: np.random.Generator) -> Sketch:
     raise RuntimeError(f"{name} gave no legible figure in {_DRAWS} draws; this is a bug in the family")
 
 
-def problems(split: str, count: int, seed: int = 0, image_size: int = 128) -> Iterator[GeometryProblem]:
-    """Make `count` problems of a split, with its families in turn."""
-    chosen = families_of(split)
+def numbered_problem(
+    number: int, split: str, seed: int = 0, image_size: int = 128, problem_set: ProblemSet = "plane"
+) -> GeometryProblem:
+    """Make one of a split's problems, by its number; the families come in turn."""
+    chosen = families_of(split, problem_set)
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    return problem(own, split, image_size, chosen[number % len(chosen)], problem_set)
+
+
+def problems(
+    split: str, count: int, seed: int = 0, image_size: int = 128, problem_set: ProblemSet = "plane"
+) -> Iterator[GeometryProblem]:
+    """Make the first `count` problems of a split."""
     for number in range(count):
-        own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        yield problem(own, split, image_size, chosen[number % len(chosen)])
+        yield numbered_problem(number, split, seed, image_size, problem_set)
 
 
 def _covered(low: float, high: float, count: int) -> NDArray[np.float64]:

@@ -1,20 +1,22 @@
 """Teacher-forced batches of chains with looks: inputs, labels, forward pass, loss.
 
 A chain is a prompt and an answer, and an answer is a list of ids and `Look`s. In the sequence, a look is the interleave
-token followed by the selected visual tokens between the model's vision markers; a look that selects nothing is the
-interleave token alone. `perception.interleave.generation` writes the same sequences.
+token followed by the selected visual tokens, or by those of a crop at native resolution, between the model's vision
+markers; a look that selects nothing is the interleave token alone. `perception.interleave.generation` writes the same
+sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perception.interleave.native import NativeCrops, NativeImages
 from perception.interleave.selector import VisualTokenSelector, selection_losses
 from perception.interleave.visual_tokens import (
     VisualFeatures,
@@ -25,6 +27,7 @@ from perception.interleave.visual_tokens import (
     embed,
     gather_columns,
     images_of,
+    images_to,
     placeholder_sources,
     read_text,
     visual_columns,
@@ -55,11 +58,27 @@ InterleavedAnswer = Sequence[int | Look]
 """Ids and looks. An answer that was cut off right after a generated interleave token ends in that token's id."""
 
 
-def look_ids(look: Look, layout: VisualLayout) -> list[int]:
-    """Ids of a look in a sequence."""
-    if not look.tokens:
+def look_ids(inserted: int, layout: VisualLayout) -> list[int]:
+    """Ids of a look in a sequence, by the number of visual tokens that it inserts."""
+    if not inserted:
         return [layout.interleave_id]
-    return [layout.interleave_id, *layout.before, *[layout.image_id] * len(look.tokens), *layout.after]
+    return [layout.interleave_id, *layout.before, *[layout.image_id] * inserted, *layout.after]
+
+
+def inserted_sources(
+    look: Look, row: int, visual: Sequence[int], crops: NativeCrops | None, prompt_tokens: int
+) -> list[int]:
+    """Sources of the visual tokens that a look inserts.
+
+    Args:
+        row: number of the chain's row among the rows of the original images.
+        visual: sources of the row's visual tokens.
+        crops: those of the batch; None for looks at seen resolution.
+        prompt_tokens: number of visual tokens in all prompts; those of crops are numbered after them.
+    """
+    if crops is None:
+        return [visual[token] for token in look.tokens]
+    return [prompt_tokens + number for number in crops.numbers(row, look.tokens)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,10 @@ class InterleavedBatch:
     """(B, S, M) bool, the visual tokens that each look selects"""
     images: dict[str, Any]
     """Pixel values and the model's other image inputs"""
+    crops: dict[str, Any] = field(default_factory=dict)
+    """The same of the looks' crops, where looks have native resolution"""
+    native: NativeImages | None = None
+    """The original images; None for looks at seen resolution"""
 
     @property
     def candidates(self) -> Tensor:
@@ -109,14 +132,10 @@ class InterleavedBatch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> InterleavedBatch:
         """Move to a device; pixel values are converted to `dtype` if it is given."""
-        images = {
-            name: value.to(device, dtype if dtype and value.is_floating_point() else None)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in self.images.items()
-        }
         names = ("ids", "attention_mask", "labels", "sources", "visual_columns", "look_columns", "targets")
-        return replace(self, images=images, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        images, crops = (images_to(given, device, dtype) for given in (self.images, self.crops))
+        return replace(self, images=images, crops=crops, **moved)
 
 
 @dataclass
@@ -131,7 +150,13 @@ class _ChainRow:
 
 
 def _lay_out(
-    prompt: list[int], own: list[int], answer: InterleavedAnswer, row: int, layout: VisualLayout, rule: LabelRule
+    prompt: list[int],
+    own: list[int],
+    answer: InterleavedAnswer,
+    row: int,
+    layout: VisualLayout,
+    rule: LabelRule,
+    sources_of: Callable[[Look, int, Sequence[int]], list[int]],
 ) -> _ChainRow:
     """Lay out one row of a batch. `own` holds the sources of the prompt's tokens."""
     visual = [source for source in own if source >= 0]
@@ -153,11 +178,11 @@ def _lay_out(
                 "0 to one less; remap its indices from their own grid to the model's"
             )
         out.looks.append((len(out.ids), part))
-        ids = look_ids(part, layout)
+        sources = sources_of(part, row, visual)
+        ids, inserted = look_ids(len(sources), layout), iter(sources)
         out.ids += ids
         out.labels += [ids[0] if rule.interleave else IGNORED] + [IGNORED] * (len(ids) - 1)
-        inserted = iter(part.tokens)
-        out.sources += [visual[next(inserted)] if i == layout.image_id else -1 for i in ids]
+        out.sources += [next(inserted) if i == layout.image_id else -1 for i in ids]
         supervised = rule.next_token
     return out
 
@@ -168,6 +193,7 @@ def build_batch(
     answers: Sequence[InterleavedAnswer],
     pad_id: int,
     rule: LabelRule | None = None,
+    native: NativeImages | None = None,
 ) -> InterleavedBatch:
     """Build the teacher-forced inputs of prompts and their answers. Needs no model, so data loaders can call it.
 
@@ -177,6 +203,7 @@ def build_batch(
         answers: one per row, with the end of sequence if it is to be learned.
         pad_id: any id; it is masked.
         rule: the paper's by default.
+        native: the original images, for looks at native resolution.
 
     Raises:
         ValueError: for a look that is out of range or given as a bare id, or another number of answers than prompts.
@@ -187,10 +214,16 @@ def build_batch(
     if len(answers) != len(ids):
         raise ValueError(f"there are {len(ids)} prompts and {len(answers)} answers; give one answer per prompt")
     sources = placeholder_sources(torch.where(mask.bool(), ids, -1), layout.image_id)
+    crops, prompt_tokens = _crops_of(native, len(ids)), int((sources >= 0).sum())
+
+    def sources_of(look: Look, row: int, visual: Sequence[int]) -> list[int]:
+        return inserted_sources(look, row, visual, crops, prompt_tokens)
+
     rows = []
     for n, answer in enumerate(answers):
         real = mask[n].bool()
-        rows.append(_lay_out(ids[n][real].tolist(), sources[n][real].tolist(), answer, n, layout, rule or LabelRule()))
+        own = sources[n][real].tolist()
+        rows.append(_lay_out(ids[n][real].tolist(), own, answer, n, layout, rule or LabelRule(), sources_of))
     batch = _stack(rows, pad_id)
     prompt_sources = torch.full_like(batch.ids, -1)
     for n, row in enumerate(rows):
@@ -201,7 +234,14 @@ def build_batch(
     for n, row in enumerate(rows):
         for s, (_, look) in enumerate(row.looks):
             targets[n, s, list(look.tokens)] = True
-    return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs))
+    made = crops.take() if crops is not None else {}
+    return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs), crops=made, native=native)
+
+
+def _crops_of(native: NativeImages | None, rows: int) -> NativeCrops | None:
+    if native is not None and len(native) != rows:
+        raise ValueError(f"there are {rows} prompts and original images of {len(native)}; give those of each row")
+    return None if native is None else native.new_crops()
 
 
 def _stack(rows: Sequence[_ChainRow], pad_id: int) -> InterleavedBatch:
@@ -231,6 +271,7 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
         pad_id: any id; it is masked.
     """
     rows, starts = [], batch.attention_mask.argmax(1)  # (B,)
+    crops, prompt_tokens = _crops_of(batch.native, len(batch.ids)), int((batch.visual_columns >= 0).sum())
     for n, start in enumerate(starts.tolist()):
         ids, labels, sources = (values[n, start:].tolist() for values in (batch.ids, batch.labels, batch.sources))
         visual = [sources[column - start] for column in batch.visual_columns[n].tolist() if column >= 0]
@@ -245,11 +286,15 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
                 continue
             look = Look(tuple(chosen[n, s, : len(visual)].nonzero()[:, 0].tolist()))
             row.looks.append((len(row.ids) - 1, look))
-            inserted, body = iter(look.tokens), look_ids(look, layout)[1:]
+            brought = inserted_sources(look, n, visual, crops, prompt_tokens)
+            inserted, body = iter(brought), look_ids(len(brought), layout)[1:]
             row.ids += body
             row.labels += [IGNORED] * len(body)
-            row.sources += [visual[next(inserted)] if i == layout.image_id else -1 for i in body]
-            place += len(look_ids(Look(tuple(range(int(batch.targets[n, s].sum())))), layout)) - 1
+            row.sources += [next(inserted) if i == layout.image_id else -1 for i in body]
+            first = place + len(layout.before)  # of the visual tokens that stood here, if there were any
+            if ids[first : first + 1] == [layout.image_id]:
+                place = next(end for end in range(first, len(ids) + 1) if ids[end : end + 1] != [layout.image_id])
+                place += len(layout.after)
         row.ids += ids[place:]
         row.labels += labels[place:]
         row.sources += sources[place:]
@@ -258,7 +303,8 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
     moved = stacked.attention_mask.argmax(1) - starts.cpu()  # (B,)
     columns = torch.where(batch.visual_columns >= 0, batch.visual_columns + moved.to(starts)[:, None], -1)
     laid = replace(stacked, visual_columns=columns.cpu(), targets=batch.targets.cpu())
-    return replace(laid.to(batch.ids.device), images=batch.images)
+    device, made = batch.ids.device, crops.take() if crops is not None else {}
+    return replace(laid.to(device), images=batch.images, crops=images_to(made, device), native=batch.native)
 
 
 @dataclass(frozen=True)
@@ -313,6 +359,8 @@ class InterleavedModel(nn.Module):
         check_images(self.model, self.layout, batch.images | {"input_ids": batch.ids.where(is_placeholder, -1)})
         features = VisualFeatures.encode(self.model, batch.images) if features is None else features
         check_count(int(there.sum()), len(features.tokens))
+        if batch.crops:
+            features = features.and_then(VisualFeatures.encode(self.model, batch.crops))
         positions = chain_positions(self.model, batch.ids, is_placeholder, batch.attention_mask, batch.images)
         embeds = embed(self.model, self.layout, self.selector.embedding, batch.ids, batch.sources, features)
         return read_text(self.model, embeds, batch.attention_mask, positions, batch.sources, features)

@@ -16,6 +16,7 @@ from perception.interleave.visual_tokens import (
     check_count,
     embed,
     images_of,
+    images_to,
     placeholder_sources,
     read_text,
     visual_columns,
@@ -45,6 +46,7 @@ class InterleavedContext:
         self.features = VisualFeatures.encode(model.model, given) if features is None else features
         self.sources = placeholder_sources(ids.where(self.mask.bool(), -1), model.layout.image_id)  # (b, slots)
         check_count(int((self.sources >= 0).sum()), len(self.features.tokens))
+        self.prompt_tokens = len(self.features.tokens)
         self.visual_columns = visual_columns(self.sources)  # (B, M), of the prompts
         self.visual_sources = [row[row >= 0].tolist() for row in self.sources]
         """Sources of each row's visual tokens, also for rows that were dropped"""
@@ -114,6 +116,11 @@ class InterleavedContext:
         hidden = read_text(self.model.model, embeds, self.mask, positions, visual, self.features, self.cache)
         self._drop_empty()
         return torch.where(mask.any(1)[:, None], hidden[:, -1], newest)
+
+    def add(self, images: Mapping[str, Any]) -> None:
+        """Encode further images; their visual tokens' sources follow those that are there."""
+        given = images_to(images, self.mask.device)
+        self.features = self.features.and_then(VisualFeatures.encode(self.model.model, given))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""

@@ -1,9 +1,12 @@
 """Generation of interleaved chains with transformers' `generate` and a key-value cache.
 
 A look costs two forward passes: [t, I], where the last hidden state of the interleave token I selects visual tokens,
-then [vision-start, selected tokens, vision-end]. As I precedes what it brings in, no token is fed twice and the cache
+then [vision-start, inserted tokens, vision-end]. As I precedes what it brings in, no token is fed twice and the cache
 is never cropped. Rows of a batch look at different times: the others are padded, and the padding is removed from the
 cache at once, so that the cache has as many slots as the longest row has tokens.
+
+Looks at native resolution insert tokens of crops. The crops that rows take in one step are encoded in one call of the
+vision encoder, and a crop that was encoded before is used again.
 
 Logits processors, stopping criteria and max_new_tokens see the *text*: the prompt and what the model has written,
 without the inserted tokens. All rows have written equally many tokens at any time, so that a row's text is the same
@@ -27,10 +30,11 @@ from transformers.generation import (
 
 from perception.decoding.cache_slots import cache_given, cache_key
 from perception.grammar.processor import mask_scores
-from perception.interleave.chains import InterleavedModel, Look, look_ids
+from perception.interleave.chains import InterleavedModel, Look, inserted_sources, look_ids
 from perception.interleave.context import InterleavedContext
+from perception.interleave.native import NativeImages
 from perception.interleave.selector import VisualTokenSelector
-from perception.interleave.triggers import HEADINGS, HeadingTrigger, InterleaveSettings
+from perception.interleave.triggers import HEADINGS, NATIVE, HeadingTrigger, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
 
 Choose = Callable[[Tensor, int, int], Tensor]
@@ -47,6 +51,8 @@ class InterleavedGeneration:
     """The same answers in the form of `build_batch`: text with the end of sequence, and looks"""
     look_scores: list[list[Tensor]]
     """Scores of the visual tokens, (N,), per row and per look"""
+    inserted: list[list[int]]
+    """Number of visual tokens inserted, per row and per look"""
     peak_slots: int
     """Largest number of slots of the cache, which is the number of tokens of the longest row"""
     output: Any
@@ -115,6 +121,7 @@ class InterleavedGenerator:
         inputs: Mapping[str, Any],
         streamer: Any = None,
         features: VisualFeatures | None = None,
+        native: NativeImages | None = None,
         **settings: Any,
     ) -> InterleavedGeneration:
         """Generate the answers to a batch of prompts.
@@ -123,6 +130,7 @@ class InterleavedGenerator:
             inputs: the processor's outputs, padded on the left.
             streamer: gets the prompt and then the tokens that the model writes, without inserted ones.
             features: of all rows' images, if they are encoded already; inputs then hold no pixel_values.
+            native: the original images, where looks have native resolution.
             settings: of transformers' `generate`. max_new_tokens counts the tokens that the model writes; beams are not
                 supported; use_cache=False computes everything again for every token.
 
@@ -131,18 +139,23 @@ class InterleavedGenerator:
         """
         core = unwrapped(self.model.model)
         inputs = dict(inputs)
+        if native is not None and len(native) != len(inputs["input_ids"]):
+            raise ValueError(
+                f"{len(inputs['input_ids'])} prompts and original images of {len(native)}; give each row's"
+            )
         check_images(core, self.model.layout, inputs)
         if hasattr(core.base_model, "get_rope_index") and "mm_token_type_ids" not in inputs:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.model.layout.image_id).int()
         runs: list[_Run] = []
 
         def decode(model: Any, input_ids: Tensor, **given: Any) -> Any:
-            runs.append(_Run(self, input_ids, streamer=streamer, features=features, **given))
+            runs.append(_Run(self, input_ids, streamer=streamer, features=features, native=native, **given))
             return runs[0].run()
 
         output = core.generate(**inputs, streamer=streamer, custom_generate=decode, **settings)
         run = runs[0]
-        return InterleavedGeneration(run.sequences(), run.answers, run.look_scores, run.context.peak_slots, output)
+        slots = run.context.peak_slots
+        return InterleavedGeneration(run.sequences(), run.answers, run.look_scores, run.inserted, slots, output)
 
     @torch.no_grad()
     def __call__(self, model: Any, input_ids: Tensor, **given: Any) -> Any:
@@ -162,8 +175,17 @@ class _Run:
         generation_config: Any,
         streamer: Any = None,
         features: VisualFeatures | None = None,
+        native: NativeImages | None = None,
         **model_kwargs: Any,
     ):
+        resolution = generator.settings.resolution
+        if (native is None) == (resolution == NATIVE):
+            raise ValueError(
+                f"the model's looks have {resolution} resolution, and generate got {'no' if native is None else 'the'} "
+                "original images; pass native=NativeImages(..) for native resolution, and nothing for seen"
+            )
+        self.crops = None if native is None else native.new_crops()
+        self.answers_per_row = 1 if native is None else len(input_ids) // max(1, len(native))
         _check(generation_config, model_kwargs)
         self.generator, self.model = generator, generator.model
         self.processors, self.criteria, self.config = logits_processor, stopping_criteria, generation_config
@@ -173,6 +195,7 @@ class _Run:
         self.answers: list[list[int | Look]] = [[] for _ in range(count)]
         self.written: list[list[int]] = [[] for _ in range(count)]
         self.look_scores: list[list[Tensor]] = [[] for _ in range(count)]
+        self.inserted: list[list[int]] = [[] for _ in range(count)]
         self.open = [True] * count
         self.alive = list(range(count))  # rows in the context, in its order
         self.context = InterleavedContext(self.model, input_ids, model_kwargs, features)
@@ -278,9 +301,8 @@ class _Run:
         brought.clear()
         if looking:
             scores = self.model.selector.match(newest[:, None], self.keys)[:, 0]  # (b, M)
-            for place in sorted(looking):
-                found = self._look(self.alive[place], scores[place])
-                brought |= {self.alive[place]: found} if found[0] else {}
+            found = self._bring({self.alive[place]: scores[place] for place in sorted(looking)})
+            brought |= {row: tokens for row, tokens in found.items() if tokens[0]}
         return newest
 
     # Rows abreast
@@ -360,12 +382,9 @@ class _Run:
         if not any(due):
             return newest
         scores = self.model.selector.match(newest[:, None], self.keys)[:, 0]  # (b, M)
-        brought: list[list[int]] = [[] for _ in self.alive]
-        sources: list[list[int]] = [[] for _ in self.alive]
-        for place, row in enumerate(self.alive):
-            if due[place]:
-                brought[place], sources[place] = self._look(row, scores[place])
-        return self.context.feed(brought, newest, sources)
+        found = self._bring({row: scores[place] for place, row in enumerate(self.alive) if due[place]})
+        brought = [found.get(row, ([], [])) for row in self.alive]
+        return self.context.feed([ids for ids, _ in brought], newest, [sources for _, sources in brought])
 
     def _is_due(self, row: int) -> bool:
         heading, most = self.generator.heading, self.generator.settings.max_looks
@@ -374,6 +393,13 @@ class _Run:
         if heading is None:
             return self.written[row][-1:] == [self.model.layout.interleave_id]
         return heading.fires(self.written[row])
+
+    def _bring(self, scores: Mapping[int, Tensor]) -> dict[int, tuple[list[int], list[int]]]:
+        """Ids and sources that looks insert after the interleave token, by row, from scores (M,) by row."""
+        found = {row: self._look(row, own) for row, own in scores.items()}
+        if self.crops is not None and (crops := self.crops.take()):
+            self.context.add(crops)
+        return found
 
     def _look(self, row: int, scores: Tensor) -> tuple[list[int], list[int]]:
         """Ids and sources that a row's look inserts after the interleave token, by scores (M,)."""
@@ -390,16 +416,19 @@ class _Run:
         if self.generator.heading is None:
             self.answers[row].pop()  # the look replaces the token
         self.answers[row].append(look)
-        ids, chosen_sources = look_ids(look, layout)[1:], iter(look.tokens)
-        return ids, [own[next(chosen_sources)] if i == layout.image_id else -1 for i in ids]
+        of_row = row // self.answers_per_row
+        sources = inserted_sources(look, of_row, own, self.crops, self.context.prompt_tokens)
+        self.inserted[row].append(len(sources))
+        ids, rest = look_ids(len(sources), layout)[1:], iter(sources)
+        return ids, [next(rest) if i == layout.image_id else -1 for i in ids]
 
     def sequences(self) -> Tensor:
         """(B, T + n): prompts, then answers with the inserted tokens, padded on the right."""
         rows = []
-        for answer in self.answers:
-            row: list[int] = []
+        for answer, inserted in zip(self.answers, self.inserted, strict=True):
+            row, counts = list[int](), iter(inserted)
             for part in answer:
-                row += look_ids(part, self.model.layout) if isinstance(part, Look) else [part]
+                row += look_ids(next(counts), self.model.layout) if isinstance(part, Look) else [part]
             rows.append(row)
         longest = max(len(row) for row in rows)
         padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]

@@ -22,8 +22,9 @@ from PIL import Image, ImageDraw
 
 from perception.interleave.chains import InterleavedModel, Look
 from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.native import NativeImages
 from perception.interleave.selector import VisualTokenSelector
-from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.triggers import GENERATED, NATIVE, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
 from perception.model.folder import find_folder
 from perception.model.images import ImageLike, load_image
@@ -123,7 +124,11 @@ class Reasoner:
         count = int((inputs["input_ids"] == self.model.layout.image_id).sum())
         grid = visual_grid(self.perception.model, inputs, count)
         generator = InterleavedGenerator(self.model, self.settings, **self._generator_settings)
-        found = generator.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        native = None
+        if self.settings.resolution == NATIVE:
+            processor, image_id = self.perception.processor.image_processor, self.model.layout.image_id
+            native = NativeImages(processor, [[loaded]], inputs, image_id, self.settings.look_tokens)
+        found = generator.generate(inputs, native=native, max_new_tokens=max_new_tokens, do_sample=False)
         scores = [score.sigmoid().float().cpu().numpy().reshape(grid) for score in found.look_scores[0]]
         return self._read(loaded, found.answers[0], scores, grid)
 

@@ -14,12 +14,16 @@ Trigger = Literal["headings", "generated"]
 HEADINGS: Trigger = "headings"
 GENERATED: Trigger = "generated"
 TRIGGERS: tuple[str, ...] = get_args(Trigger)
+Resolution = Literal["seen", "native"]
+SEEN: Resolution = "seen"
+NATIVE: Resolution = "native"
+RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
 _WINDOW = 64  # number of newest ids that are searched for a heading; no heading is that long
 
 
 @dataclass(frozen=True)
 class InterleaveSettings:
-    """When a chain looks; must be the same in training and generation."""
+    """When a chain looks and what it then sees; must be the same in training and generation."""
 
     trigger: Trigger = HEADINGS
     """"headings": the interleave token is inserted after every heading of a step, as in the paper, and the model never
@@ -29,10 +33,20 @@ class InterleaveSettings:
     new line"""
     max_looks: int | None = 12
     """Largest number of looks in an answer, by default that of the published data; None for any number"""
+    resolution: Resolution = SEEN
+    """What a look inserts. "seen": the selected visual tokens again. "native": the selected cells, cut from the
+    original image and encoded anew (`perception.interleave.native`)"""
+    look_tokens: int = 64
+    """Largest number of visual tokens that a look at native resolution inserts"""
 
     def __post_init__(self) -> None:
         if self.trigger not in TRIGGERS:
             raise ValueError(f"trigger must be one of {TRIGGERS}, got {self.trigger!r}")
+        if self.resolution not in RESOLUTIONS or self.look_tokens < 1:
+            raise ValueError(
+                f"resolution must be one of {RESOLUTIONS} and look_tokens 1 or more, got {self.resolution!r} and "
+                f"{self.look_tokens}"
+            )
         if self.max_looks is not None and self.max_looks < 0:
             raise ValueError(f"max_looks must be 0 or more, or None for any number; got {self.max_looks}")
         try:

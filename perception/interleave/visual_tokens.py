@@ -3,7 +3,8 @@
 Works with unmodified LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3 and SmolVLM. Each place of a sequence has a
 *source*: the number of its visual token among all visual tokens of the batch, -1 for text. A prompt's placeholders are
 numbered in order. A token that is brought in again keeps its source, and so has the same input embedding and the same
-features for deeper layers (Qwen3-VL's deepstack).
+features for deeper layers (Qwen3-VL's deepstack). Tokens of crops (`perception.interleave.native`) are numbered after
+those of all prompts.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ class VisualFeatures:
         given = {name: value for name, value in images.items() if name in known and value is not None}
         _check_grid(core, given)
         return cls._of(core, encode(**given, return_dict=True))
+
+    def and_then(self, more: VisualFeatures) -> VisualFeatures:
+        """These features and, after them, those of further images."""
+        deep = zip(self.deepstack, more.deepstack, strict=True) if self.deepstack else ()
+        return VisualFeatures(torch.cat([self.tokens, more.tokens]), tuple(torch.cat(pair) for pair in deep))
 
     @classmethod
     def _of(cls, model: Any, outputs: Any) -> VisualFeatures:
@@ -250,6 +256,18 @@ def read_text(
 def images_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A processor's outputs that belong to the images."""
     return {name: value for name, value in inputs.items() if name not in _TEXT_KEYS}
+
+
+def images_to(
+    images: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Image inputs on a device; pixel values are converted to `dtype` if it is given."""
+    return {
+        name: value.to(device, dtype if dtype and value.is_floating_point() else None)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in images.items()
+    }
 
 
 def repeat_rows(features: VisualFeatures, ids: Tensor, image_id: int, times: int) -> VisualFeatures:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tiny_models import build_tokenizer
 from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel
+from perception.interleave.native import NativeImages
 from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.visual_tokens import VisualLayout
 from perception.vocabulary.names import PerceptionVocabulary
@@ -85,6 +88,51 @@ class TinyVLM:
             "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
         }
         return made | self._images(pixels, grids, images)
+
+    @property
+    def image_processor(self) -> Any:
+        """One that gives at most 16 visual tokens per image."""
+        if self.kind.startswith("qwen"):
+            limits = {"shortest_edge": (2 * PATCH) ** 2 * 4, "longest_edge": (2 * PATCH) ** 2 * 16}
+            return transformers.Qwen2VLImageProcessor(size=limits, patch_size=PATCH, merge_size=2)
+        if self.kind == "llava":
+            edge = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+            return transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=edge)
+        name = "Idefics3" if self.kind == "idefics3" else "SmolVLM"
+        edge = {"longest_edge": IMAGE_SIZE}
+        return getattr(transformers, f"{name}ImageProcessor")(size=edge, max_image_size=edge, do_image_splitting=False)
+
+    def pictures(self, seed: int, images: tuple[int, ...] = (1, 2, 1)) -> list[list[Image.Image]]:
+        """Images of random sizes, larger than the model sees them, so many per row."""
+        rng = np.random.default_rng(seed)
+        return [
+            [Image.fromarray(rng.integers(0, 256, (*rng.integers(36, 80, 2), 3), np.uint8)) for _ in range(count)]
+            for count in images
+        ]
+
+    def prompts(self, pictures: list[list[Image.Image]], seed: int = 0) -> dict[str, Tensor]:
+        """Left-padded prompts about images, as the image processor makes them."""
+        rng, flat = random.Random(seed), [picture for row in pictures for picture in row]
+        views = [row for row in pictures if row] if self.kind in ("idefics3", "smolvlm") else flat
+        made = dict(self.image_processor(images=views, return_tensors="pt"))
+        sizes = (
+            [int(one) // 4 for one in made["image_grid_thw"].prod(1)] if "image_grid_thw" in made else [4] * len(flat)
+        )
+        rows, counts = [], iter(sizes)
+        for row in pictures:
+            ids = self.tokenizer.encode("USER: " + rng.choice(["How many", "red cubes", "?"]), add_special_tokens=False)
+            for _ in row:
+                ids += [*self.layout.before, *[self.layout.image_id] * next(counts), *self.layout.after]
+            rows.append(ids + self.tokenizer.encode(" ASSISTANT:", add_special_tokens=False))
+        longest = max(len(row) for row in rows)
+        return {
+            "input_ids": torch.tensor([[self.tokenizer.pad_token_id] * (longest - len(r)) + r for r in rows]),
+            "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
+            **{name: value for name, value in made.items() if isinstance(value, Tensor)},
+        }
+
+    def native(self, pictures: list[list[Image.Image]], inputs: dict[str, Tensor], budget: int = 12) -> NativeImages:
+        return NativeImages(self.image_processor, pictures, inputs, self.layout.image_id, budget)
 
     def _images(self, pixels: list[Tensor], grids: list[Any], counts: tuple[int, ...]) -> dict[str, Tensor]:
         if self.kind.startswith("qwen"):

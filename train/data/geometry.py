@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from perception.datasets.store import Part, Store
+from perception.geometry.families import ProblemSet
 from perception.geometry.figure import Mark
-from perception.geometry.problems import GeometryProblem, Split, covered_cells, problems
+from perception.geometry.problems import GeometryProblem, Split, covered_cells, numbered_problem, problems
 from train.data.interleaved import ChainProblem, ChainStep
 
 
@@ -22,6 +23,8 @@ from train.data.interleaved import ChainProblem, ChainStep
 class GeometryData:
     """Geometry problems to draw."""
 
+    problems: ProblemSet = "plane"
+    """plane: plane geometry. fine: charts, tables and drawings whose values are small print"""
     split: Split = "train"
     """held-out: families of problems that training never sees"""
     count: int = 24_000
@@ -32,7 +35,7 @@ class GeometryData:
     grid_size: int = 8
     """visual tokens per side of a figure in the model that reads them"""
     store: str = "runs/geometry/problems"
-    """folder that keeps the drawn problems"""
+    """folder that keeps the drawn problems; fine ones are drawn when they are asked for"""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -40,8 +43,8 @@ class GeometryData:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the problems."""
-        return {name: value for name, value in asdict(self).items() if name != "store"}
+        """Return the settings that determine problems of plane geometry, which are those that a store keeps."""
+        return {name: value for name, value in asdict(self).items() if name not in ("store", "problems")}
 
     @property
     def folder(self) -> Path:
@@ -77,7 +80,7 @@ class ProblemStore(Sequence[ChainProblem]):
         row = json.loads(self._store.lines[index])
         row["steps"] = tuple(ChainStep(step["text"], tuple(step["tokens"])) for step in row["steps"])
         for name in ("marks", "signs"):
-            row[name] = tuple(Mark(mark["text"], tuple(mark["place_xy"])) for mark in row[name])
+            row[name] = tuple(Mark(**mark | {"place_xy": tuple(mark["place_xy"])}) for mark in row[name])
         return ChainProblem(image=torch.from_numpy(np.array(self._store.arrays["images"][index])), **row)
 
 
@@ -103,8 +106,30 @@ def draw_problems(data: GeometryData) -> Iterable[ChainProblem]:
     return (chain_problem(problem, data.grid) for problem in drawn)
 
 
+@dataclass(frozen=True)
+class DrawnProblems(Sequence[ChainProblem]):
+    """Problems that are drawn when they are asked for; large figures would take gigabytes of disk."""
+
+    data: GeometryData
+
+    def __len__(self) -> int:
+        return self.data.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} problems, got number {index}")
+        data = self.data
+        drawn = numbered_problem(int(index), data.split, data.seed, data.image_size, data.problems)
+        return replace(chain_problem(drawn, data.grid), image=torch.from_numpy(drawn.image))
+
+
 def read_problems(
     data: GeometryData, draw: Callable[[GeometryData], Iterable[ChainProblem]] = draw_problems
-) -> ProblemStore:
-    """The problems of `data` from its store. The first process that asks draws them, the others wait."""
+) -> Sequence[ChainProblem]:
+    """The problems of `data`. Those of plane geometry are kept in a store: the first process that asks draws them, the
+    others wait."""
+    if data.problems == "fine":
+        return DrawnProblems(data)
     return ProblemStore.build(data.folder, data.settings, lambda: draw(data))

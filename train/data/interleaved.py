@@ -13,7 +13,8 @@ from torch import Tensor
 from perception.chains import ChatPrompt
 from perception.geometry.figure import Mark
 from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
-from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.native import NativeImages
+from perception.interleave.triggers import GENERATED, NATIVE, InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout, images_of
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sum_rows
@@ -35,7 +36,7 @@ class ChainProblem:
     """A problem with its solution. Without steps, the solution is the answer alone."""
 
     image: Any
-    """(H, W, 3) uint8, or any image that the processor takes"""
+    """(H, W, 3) uint8, or any image that the processor takes; a tuple for several images"""
     question: str
     answer: str
     steps: tuple[ChainStep, ...] = ()
@@ -49,6 +50,10 @@ class ChainProblem:
     """truths that rewards compare a chain with besides `answer`: boxes_xyxy, depth_order, count"""
     opening: str = ""
     """text of the solution before its first step"""
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
 
 # Regions that looks bring in
@@ -112,11 +117,10 @@ class ChainEncoder:
 
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
         """Prompts as the processor makes them, padded on the left. Questions are plain text, whatever they contain."""
-        tokenizer, prompt = self.processor.tokenizer, self.prompt
-        images = [problem.image for problem in problems]
+        tokenizer, prompt, token = self.processor.tokenizer, self.prompt, self.processor.image_token
         head = self.processor(
-            text=[prompt.before] * len(images),
-            images=images,
+            text=[prompt.before.replace(token, token * len(problem.images)) for problem in problems],
+            images=[image for problem in problems for image in problem.images],
             padding=True,
             return_tensors="pt",
             add_special_tokens=False,
@@ -129,6 +133,13 @@ class ChainEncoder:
         ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return {"input_ids": ids, "attention_mask": mask, **images_of(head)}
+
+    def native(self, problems: Sequence[ChainProblem], inputs: Mapping[str, Any]) -> NativeImages | None:
+        """The original images behind `inputs`, where looks have native resolution."""
+        if self.settings.resolution != NATIVE:
+            return None
+        originals, image_id = [problem.images for problem in problems], self.layout.image_id
+        return NativeImages(self.processor.image_processor, originals, inputs, image_id, self.settings.look_tokens)
 
     def answer(self, problem: ChainProblem) -> list[int | Look]:
         """Ids and looks of a solution ("Step 1:", look, text, .., "Answer: 42"), and the end of sequence."""
@@ -159,8 +170,8 @@ class ChainEncoder:
     def batch(self, problems: Sequence[ChainProblem]) -> InterleavedBatch:
         """A teacher-forced batch of problems with their solutions."""
         pad_id = self.processor.tokenizer.pad_token_id
-        answers = [self.answer(problem) for problem in problems]
-        return build_batch(self.layout, self.inputs(problems), answers, pad_id, self.rule)
+        answers, inputs = [self.answer(problem) for problem in problems], self.inputs(problems)
+        return build_batch(self.layout, inputs, answers, pad_id, self.rule, self.native(problems, inputs))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Outcome:
     """number of visual tokens that the looks selected"""
     wanted: int
     """number of visual tokens that the solution's steps look at"""
+    visual_tokens: int = 0
+    """number of visual tokens that the model read, the prompt's and those that looks inserted"""
 
 
 def answer_text(tokenizer: Any, answer: Sequence[int | Look], perception: bool = False) -> str:
@@ -66,12 +68,15 @@ def answer_problems(
 
         generator = InterleavedGenerator(model, encoder.settings, encoder.processor.tokenizer, hook)
         inputs = {name: value.to(model.selector.log_gamma.device) for name, value in encoder.inputs(chosen).items()}
-        answers = generator.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False).answers
-        outcomes += [_outcome(p, a, encoder) for p, a in zip(chosen, answers, strict=True)]
+        native = encoder.native(chosen, inputs)
+        found = generator.generate(inputs, native=native, max_new_tokens=max_new_tokens, do_sample=False)
+        seen = (inputs["input_ids"] == encoder.layout.image_id).sum(1).tolist()
+        for problem, answer, tokens, inserted in zip(chosen, found.answers, seen, found.inserted, strict=True):
+            outcomes.append(_outcome(problem, answer, encoder, tokens + sum(inserted)))
     return outcomes
 
 
-def _outcome(problem: ChainProblem, answer: Sequence[int | Look], encoder: ChainEncoder) -> Outcome:
+def _outcome(problem: ChainProblem, answer: Sequence[int | Look], encoder: ChainEncoder, visual_tokens: int) -> Outcome:
     text = answer_text(encoder.processor.tokenizer, answer)
     looks = [part.tokens for part in answer if isinstance(part, Look)]
     pairs = [(set(look), set(step.tokens)) for look, step in zip(looks, problem.steps, strict=False)]
@@ -82,6 +87,7 @@ def _outcome(problem: ChainProblem, answer: Sequence[int | Look], encoder: Chain
         sum(len(one & two) for one, two in pairs),
         sum(len(one) for one, _ in pairs),
         sum(len(two) for _, two in pairs),
+        visual_tokens,
     )
 
 

@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from perception.geometry.families import FAMILIES, HELD_OUT
 from perception.geometry.figure import Figure, Mark, at
 from perception.geometry.problems import (
-    FAMILIES,
-    HELD_OUT,
     covered_cells,
     families_of,
     is_tested,

@@ -16,6 +16,7 @@ from perception.grammar.processor import SpanLogitsProcessor
 from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch, look_ids
 from perception.interleave.context import InterleavedContext
 from perception.interleave.generation import InterleavedGeneration, InterleavedGenerator
+from perception.interleave.native import NativeImages
 from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import gather_columns
 
@@ -44,7 +45,9 @@ def written(answer: list[int | Look], vlm: TinyVLM, settings: InterleaveSettings
 
 def spelled(answer: list[int | Look], vlm: TinyVLM) -> list[int]:
     """Ids of an answer with all that was put in."""
-    return [i for part in answer for i in (look_ids(part, vlm.layout) if isinstance(part, Look) else [part])]
+    return [
+        i for part in answer for i in (look_ids(len(part.tokens), vlm.layout) if isinstance(part, Look) else [part])
+    ]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -52,14 +55,16 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def recompute(vlm: TinyVLM, settings: InterleaveSettings, inputs: dict[str, Tensor]) -> list[int | Look]:
+def recompute(
+    vlm: TinyVLM, settings: InterleaveSettings, inputs: dict[str, Tensor], native: NativeImages | None = None
+) -> list[int | Look]:
     """One row's answer with a forward over the whole chain for each token and each look: no cache, no generate."""
     answer: list[int | Look] = []
     text: list[int] = []
     trigger = generator(vlm, settings).heading
 
     def read(extra: list[int]) -> tuple[Tensor, Tensor]:
-        batch = build_batch(vlm.layout, inputs, [[*answer, *extra]], 0)
+        batch = build_batch(vlm.layout, inputs, [[*answer, *extra]], 0, native=native)
         return vlm.model.hidden(batch), batch.visual_columns
 
     while True:
@@ -301,7 +306,9 @@ def test_the_end_of_sequence_criteria_and_limits_are_kept() -> None:
             ended += text[-1] == eos
             assert text.index(eos) == len(text) - 1 if eos in text else len(text) == 30
             sequence = [
-                i for part in answer for i in (look_ids(part, vlm.layout) if isinstance(part, Look) else [part])
+                i
+                for part in answer
+                for i in (look_ids(len(part.tokens), vlm.layout) if isinstance(part, Look) else [part])
             ]
             rest = result.sequences[row, inputs["input_ids"].shape[1] :].tolist()
             assert rest == sequence + [vlm.tokenizer.pad_token_id] * (len(rest) - len(sequence))
