@@ -22,24 +22,23 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import ARMS, interval, trained_model
+from benchmarks.label_efficiency import arm_config, interval, run_folder, trained_model
 from perception.chains import CHAIN_COUNT, DIRECT_COUNT
 from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.voc import read_voc
-from perception.model.adapter import base_digest
 from perception.model.folder import find_folder
 from train.aurora import AuroraConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
-from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from vqvae.files import write_whole
 
@@ -79,26 +78,11 @@ def labelled(records: Sequence[Record], count: int, seed: int) -> tuple[Record, 
 
 def training(arm: str, count: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training; its data are the records.jsonl of its folder."""
-    base, steps = find_folder(given.base), STEPS.get(count, MOST_STEPS)
-    folder = Path(given.runs) / f"{base_digest(base)[:8]}-{arm}-{count}-{steps}-{seed}"
-    return AuroraConfig(
-        arm=ARMS[arm].arm,  # type: ignore[arg-type]
-        base=given.base,
-        out=str(folder / "model"),
-        run_dir=str(folder / "training"),
-        depth_tokenizer=str(base / "depth_tokenizer"),
-        tower_lr_ratio=0.0,
-        data=SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),)),
-        curriculum=ARMS[arm].curriculum,
-        loop=LoopConfig(
-            steps=steps,
-            learning_rate=RATE,
-            weight_decay=0.05,
-            warmup_steps=0.1,
-            precision="bf16",
-            seed=seed,
-        ),
-    )
+    steps = STEPS.get(count, MOST_STEPS)
+    folder = run_folder(arm, count, steps, seed, given)
+    data = SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),))
+    config = arm_config(arm, given.base, folder, data, steps, RATE, seed)
+    return replace(config, depth_tokenizer=str(find_folder(given.base) / "depth_tokenizer"))
 
 
 def counted(config: AuroraConfig, arm: str, records: Sequence[Record], questions: Sequence[Record]) -> Counts:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,8 @@ from benchmarks.comparison_page import markdown_table
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, crossed_interval
 from perception.evaluation.comparison import GROUPS
 from perception.evaluation.scenes import HELD_OUT_SEED, Item, evaluate_items, scene_items
+from perception.model.adapter import base_digest
+from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel, Read
 from train.aurora import AuroraConfig
 from train.data.curriculum import CurriculumConfig
@@ -64,7 +66,7 @@ class Arm:
 
     title: str
     base: str
-    arm: str
+    arm: Literal["aurora", "direct"]
     curriculum: CurriculumConfig
     asked: Mapping[str, tuple[str, Read | None]]
     """by name: mode and who reads the map"""
@@ -93,6 +95,34 @@ CURVES = tuple(name for arm in ARMS.values() for name in arm.asked)
 DRAWN, BASELINES = "drawing first", ("directly", "directly, after perception")
 
 
+def arm_config(
+    arm: str, base: str, folder: Path, data: SourcesConfig, steps: int, learning_rate: float, seed: int
+) -> AuroraConfig:
+    """Return the configuration of one training of an arm, with its model and its run in a folder."""
+    return AuroraConfig(
+        arm=ARMS[arm].arm,
+        base=base,
+        out=str(folder / "model"),
+        run_dir=str(folder / "training"),
+        tower_lr_ratio=0.0,
+        data=data,
+        curriculum=ARMS[arm].curriculum,
+        loop=LoopConfig(
+            steps=steps,
+            learning_rate=learning_rate,
+            weight_decay=0.05,
+            warmup_steps=0.1,
+            precision="bf16",
+            seed=seed,
+        ),
+    )
+
+
+def run_folder(arm: str, count: int, steps: int, seed: int, given: argparse.Namespace) -> Path:
+    """Return the folder of one training from `given.base`, whose weights name it too."""
+    return Path(given.runs) / f"{base_digest(find_folder(given.base))[:8]}-{arm}-{count}-{steps}-{seed}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training."""
@@ -108,24 +138,9 @@ class Cell:
         return f"{self.arm}-{self.answers}-{self.steps}-{self.learning_rate:g}-{self.seed}"
 
     def config(self, given: argparse.Namespace) -> AuroraConfig:
-        folder, arm = Path(given.runs) / self.name, ARMS[self.arm]
-        return AuroraConfig(
-            arm=arm.arm,  # type: ignore[arg-type]
-            base=str(ROOT / arm.base),
-            out=str(folder / "model"),
-            run_dir=str(folder / "training"),
-            tower_lr_ratio=0.0,
-            data=SourcesConfig(scenes=ScenesConfig(given.scenes, given.store, answers=self.answers)),
-            curriculum=arm.curriculum,
-            loop=LoopConfig(
-                steps=self.steps,
-                learning_rate=self.learning_rate,
-                weight_decay=0.05,
-                warmup_steps=0.1,
-                precision="bf16",
-                seed=self.seed,
-            ),
-        )
+        data = SourcesConfig(scenes=ScenesConfig(given.scenes, given.store, answers=self.answers))
+        base, folder = str(ROOT / ARMS[self.arm].base), Path(given.runs) / self.name
+        return arm_config(self.arm, base, folder, data, self.steps, self.learning_rate, self.seed)
 
     def outcomes(self, given: argparse.Namespace, name: str, items: Sequence[Item]) -> dict[str, list[int]]:
         """Train, or take the finished model; return 1 or 0 per item, by curve. Both are kept."""

@@ -27,20 +27,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import ARMS, BASELINES, DRAWN, ROWS, figures, pick, trained_model
+from benchmarks.label_efficiency import (
+    ARMS,
+    BASELINES,
+    DRAWN,
+    ROWS,
+    arm_config,
+    figures,
+    pick,
+    run_folder,
+    trained_model,
+)
 from benchmarks.perception_tiny import on_marked
 from perception.datasets.photographs import Photographs
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
 from perception.evaluation.scenes import Item, evaluate_items
-from perception.model.adapter import base_digest
-from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel
 from train.aurora import AuroraConfig
 from train.data.photos import PhotosConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
-from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from vqvae.files import write_whole
 
@@ -58,24 +65,8 @@ DEPTH_BAR, GAIN_BAR, NAMED_BAR = 85.0, 6.0, 97.0
 def training(arm: str, answers: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training."""
     steps = STEPS.get(answers, MOST_STEPS)
-    folder = Path(given.runs) / f"{base_digest(find_folder(given.base))[:8]}-{arm}-{answers}-{steps}-{seed}"
-    return AuroraConfig(
-        arm=ARMS[arm].arm,  # type: ignore[arg-type]
-        base=given.base,
-        out=str(folder / "model"),
-        run_dir=str(folder / "training"),
-        tower_lr_ratio=0.0,
-        data=SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(given.photos, SIZE, answers)),
-        curriculum=ARMS[arm].curriculum,
-        loop=LoopConfig(
-            steps=steps,
-            learning_rate=RATE,
-            weight_decay=0.05,
-            warmup_steps=0.1,
-            precision="bf16",
-            seed=seed,
-        ),
-    )
+    data = SourcesConfig(scenes=ScenesConfig(0), photos=PhotosConfig(given.photos, SIZE, answers))
+    return arm_config(arm, given.base, run_folder(arm, answers, steps, seed, given), data, steps, RATE, seed)
 
 
 def outcomes(config: AuroraConfig, arm: str, items: Sequence[Item]) -> dict[str, list[int]]:

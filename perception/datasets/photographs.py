@@ -1,4 +1,4 @@
-"""Photographs with depth maps and boxes of teacher models, as scenes that tasks and questions are made from.
+"""Photographs with depth maps and boxes of teacher models, as scenes.
 
 A folder holds `images/NAME.jpg`, `depth/NAME.png` (inverse depth, 8-bit grey, 255 nearest, scaled for each image by
 itself), `boxes.jsonl` (a line an image: `image`, `width`, `height`, `boxes`, each `[x1, y1, x2, y2, class, score]` in
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from perception.answers import POINT_LETTERS
-from perception.datasets.marking import mark
-from perception.datasets.plurals import plural
 from perception.model.images import load_image
-from perception.scenes.markers import choose_markers, marker_nearness
-from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of, letters_text
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
 
@@ -32,7 +26,6 @@ SURE = 0.4
 _MAP = 80  # side of the maps at which places for markers are chosen
 _FLOOR = 0.05  # nearness of the farthest, so that its inverse is finite; maps are scaled to [0, 1] again
 _SEEN = 0.25  # smallest share of a box inside a cut for it to count there
-_ABSENT = 0.15  # share of counting questions about a kind that is absent
 
 
 @dataclass(frozen=True)
@@ -95,16 +88,13 @@ class Photographs:
             for *_, name, score in line["boxes"]:
                 seen[name] = seen.get(name, 0) + (score >= SURE)
         self.kinds: tuple[str, ...] = tuple(sorted(seen))
-        """names of all kinds of things"""
+        """Names of all kinds of things"""
         self.weights = np.sqrt(np.array([seen[name] + 1.0 for name in self.kinds]))
         self.weights /= self.weights.sum()
+        """How often a kind is to be asked about where it is absent, (kinds,), in total 1"""
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @cached_property
-    def plurals(self) -> dict[str, str]:
-        return {name: plural(name) for name in self.kinds}
 
     def nearness(self, index: int) -> np.ndarray:
         """Return the teacher's map (H, W) float32 in [0, 1], 1 nearest."""
@@ -152,42 +142,6 @@ class Photographs:
             objects.append(SceneObject("", name, (x1, y1, x2, y2), 0.0, share))
         objects.sort(key=lambda item: (item.box_xyxy[1], item.box_xyxy[0]))
         return objects, unsure
-
-    def draw_kind(self, scene: PhotoScene, rng: np.random.Generator) -> str | None:
-        """Draw a kind to ask about: mostly one in the image, sometimes an absent one; None if all are unsure."""
-        present = sorted({item.shape for item in scene.objects} - scene.unsure)
-        here = scene.unsure | set(present)
-        weights = np.where([name in here for name in self.kinds], 0, self.weights)
-        if present and (rng.random() >= _ABSENT or not weights.any()):
-            return present[int(rng.integers(len(present)))]
-        return self.kinds[int(rng.choice(len(self.kinds), p=weights / weights.sum()))] if weights.any() else None
-
-    def count_question(self, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
-        """Ask how many things of a kind there are, zero included; None if it is unsure of every kind."""
-        kind = self.draw_kind(scene, rng)
-        if kind is None:
-            return None
-        items = [item for item in scene.objects if item.shape == kind]
-        things = self.plurals[kind]
-        return CountQuestion(f"How many {things} are there?", things, boxes_of(items), len(items))
-
-
-def photo_depth_question(
-    scene: PhotoScene, rng: np.random.Generator, count: int | None = None, styled: bool = True
-) -> DepthQuestion | None:
-    """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the image has no room.
-
-    Args:
-        styled: draw the markers in a style taken at random; otherwise as on rendered scenes.
-    """
-    count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
-    points = choose_markers(scene, count, rng)
-    if points is None:
-        return None
-    near = marker_nearness(scene.depth, points)
-    text = f"Which point is closest to the camera, {letters_text(count)}?"
-    image = mark(scene.image, points, rng if styled else None)
-    return DepthQuestion(text, image, points, near, POINT_LETTERS[int(near.argmax())])
 
 
 def _cut(image: Image.Image, window: Window) -> Image.Image:

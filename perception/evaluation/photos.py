@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.datasets.photographs import Photographs, photo_depth_question
+from perception.datasets.photo_questions import photo_count_question, photo_depth_question
+from perception.datasets.photographs import Photographs
 from perception.evaluation.scenes import DEPTH_COUNTS, Item
 
 _NO_BOXES, _NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
@@ -24,7 +25,7 @@ def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None 
     for index in range(len(photos) if each is None else min(each, len(photos))):
         rng = np.random.default_rng((seed, index))
         scene = photos.scene(index, size)
-        asked = photos.count_question(scene, rng)
+        asked = photo_count_question(photos, scene, rng)
         if asked is not None:
             items.append(
                 Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)

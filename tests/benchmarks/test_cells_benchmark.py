@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("inflect")
-from benchmarks import cells, label_efficiency
+from one_step import measure, measure_again
+
+from benchmarks import cells
 from perception.datasets.detection import CountRules
 from perception.datasets.voc import read_voc
 
@@ -31,25 +33,16 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    pytest.importorskip("timm")
-    from photo_folder import make_photos
-    from photo_world import join_tiny_tower
-
+def measured(tmp_path_factory, photo_base):
     folder = tmp_path_factory.mktemp("cells")
-    base = join_tiny_tower(make_photos(folder / "photos"), folder / "tower")
-    words = ["--cells", str(drawn(folder / "set")), "--base", str(base), "--sizes", "2", "--seeds", "0"]
+    words = ["--cells", str(drawn(folder / "set")), "--base", str(photo_base[1]), "--sizes", "2", "--seeds", "0"]
     words += ["--runs", str(folder / "runs")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "MOST_STEPS", 1)
-        assert cells.main([*words, "--out", str(folder / "cells.json")]) == 0
-    return folder, words
+    return folder, words, measure(cells, words, folder / "cells.json")
 
 
 @pytest.mark.slow
 def test_the_result_has_every_way_to_count_and_a_figure(measured):
-    folder, _ = measured
-    result = json.loads((folder / "cells.json").read_text())
+    folder, _, result = measured
     assert result["photographs"] == {"train": 4, "test": 2} and result["commit"]
     cell = result["labelled"]["2"]
     for curve in cells.CURVES:
@@ -63,13 +56,9 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
 
 
 @pytest.mark.slow
-def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured, monkeypatch):
-    folder, words = measured
-    monkeypatch.setattr(cells, "MOST_STEPS", 1)
-    monkeypatch.setattr(label_efficiency, "train", lambda config: pytest.fail("it trained again"))
-    assert cells.main([*words, "--out", str(folder / "again.json")]) == 0
-    first, again = (json.loads((folder / name).read_text()) for name in ("cells.json", "again.json"))
-    assert first["labelled"] == again["labelled"]
+def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured):
+    folder, words, first = measured
+    assert measure_again(cells, words, folder / "again.json")["labelled"] == first["labelled"]
 
 
 def test_a_seed_draws_photographs_whole(records):

@@ -13,9 +13,9 @@ import torch
 
 from perception import chains
 from perception.chains import Example
-from perception.datasets.photographs import Photographs, Window, photo_depth_question
+from perception.datasets.photo_questions import draw_things, photo_count_question, photo_depth_question
+from perception.datasets.photographs import Photographs, PhotoScene, Window
 from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of
-from perception.scenes.scene import Scene
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
 from train.data.scenes import SceneRows, TaskMaker
@@ -58,23 +58,23 @@ class PhotosConfig:
 
 
 @dataclass(frozen=True)
-class PhotoTaskMaker(TaskMaker):
+class PhotoTaskMaker(TaskMaker[PhotoScene]):
     """Maker of task examples from photographs."""
 
     photos: Photographs
 
-    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example | None:
-        kind = self.photos.draw_kind(scene, rng)  # type: ignore[arg-type]
-        if kind is None:
+    def boxes(self, scene: PhotoScene, rng: np.random.Generator) -> Example | None:
+        drawn = draw_things(self.photos, scene, rng)
+        if drawn is None:
             return None
-        items = [item for item in scene.objects if item.shape == kind]
-        return chains.atomic_boxes(self.photos.plurals[kind], self._span(boxes_of(items)))
+        things, items = drawn
+        return chains.atomic_boxes(things, self._span(boxes_of(items)))
 
-    def count_question(self, scene: Scene, rng: np.random.Generator) -> CountQuestion | None:
-        return self.photos.count_question(scene, rng)  # type: ignore[arg-type]
+    def count_question(self, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
+        return photo_count_question(self.photos, scene, rng)
 
-    def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
-        return photo_depth_question(scene, rng, count)  # type: ignore[arg-type]
+    def depth_question(self, scene: PhotoScene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
+        return photo_depth_question(scene, rng, count)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PhotoRows(SceneRows):
 
     image_size: int = 320
 
-    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[Scene, np.ndarray]:
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[PhotoScene, np.ndarray]:
         window = Window() if whole else Window.draw(rng)
         scene = self.store.scene(index, self.image_size, window, bool(mirrored))
         return scene, codes_of(self.maker.tokenizer, scene.depth[None])[0]

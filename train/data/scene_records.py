@@ -67,7 +67,9 @@ def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
     (out / "images").mkdir(parents=True, exist_ok=True)
     vqvae = VQVAE.from_pretrained(find_folder(config.depth_tokenizer)).eval()
     side = vqvae.config.grid_size
-    maker = TaskMaker(PerceptionVocabulary(vqvae.config.codebook_size, (side, side), config.num_locations), vqvae)
+    maker = TaskMaker[Scene](
+        PerceptionVocabulary(vqvae.config.codebook_size, (side, side), config.num_locations), vqvae
+    )
     found: dict[str, list[Record]] = {CAPTIONS: [], CHAINS: [], DIRECT: []}
     seeds = range(config.first_seed, config.first_seed + config.count)
     for start in track(range(0, config.count, _RENDER), description="rendering", transient=True):
@@ -91,7 +93,7 @@ def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
 
 
 def scene_examples(
-    maker: TaskMaker, scene: Scene, codes: np.ndarray, rng: np.random.Generator
+    maker: TaskMaker[Scene], scene: Scene, codes: np.ndarray, rng: np.random.Generator
 ) -> Iterator[tuple[Example, tuple[tuple[float, float], ...]]]:
     """Yield the examples of a scene, each with the points (x, y) that are marked in its image.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
+
+AnyScene = TypeVar("AnyScene", bound=Scene)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator)
 
 
 @dataclass(frozen=True)
-class TaskMaker:
-    """Maker of task examples from scenes."""
+class TaskMaker(Generic[AnyScene]):
+    """Maker of task examples from scenes of one class."""
 
     vocabulary: PerceptionVocabulary
     tokenizer: VQVAE
@@ -167,18 +169,18 @@ class TaskMaker:
             read += len(spans)
         return chains.more_readings(sets)
 
-    def boxes(self, scene: Scene, rng: np.random.Generator) -> Example | None:
+    def boxes(self, scene: AnyScene, rng: np.random.Generator) -> Example | None:
         """Make an example that draws the boxes of some things of the scene; None if nothing can be asked for."""
         color, shape = draw_selection(scene, rng)
         return chains.atomic_boxes(things_text(color, shape), self._span(boxes_of(select(scene, color, shape))))
 
-    def count_question(self, scene: Scene, rng: np.random.Generator) -> CountQuestion | None:
+    def count_question(self, scene: AnyScene, rng: np.random.Generator) -> CountQuestion | None:
         return count_question(scene, rng)
 
-    def depth_question(self, scene: Scene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
+    def depth_question(self, scene: AnyScene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
         return depth_question(scene, rng, count)
 
-    def mask_example(self, scene: Scene, rng: np.random.Generator) -> Example | None:
+    def mask_example(self, scene: AnyScene, rng: np.random.Generator) -> Example | None:
         """Make an example that draws the masks of some things of the scene; None if there are none, or too many."""
         assert self.masks is not None, "the curriculum asks for masks and the recipe has no mask_tokenizer"
         color, shape = draw_selection(scene, rng)
@@ -192,7 +194,7 @@ class TaskMaker:
         spans = [Span("masks", tuple(row)) for row in codes[order].tolist()]
         return chains.atomic_masks(things if len(spans) > 1 else things.removesuffix("s"), spans)
 
-    def more_boxes(self, scene: Scene, asked: Example, count: int, rng: np.random.Generator) -> tuple[Example, ...]:
+    def more_boxes(self, scene: AnyScene, asked: Example, count: int, rng: np.random.Generator) -> tuple[Example, ...]:
         """Make up to `count` examples of boxes, each of other things than those before it and than `asked`."""
         found = {asked.question: asked}
         for _ in range(2 * count):
@@ -204,7 +206,7 @@ class TaskMaker:
     def make(
         self,
         task: str,
-        scene: Scene,
+        scene: AnyScene,
         codes: np.ndarray,
         rng: np.random.Generator,
         shown: np.ndarray | None = None,
@@ -263,7 +265,7 @@ class SceneRows:
     """the scenes, as many as its length"""
     codes: np.ndarray
     """depth codes of the scenes and of their mirror images, (2, N, h * w); mosaics are made of them"""
-    maker: TaskMaker
+    maker: TaskMaker[Any]
     curriculum: CurriculumConfig
     arm: str
     """aurora: tasks of the curriculum; direct: only direct answers"""

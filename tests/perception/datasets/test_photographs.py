@@ -7,7 +7,8 @@ import pytest
 import torch
 from photo_folder import HEIGHT, WIDTH, make_photos
 
-from perception.datasets.photographs import Photographs, Window, photo_depth_question
+from perception.datasets.photo_questions import photo_count_question, photo_depth_question
+from perception.datasets.photographs import Photographs, Window
 from perception.scenes.markers import nearness
 
 
@@ -18,7 +19,7 @@ def photos(tmp_path_factory) -> Photographs:
 
 def test_a_part_has_the_images_that_the_split_names(photos):
     assert len(photos) == 9 and len(Photographs(photos.folder, "test")) == 3
-    assert photos.kinds == ("car", "dog", "person") and photos.plurals["person"] == "people"
+    assert photos.kinds == ("car", "dog", "person")
 
 
 def test_depth_is_the_inverse_of_the_teachers_nearness(photos):
@@ -60,7 +61,7 @@ def test_a_count_is_of_sure_things_alone(photos):
     for _ in range(60):
         index = int(rng.integers(len(photos)))
         scene = photos.scene(index, 64)
-        asked = photos.count_question(scene, rng)
+        asked = photo_count_question(photos, scene, rng)
         assert "dogs" not in asked.text
         number = int(photos.labels[index]["image"][:5])
         assert asked.answer == {"cars": 1 + number % 3, "people": 1}[asked.things]

@@ -1,0 +1,63 @@
+"""Questions about photographs with depth maps and boxes of teacher models."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.answers import POINT_LETTERS
+from perception.datasets.marking import mark
+from perception.datasets.photographs import Photographs, PhotoScene
+from perception.datasets.plurals import plural
+from perception.scenes.markers import choose_markers, marker_nearness
+from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of, letters_text
+from perception.scenes.render import SceneObject
+from perception.scenes.scene import Scene
+
+_ABSENT = 0.15  # share of counting questions about a kind that is absent
+
+
+def draw_things(
+    photos: Photographs, scene: PhotoScene, rng: np.random.Generator
+) -> tuple[str, list[SceneObject]] | None:
+    """Draw a kind to ask about, mostly one in the image, sometimes an absent one; None if all are unsure.
+
+    Returns:
+        The plural of the kind, and the things of it.
+    """
+    present = sorted({item.shape for item in scene.objects} - scene.unsure)
+    here = scene.unsure | set(present)
+    weights = np.where([name in here for name in photos.kinds], 0, photos.weights)
+    if present and (rng.random() >= _ABSENT or not weights.any()):
+        kind = present[int(rng.integers(len(present)))]
+    elif weights.any():
+        kind = photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))]
+    else:
+        return None
+    return plural(kind), [item for item in scene.objects if item.shape == kind]
+
+
+def photo_count_question(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
+    """Ask how many things of a kind there are, zero included; None if it is unsure of every kind."""
+    drawn = draw_things(photos, scene, rng)
+    if drawn is None:
+        return None
+    things, items = drawn
+    return CountQuestion(f"How many {things} are there?", things, boxes_of(items), len(items))
+
+
+def photo_depth_question(
+    scene: Scene, rng: np.random.Generator, count: int | None = None, styled: bool = True
+) -> DepthQuestion | None:
+    """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the image has no room.
+
+    Args:
+        styled: draw the markers in a style taken at random; otherwise as on rendered scenes.
+    """
+    count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
+    points = choose_markers(scene, count, rng)
+    if points is None:
+        return None
+    near = marker_nearness(scene.depth, points)
+    text = f"Which point is closest to the camera, {letters_text(count)}?"
+    image = mark(scene.image, points, rng if styled else None)
+    return DepthQuestion(text, image, points, near, POINT_LETTERS[int(near.argmax())])
