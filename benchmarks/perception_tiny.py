@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.bars import Bar, all_met
-from perception.answers import POINT_LETTERS
+from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import ATOMIC_DEPTH_QUESTION, Answer, atomic_boxes, readings_question
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.scenes import Item, depth_tokenizer_of, scene_items
@@ -100,7 +100,7 @@ def measure(model: PerceptionModel, style: str, num_count: int, num_depth: int) 
 def perceived(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     """Return the intervals of all figures on images with things to count, and on those with 3 to 5 points."""
     counted = [item for item in items if item.kind == "count"]
-    marked = [item for item in items if len(item.points_xy) > 2]
+    marked = [item for item in items if len(item.points_xy) > 2 and not asks_for_farthest(item.question)]
     things = [item.question.removeprefix("How many ").removesuffix(" are there?") for item in counted]
     boxes = ask(model, counted, [atomic_boxes(name, _NO_BOXES).question for name in things], "model")
     by_model = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "model")

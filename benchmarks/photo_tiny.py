@@ -47,8 +47,10 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
             if row == "counting" and read == "model":
                 continue  # no map is read
             key = row if row == "counting" else f"{row}, {name}"
-            answered[key] = asdict(bootstrap_interval([float(answers[i].correct) for i in pick(items, row)]))
+            answered[key] = _interval([answers[i].correct for i in pick(items, row)])
         if read == "decoded":
+            far = [answer.correct for answer, item in zip(answers, items, strict=True) if item.group == "farthest"]
+            answered[f"farthest of 3 points, {name}"] = _interval(far)
             said = [(answers[i].answer.value, items[i].answer) for i in pick(items, "counting")]
     errors = [abs(int(value) - int(right)) for value, right in said if isinstance(value, int)]
     return {
@@ -58,6 +60,10 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
         "counts without a number": len(said) - len(errors),
         "always the most common answer": constants(items),
     }
+
+
+def _interval(correct: Sequence[bool]) -> dict[str, float]:
+    return asdict(bootstrap_interval([float(hit) for hit in correct]))
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
@@ -94,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--each", type=int, help="most questions of each kind; default: all")
     given = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(given.model or shipped(MODEL))
-    items = photo_items(Photographs(given.photos, "test"), SIZE, each=40 if given.check else given.each)
+    items = photo_items(Photographs(given.photos, "test"), SIZE, each=40 if given.check else given.each, farthest=True)
     found = measure(model, items)
     if given.check:
         checked = bars(found)

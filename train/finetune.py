@@ -41,6 +41,7 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
+from perception.scenes.scene import Scene
 from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
@@ -590,7 +591,10 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         assert vqvae is not None, "the configuration's own check"
         of_scenes = round(config.batch_size * scenes.share) if config.data.more_than_scenes else config.batch_size
         store = scenes.build()
-        codes, maker = depth_codes(store, vqvae), TaskMaker(parts.vocabulary, vqvae, masks=mask_tokenizer(config))
+        codes, maker = (
+            depth_codes(store, vqvae),
+            TaskMaker[Scene](parts.vocabulary, vqvae, masks=mask_tokenizer(config)),
+        )
         rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
         sources.append((rows, of_scenes))
     if config.data.any_records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from perception.answers import POINT_LETTERS
 from perception.datasets.marking import mark
@@ -46,18 +47,18 @@ def photo_count_question(photos: Photographs, scene: PhotoScene, rng: np.random.
 
 
 def photo_depth_question(
-    scene: Scene, rng: np.random.Generator, count: int | None = None, styled: bool = True
+    scene: Scene, rng: np.random.Generator, count: int | None = None, farthest: bool = False
 ) -> DepthQuestion | None:
-    """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the image has no room.
-
-    Args:
-        styled: draw the markers in a style taken at random; otherwise as on rendered scenes.
-    """
+    """Ask which of `count` marked points (None: 2 to 5 at random) is closest, or farthest; None if the image has no
+    room. Markers are drawn in a style taken at random."""
     count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
     points = choose_markers(scene, count, rng)
     if points is None:
         return None
-    near = marker_nearness(scene.depth, points)
-    text = f"Which point is closest to the camera, {letters_text(count)}?"
-    image = mark(scene.image, points, rng if styled else None)
-    return DepthQuestion(text, image, points, near, POINT_LETTERS[int(near.argmax())])
+    return question_about(mark(scene.image, points, rng), points, marker_nearness(scene.depth, points), farthest)
+
+
+def question_about(image: Tensor, points: np.ndarray, near: np.ndarray, farthest: bool) -> DepthQuestion:
+    """Ask about points (count, 2) that are marked in an image (H, W, 3), with their nearness (count,)."""
+    text = f"Which point is {'farthest from' if farthest else 'closest to'} the camera, {letters_text(len(near))}?"
+    return DepthQuestion(text, image, points, near, POINT_LETTERS[int((-near if farthest else near).argmax())])

@@ -11,7 +11,9 @@ from perception.evaluation.scenes import DEPTH_COUNTS, Item
 _NO_BOXES, _NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
 
 
-def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None = None) -> list[Item]:
+def photo_items(
+    photos: Photographs, size: int, seed: int = 0, each: int | None = None, farthest: bool = False
+) -> list[Item]:
     """Make a counting question, and a depth question for each of 2 to 5 points, about every photograph.
 
     Markers are drawn in styles taken at random. A photograph without room for a number of points has no such question,
@@ -20,6 +22,7 @@ def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None 
     Args:
         size: side that photographs are resized to, in pixels.
         each: most questions of each kind; None: as many as photographs.
+        farthest: ask which of three points is farthest as well (group "farthest").
     """
     items: list[Item] = []
     for index in range(len(photos) if each is None else min(each, len(photos))):
@@ -30,12 +33,9 @@ def photo_items(photos: Photographs, size: int, seed: int = 0, each: int | None 
             items.append(
                 Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)
             )
-        for count in DEPTH_COUNTS:
-            q = photo_depth_question(scene, rng, count)
+        wanted = [(f"depth-{count}", count, False) for count in DEPTH_COUNTS]
+        for group, count, far in [*wanted, *([("farthest", 3, True)] if farthest else [])]:
+            q = photo_depth_question(scene, rng, count, far)
             if q is not None:
-                items.append(
-                    Item(
-                        f"depth-{count}", "depth", scene, q.image, q.text, q.answer, _NO_BOXES, q.points_xy, q.nearness
-                    )
-                )
+                items.append(Item(group, "depth", scene, q.image, q.text, q.answer, _NO_BOXES, q.points_xy, q.nearness))
     return items

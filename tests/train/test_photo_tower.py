@@ -15,11 +15,13 @@ from transformers import SwinConfig, SwinModel
 
 from perception import chains
 from perception.chains import ChatPrompt
+from perception.datasets.photo_questions import question_about
 from perception.datasets.photographs import Photographs
 from perception.evaluation.photos import photo_items
 from perception.model.cell_tower import CellTower, CellTowerConfig
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.model.perception_model import PerceptionModel
+from perception.scenes.markers import marker_nearness
 from perception.vocabulary.names import PerceptionVocabulary
 from train import photo_tower
 from train.aurora import AuroraConfig
@@ -100,14 +102,13 @@ def test_rows_of_photographs_teach_what_the_labels_say(photos, tokenizer, joined
             assert row.image.size == (320, 320)
             if example.task == chains.CHAIN_COUNT:
                 (span, said) = example.target
-                assert said == f" {len(span.codes) // 4}." and (
-                    "cars" in example.question or "people" in example.question
-                )
+                assert said == f" {len(span.codes) // 4}."
+                assert span.codes == () or "cars" in example.question or "people" in example.question
             if example.task == chains.CHAIN_DEPTH:
                 places = [part.codes[0] for part in example.target[1:] if not isinstance(part, str)]
-                nearest = "ABCDE"[int(np.argmax(places))]
                 grows = row.example.target[0].codes[0] < row.example.target[0].codes[9]  # not mirrored: near at right
-                assert example.answer == (nearest if grows else "ABCDE"[int(np.argmin(places))])
+                rightmost = grows != ("farthest" in example.question)
+                assert example.answer == "ABCDE"[int(np.argmax(places) if rightmost else np.argmin(places))]
     assert seen >= {chains.ATOMIC_DEPTH, chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.CHAIN_DEPTH}
 
 
@@ -146,6 +147,9 @@ def test_held_out_questions_are_the_same_every_time_and_answered_by_the_teacher(
     assert [(i.group, i.question, i.answer) for i in items] == [(i.group, i.question, i.answer) for i in again]
     assert torch.equal(items[1].image, again[1].image)
     assert [item.group for item in items].count("count") == 3
+    far = [item for item in photo_items(held_out, 320, farthest=True) if item.group == "farthest"]
+    assert len(far) == 3 and all("farthest" in item.question for item in far)
+    assert all("ABCDE".index(str(item.answer)) == int(item.points_xy[:, 0].argmin()) for item in far)
     for item in items:
         if item.kind == "depth":
             assert "ABCDE".index(str(item.answer)) == int(item.points_xy[:, 0].argmax())
@@ -220,6 +224,8 @@ def test_rows_of_stored_views_bring_their_tokens_and_say_what_the_labels_say(pho
             if row.example.task == chains.CHAIN_DEPTH:
                 places = [part.codes for part in row.example.target[1:] if not isinstance(part, str)]
                 assert np.allclose(np.array(places) / 100, view.points, atol=0.011)
+                near, far = marker_nearness(view.depth, view.points), "farthest" in row.example.question
+                assert row.example.answer == question_about(view.image, view.points, near, far).answer
         (batch,) = encoder.batches(made, 1)
         assert batch["pixel_values"].shape == (8, 100, 32)
     assert seen >= {chains.ATOMIC_DEPTH, chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.CHAIN_DEPTH}

@@ -24,16 +24,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from perception.answers import POINT_LETTERS
 from perception.datasets.marking import mark
+from perception.datasets.photo_questions import question_about
 from perception.datasets.photographs import Photographs, PhotoScene, Window
 from perception.model.cell_tower import STRIDES
 from perception.scenes.markers import MIN_GAP, marker_nearness, scatter_markers
-from perception.scenes.questions import DepthQuestion, letters_text
+from perception.scenes.questions import DepthQuestion
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.augmentation import normalise_pixels, photometric, to_pixels
 from train.data.curriculum import CurriculumConfig
-from train.data.photos import PhotosConfig, PhotoTaskMaker, codes_of
+from train.data.photos import FARTHEST, PhotosConfig, PhotoTaskMaker, codes_of
 from train.data.rows import Row
 from train.data.scenes import SceneRows
 from train.loop.checkpoints import frozen_digest
@@ -208,15 +208,15 @@ class ViewTaskMaker(PhotoTaskMaker):
     """Maker of task examples from views: questions about depth are about the markers that a view has."""
 
     def depth_question(self, scene: Any, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
-        """Ask about a view's markers; None if it has none, or its nearest two are nearly as near and an answer is
-        wanted (`count` None)."""
+        """Ask about a view's markers; None if it has none, or if an answer is wanted (`count` None) and two of them are
+        hard to tell apart."""
         if scene.points is None:
             return None
         near = marker_nearness(scene.depth, scene.points)
-        if count is None and np.diff(np.sort(near))[-1] < MIN_GAP:
+        farthest = count is None and rng.random() < FARTHEST
+        if count is None and np.diff(np.sort(-near if farthest else near))[-1] < MIN_GAP:
             return None
-        text = f"Which point is closest to the camera, {letters_text(len(near))}?"
-        return DepthQuestion(text, scene.image, scene.points, near, POINT_LETTERS[int(near.argmax())])
+        return question_about(scene.image, scene.points, near, farthest)
 
 
 @dataclass(frozen=True)

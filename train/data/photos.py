@@ -21,6 +21,8 @@ from train.data.curriculum import CurriculumConfig
 from train.data.scenes import SceneRows, TaskMaker
 from vqvae import VQVAE
 
+FARTHEST = 0.25
+"""Share of questions about depth that ask for the farthest point"""
 _BANK = 512  # photographs whose maps mosaics are made of
 
 
@@ -74,7 +76,8 @@ class PhotoTaskMaker(TaskMaker[PhotoScene]):
         return photo_count_question(self.photos, scene, rng)
 
     def depth_question(self, scene: PhotoScene, rng: np.random.Generator, count: int | None) -> DepthQuestion | None:
-        return photo_depth_question(scene, rng, count)
+        """Ask which point is nearest, or sometimes, where an answer is wanted (`count` None), which is farthest."""
+        return photo_depth_question(scene, rng, count, count is None and rng.random() < FARTHEST)
 
 
 @dataclass(frozen=True)

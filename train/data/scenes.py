@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from perception import chains
-from perception.answers import POINT_LETTERS
+from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import Example
 from perception.scenes.questions import (
     CountQuestion,
@@ -249,12 +249,13 @@ class TaskMaker(Generic[AnyScene]):
         places = [self._points(point[None]) for point in question.points_xy]
         if task == chains.ATOMIC_READINGS:
             return question.image, chains.atomic_readings(depth, places, readings.tolist(), foreign)
-        nearest = POINT_LETTERS[int(readings.argmax())]
-        if shown is not None and np.diff(np.sort(readings))[-1] < SHOWN_GAP:
+        signed = -readings if asks_for_farthest(question.text) else readings
+        said = POINT_LETTERS[int(signed.argmax())]
+        if shown is not None and np.diff(np.sort(signed))[-1] < SHOWN_GAP:
             return None
-        if shown is None and nearest != question.answer:
+        if shown is None and said != question.answer:
             return None  # the tokenizer lost the order, and the chain would contradict its own map
-        return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), nearest)
+        return question.image, chains.chain_depth(question.text, places, depth, readings.tolist(), said)
 
 
 @dataclass(frozen=True)
