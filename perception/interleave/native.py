@@ -71,7 +71,7 @@ class SeenImage:
         return (x1, y1) + found.min(0)[::-1] * pitch, (x1, y1) + (found.max(0)[::-1] + 1) * pitch
 
     def over(self, crop: Crop, cells: Cells) -> list[int]:
-        """Visual tokens of a crop whose centres lie in selected cells; the middle one where none does."""
+        """Visual tokens of a crop whose centres lie in selected cells, or that hold a selected cell's centre."""
         (rows, columns), (x1, y1, x2, y2) = crop.grid, crop.window
         (left, top, right, bottom), (height, width) = self.window, self.grid
         x = x1 + (np.arange(columns) + 0.5) * (x2 - x1) / columns
@@ -80,22 +80,22 @@ class SeenImage:
         row = np.floor((y - top) / (bottom - top) * height + 1e-9).astype(int)
         inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))
         hit = cells[row.clip(0, height - 1)][:, column.clip(0, width - 1)] & inside  # (rows, columns)
-        return np.flatnonzero(hit).tolist() or [rows // 2 * columns + columns // 2]
+        own_row, own_column = np.nonzero(cells)
+        y = (top + (own_row + 0.5) * (bottom - top) / height - y1) / (y2 - y1) * rows
+        x = (left + (own_column + 0.5) * (right - left) / width - x1) / (x2 - x1) * columns
+        hit[y.astype(int).clip(0, rows - 1), x.astype(int).clip(0, columns - 1)] = True  # cells smaller than a token
+        found: list[int] = np.flatnonzero(hit).tolist()
+        return found
 
-    def crop(self, cells: Cells, part: Sequence[tuple[int, int]], sizes: CropSizes, budget: int) -> _Cut:
-        """Cut out the bounding box of some cells, at the highest resolution whose tokens fit the budget.
-
-        Args:
-            cells: (rows, columns), all selected cells.
-            part: the (row, column) of those to cut out.
-        """
-        own = np.zeros_like(cells)
-        own[tuple(np.array(part).T)] = True
+    def crop(self, part: Sequence[tuple[int, int]], sizes: CropSizes, budget: int) -> _Cut:
+        """Cut out the bounding box of cells (row, column), at the highest resolution whose tokens fit the budget."""
+        cells = np.zeros(self.grid, dtype=bool)
+        cells[tuple(np.array(part).T)] = True
         low, high = self.place(part)
         zoom = 1.0  # pixels of the original per pixel that the model reads
         while True:
             crop = _window(low, high, self.image.size, sizes, zoom)
-            tokens = self.over(crop, own)
+            tokens = self.over(crop, cells)
             fits = len(tokens) <= budget and crop.grid[0] * crop.grid[1] <= sizes.most
             if fits or zoom * sizes.token > max(self.image.size):
                 break
@@ -107,11 +107,11 @@ class SeenImage:
 
     def cuts(self, cells: Cells, sizes: CropSizes, budget: int) -> list[_Cut]:
         """The crops of a look: one, or one per connected part of the selection if one alone is scaled down."""
-        together = self.crop(cells, list(zip(*np.nonzero(cells), strict=True)), sizes, budget)
+        together = self.crop(list(zip(*np.nonzero(cells), strict=True)), sizes, budget)
         parts = [] if together.native else list(_connected(cells))
         if not 1 < len(parts) <= budget:
             return [together]
-        return [self.crop(cells, part, sizes, budget // len(parts)) for part in parts]
+        return [self.crop(part, sizes, budget // len(parts)) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,22 @@ import torch
 from toy_figures import make_toy_folder, toy_problems
 
 from perception.interleave.chains import Look
-from perception.interleave.triggers import HeadingTrigger, InterleaveSettings
+from perception.interleave.triggers import NATIVE, SEEN, HeadingTrigger, InterleaveSettings
 from train.data.geometry import GeometryData
 from train.data.interleaved import REGIONS, ChainBatches, with_regions
 from train.interleave import ChainLoss, InterleaveConfig, export, main, own_looks, read_interleaved, train
 from train.loop.command_line import command_line
 from train.loop.fit import FitResult, LoopConfig
+from train.reinforce import ReinforceConfig
+from train.reinforce import train as reinforce
 from train.rl.answers import answer_problems, selection_f1
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.interleave", "accelerate.utils", "torch.utils.tensorboard"])
 GRID = (4, 4)
 PROBLEMS = toy_problems(12, 0, 32, GRID)
+LARGE = toy_problems(12, 0, 96, GRID)
+"""The same problems in images that the model sees scaled down"""
 LOOP = LoopConfig(steps=4, learning_rate=1e-3, num_workers=0, find_unused_parameters=True)
 
 
@@ -80,8 +84,9 @@ def test_controls_replace_what_looks_bring_in(regions: str) -> None:
 
 
 def shard_losses(start: Path, num_shards: int, stage: str) -> tuple[float, list[torch.Tensor]]:
-    folder = read_interleaved(start, InterleaveSettings(max_looks=12 if stage == "interleaved" else 0))
-    batches = ChainBatches(folder.encoder, PROBLEMS, 4, seed=1)
+    resolution = NATIVE if stage == "native" else SEEN
+    folder = read_interleaved(start, InterleaveSettings(max_looks=0 if stage == "text" else 12, resolution=resolution))
+    batches = ChainBatches(folder.encoder, LARGE, 4, seed=1)
     folder.model.train().zero_grad()
     losses = []
     for shard in range(num_shards):
@@ -91,7 +96,7 @@ def shard_losses(start: Path, num_shards: int, stage: str) -> tuple[float, list[
     return sum(losses) / num_shards, [p.grad for p in folder.model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("stage", ["text", "interleaved"])
+@pytest.mark.parametrize("stage", ["text", "interleaved", "native"])
 def test_a_batch_of_four_is_four_batches_of_one(start: Path, stage: str) -> None:
     (whole, gradients), (parts, others) = (shard_losses(start, count, stage) for count in (1, 4))
     assert parts == pytest.approx(whole, abs=1e-4)
@@ -127,6 +132,32 @@ def test_some_steps_look_at_what_the_model_selects(start: Path, regions: str) ->
         share = {"batch": batch, "num_labels": batch.num_labels, "num_looks": batch.num_looks, "num_shards": 1}
         losses[name] = [round(float(loss(folder.model, share, step)[0].detach()), 6) for step in (0, due[0])]
     assert losses["true"][0] == losses["true"][1] == losses["own"][0] != losses["own"][1]
+
+
+def test_looks_at_native_resolution_are_trained_and_kept_with_the_model(start: Path, tmp_path: Path) -> None:
+    """Both with the true regions and with the model's own."""
+    found = train(config(start, tmp_path, resolution="native", look_tokens=12, own_looks=1.0), LARGE)
+    assert np.isfinite(found.final_loss)
+    folder = read_interleaved(tmp_path / "model")
+    assert folder.settings == InterleaveSettings(resolution="native", look_tokens=12)
+    batch = folder.encoder.batch(LARGE[:2])
+    assert len(batch.crops["pixel_values"]) >= 2 and batch.native is not None
+    brought = (batch.sources >= 0).sum(1) - (batch.visual_columns >= 0).sum(1)
+    assert 0 < int(brought.max()) <= 12 * len(LARGE[0].steps)
+    looking = InterleaveSettings(heading=r"^|\d", max_looks=2, resolution="native", look_tokens=5)
+    (outcome,) = answer_problems(folder.model, replace(folder.encoder, settings=looking), LARGE[:1], 8)
+    assert 16 <= outcome.visual_tokens <= 26
+    with pytest.raises(ValueError, match="looks at native resolution, which reinforcement does not do"):
+        reinforce(ReinforceConfig(start=str(tmp_path / "model")))
+
+
+def test_several_images_of_a_problem_stand_in_its_prompt(start: Path) -> None:
+    encoder = read_interleaved(start).encoder
+    image = LARGE[0].image
+    several = replace(LARGE[0], image=(image, image[:48, :48], image[48:, 48:]))
+    inputs = encoder.inputs([several, LARGE[1]])
+    assert (inputs["input_ids"] == encoder.layout.image_id).sum(1).tolist() == [48, 16]
+    torch.testing.assert_close(inputs["pixel_values"][0], encoder.inputs([LARGE[0]])["pixel_values"][0])
 
 
 def test_the_tower_stays_and_the_rest_moves(start: Path, tmp_path: Path) -> None:

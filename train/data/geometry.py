@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,13 @@ class DrawnProblems(Sequence[ChainProblem]):
             return [self[n] for n in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} problems, got number {index}")
-        data = self.data
-        drawn = numbered_problem(int(index), data.split, data.seed, data.image_size, data.problems)
-        return replace(chain_problem(drawn, data.grid), image=torch.from_numpy(drawn.image))
+        return _drawn(self.data, int(index))
+
+
+@lru_cache(maxsize=32)  # a step asks for each of its problems twice
+def _drawn(data: GeometryData, number: int) -> ChainProblem:
+    drawn = numbered_problem(number, data.split, data.seed, data.image_size, data.problems)
+    return replace(chain_problem(drawn, data.grid), image=torch.from_numpy(drawn.image))
 
 
 def read_problems(

@@ -68,13 +68,18 @@ def test_only_tokens_over_selected_cells_are_inserted() -> None:
         for cut in cuts:
             x1, y1, x2, y2 = cut.crop.window
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-            if len(cut.tokens) < 2:
-                continue  # a region smaller than a token is shown by the token in the middle
-            row, column = np.divmod(np.array(cut.tokens), cut.crop.grid[1])
-            x = x1 + (column + 0.5) / cut.crop.grid[1] * (x2 - x1)
-            y = y1 + (row + 0.5) / cut.crop.grid[0] * (y2 - y1)
-            inside = cells[(y / height * rows).astype(int), (x / width * columns).astype(int)]
-            assert inside.all()
+            covered = np.zeros_like(cells)
+            for token in cut.tokens:
+                row, column = divmod(token, cut.crop.grid[1])
+                # The token's edges in cells
+                left, right = ((x1 + (column + n) / cut.crop.grid[1] * (x2 - x1)) / width * columns for n in (0, 1))
+                top, bottom = ((y1 + (row + n) / cut.crop.grid[0] * (y2 - y1)) / height * rows for n in (0, 1))
+                over = cells[int(top) : int(np.ceil(bottom - 1e-6)), int(left) : int(np.ceil(right - 1e-6))]
+                middle = cells[min(rows - 1, int((top + bottom) / 2)), min(columns - 1, int((left + right) / 2))]
+                assert middle or over.any()
+                covered[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+            if len(cuts) == 1 and len(cut.tokens) < budget:
+                assert covered[cells].all(), "nothing that was selected is left out"
 
 
 def test_parts_far_apart_are_cut_out_by_themselves() -> None:
