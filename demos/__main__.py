@@ -16,7 +16,8 @@ class DemoConfig:
     """Settings of the demos' server."""
 
     model: str | None = None
-    """folder or hub name of a model with perception tokens; default: the shipped models/aurora-tiny"""
+    """folder or hub name of a model with perception tokens; default: the shipped models/photo-tiny, where it is
+    installed, and models/aurora-tiny"""
     reasoner: str | None = None
     """folder or hub name of a model that reasons over regions (train.interleave); default: the shipped
     models/geometry-tiny"""
@@ -42,14 +43,13 @@ def serve(config: DemoConfig) -> None:
     import torch
 
     from demos.app import build_demo, launch_settings
+    from demos.offers import offers
     from perception.interleave.reasoner import Reasoner
-    from perception.model.perception_model import PerceptionModel
     from perception.model.shipped import shipped
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    model = PerceptionModel.from_pretrained(config.model or shipped("aurora-tiny"), device)
     reasoner = Reasoner.from_pretrained(config.reasoner or shipped("geometry-tiny"), device)
-    demo = build_demo(model, reasoner)
+    demo = build_demo(offers(config.model, device), reasoner)
     demo.launch(server_name=config.host, server_port=config.port, share=config.share, **launch_settings())
 
 

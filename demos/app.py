@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from demos.counting_tab import counting_tab
+from demos.depth import depth_tokenizer
 from demos.depth_tab import depth_tab
 from demos.guards import MAX_BYTES
 from demos.handlers import EXAMPLES
+from demos.offers import Offer
 from demos.reasoning_tab import reasoning_tab
 from demos.tokenizer_tab import tokenizer_tab
 from perception.interleave.reasoner import Reasoner
-from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 
@@ -59,29 +61,40 @@ def _tokenizers(own: DepthTokenizer) -> dict[str, DepthTokenizer]:
     return {f"the model's own: {own.num_codes} tokens": own, f"nested: any first ones of {total}": nested}
 
 
-def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.Blocks:
-    """Build the page for a model, with a queue of bounded length; `launch_settings` go with it.
+def _trained_on(offered: Mapping[str, Offer]) -> str:
+    """Say what the models were trained on; empty if they do not tell."""
+    data = {name: offer.model.trained_on for name, offer in offered.items() if offer.model.trained_on}
+    if len(offered) == 1:
+        said = [f"The model of the first two tabs was trained on {text}." for text in data.values()]
+    else:
+        said = [f"The model for {name} was trained on {text}." for name, text in data.items()]
+    know = "it knows" if len(offered) == 1 else "they know"
+    return " ".join([*said, f"Of other pictures {know} little."]) if said else ""
+
+
+def build_demo(offered: Mapping[str, Offer], reasoner: Reasoner | None = None) -> gr.Blocks:
+    """Build the page for some models, with a queue of bounded length; `launch_settings` go with it.
 
     Args:
+        offered: at least one, by the names that a visitor reads; the first is chosen.
         reasoner: shows interleaved reasoning in a tab of its own.
     """
+    drawing = {name: offer for name, offer in offered.items() if offer.model.depth_tokenizer is not None}
     with gr.Blocks(title=TITLE, delete_cache=(600, 1800), analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
-        if model.trained_on:
-            gr.Markdown(
-                f"The model of the first two tabs was trained on {model.trained_on}. Of other pictures it knows little."
-            )
+        if said := _trained_on(offered):
+            gr.Markdown(said)
         with gr.Tab("Counting"):
-            counting_tab(model)
-        if model.depth_tokenizer is not None:
+            counting_tab(offered)
+        if drawing:
             with gr.Tab("Depth"):
-                depth_tab(model)
+                depth_tab(drawing)
         if reasoner is not None:
             with gr.Tab("Reasoning"):
                 reasoning_tab(reasoner)
-        if model.depth_tokenizer is not None:
+        if drawing:
             with gr.Tab("Tokenizer"):
-                tokenizer_tab(_tokenizers(DepthTokenizer(model.depth_tokenizer)))
+                tokenizer_tab(_tokenizers(depth_tokenizer(next(iter(drawing.values())).model)))
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
     return demo
 

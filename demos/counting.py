@@ -42,8 +42,8 @@ def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> Countin
     if thought.done:
         value = "no number could be read" if thought.value is None else str(thought.value)
         answer = f"{value} (boxes drawn: {drawn})"
-        if thought.warning:
-            answer += f". The answer does not agree with the drawing: {thought.warning}"
+        if thought.caution:
+            answer += f". {thought.caution}"
     else:
         answer = f"drawing .. box {drawn}" if drawn else "looking .."
     return CountingView(draw_boxes(thought.image, span, _tokenizer(model)), answer, direct, thought)

@@ -99,6 +99,8 @@ def _view(
         order = _order(nearness, points)
         value = "no letter could be read" if thought.value is None else str(thought.value)
         answer = f"{value} is closest. On the map, from near to far: {order}" if thought.value else value
+        if thought.caution:
+            answer += f". {thought.caution}"
     else:
         answer = f"drawing .. {drawn} of {tokenizer.num_codes} cells" if drawn else "looking .."
     picture = draw_map(nearness, grid=tokenizer.vqvae.config.grid_size)

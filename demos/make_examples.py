@@ -1,4 +1,7 @@
-"""Render the examples that ship with the demos, from seeds that no training uses: `python -m demos.make_examples`."""
+"""Make the examples that ship with the demos: `python -m demos.make_examples`.
+
+Scenes and figures are rendered from seeds that no training uses; photographs are scikit-image's.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,20 @@ FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_ang
 """Families of geometry problems, and seeds of test problems"""
 
 
+PHOTOGRAPHS = ("coffee", "chelsea", "rocket")
+"""Functions of skimage.data; demos/examples/README.md names their licences"""
+_LONGEST = 480
+"""Longer side of a photograph, in pixels"""
+
+
 def main() -> None:
+    from skimage import data
+
     EXAMPLES.mkdir(parents=True, exist_ok=True)
+    for name in PHOTOGRAPHS:
+        photograph = Image.fromarray(getattr(data, name)())
+        photograph.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+        photograph.save(EXAMPLES / f"photo-{name}.jpg", quality=85, optimize=True)
     for style, seeds in SCENES.items():
         for seed in seeds:
             pixels = render_scenes([seed], style, SIZE).images[0].numpy()

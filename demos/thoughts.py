@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from perception.chains import Answer, encode_target, prompt_for, read_ids
+from perception.chains import Answer, doubt, encode_target, prompt_for, read_ids
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -37,6 +37,8 @@ class Thought:
     """The final answer, once done: a number, a letter, or the text itself; None if none could be read"""
     warning: str = ""
     """As in `Answer`"""
+    confidence: float | None = None
+    """As in `Answer`; of answers that drew something"""
     tokens: int = 0
 
     def span(self, modality: str) -> Span | OpenSpan | None:
@@ -47,6 +49,13 @@ class Thought:
     def text(self) -> str:
         """All plain text, without spans."""
         return "".join(part for part in self.parts if isinstance(part, str)).strip()
+
+    @property
+    def caution(self) -> str:
+        """What speaks against the answer, in one line; empty where nothing does."""
+        said = [f"the answer does not agree with the drawing: {self.warning}"] if self.warning else []
+        said += filter(None, [doubt(self.confidence)])
+        return ". ".join(part[0].upper() + part[1:] for part in said)
 
 
 def read_partial(model: PerceptionModel, ids: Sequence[int]) -> tuple[Part, ...]:
@@ -88,7 +97,8 @@ def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
         yield thought
     prompt = thought.prompt
     answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, prompt.kind, prompt.question)
-    yield replace(thought, done=True, value=answer.value, warning=answer.warning)
+    confidence = model.confidence(prompt, ids) if answer.spans else None
+    yield replace(thought, done=True, value=answer.value, warning=answer.warning, confidence=confidence)
 
 
 def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) -> Iterator[Thought]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -39,6 +39,9 @@ IMAGE = "\ufffc"
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
 _AND_READ_IT = "Draw the depth map and read it"
+
+LOW_CONFIDENCE = 0.5
+"""Confidence below which the model holds another answer to be likelier than its own, all others together"""
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
@@ -411,6 +414,20 @@ class Answer:
     """What speaks against the answer: it differs from what was drawn or read before it ("3 said, 2 boxes drawn"), a box
     was drawn again ("3 said, 2 different boxes drawn"), or the model was not taught such questions; empty where
     nothing does"""
+    confidence: float | None = field(default=None, compare=False)
+    """Probability that the model gives its decisions, set by `PerceptionModel.ask` (`PerceptionModel.confidence`)"""
+
+    @property
+    def doubt(self) -> str:
+        """Say that the confidence is low; empty where it is not, or not known."""
+        return doubt(self.confidence)
+
+
+def doubt(confidence: float | None) -> str:
+    """Say that a confidence is low, below one half; empty where it is not, or not known."""
+    if confidence is None or confidence >= LOW_CONFIDENCE:
+        return ""
+    return f"the model is unsure: it gives this answer a probability of {100 * confidence:.0f} %"
 
 
 def read_ids(

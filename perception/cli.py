@@ -96,7 +96,7 @@ def ask(
     if as_json:
         spans = [{"modality": s.modality, "codes": list(s.codes)} for s in answer.spans]
         said = {"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}
-        print(json.dumps(said | {"warning": answer.warning}))
+        print(json.dumps(said | {"warning": answer.warning, "confidence": answer.confidence}))
     else:
         if perception.trained_on:
             console.print(f"trained on {perception.trained_on}", style="dim", markup=False, soft_wrap=True)
@@ -110,8 +110,8 @@ def ask(
             number = len(span.split[1]) // GROUP_SIZES.get(span.modality, 1)
             console.print(f"drew {words.get(span.modality, span.modality)}: {number}", style="dim")
         console.print(f"said: {answer.text}", style="dim", markup=False)
-        if answer.warning:
-            console.print(f"warning: {answer.warning}", style="yellow", markup=False)
+        for warning in filter(None, (answer.warning, answer.doubt)):
+            console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
         value = "no answer could be read" if answer.value is None else str(answer.value)
         console.print(value, style="bold", markup=False, highlight=False)
     if draw is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from perception.decoding.map_reader import Due, DueIds, MapReader
 from perception.decoding.output_layer import use_float32_logits
 from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
-from perception.grammar.processor import SpanLogitsProcessor
+from perception.grammar.processor import GrammarMasks, SpanLogitsProcessor, mask_scores
 from perception.model.adapter import is_adapter, read_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import (
@@ -99,6 +100,7 @@ class PerceptionModel:
             vocab_size=len(processor.tokenizer),
             banned_ids=placeholder_ids(model.config),  # an image token without its image is no text
         )
+        self._masks = GrammarMasks(self.grammar)
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
         self.drafts = DraftBook()
         reads = depth_tokenizer is not None and {"depth", "points"} <= set(vocabulary.modalities)
@@ -177,7 +179,7 @@ class PerceptionModel:
         max_new_tokens: int | None = None,
         read: Read | None = None,
     ) -> Answer:
-        """Answer one question about one image.
+        """Answer one question about one image, with the model's confidence.
 
         Args:
             image: a path, a PIL image, a (H, W, 3) uint8 array, or what `prepare_image` returned.
@@ -194,7 +196,11 @@ class PerceptionModel:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
                 chain fits, max_new_tokens that a chain does not fit into, or read="decoded" without a depth tokenizer.
         """
-        return self.ask_many([image], [question], mode, max_new_tokens, read=read)[0]
+        chosen = choose_mode(question, mode)
+        prompt = Prompt(self.prepare_image(image), *prompt_for(question, chosen))
+        (ids,) = self.generate_ids([prompt], max_new_tokens, read)
+        answer = replace(self._read(prompt, ids), mode=chosen, confidence=self.confidence(prompt, ids))
+        return self._judged(answer, prompt.kind)
 
     def ask_many(
         self,
@@ -405,11 +411,51 @@ class PerceptionModel:
     ) -> list[Answer]:
         """Answer a batch of prompts; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)
-        tokenizer = self.processor.tokenizer
-        return [
-            read_ids(tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
-            for ids, prompt in zip(rows, prompts, strict=True)
-        ]
+        return [self._read(prompt, ids) for ids, prompt in zip(rows, prompts, strict=True)]
+
+    def _read(self, prompt: Prompt, ids: Sequence[int]) -> Answer:
+        return read_ids(self.processor.tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
+
+    @torch.no_grad()
+    def confidence(self, prompt: Prompt, ids: Sequence[int]) -> float:
+        """Probability, from 0 to 1, that the model gives the decisions of its answer.
+
+        Decisions are the text behind the last span, without the reading of a depth map, and, in a list of boxes, after
+        each box whether another one follows. Where boxes lie and what a map shows is not counted: a model may hesitate
+        between neighbouring bins and be sure of the number. It takes one forward pass over the prompt and the answer.
+
+        Args:
+            prompt: as it was answered; its forced ids are not the model's decisions.
+            ids: of the answer, as `generate_ids` returns them.
+        """
+        concluded = [n for n in self._conclusion(prompt, ids) if n >= len(prompt.forced)]
+        inputs = self.inputs([replace(prompt, forced=tuple(ids))])
+        logits = self.model(**inputs, logits_to_keep=len(ids) + 1).logits[:, :-1]  # (1, n, V)
+        written = torch.tensor([list(ids)], dtype=torch.long, device=logits.device)  # (1, n)
+        allowed = self._masks.after(written[:, :-1], logits.shape[-1], len(ids))[0]  # (n, V)
+        between = list[int]()  # places where a box may follow, or the END of their list
+        if "boxes" in self.vocabulary.marked and ids:
+            end = self.vocabulary.end_id("boxes")
+            between = [n for n in allowed[:, end].nonzero()[:, 0].tolist() if n >= len(prompt.forced)]
+        places = [*between, *concluded]
+        if not places:
+            return 1.0
+        scores = mask_scores(logits[0, places].float(), allowed[places]).log_softmax(-1)  # (places, V)
+        total = 0.0
+        for n, row in zip(places, scores, strict=True):
+            if n in between and ids[n] != end:
+                total += float(torch.log1p(-row[end].exp()))
+            else:
+                total += float(row[ids[n]])
+        return math.exp(total)
+
+    def _conclusion(self, prompt: Prompt, ids: Sequence[int]) -> range:
+        """Places of the text behind the last span of an answer, without the last reading of a depth map."""
+        roles, decode = self.vocabulary.id_roles, self.processor.tokenizer.decode
+        start = max((n + 1 for n, token in enumerate(ids) if token in roles), default=0)
+        if start and is_depth_chain(prompt.question):
+            start = next((n + 1 for n in range(start, len(ids)) if "," in decode([ids[n]])), start)
+        return range(start, len(ids))
 
 
 def _stop_ids(model: Any, tokenizer: Any, pad_id: int) -> tuple[int, ...]:

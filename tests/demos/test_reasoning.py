@@ -14,6 +14,7 @@ from demos import reasoning
 from demos.app import build_demo
 from demos.guards import Refused
 from demos.handlers import EXAMPLES
+from demos.offers import of_scenes
 from perception.interleave.reasoner import Reasoner, Reasoning, ReasoningStep
 from perception.model.perception_model import PerceptionModel
 
@@ -61,7 +62,8 @@ def test_what_is_refused(reasoner: Reasoner, tmp_path: Path) -> None:
 
 
 def test_the_tab_is_there_where_a_model_reasons(model: PerceptionModel, reasoner: Reasoner) -> None:
-    with_tab, without = build_demo(model, reasoner), build_demo(model)
+    offered = {"scenes": of_scenes(model)}
+    with_tab, without = build_demo(offered, reasoner), build_demo(offered)
     named = [{d.api_name for d in demo.fns.values()} for demo in (with_tab, without)]
     assert "reason" in named[0]
     assert "reason" not in named[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from demos.guards import MAX_QUESTION, Refused, read_depth_map, read_image, read
 from demos.handlers import EXAMPLES, scene_examples
 from demos.pictures import nearness_so_far
 from demos.thoughts import OpenSpan, last, rethink, think
-from perception.model.perception_model import PerceptionModel
+from perception.model.perception_model import PerceptionModel, Prompt
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
 from perception.vocabulary.names import Span
@@ -69,8 +71,30 @@ def test_the_caption_says_that_the_number_and_the_boxes_differ(
     monkeypatch.setattr(model, "stream_ids", lambda prompt: iter([ids]))
     other = counting._view(model, last(think(model, end.image, QUESTION, "chain")))
     assert other.answer == (
-        f"9 (boxes drawn: {drawn}). The answer does not agree with the drawing: 9 said, {drawn} boxes drawn"
+        f"9 (boxes drawn: {drawn}). The answer does not agree with the drawing: 9 said, {drawn} boxes drawn. The model "
+        "is unsure: it gives this answer a probability of 0 %"
     )
+
+
+def test_the_depth_caption_says_that_the_letter_and_the_map_differ(
+    model: PerceptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, end = depth.judge(model, str(scene_examples()[-1]), POINTS)
+    assert end.thought.caution == "" and end.thought.confidence > 0.5
+    monkeypatch.setattr(model, "confidence", lambda prompt, ids: 0.25)
+    stream = model.stream_ids
+
+    def other_letter(prompt: Prompt) -> Iterator[list[int]]:
+        ids = list(stream(prompt))[-1]
+        a, b = (model.vocabulary.encode_plain(model.processor.tokenizer, f" {letter}")[-1] for letter in "AB")
+        place = max(n for n, token in enumerate(ids) if token == b)
+        yield [*ids[:place], a, *ids[place + 1 :]]
+
+    monkeypatch.setattr(model, "stream_ids", other_letter)
+    *_, other = depth.judge(model, str(scene_examples()[-1]), POINTS)
+    assert other.answer.startswith("A is closest")
+    said = r"The answer does not agree with the drawing: A said, readings A \d+, B \d+\. The model is unsure: .* 25 %$"
+    assert re.search(said, other.answer)
 
 
 def test_an_unfinished_thought_cannot_be_edited(model: PerceptionModel) -> None:

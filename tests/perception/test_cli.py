@@ -84,7 +84,7 @@ def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
     drawn = tmp_path / "drawn.png"
     said = run("ask", picture, QUESTION, "-m", folder, "--json", "--draw", drawn)
     answer = json.loads(said)
-    assert answer.keys() == {"answer", "text", "spans", "mode", "warning"}
+    assert answer.keys() == {"answer", "text", "spans", "mode", "warning", "confidence"}
     assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
     with Image.open(drawn) as image:
         assert image.height == 240
