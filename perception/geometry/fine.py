@@ -163,8 +163,7 @@ def network(rng: np.random.Generator) -> Sketch | None:
     for start, end in zip(found, found[1:], strict=False):
         along = (end - start) / float(np.hypot(*(end - start)))
         figure.line(start + along * 0.11, end - along * 0.11, dashed=True)
-    tags = zip(found, letters, values, strict=True)
-    marks = [_tag(figure, place, letter, value) for place, letter, value in tags]
+    marks = [_tag(figure, place, name, value) for place, name, value in zip(found, letters, values, strict=True)]
     return _asked(rng, figure, letters, values, marks)
 
 
