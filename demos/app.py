@@ -17,6 +17,7 @@ from perception.interleave.reasoner import Reasoner
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer
 
 TITLE = "Perception tokens"
 INTRO = (
@@ -27,6 +28,7 @@ INTRO = (
 DRAG = Path(__file__).parent / "drag.js"
 """Script for boxes that follow the pointer"""
 NESTED = "depth-scenes-100-nested"
+MASKS = "masks-scenes-16"
 QUEUE_SIZE = 48
 _NAMES = """<script>
 new MutationObserver(() => {
@@ -81,7 +83,8 @@ def build_demo(model: PerceptionModel, reasoner: Reasoner | None = None) -> gr.B
                 reasoning_tab(reasoner)
         if model.depth_tokenizer is not None:
             with gr.Tab("Tokenizer"):
-                tokenizer_tab(_tokenizers(DepthTokenizer(model.depth_tokenizer)))
+                masks = MaskTokenizer.from_pretrained(shipped(MASKS))
+                tokenizer_tab(_tokenizers(DepthTokenizer(model.depth_tokenizer)), masks)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
     return demo
 
