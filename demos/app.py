@@ -19,6 +19,7 @@ from demos.tokenizer_tab import tokenizer_tab
 from perception.interleave.reasoner import Reasoner
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer
 
 TITLE = "Perception tokens"
 INTRO = (
@@ -29,6 +30,7 @@ INTRO = (
 DRAG = Path(__file__).parent / "drag.js"
 """Script for boxes that follow the pointer"""
 NESTED = "depth-scenes-100-nested"
+MASKS = "masks-scenes-16"
 QUEUE_SIZE = 48
 _NAMES = """<script>
 new MutationObserver(() => {
@@ -94,7 +96,8 @@ def build_demo(offered: Mapping[str, Offer], reasoner: Reasoner | None = None) -
                 reasoning_tab(reasoner)
         if drawing:
             with gr.Tab("Tokenizer"):
-                tokenizer_tab(_tokenizers(depth_tokenizer(next(iter(drawing.values())).model)))
+                first = next(iter(drawing.values())).model
+                tokenizer_tab(_tokenizers(depth_tokenizer(first)), MaskTokenizer.from_pretrained(shipped(MASKS)))
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
     return demo
 

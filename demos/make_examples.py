@@ -15,7 +15,8 @@ from perception.scenes.render import render_scenes
 SIZE = 320
 SCENES = {"standard": (70_000_003, 70_000_008, 70_000_012), "shifted": (70_000_004, 70_000_011, 70_000_017)}
 DEPTH = (("standard", 70_000_021), ("shifted", 70_000_022))
-
+MASKS = (("standard", 70_000_003), ("shifted", 70_000_011))
+"""Scenes whose largest object has its mask saved"""
 
 FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_angle": 14, "triangle_area": 15}
 """Families of geometry problems, and seeds of test problems"""
@@ -42,6 +43,10 @@ def main() -> None:
     for style, seed in DEPTH:
         depth = render_scenes([seed], style, SIZE).depth[0].numpy()
         Image.fromarray((depth * 1000).round().astype(np.uint16)).save(EXAMPLES / f"depth-{style}-{seed}.png")
+    for style, seed in MASKS:
+        ids = render_scenes([seed], style, SIZE).object_ids[0].numpy()
+        largest = np.bincount(ids[ids > 0]).argmax()
+        Image.fromarray(ids == largest).save(EXAMPLES / f"mask-{style}-{seed}.png")
     for family, seed in FIGURES.items():
         figure = problem(seed, "test", SIZE, family).image
         Image.fromarray(figure).convert("L").save(EXAMPLES / f"figure-{family}-{seed}.png", optimize=True)

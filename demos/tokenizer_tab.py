@@ -1,4 +1,4 @@
-"""The tokenizer tab: a depth map to its codes and back, by one of several tokenizers, at any budget of tokens."""
+"""The tokenizer tab: a depth map to its codes and back, by one of several tokenizers, and a mask likewise."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from demos import tokenizing
 from demos.guards import Refused
 from demos.handlers import EXAMPLES, friendly
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer
 
 _BUTTONS = ["fullscreen", "download"]
 
 
-def tokenizer_tab(tokenizers: Mapping[str, DepthTokenizer]) -> None:
+def tokenizer_tab(tokenizers: Mapping[str, DepthTokenizer], masks: MaskTokenizer) -> None:
     """Add the tab.
 
     Args:
         tokenizers: by the names that a visitor reads; the first is chosen.
+        masks: the tokenizer of masks, below those of depth.
     """
     names = list(tokenizers)
     nested = any(one.vqvae.config.nested for one in tokenizers.values())
@@ -99,3 +101,35 @@ def tokenizer_tab(tokenizers: Mapping[str, DepthTokenizer]) -> None:
         return tokenizing.detokenize(named(name), text)
 
     back.click(on_back, [text, chosen], [pasted], api_name="detokenize")
+    _mask_part(masks)
+
+
+def _mask_part(tokenizer: MaskTokenizer) -> None:
+    codes = tokenizer.vqvae.config.num_codes
+    gr.Markdown(f"### Masks\nThe mask of one thing is its box and {codes} codes, of pixels inside the box.")
+    with gr.Row():
+        with gr.Column():
+            file = gr.File(file_types=["image"], label="Mask: light inside of one thing, dark outside", type="filepath")
+            run = gr.Button("Tokenize the mask")
+            paths = sorted(EXAMPLES.glob("mask-*.png"))
+            gr.Examples([[str(path)] for path in paths], [file], label="Examples", cache_examples=False)
+            figures = gr.JSON(label="What is kept")
+        with gr.Column():
+            with gr.Row():
+                original = gr.Image(label="Mask", interactive=False, format="png", buttons=_BUTTONS)
+                decoded = gr.Image(
+                    label="From its tokens, over the mask",
+                    interactive=False,
+                    format="png",
+                    buttons=_BUTTONS,
+                    elem_id="mask-decoded",
+                )
+            text = gr.Textbox(label="The tokens of the mask", lines=2, buttons=["copy"], elem_id="mask-text")
+
+    @friendly
+    def on_mask(path: str | None) -> tuple[Any, ...]:
+        """Encode a mask: the mask, the decoded mask over it, the text of its span, and figures."""
+        view = tokenizing.tokenize_mask(tokenizer, path)
+        return view.original, view.decoded, view.text, view.figures
+
+    run.click(on_mask, [file], [original, decoded, text, figures], api_name="tokenize_mask")

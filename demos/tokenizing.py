@@ -1,4 +1,4 @@
-"""The depth tokenizer: a map to codes and back, with figures. Independent of Gradio."""
+"""The tokenizers: a depth map, or a mask, to codes and back, with figures. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demos.guards import Refused, read_depth_map
-from demos.pictures import draw_map
+from demos.guards import Refused, read_depth_map, read_image
+from demos.pictures import draw_map, enlarged
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer, mask_iou
 from vqvae import VQVAE
 from vqvae.metrics import depth_errors
 
@@ -32,6 +33,18 @@ class TokenizingView:
     error: Image.Image
     codes: np.ndarray
     """(h, w), 0 farthest .. K-1 nearest"""
+    text: str
+    """The span as names of tokens"""
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MaskView:
+    """A mask, and what its tokens keep of it."""
+
+    original: Image.Image
+    decoded: Image.Image
+    """The decoded mask, tinted, over the original"""
     text: str
     """The span as names of tokens"""
     figures: dict[str, float]
@@ -136,3 +149,33 @@ def detokenize(tokenizer: DepthTokenizer, text: str | None) -> Image.Image:
     except ValueError as error:
         raise Refused(str(error)) from error
     return draw_map(nearness, f"from {len(codes)} tokens")
+
+
+def tokenize_mask(tokenizer: MaskTokenizer, path: str | None) -> MaskView:
+    """Encode the mask of one thing, an uploaded picture that is light inside and dark outside, and decode its codes.
+
+    Raises:
+        Refused: for an upload that is not taken, or one without a light pixel.
+    """
+    if path is None:
+        raise Refused("choose a mask first: upload one, or click an example")
+    grey = np.asarray(read_image(path).convert("L"))  # (H, W)
+    mask = grey > grey.max() / 2  # of 0 and 1 too, or blurred at its edge
+    if not mask.any():
+        raise Refused("the picture is black; a mask is light inside of the thing and dark outside")
+    codes = tokenizer.encode(mask)
+    decoded = tokenizer.decode(codes, mask.shape)
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    box = np.zeros_like(mask)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    original = enlarged(Image.fromarray(mask).convert("RGB"))
+    return MaskView(
+        original,
+        tokenizer.draw([decoded], original),
+        tokenizer.to_text(codes),
+        {
+            "IoU of the decoded mask": round(mask_iou(mask, decoded), 4),
+            "IoU of its box alone": round(mask_iou(mask, box), 4),
+            "codes of the mask": tokenizer.vqvae.config.num_codes,
+        },
+    )

@@ -87,6 +87,16 @@ def test_tokenizer_by_program_is_its_own_inverse(client: Any) -> None:
         assert min(drawn.size) > 100
 
 
+def test_masks_by_program(client: Any) -> None:
+    example = sorted(EXAMPLES.glob("mask-*.png"))[0]
+    _, decoded, text, figures = client.predict(file(example), api_name="/tokenize_mask")
+    assert text.startswith("<MASK_START>") and figures["IoU of the decoded mask"] > 0.9
+    with Image.open(decoded) as drawn:
+        assert min(drawn.size) > 100
+    with pytest.raises(gradio_client.exceptions.AppError, match="choose a mask"):
+        client.predict(None, api_name="/tokenize_mask")
+
+
 def test_only_what_is_documented_can_be_called(client: Any) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
     assert set(endpoints["named_endpoints"]) == {
@@ -96,6 +106,7 @@ def test_only_what_is_documented_can_be_called(client: Any) -> None:
         "/tokenize",
         "/token_budgets",
         "/detokenize",
+        "/tokenize_mask",
     }
     assert endpoints["unnamed_endpoints"] == {}
 

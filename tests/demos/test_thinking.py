@@ -20,6 +20,7 @@ from demos.thoughts import OpenSpan, last, rethink, think
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.model.shipped import shipped
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import Span
 
 QUESTION = "How many objects are there?"
@@ -188,6 +189,26 @@ def test_a_map_becomes_tokens_and_comes_back(tokenizer: DepthTokenizer) -> None:
     for text in ("", "<DEPTH_START><DEPTH_1>", "hello", "x" * 30_000):
         with pytest.raises(Refused):
             tokenizing.detokenize(tokenizer, text)
+
+
+def test_a_mask_becomes_tokens_and_comes_back(tmp_path: Path) -> None:
+    tokenizer = MaskTokenizer.from_pretrained(shipped("masks-scenes-16"))
+    examples = sorted(EXAMPLES.glob("mask-*.png"))
+    assert len(examples) == 2
+    for path in examples:
+        view = tokenizing.tokenize_mask(tokenizer, str(path))
+        assert view.figures["IoU of the decoded mask"] > 0.9 > view.figures["IoU of its box alone"] > 0.3
+        assert tokenizer.num_codes == len(tokenizer.from_text(view.text)) == 4 + view.figures["codes of the mask"]
+        assert view.original.size == view.decoded.size and view.original.tobytes() != view.decoded.tobytes()
+    ones = np.zeros((60, 80), dtype=np.uint8)
+    ones[10:40, 20:60] = 1  # as data sets write masks: 0 and 1
+    Image.fromarray(ones).save(tmp_path / "ones.png")
+    view = tokenizing.tokenize_mask(tokenizer, str(tmp_path / "ones.png"))
+    assert view.figures["IoU of its box alone"] == 1 and view.text.startswith("<MASK_START><LOC_")
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    for upload, words in ((None, "choose a mask"), (str(tmp_path / "black.png"), "the picture is black")):
+        with pytest.raises(Refused, match=words):
+            tokenizing.tokenize_mask(tokenizer, upload)
 
 
 def test_uploads_that_are_refused(tmp_path: Path) -> None:
