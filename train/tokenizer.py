@@ -41,6 +41,7 @@ from train.loop.fit import FitResult, LoopConfig, fit
 from train.views.tokenizer import evaluate_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.metrics import depth_errors
+from vqvae.normalisation import resize_masked
 from vqvae.quantizer import codebook_usage
 
 HELD_OUT_SEED = 40_000_000
@@ -65,8 +66,8 @@ class TokenizerConfig:
     store: str = "runs/scenes/tokenizer"
     """folder that keeps the scenes, or the maps of data, at image_size; each set of maps needs a folder of its own"""
     photos: str | None = None
-    """folder of photographs with depth maps (docs/data.md shows the layout); random parts of those in its train part
-    are in each batch. none: no photographs"""
+    """folder of photographs with depth maps (docs/data.md shows the layout); random parts of the maps of
+    its train part are in each batch. none: no photographs"""
     photos_share: float = 0.4
     """share of each batch that comes from photos, if there are any"""
     start: str | None = None
@@ -197,6 +198,12 @@ class TrainingData:
         return torch.from_numpy(self.store.depth[np.sort(rows)].astype(np.float32))
 
     @cached_property
+    def photos(self) -> dict[str, np.ndarray]:
+        """Maps of the photographs' parts train and val (N, M, M) uint8; empty if the config has no photographs."""
+        folder = self.config.photos
+        return {} if folder is None else {split: photo_maps(folder, split) for split in ("train", "val")}
+
+    @cached_property
     def watched(self) -> Tensor:
         return self._maps(self.watched_rows)
 
@@ -204,9 +211,10 @@ class TrainingData:
         """Held-out maps by the name they are reported under; the first ones order the codebook."""
         styles = ("standard", "shifted") if self.config.data is None else ("held out",)
         found = {style: self._maps(self.held_out_rows, style) for style in styles}
-        if self.config.photos is not None:
-            near = torch.from_numpy(photo_maps(self.config.photos, "val")).float() / 255  # (n, M, M)
-            found["photographs"] = 1 / (0.05 + near)
+        if self.photos:
+            near = torch.from_numpy(self.photos["val"]).float() / 255  # (n, M, M)
+            size = (self.config.model.image_size,) * 2
+            found["photographs"] = 1 / (0.05 + resize_masked(near, torch.ones_like(near, dtype=torch.bool), size)[0])
         return found
 
     def evaluate(self, model: VQVAE) -> Evaluation:
@@ -263,7 +271,7 @@ def train(config: TokenizerConfig) -> FitResult:
     """Runs or resumes a training, orders the codebook and writes the finished tokenizer to `config.out`."""
     torch.manual_seed(config.loop.seed)
     data = TrainingData.open(config)
-    photos = None if config.photos is None else photo_maps(config.photos)
+    photos = data.photos.get("train")
     model = begun(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = DepthBatches(
         data.store,
