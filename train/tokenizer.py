@@ -4,8 +4,8 @@
     python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all targets, 6 minutes
     python -m train.tokenizer --data MAPS --store runs/maps --loop.ema_decay 0.999 \\
         --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped early
-    python -m train.tokenizer --config train/configs/tokenizer_photos.yaml --photos FOLDER  # depth-photos-100: goes on
-                                                       # from the shipped one, with maps of photographs
+    python -m train.tokenizer --config train/configs/tokenizer_photos.yaml --photos FOLDER
+                                                       # goes on from the shipped one, with maps of photographs
     python -m train.tokenizer --masked_maps 0.5        # codes that tolerate missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
