@@ -4,6 +4,8 @@
     python -m train.tokenizer --loop.steps 1000 --run_dir runs/quick --out runs/quick/finished  # all targets, 6 minutes
     python -m train.tokenizer --data MAPS --store runs/maps --loop.ema_decay 0.999 \\
         --loop.evaluate_every 250 --loop.patience 8    # a folder of depth maps or parquet tables, stopped early
+    python -m train.tokenizer --config train/configs/tokenizer_photos.yaml --photos FOLDER
+                                                       # goes on from the shipped one, with maps of photographs
     python -m train.tokenizer --masked_maps 0.5        # codes that tolerate missing pixels
     accelerate launch -m train.tokenizer               # several GPUs; torchrun --nproc_per_node 2 on a CPU
 
@@ -18,6 +20,7 @@ all of its batches; only its initialisation uses the first batch alone.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,14 +33,15 @@ from torch import Tensor, nn
 from perception.datasets.depth.files import DepthFormat
 from perception.scenes.render import render_scenes
 from perception.scenes.store import SceneStore
-from train.data.depth import DepthStore
-from train.data.depth_augmentation import training_batch, visible_patches
+from train.data.depth import DepthStore, photo_maps
+from train.data.depth_augmentation import photo_batch, training_batch, visible_patches
 from train.loop.command_line import fingerprint, parse_config
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.views.tokenizer import evaluate_tokenizer
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.metrics import depth_errors
+from vqvae.normalisation import resize_masked
 from vqvae.quantizer import codebook_usage
 
 HELD_OUT_SEED = 40_000_000
@@ -61,6 +65,13 @@ class TokenizerConfig:
     """meaning of the numbers in data"""
     store: str = "runs/scenes/tokenizer"
     """folder that keeps the scenes, or the maps of data, at image_size; each set of maps needs a folder of its own"""
+    photos: str | None = None
+    """folder of photographs with depth maps (docs/data.md shows the layout); random parts of the maps of
+    its train part are in each batch. none: no photographs"""
+    photos_share: float = 0.4
+    """share of each batch that comes from photos, if there are any"""
+    start: str | None = None
+    """folder of a finished tokenizer with the same model settings, to go on from with new codes; none: start anew"""
     augment: bool = True
     """warp, crop, punch holes into, or replace half of each batch; false: maps are only mirrored"""
     masked_maps: float = 0.0
@@ -98,6 +109,13 @@ class TokenizerConfig:
             raise ValueError(
                 f"masked_maps ({self.masked_maps}) must lie in [0, 1] and masked_share ({self.masked_share}) in [0, 1)"
             )
+        if not 0 < self.photos_share < 1:
+            raise ValueError(f"photos_share must lie between 0 and 1, got {self.photos_share}; leave out photos for 0")
+
+    @property
+    def num_photos(self) -> int:
+        """Maps of a batch that come from photographs."""
+        return 0 if self.photos is None else round(self.photos_share * self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -112,15 +130,24 @@ class DepthBatches:
     augment: bool = True
     masked_maps: float = 0.0
     masked_share: float = 0.5
+    photos: np.ndarray | None = None
+    """(P, M, M) uint8, maps of photographs (`photo_maps`)"""
+    num_photos: int = 0
+    """maps of a batch that are parts of these"""
 
     def __call__(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step, rank))
-        chosen = rng.integers(len(self.store) if self.rows is None else len(self.rows), size=self.batch_size)
+        count = self.batch_size - self.num_photos
+        chosen = rng.integers(len(self.store) if self.rows is None else len(self.rows), size=count)
         rows = np.sort(chosen if self.rows is None else self.rows[chosen])
         depth = torch.from_numpy(self.store.depth[rows].astype(np.float32))  # (N, S, S)
-        depth = depth[torch.from_numpy(rng.permutation(self.batch_size))]
+        depth = depth[torch.from_numpy(rng.permutation(count))]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         depth, mask = training_batch(depth, generator, self.augment)
+        if self.photos is not None and self.num_photos:
+            nearness = torch.from_numpy(self.photos[rng.integers(len(self.photos), size=self.num_photos)]).float() / 255
+            more = photo_batch(nearness, depth.shape[-1], generator)
+            depth, mask = torch.cat([depth, more[0]]), torch.cat([mask, more[1]])
         batch = {"depth": depth, "mask": mask}
         if self.masked_maps:
             shape = (len(depth), depth.shape[-1])
@@ -171,14 +198,24 @@ class TrainingData:
         return torch.from_numpy(self.store.depth[np.sort(rows)].astype(np.float32))
 
     @cached_property
+    def photos(self) -> dict[str, np.ndarray]:
+        """Maps of the photographs' parts train and val (N, M, M) uint8; empty if the config has no photographs."""
+        folder = self.config.photos
+        return {} if folder is None else {split: photo_maps(folder, split) for split in ("train", "val")}
+
+    @cached_property
     def watched(self) -> Tensor:
         return self._maps(self.watched_rows)
 
     def reported(self) -> dict[str, Tensor]:
         """Held-out maps by the name they are reported under; the first ones order the codebook."""
-        if self.config.data is not None:
-            return {"held out": self._maps(self.held_out_rows)}
-        return {style: self._maps(self.held_out_rows, style) for style in ("standard", "shifted")}
+        styles = ("standard", "shifted") if self.config.data is None else ("held out",)
+        found = {style: self._maps(self.held_out_rows, style) for style in styles}
+        if self.photos:
+            near = torch.from_numpy(self.photos["val"]).float() / 255  # (n, M, M)
+            size = (self.config.model.image_size,) * 2
+            found["photographs"] = 1 / (0.05 + resize_masked(near, torch.ones_like(near, dtype=torch.bool), size)[0])
+        return found
 
     def evaluate(self, model: VQVAE) -> Evaluation:
         return evaluate_tokenizer(model, self.watched)
@@ -212,14 +249,30 @@ def _settings(config: TokenizerConfig) -> dict[str, object]:
     unused = [] if config.data is not None else [f"data_format.{field.name}" for field in fields(DepthFormat)]
     unused += ["augment"] if config.augment else []
     unused += [] if config.masked_maps else ["masked_maps", "masked_share"]
+    unused += ["photos"] if config.photos else ["photos", "photos_share"]  # the maps themselves count, not their folder
+    unused += [] if config.start else ["start"]
     return {name: value for name, value in fingerprint(config, free).items() if name not in unused}
+
+
+def begun(config: TokenizerConfig) -> VQVAE:
+    """The tokenizer that training starts from. Raises ValueError if the one in `start` has other settings."""
+    if config.start is None:
+        return VQVAE(config.model)
+    model = VQVAE.from_pretrained(config.start)
+    ours, theirs = config.model.settings, model.config.settings
+    other = {name: (theirs[name], ours[name]) for name in ours if theirs.get(name) != ours[name]}
+    if other:
+        listed = ", ".join(f"{name} {old} instead of {new}" for name, (old, new) in other.items())
+        raise ValueError(f"the tokenizer in {config.start} has {listed}; set model to the same, or leave out start")
+    return model.train()
 
 
 def train(config: TokenizerConfig) -> FitResult:
     """Runs or resumes a training, orders the codebook and writes the finished tokenizer to `config.out`."""
     torch.manual_seed(config.loop.seed)
     data = TrainingData.open(config)
-    model = VQVAE(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    photos = data.photos.get("train")
+    model = begun(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = DepthBatches(
         data.store,
         config.batch_size,
@@ -228,8 +281,12 @@ def train(config: TokenizerConfig) -> FitResult:
         config.augment,
         config.masked_maps,
         config.masked_share,
+        photos,
+        config.num_photos,
     )
     settings = _settings(config)
+    if photos is not None:
+        settings["photos_digest"] = f"{len(photos)} maps, {hashlib.sha256(photos.tobytes()).hexdigest()[:16]}"
     if isinstance(data.store, DepthStore) and data.store.digest:
         settings["data_digest"] = f"{len(data.store)} maps, {data.store.digest[:16]}"
     model.quantizer.deferred = config.loop.gradient_accumulation > 1

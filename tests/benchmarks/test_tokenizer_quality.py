@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import tokenizer_quality
-from perception.datasets.depth.measured import motorcycle_depth
+from perception.datasets.depth.measured import MeasuredMap, motorcycle_depth
 from vqvae import VQVAE, CheckpointError, VQVAEConfig
 
 
@@ -27,6 +27,28 @@ def test_an_untrained_tokenizer_fails_it(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="config.json is missing"):
         tokenizer_quality.main(["--check", "--tokenizer", str(tmp_path)])
+
+
+def test_a_wild_pixel_costs_the_shipped_tokenizer_nothing() -> None:
+    depth = torch.linspace(1, 5, 90).expand(60, 90).clone()
+    ramp = MeasuredMap("ramp", depth, ground_truth=True)
+    assert tokenizer_quality.with_wild_pixel(ramp).depth[30, 45] == pytest.approx(0.05) and depth.min() == 1
+    found = tokenizer_quality.measure_measured(VQVAE.from_pretrained(tokenizer_quality.TOKENIZER), [ramp])
+    clean, wild = found[tokenizer_quality.GROUND_TRUTH], found[tokenizer_quality.WILD]
+    assert wild["delta1"]["mean"] == pytest.approx(clean["delta1"]["mean"], abs=0.005)  # type: ignore[index]
+    assert wild["delta1"]["mean"] > 0.98 and list(clean["each"]) == ["ramp"]  # type: ignore[index,call-overload]
+
+
+def test_targets_compare_with_the_shipped_tokenizer_on_each_map() -> None:
+    def one(abs_rel: float) -> tokenizer_quality.Figures:
+        return {"abs_rel": {"mean": abs_rel}, "order_5": {"mean": 0.9}, "codebook_usage": 1.0}
+
+    styles = {"standard": one(0.01), "shifted": one(0.01)}
+    ours = {**styles, tokenizer_quality.GROUND_TRUTH: {**one(0.02), "each": {"a": one(0.01), "b": one(0.03)}}}
+    theirs = {**styles, tokenizer_quality.GROUND_TRUTH: {**one(0.03), "each": {"a": one(0.02), "b": one(0.02)}}}
+    missed = [name for name, figure, bar in tokenizer_quality.against(ours, theirs) if figure < bar]
+    truth = f"{tokenizer_quality.GROUND_TRUTH}: order of 5 points"
+    assert missed == [truth, "b: AbsRel of the shipped tokenizer over its own"]
 
 
 def test_the_motorcycle_is_a_room_with_holes() -> None:

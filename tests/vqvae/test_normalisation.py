@@ -98,3 +98,34 @@ def test_percentiles_that_cannot_be_are_refused() -> None:
         replace(TINY, range_percentile=50)
     with pytest.raises(ValueError, match=r"range_percentile \(1.0\) goes with ranges per map"):
         replace(TINY, normalisation="metric", min_depth=1.0, max_depth=10.0, range_percentile=1.0)
+
+
+def test_one_wild_pixel_changes_no_code_but_those_around_it() -> None:
+    torch.manual_seed(0)
+    model = VQVAE(replace(TINY, image_size=64, downsample=8)).eval()
+    depth = 2 + torch.rand(1, 64, 64).cumsum(2) / 16  # 2 to 4 metres
+    spoiled = depth.clone()
+    spoiled[0, 36, 20] = 0.05
+    torch.testing.assert_close(
+        model.normalise(spoiled).depth_range, model.normalise(depth).depth_range, atol=0.02, rtol=0
+    )
+    changed = (model.normalise(spoiled).nearness - model.normalise(depth).nearness).abs()
+    changed[0, 36, 20] = 0
+    assert float(changed.max()) < 0.01
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2])
+def test_zeros_of_inverse_maps_are_farthest_and_few_of_them_do_not_stretch_the_range(share: float) -> None:
+    """A network's 0 becomes an inverse depth of a thousandth of the largest; here one pixel in 1,000, or the sky."""
+    inverse = torch.linspace(0.5, 1, 100 * 100).view(1, 100, 100)
+    zeros = torch.zeros(100, 100, dtype=torch.bool).flatten()
+    zeros[-int(share * 10_000) :] = True  # the ends of the nearest rows
+    depth = torch.where(zeros.view(1, 100, 100), 1000.0, 1 / inverse)
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    ranges = depth_ranges(depth, valid, TINY)
+    nearness = depth_to_nearness(depth, ranges, TINY)
+    assert bool((nearness.flatten()[zeros] == 0).all())
+    rest = nearness.flatten()[~zeros]
+    assert bool((rest.diff() >= 0).all()), "the rest stays in order"
+    assert float(rest[-1]) == pytest.approx(1, abs=0.001)
+    assert float(rest[0]) == pytest.approx(0 if share < 0.01 else (0.5 - 0.001) / (0.9 - 0.001), abs=0.01)

@@ -20,11 +20,14 @@ from torch import Tensor
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth
 from perception.datasets.depth.tables import read_depth_table, table_files
 from perception.datasets.listing import stamps_digest
+from perception.datasets.photographs import Photographs
 from perception.datasets.store import Part, Store
 from vqvae import VQVAEConfig
 from vqvae.normalisation import depth_ranges, resize_masked, usable_pixels
 
 FILES_PER_PART = 64
+PHOTO_SIZE = 128
+"""Side in pixels at which the maps of photographs are kept; parts of them are cut out"""
 _NAMED = 10
 """Files left out that the summary names"""
 
@@ -83,6 +86,23 @@ class DepthStore:
         names = tuple(json.loads(line) for line in store.lines)
         skipped = {name: reason for name, reason in store.notes}
         return cls(store.folder, store.arrays["depth"], names, skipped, store.digest)
+
+
+def photo_maps(folder: str | Path, split: str = "train") -> np.ndarray:
+    """Return the depth maps of one part of a folder of photographs, as uint8 (N, M, M), 255 nearest.
+
+    Each is resized to M = 128 pixels per side without regard to its aspect, as a tokenizer does.
+
+    Raises:
+        ValueError: see `perception.datasets.photographs.Photographs`.
+    """
+    photos = Photographs(folder, split)
+    maps = np.empty((len(photos), PHOTO_SIZE, PHOTO_SIZE), np.uint8)
+    for index in range(len(photos)):
+        near = torch.from_numpy(photos.nearness(index))[None]
+        near, _ = resize_masked(near, torch.ones_like(near, dtype=torch.bool), (PHOTO_SIZE, PHOTO_SIZE))
+        maps[index] = (255 * near[0]).round().numpy()
+    return maps
 
 
 def _summarise(root: Path, num_files: int, num_maps: int, skipped: Sequence[tuple[str, str]]) -> None:

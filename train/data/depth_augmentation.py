@@ -2,7 +2,8 @@
 
 Scenes alone would train a tokenizer for one kind of room. Bending, cropping and holes, and random piecewise-smooth
 surfaces, add what all depth maps share (edges between smooth surfaces, missing pixels), so that the tokenizer also fits
-measured maps from stereo rigs and depth cameras.
+measured maps from stereo rigs and depth cameras. Maps of photographs add real outlines and real grounds; where they
+come from a depth network, their edges are soft, so things are also cut out of them and laid over others.
 """
 
 from __future__ import annotations
@@ -58,6 +59,28 @@ def random_surfaces(count: int, size: int, generator: torch.Generator, max_shape
     return inverse.clamp_min(0.02)
 
 
+def random_parts(maps: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Cut a random part of 45-100 % of each side out of each map (N, M, M) without holes, as (N, size, size)."""
+    count = len(maps)
+    side = _uniform((count, 2), 0.45, 1, generator)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = side.unbind(1)
+    theta[:, :, 2] = _uniform((count, 2), -1, 1, generator) * (1 - side)
+    grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)  # (N, S, S, 2)
+    return F.grid_sample(maps[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+
+
+def lay_over(below: Tensor, above: Tensor, generator: torch.Generator) -> Tensor:
+    """Lay the near part of maps `above` over maps `below`, (N, S, S) nearness in [0, 1] each, with sharp edges.
+
+    What is laid over ends at a random nearness, and lies at a random distance with a random relief of its own.
+    """
+    shape = (len(below), 1, 1)
+    inside = above > _uniform(shape, 0.3, 0.9, generator)
+    relief = _uniform(shape, 0.1, 1, generator) * (above - 0.5)
+    return torch.where(inside, _uniform(shape, 0.2, 1.2, generator) + relief, below).clamp_min(0)
+
+
 def bend_and_crop(inverse: Tensor, generator: torch.Generator) -> Tensor:
     """Crop each map of inverse depth (N, S, S) to 45-100 % of its side, bend it by a power, and tilt it in depth.
 
@@ -106,6 +129,29 @@ def visible_patches(
     hidden = (rank < round(masked_share * PATCHES_PER_SIDE**2)).view(count, 1, PATCHES_PER_SIDE, PATCHES_PER_SIDE)
     hidden = hidden & (torch.rand((count, 1, 1, 1), generator=generator) < masked_maps)
     return F.interpolate(hidden.float(), size=(size, size))[:, 0] < 0.5
+
+
+def photo_batch(nearness: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Augment maps of photographs (N, M, M), nearness in [0, 1] without holes.
+
+    A random part of each map is taken and mirrored at random. A third of them stay so; the next third is bent and
+    tilted (`bend_and_crop`), and things cut out of other maps are laid over the last (`lay_over`). Half of all maps get
+    holes. The result depends only on the inputs and the generator's state.
+
+    Returns:
+        depth and mask, (N, size, size) each.
+    """
+    count = len(nearness)
+    parts = random_parts(nearness, size, generator)
+    flip = torch.rand((count, 1, 1), generator=generator) < 0.5
+    parts = torch.where(flip, parts.flip(2), parts)
+    plain, bent = parts[: count // 3], parts[count // 3 : 2 * count // 3]
+    below = parts[2 * count // 3 :]
+    pieces = [plain + 0.05, bend_and_crop(bent, generator), lay_over(below, parts[: len(below)], generator) + 0.05]
+    inverse = torch.cat([piece for piece in pieces if len(piece)])
+    holed = torch.rand((count, 1, 1), generator=generator) < 0.5
+    mask = torch.where(holed, random_holes(count, size, generator), True)
+    return 1 / inverse, mask
 
 
 def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
