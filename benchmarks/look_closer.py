@@ -8,7 +8,7 @@ true cells. All answer the same problems with values that no training had, and w
 stands beside the visual tokens and the seconds that an answer takes.
 
 Trained models stay in --runs, so a run that was stopped goes on with the same command. Writes
-`benchmarks/results/look_closer.json` and the page made from it.
+`benchmarks/results/look_closer.json`, and from it a page and a figure of accuracy against visual tokens.
 
 With --check it trains text-only, native looks and random cells for a short while with one seed, prints one line per
 target, writes nothing, and exits 1 if a target is missed.
@@ -250,7 +250,28 @@ def page(record: Mapping[str, Any]) -> str:
         header = ("arm", "accuracy", "per seed", "visual tokens", "seconds", "F1 of the selection")
         parts += [f"## {_SPLITS[split]}\n", markdown_table(header, cells)]
     lines = [f"- {Bar(**{key: value for key, value in bar.items() if key != 'met'}).line()}" for bar in record["bars"]]
-    return "\n".join([*parts, "## Targets\n", *lines, ""])
+    return "\n".join([*parts, "![Accuracy against visual tokens](look_closer.png)\n", "## Targets\n", *lines, ""])
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Plot accuracy against visual tokens, one point per arm and one panel per split."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(record["rows"]), figsize=(10, 4), squeeze=False, layout="constrained")
+    for axis, (split, rows) in zip(axes[0], record["rows"].items(), strict=True):
+        for row in rows:
+            mean, low, high = (100 * row["accuracy"][key] for key in ("mean", "low", "high"))
+            spread = [[mean - low], [high - mean]]
+            axis.errorbar(row["visual_tokens"], mean, spread, marker="o", linestyle="", label=row["arm"])
+        axis.set(xscale="log", xlabel="visual tokens per answer", ylabel="right answers, %", ylim=(0, 100))
+        axis.set_title(_SPLITS[split], fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -275,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
     RESULT.with_suffix(".md").write_text(page(record))
+    draw(record, RESULT.with_suffix(".png"))
     for bar in found:
         print(bar.line())
     print(f"written: {RESULT}")

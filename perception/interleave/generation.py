@@ -34,8 +34,11 @@ from perception.interleave.chains import InterleavedModel, Look, inserted_source
 from perception.interleave.context import InterleavedContext
 from perception.interleave.native import NativeImages
 from perception.interleave.selector import VisualTokenSelector
-from perception.interleave.triggers import HEADINGS, NATIVE, HeadingTrigger, InterleaveSettings
+from perception.interleave.triggers import BOXES, HEADINGS, NATIVE, HeadingTrigger, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, check_images, gather_columns, unwrapped
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary.names import PerceptionVocabulary
+from perception.vocabulary.spans import Span
 
 Choose = Callable[[Tensor, int, int], Tensor]
 """(scores (N,) of a row's visual tokens, row, number of the look from 0) -> (N,) bool, the selected tokens"""
@@ -100,6 +103,7 @@ class InterleavedGenerator:
         tokenizer: Any = None,
         choose: Choose | None = None,
         draws: RowDraws | None = None,
+        vocabulary: PerceptionVocabulary | None = None,
     ):
         """
         Args:
@@ -108,11 +112,14 @@ class InterleavedGenerator:
             tokenizer: needed for headings.
             choose: selects the visual tokens of a look (see `Choose`); None for the selector's threshold.
             draws: with do_sample, draws the tokens in place of torch's global random numbers.
+            vocabulary: needed for looks at drawn boxes.
         """
-        self.model, self.draws = model, draws
+        self.model, self.draws, self.vocabulary = model, draws, vocabulary
         self.settings = settings or InterleaveSettings()
         if self.settings.trigger == HEADINGS and tokenizer is None:
             raise ValueError("trigger 'headings' needs the text: pass tokenizer=, or use trigger 'generated'")
+        if self.settings.region == BOXES and vocabulary is None:
+            raise ValueError("looks at drawn boxes need the vocabulary that they are written in: pass vocabulary=")
         self.heading = HeadingTrigger(tokenizer, self.settings) if self.settings.trigger == HEADINGS else None
         self.choose = choose or (lambda scores, row, look: self.model.selector.select(scores))
 
@@ -184,7 +191,7 @@ class _Run:
                 f"the model's looks have {resolution} resolution, and generate got {'no' if native is None else 'the'} "
                 "original images; pass native=NativeImages(..) for native resolution, and nothing for seen"
             )
-        self.crops = None if native is None else native.new_crops()
+        self.native, self.crops = native, None if native is None else native.new_crops()
         self.answers_per_row = 1 if native is None else len(input_ids) // max(1, len(native))
         _check(generation_config, model_kwargs)
         self.generator, self.model = generator, generator.model
@@ -405,7 +412,10 @@ class _Run:
         """Ids and sources that a row's look inserts after the interleave token, by scores (M,)."""
         layout, own = self.model.layout, self.context.visual_sources[row]
         scores = scores[: len(own)]
-        chosen = self.generator.choose(scores, row, len(self.look_scores[row]))
+        if self.generator.settings.region == BOXES:
+            chosen = self._over_drawn_boxes(row, scores)
+        else:
+            chosen = self.generator.choose(scores, row, len(self.look_scores[row]))
         if chosen.shape != scores.shape or chosen.dtype != torch.bool:
             raise ValueError(
                 f"choose must return ({len(own)},) bool, one per visual token of the row; got {tuple(chosen.shape)} "
@@ -421,6 +431,19 @@ class _Run:
         self.inserted[row].append(len(sources))
         ids, rest = look_ids(len(sources), layout)[1:], iter(sources)
         return ids, [next(rest) if i == layout.image_id else -1 for i in ids]
+
+    def _over_drawn_boxes(self, row: int, scores: Tensor) -> Tensor:
+        """Mask (N,) of the row's visual tokens over the last boxes that it wrote; of none where they are malformed."""
+        vocabulary, chosen = self.generator.vocabulary, torch.zeros_like(scores, dtype=torch.bool)
+        assert vocabulary is not None and self.native is not None
+        try:
+            parts = vocabulary.parse(self.written[row])
+            spans = [part for part in parts if isinstance(part, Span) and part.modality == "boxes"]
+            boxes = BoxTokenizer(vocabulary.num_locations).decode(spans[-1].codes if spans else ())
+        except ValueError:  # nothing keeps a model without the grammar of spans from writing half a box
+            return chosen
+        chosen[list(self.native.tokens_of(row // self.answers_per_row, boxes))] = True
+        return chosen
 
     def sequences(self) -> Tensor:
         """(B, T + n): prompts, then answers with the inserted tokens, padded on the right."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from perception.geometry.problems import covered_cells
 from perception.model.images import ImageLike, load_image
 
 Cells = NDArray[np.bool_]
@@ -253,6 +254,22 @@ class NativeImages:
                 )
             grids += [(side, side)] * len(row)
         return grids
+
+    def tokens_of(self, row: int, boxes_xyxy: NDArray[Any]) -> tuple[int, ...]:
+        """Visual tokens of a row over boxes (n, 4) in [0, 1] of its image, for a `Look`.
+
+        Raises:
+            ValueError: where the row has not one image, so that boxes would be of an unknown one.
+        """
+        if len(self.rows[row]) != 1:
+            raise ValueError(
+                f"row {row} has {len(self.rows[row])} images, and boxes do not say which one they are in; zoom to "
+                "boxes with one image per row"
+            )
+        seen = self.images[self.rows[row][0]]
+        low, high = np.array(seen.window[:2] * 2), np.array(seen.window[2:] * 2)
+        inside = ((boxes_xyxy * (seen.image.size * 2) - low) / (high - low)).clip(0, 1)
+        return covered_cells([tuple(box) for box in inside.tolist()], seen.grid)
 
     def new_crops(self) -> NativeCrops:
         """Start a batch of chains over these images."""

@@ -95,7 +95,7 @@ class Reasoner:
         tokenizer = perception.processor.tokenizer
         layout = VisualLayout.of(perception.model, perception.vocabulary.interleave_id, tokenizer)
         self.model = InterleavedModel(perception.model, selector.to(perception.model.device), layout).eval()
-        self._generator_settings = {"tokenizer": tokenizer}
+        self._generator_settings = {"tokenizer": tokenizer, "vocabulary": perception.vocabulary}
 
     @classmethod
     def from_pretrained(

@@ -18,6 +18,9 @@ Resolution = Literal["seen", "native"]
 SEEN: Resolution = "seen"
 NATIVE: Resolution = "native"
 RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
+Region = Literal["selected", "boxes"]
+SELECTED: Region = "selected"
+BOXES: Region = "boxes"
 _WINDOW = 64  # number of newest ids that are searched for a heading; no heading is that long
 
 
@@ -38,6 +41,9 @@ class InterleaveSettings:
     original image and encoded anew (`perception.interleave.native`)"""
     look_tokens: int = 64
     """Largest number of visual tokens that a look at native resolution inserts"""
+    region: Region = SELECTED
+    """What a look is at. "selected": the visual tokens that the selector selects. "boxes": the boxes of the last span
+    that was written before it, at native resolution; with heading r"<BOX_END>" a look follows every span of boxes"""
 
     def __post_init__(self) -> None:
         if self.trigger not in TRIGGERS:
@@ -46,6 +52,11 @@ class InterleaveSettings:
             raise ValueError(
                 f"resolution must be one of {RESOLUTIONS} and look_tokens 1 or more, got {self.resolution!r} and "
                 f"{self.look_tokens}"
+            )
+        if self.region not in get_args(Region) or (self.region == BOXES and self.resolution != NATIVE):
+            raise ValueError(
+                f"region must be one of {get_args(Region)}, boxes with resolution 'native' only, got {self.region!r} "
+                f"with {self.resolution!r}"
             )
         if self.max_looks is not None and self.max_looks < 0:
             raise ValueError(f"max_looks must be 0 or more, or None for any number; got {self.max_looks}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_figures import make_toy_folder
 
 from benchmarks.look_closer import (
@@ -21,6 +22,7 @@ from benchmarks.look_closer import (
     Scale,
     Tiled,
     bars,
+    draw,
     measure,
     page,
     row_of,
@@ -48,6 +50,9 @@ def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pyt
     record = {**vars(SHORTEST), "seeds": [0], "rows": {"test": rows}, "bars": [bar.to_json() for bar in bars(table)]}
     text = page(record)
     assert f"| {NATIVE_LOOKS} | " in text and text.count("target") == 5
+    draw(record, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.size == (1100, 440)
 
 
 def test_bars_are_those_of_the_claim() -> None:

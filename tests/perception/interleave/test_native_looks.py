@@ -14,11 +14,15 @@ from test_interleave_generation import GENERATED, HEADINGS, NEW, close, recomput
 from tiny_vlms import IMAGE_SIZE, KINDS, TinyVLM
 from torch import Tensor
 
+from perception.grammar.automaton import SpanGrammar
+from perception.grammar.processor import SpanLogitsProcessor
 from perception.interleave.chains import LabelRule, Look, build_batch, interleaved_loss, with_selections
 from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.native import Crop, CropSizes, NativeImages, SeenImage
 from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures
+from perception.tokenizers.boxes import BoxTokenizer
+from perception.vocabulary.spans import Span
 
 SETTINGS = tuple(replace(one, resolution="native", look_tokens=12) for one in (HEADINGS, GENERATED))
 SQUARE = CropSizes(token=4, grid=(4, 4))
@@ -286,6 +290,70 @@ def test_several_answers_a_prompt_look_at_their_prompt_s_image(kind: str) -> Non
         generated = torch.stack(result.output.logits, 1)[n, : len(output.logits)]
         allowed = generated > -torch.inf
         assert close(generated[allowed], output.logits[allowed])
+
+
+# Zooming to drawn boxes
+
+ZOOM = InterleaveSettings(heading="<BOX_END>", max_looks=4, resolution="native", look_tokens=12, region="boxes")
+
+
+def test_a_look_zooms_to_the_boxes_that_were_just_drawn() -> None:
+    looks = 0
+    for seed in range(4):
+        vlm, pictures, inputs = problem("llava", seed, (1, 1))
+        vlm.boost(vlm.vocabulary.start_id("boxes"), 3.0)
+        eos = vlm.tokenizer.eos_token_id
+        grammar = SpanGrammar(vlm.vocabulary, eos_id=eos, banned_ids=(vlm.layout.image_id,), max_boxes=1)
+        processor = SpanLogitsProcessor(grammar, max_length=inputs["input_ids"].shape[1] + 30)
+        native = vlm.native(pictures, inputs)
+        looking = InterleavedGenerator(vlm.model, ZOOM, vlm.tokenizer, vocabulary=vlm.vocabulary)
+        torch.manual_seed(seed)
+        given = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 30, "do_sample": True}
+        result = looking.generate(inputs, native=native, logits_processor=[processor], **given)
+        for row, answer in enumerate(result.answers):
+            text = list[int]()
+            for part in answer:
+                if isinstance(part, Look):
+                    (*_, span) = (one for one in vlm.vocabulary.parse(text) if isinstance(one, Span))
+                    assert text[-1] == vlm.vocabulary.end_id("boxes")
+                    boxes = BoxTokenizer(vlm.vocabulary.num_locations).decode(span.codes)
+                    assert part.tokens == native.tokens_of(row, boxes) and bool(part.tokens) == bool(span.codes)
+                    looks += len(part.tokens)
+                else:
+                    text.append(part)
+        batch = build_batch(vlm.layout, inputs, result.answers, 0, LabelRule(next_token=True), native)
+        with torch.no_grad():
+            output = vlm.model(batch)
+        steps = torch.stack(result.output.logits, 1)
+        counts = [len(written(answer, vlm, HEADINGS)) for answer in result.answers]
+        generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])
+        allowed = generated > -torch.inf
+        assert close(generated[allowed], output.logits[allowed])
+    assert looks > 3
+
+
+def test_boxes_are_of_the_whole_image_where_the_processor_crops_it() -> None:
+    vlm = TinyVLM("llava")
+    pictures = [[Image.new("RGB", (96, 48))], [Image.new("RGB", (48, 48))], []]
+    native = vlm.native(pictures, vlm.prompts(pictures))
+    # The left half of the middle square of the wide image; all of the left half of the square one.
+    assert native.tokens_of(0, np.array([[0.25, 0.0, 0.5, 1.0]])) == (0, 2)
+    assert native.tokens_of(1, np.array([[0.0, 0.0, 0.5, 1.0]])) == (0, 2)
+    assert native.tokens_of(1, np.zeros((0, 4))) == ()
+    with pytest.raises(ValueError, match="row 2 has 0 images"):
+        native.tokens_of(2, np.array([[0.0, 0.0, 0.5, 1.0]]))
+
+
+def test_half_a_box_shows_nothing_and_what_cannot_be_zoomed_is_refused() -> None:
+    vlm, pictures, inputs = problem("llava", 0, (1,))
+    with pytest.raises(ValueError, match="pass vocabulary="):
+        InterleavedGenerator(vlm.model, ZOOM, vlm.tokenizer)
+    with pytest.raises(ValueError, match="boxes with resolution 'native' only"):
+        InterleaveSettings(region="boxes")
+    always = replace(ZOOM, heading="^")  # looks before anything is drawn
+    looking = InterleavedGenerator(vlm.model, always, vlm.tokenizer, vocabulary=vlm.vocabulary)
+    found = looking.generate(inputs, native=vlm.native(pictures, inputs), max_new_tokens=2, do_sample=False)
+    assert found.inserted == [[0]]
 
 
 # Bad input
