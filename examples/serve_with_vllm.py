@@ -9,8 +9,8 @@ Any server with OpenAI's interface and llguidance reads the same request. Others
     transformers serve runs/own/model
     python examples/serve_with_vllm.py runs/own/model IMAGE "How many cups are there?" --plain --draw answer.png
 
-`PerceptionVocabulary.parse_text` reads the spans back from the answer's tokens; with --draw their boxes, points and
-depth maps are drawn, maps by the depth tokenizer in the model's folder. No weights of the model are loaded here.
+`PerceptionVocabulary.parse_text` reads the spans back from the answer's tokens; with --draw their boxes, points, depth
+maps and masks are drawn, the last two by the tokenizers in the model's folder. No weights of the model are loaded here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from perception.evaluation.report import side_by_side
 from perception.grammar.automaton import SpanGrammar
 from perception.model.image_inputs import placeholder_ids
 from perception.model.images import load_image
-from perception.tokenizers import TOKENIZERS, DepthTokenizer
+from perception.tokenizers import TOKENIZERS, DepthTokenizer, MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from vqvae import VQVAE
 
@@ -115,11 +115,14 @@ def _reason(error: urllib.error.HTTPError) -> str:
 def drawn(folder: str, image: Path, parts: Sequence[str | Span]) -> Image.Image:
     """The picture, and beside it what each span of an answer draws."""
     vocabulary, picture = PerceptionVocabulary.load(folder), load_image(image)
-    shown = [picture]
+    shown, tokenizers = [picture], Path(folder).absolute()
     for span in (part for part in parts if isinstance(part, Span)):
         if span.modality == "depth":
-            tokenizer = DepthTokenizer(VQVAE.from_pretrained(Path(folder) / "depth_tokenizer").eval())
+            tokenizer = DepthTokenizer(VQVAE.from_pretrained(tokenizers / "depth_tokenizer"))
             shown.append(DepthTokenizer.draw(tokenizer.decode(span.codes), picture))
+        elif span.modality == "masks":
+            masks = MaskTokenizer(VQVAE.from_pretrained(tokenizers / "mask_tokenizer"), vocabulary.num_locations)
+            shown.append(masks.draw([masks.decode(span.codes, (picture.height, picture.width))], picture))
         else:
             places = TOKENIZERS[span.modality](vocabulary.num_locations)
             shown.append(places.draw(places.decode(span.codes), picture))

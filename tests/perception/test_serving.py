@@ -12,9 +12,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from tiny_models import build_llava, build_tokenizer
 from tiny_perception import build_depth_tokenizer, build_perception
+
+from perception.tokenizers.masks import MaskTokenizer
+from perception.vocabulary.names import PerceptionVocabulary
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_with_vllm.py"
 QUESTION = "How many cups are there?"
@@ -94,6 +99,24 @@ def test_boxes_and_maps_are_drawn(server: Server, folder: Path, photo: Path, tmp
     with Image.open(tmp_path / "boxes.png") as boxes, Image.open(tmp_path / "map.png") as depth:
         assert boxes.size == depth.size == (2 * 360 + 6, 240), "the picture, and beside it what was drawn"
         assert len(boxes.getcolors(10**6)) > 2 and len(depth.crop((370, 0, 726, 240)).getcolors(10**6)) > 2
+
+
+def test_masks_are_drawn_by_the_folder_s_tokenizer(server: Server, photo: Path, tmp_path: Path, capsys: Any) -> None:
+    tokenizer, masks, folder = build_tokenizer(), MaskTokenizer.from_pretrained("masks-scenes-16"), tmp_path / "model"
+    folder.mkdir()
+    PerceptionVocabulary(mask_codes=128).extend(build_llava(tokenizer), tokenizer).save(folder)
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[5:35, 10:30] = True
+    server.reply, words = answer(masks.to_text(masks.encode(mask))), ("--plain", "--draw", str(tmp_path / "mask.png"))
+    assert run(server, folder, photo, *words) == 1
+    assert "mask_tokenizer is no folder" in capsys.readouterr().err
+    masks.vqvae.save_pretrained(folder / "mask_tokenizer")
+    assert run(server, folder, photo, *words) == 0
+    with Image.open(tmp_path / "mask.png") as drawn:
+        teal, right = drawn.getpixel((120, 120)), 366
+        assert drawn.size == (2 * 360 + 6, 240)
+        assert drawn.getpixel((right + 120, 120)) != teal, "inside of the mask"
+        assert drawn.getpixel((right + 300, 120)) == teal, "outside"
 
 
 @pytest.mark.parametrize(

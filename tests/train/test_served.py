@@ -27,7 +27,7 @@ from train.models.saving import save_perception_model
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "examples" / "own_questions" / "scene-01.png"
 QUESTION = "How many cylinders are there?"
-START_SECONDS = 120
+START_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def server(folder: Path) -> Iterator[str]:
             running.terminate()
 
 
+@pytest.mark.slow
 def test_transformers_server_draws(
     server: str, folder: Path, expected: list[Span], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

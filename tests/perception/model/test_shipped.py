@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,24 +55,29 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path, monkeypa
 
 
 def test_an_installed_package_finds_what_ships(tmp_path: Path) -> None:
-    """The files as pyproject.toml lays them out in a wheel, and a folder `models` of somebody else's beside them."""
+    """Everything, where pyproject.toml puts it in a wheel; with a folder `models` of somebody else's beside it."""
     site = tmp_path / "site-packages"
     ignored = shutil.ignore_patterns("__pycache__")
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["vqvae", "perception", *wheel["sources"]]
     for package in ("perception", "vqvae"):
         shutil.copytree(ROOT / package, site / package, ignore=ignored)
-    for kind in ("models", "tokenizers"):
-        (site / "perception" / f"_{kind}").symlink_to(ROOT / kind)
+    for kind, place in wheel["sources"].items():
+        (site / place).symlink_to(ROOT / kind)
     (site / "models" / "aurora-tiny").mkdir(parents=True)
     (site / "models" / "aurora-tiny" / "config.json").write_text("{}")
     code = (
-        "import json; from perception import DepthTokenizer, shipped; from perception.model.folder import find_folder;"
-        "names = ['aurora-tiny', 'models/aurora-tiny', 'perception-tiny', 'tokenizers/depth-scenes-100'];"
+        "import json, sys; from perception import DepthTokenizer, MaskTokenizer, shipped;"
+        "from perception.model.folder import find_folder; names = sys.argv[1:];"
         "assert DepthTokenizer.from_pretrained('depth-scenes-100').num_codes == 100;"
+        "assert MaskTokenizer.from_pretrained('masks-scenes-16').num_codes == 20;"
         "print(json.dumps([[str(find_folder(name)), str(shipped(name.split('/')[-1]))] for name in names]))"
     )
     environment = os.environ | {"PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ships = [folder for kind in ("models", "tokenizers") for folder in (ROOT / kind).iterdir()]
+    names = [*(folder.name for folder in ships), *(f"{folder.parent.name}/{folder.name}" for folder in ships)]
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    inside = site / "perception"
-    expected = ["_models/aurora-tiny", "_models/aurora-tiny", "_models/perception-tiny", "_tokenizers/depth-scenes-100"]
-    assert json.loads(done.stdout) == [[str(inside / name)] * 2 for name in expected]
+    inside = [str(site / "perception" / f"_{folder.parent.name}" / folder.name) for folder in ships]
+    assert json.loads(done.stdout) == [[path] * 2 for path in 2 * inside]
