@@ -1,11 +1,12 @@
 """Measure whether looks pay that see what the model did not (`python -m benchmarks.look_closer`).
 
 Figures of 512 x 512 pixels hold small print that is gone at the 128 x 128 at which `models/geometry-base` reads them.
-With each of three seeds, all arms learn from the same problems for the same number of steps: text-only at the first
-size, text-only with the whole image at native size (the figure and, after it, its 16 tiles), looks at seen resolution,
-looks at native resolution, and native looks at random cells. The fifth model's upper line is the fourth one given the
-true cells. All answer the same problems with values that no training had, and with two families that none had; accuracy
-stands beside the visual tokens and the seconds that an answer takes.
+The base first learns to read these figures: their letters at the first size, and their print in crops at native size.
+With each of three seeds, all arms then learn from the same problems for the same number of steps: text-only at the
+first size, text-only with the whole image at native size (the figure and, after it, its 16 tiles), looks at seen
+resolution, looks at native resolution, and native looks at random cells. The upper line of native looks is the same
+model given the true cells. All answer the same problems with values that no training had, and with two families that
+none had; accuracy stands beside the visual tokens and the seconds that an answer takes.
 
 Trained models stay in --runs, so a run that was stopped goes on with the same command. Writes
 `benchmarks/results/look_closer.json`, and from it a page and a figure of accuracy against visual tokens.
@@ -33,12 +34,14 @@ from benchmarks.bars import Bar, all_met
 from benchmarks.comparison_page import markdown_table
 from benchmarks.interleaved_reasoning import Arm, chooser, gain
 from perception.evaluation.bootstrap import crossed_interval
+from perception.geometry.fine import PRINT
 from perception.geometry.problems import Split
 from perception.interleave.triggers import NATIVE, SEEN, Resolution
 from perception.model.shipped import shipped
-from train import interleave
+from train import geometry_base, interleave
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainProblem
+from train.figure_tower import SIZE, GeometrySize
 from train.loop.provenance import ROOT, provenance
 from train.models.saving import TRAINING_FILE
 from train.rl.answers import answer_problems, selection_f1
@@ -55,6 +58,8 @@ class Scale:
     """Length of the trainings."""
 
     problems: int = 20_000
+    reading: int = 1500
+    """Steps in which the base learns to read the figures, once for all seeds"""
     text: int = 100
     """Steps of text-only solutions that all arms begin with"""
     second: int = 600
@@ -64,7 +69,7 @@ class Scale:
     """Number of held-out problems of a split"""
 
 
-SHORT = Scale(text=50, second=400, test=150)
+SHORT = Scale(reading=800, text=50, second=400, test=150)
 """Scale of --check"""
 
 
@@ -109,6 +114,33 @@ class Tiled(Sequence[ChainProblem]):
 
 
 @dataclass(frozen=True)
+class Views(Sequence[ChainProblem]):
+    """Figures to read: in turn a whole figure with its letters, and a crop at native size with the print inside it."""
+
+    problems: Sequence[ChainProblem]
+    side: int
+
+    def __len__(self) -> int:
+        return 2 * len(self.problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        problem, height = self.problems[index // 2], self.problems[index // 2].image.shape[0]
+        large = tuple(mark for mark in problem.marks if mark.font > PRINT)
+        if index % 2 == 0:
+            return replace(problem, marks=large)
+        rng, small = np.random.default_rng(index), [mark for mark in problem.marks if mark.font == PRINT]
+        middle = np.array(small[int(rng.integers(len(small)))].place_xy) * height
+        start = middle + rng.uniform(-0.3, 0.3, 2) * self.side - self.side / 2
+        x, y = start.clip(0, height - self.side).astype(int).tolist()
+        inside = []
+        for mark in small:
+            left, top, right, bottom = (np.array(mark.box) * height - (x, y, x, y)) / self.side
+            if min(left, top) >= 0 and max(right, bottom) <= 1:
+                inside.append(replace(mark, place_xy=((left + right) / 2, (top + bottom) / 2)))
+        return replace(problem, image=problem.image[y : y + self.side, x : x + self.side], marks=tuple(inside))
+
+
+@dataclass(frozen=True)
 class Recipes:
     """All trainings of the benchmark, each made once and kept in a folder."""
 
@@ -116,16 +148,33 @@ class Recipes:
     scale: Scale
     data: GeometryData = field(default_factory=lambda: GeometryData(problems="fine", image_size=512))
     base: Path = field(default_factory=lambda: shipped("geometry-base"))
-    first_size: int = 128
-    """Side of the images that the base reads"""
+    size: GeometrySize = SIZE
+    """Of the base"""
 
     def problems(self, arm: LookArm, **more: Any) -> Sequence[ChainProblem]:
         found = read_problems(replace(self.data, **more))
-        return Tiled(found, self.first_size) if arm.whole else found
+        return Tiled(found, self.size.image_size) if arm.whole else found
+
+    def reader(self) -> Path:
+        """Folder of the base that has learned to read the figures."""
+        out = self.folder / "reader"
+        if not (out / TRAINING_FILE).exists():
+            config = geometry_base.GeometryBaseConfig(
+                start=str(self.base),
+                tower="",
+                tower_lr_ratio=0.3,
+                out=str(out),
+                run_dir=str(self.folder / "run-reader"),
+            )
+            steps = self.scale.reading
+            loop = replace(config.loop, steps=steps, learning_rate=1e-3, warmup_steps=min(50, steps // 4))
+            problems = read_problems(replace(self.data, count=self.scale.problems))
+            geometry_base.train(replace(config, loop=loop), Views(problems, self.size.image_size), self.size)
+        return out
 
     def model(self, arm: LookArm, seed: int) -> Path:
         """Folder of an arm's model, which is trained if it is missing."""
-        first = self._stage(LookArm("text"), seed, self.base, f"first-{seed}", self.scale.text)
+        first = self._stage(LookArm("text"), seed, self.reader(), f"first-{seed}", self.scale.text)
         view = "tiles" if arm.whole else arm.resolution
         return self._stage(arm, seed, first, f"{arm.stage}-{view}-{arm.regions}-{seed}", self.scale.second)
 
@@ -225,10 +274,11 @@ _INTRO = """\
 
 Made by `python -m benchmarks.look_closer`; do not edit.
 
-Figures of 512 x 512 pixels with small print, seen at first at 128 x 128. Each arm begins with `models/geometry-base`
-and learns from the same {problems:,} problems: {text} steps of text-only solutions, then {second} steps of its own, in
-batches of {batch_size}. All answer the same {test} problems of a split, greedily. Accuracy is in %, with 95 % bootstrap
-intervals over seeds and problems; visual tokens and seconds of the processor are means per answer.
+Figures of 512 x 512 pixels with small print, seen at first at 128 x 128. `models/geometry-base` learns for {reading}
+steps to read such figures and crops of them; each arm begins with it and learns from the same {problems:,} problems:
+{text} steps of text-only solutions, then {second} steps of its own, in batches of {batch_size}. All answer the same
+{test} problems of a split, greedily. Accuracy is in %, with 95 % bootstrap intervals over seeds and problems; visual
+tokens and seconds of the processor are means per answer.
 """
 _SPLITS = {
     "test": "Families seen in training, with values never seen",
