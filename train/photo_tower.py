@@ -4,39 +4,45 @@ The tower of a model that already speaks perception tokens, `models/perception-t
 backbone with a neck (`perception.model.cell_tower`). The neck learns what each of the 10 x 10 cells holds: the kinds of
 things that cover it, the boxes of those centred in it, lettered markers, and the cell's depth code, all as teacher
 models say. The backbone stays frozen, so its features are made once, for several views of each photograph, and kept on
-disk. The projector starts anew, in the scale of the visual tokens that the language
-model knows; fine-tuning on the photographs then teaches it what the neck sees:
+disk. A new projector is then fitted so that its tokens mean what the language model knows from rendered scenes: a
+letter, a place, a depth code. Fine-tuning on the photographs does the rest:
 
     python -m train.aurora --base runs/photo_tower/model --data.scenes.count 0 --data.photos.folder FOLDER ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from rich.progress import track
 from torch import Tensor
 
 from perception.datasets.photographs import Photographs, PhotoScene
 from perception.model.cell_tower import CellTower, CellTowerConfig, features, without_batch_norms
 from perception.model.folder import find_folder, read_model, read_processor
+from perception.scenes.store import SceneStore
 from perception.vocabulary.names import PerceptionVocabulary
 from train.assemble import package_file, tower_state
 from train.data.photo_views import PhotoViews
+from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import LoopConfig, fit
 from train.loop.provenance import provenance
 from train.models.saving import save_perception_model
 from train.models.tiny import build_processor, start_projector
-from train.tower import GRID, DenseTower, cell_targets, dense_fields, dense_loss
+from train.tower import GRID, DenseTower, TowerBatches, cell_targets, dense_fields, dense_loss
 from vqvae import VQVAE
 
 _COVERED = 0.3  # smallest share of a cell inside a thing's box
-_TOKENS = 32  # images whose visual tokens set the projector's scale
+_SCENES = 2560  # rendered scenes that say what visual tokens mean
+_AT_ONCE = 64
+_FIT_STEPS, _FIT_VIEWS, _FIT_RATE = 1800, 40, 4e-3  # of the projector
 
 
 @dataclass(frozen=True)
@@ -111,30 +117,83 @@ def pretrained_tower(config: CellTowerConfig) -> CellTower:
     return tower
 
 
-@torch.no_grad()
-def join(model: Any, tower: CellTower, images: list[np.ndarray], processors: tuple[Any, Any]) -> None:
-    """Replace a LLaVA's tower and start its projector anew, in the scale and place of its visual tokens so far.
+def contents(batch: Mapping[str, Tensor], depth_codes: int) -> Tensor:
+    """Return what each cell of a batch holds, (B * 100, n), in one form for rendered scenes and photographs.
 
-    Args:
-        images: photographs, each (H, W, 3) uint8.
-        processors: of the model so far, and of the model with the new tower.
+    That is whether a thing covers the cell or is centred in it, its lettered markers, the Fourier codes of its box, its
+    markers and its own place, and its depth code. Kinds are left out: scenes and photographs have none in common.
     """
-    before, after = (
-        processor.image_processor(images=images, return_tensors="pt")["pixel_values"] for processor in processors
-    )
-    inner = model.model
-    known = inner.multi_modal_projector(inner.vision_tower(before, output_hidden_states=True).hidden_states[-1])
-    known = known.flatten(0, 1)  # (B * N, D)
-    features = tower(after).last_hidden_state.flatten(0, 1)
+    some = [batch[name].amax(-1, keepdim=True) for name in ("covers", "centres", "letters")]
+    depth = F.one_hot(batch["depth"].long(), depth_codes).float()
+    named = [batch[name] for name in ("letters", "box", "point", "place")]
+    return torch.cat([*some, *named, depth, torch.ones_like(some[0])], dim=-1).flatten(0, 1)
+
+
+@torch.no_grad()
+def meanings(model: Any, store: SceneStore, tokenizer: VQVAE) -> Tensor:
+    """Return the linear map (n, D) from the contents of cells to a model's visual tokens, by ridge regression over
+    rendered scenes."""
+    batches = TowerBatches(store, _AT_ONCE, 0, depth_codes(store, tokenizer))
+    squares = products = torch.zeros(())
+    cells = 0
+    for step in range(len(store) // _AT_ONCE):
+        batch = batches(step, 0, 1)
+        seen = model.model.vision_tower(batch["seen"], output_hidden_states=True).hidden_states[-1]
+        known = model.model.multi_modal_projector(seen).flatten(0, 1)  # (B * 100, D)
+        held = contents(batch, tokenizer.config.codebook_size)
+        squares, products, cells = squares + held.T @ held, products + held.T @ known, cells + len(known)
+    return torch.linalg.solve(squares + 1e-5 * cells * torch.eye(len(squares)), products)
+
+
+def fit_projector(projector: Any, tower: CellTower, views: PhotoViews, meaning: Tensor) -> float:
+    """Train a projector so that the tower's tokens come to stand for what cells hold as the language model knows it.
+
+    Returns:
+        The share of the variance that is left over in views that it was not fitted on.
+    """
+    tokens, codes = views.tokens(tower.requires_grad_(False)), views.tokenizer.config.codebook_size
+    wanted = torch.cat([(contents(batch, codes) @ meaning).half() for batch in views.targets()]).unflatten(
+        0, (len(views), -1)
+    )  # (V, 100, D)
+    held_out = max(1, len(views) // 40)
+    optimizer = torch.optim.AdamW(projector.parameters(), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _FIT_RATE, total_steps=_FIT_STEPS)
+    rng = np.random.default_rng(0)
+
+    def error(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        target = wanted[torch.from_numpy(numbers)].float()
+        made = projector(torch.from_numpy(tokens[numbers].astype(np.float32)))
+        return (made - target).square().mean(), target.var()
+
+    for _ in track(range(_FIT_STEPS), description="projector", transient=True):
+        loss, _ = error(rng.integers(len(views) - held_out, size=_FIT_VIEWS))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        left, spread = error(np.arange(len(views) - held_out, len(views)))
+    return float(left / spread)
+
+
+def join(model: Any, tower: CellTower, views: PhotoViews, store: SceneStore) -> float:
+    """Replace a LLaVA's tower, and give it a projector whose tokens mean what the language model knows.
+
+    A new projector at random would cost the language model what it has learned: to find a letter among the visual
+    tokens, for instance, takes it thousands of steps.
+
+    Returns:
+        See `fit_projector`.
+    """
+    meaning, inner = meanings(model.eval(), store, views.tokenizer), model.model
     model.config.vision_config = tower.config
     inner.config.vision_config = tower.config
     inner.vision_tower = tower
     inner.multi_modal_projector = type(inner.multi_modal_projector)(model.config)
-    start_projector(inner.multi_modal_projector, features)
-    out, last = inner.multi_modal_projector(features), inner.multi_modal_projector.linear_2
-    scale = (known - known.mean(0)).std() / (out - out.mean(0)).std().clamp_min(1e-9)
-    last.weight.mul_(scale)
-    last.bias.copy_(known.mean(0) - scale * out.mean(0))
+    with torch.no_grad():
+        shown = torch.from_numpy(views.tokens(tower.requires_grad_(False))[:_AT_ONCE].astype(np.float32))
+        start_projector(inner.multi_modal_projector, shown.flatten(0, 1))
+    return fit_projector(inner.multi_modal_projector, tower, views, meaning)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,10 +220,10 @@ def main(argv: list[str] | None = None) -> None:
         title="photo tower",
     ).is_main:
         return
-    old = read_processor(base)
-    new = build_processor(old.tokenizer, size)
-    shown = [photos.scene(index, size).image.numpy() for index in range(min(_TOKENS, len(photos)))]
-    join(model.eval(), tower.eval().cpu(), shown, (old, new))
+    store = SceneStore.build(run_dir / "scenes", range(_SCENES))
+    left = join(model, tower.eval().cpu(), views, store)
+    print(f"projector: {100 * left:.1f} % of the visual tokens' variance is left over in held-out views")
+    new = build_processor(read_processor(base).tokenizer, size)
     record = {"command": command_line("train.photo_tower", config), **provenance(), "config": flatten(config)}
     save_perception_model(model, new, vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -22,6 +23,7 @@ from perception.model.cell_tower import CellTower, CellTowerConfig
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.model.perception_model import PerceptionModel
 from perception.scenes.markers import marker_nearness
+from perception.scenes.store import SceneStore
 from perception.vocabulary.names import PerceptionVocabulary
 from train import photo_tower
 from train.aurora import AuroraConfig
@@ -30,11 +32,10 @@ from train.data.photo_views import PhotoViews, view_rows
 from train.data.photos import PhotosConfig, photo_rows
 from train.data.records import SourcesConfig
 from train.data.rows import RowEncoder, TokenWeights
-from train.data.scenes import ScenesConfig
+from train.data.scenes import ScenesConfig, depth_codes
 from train.finetune import train
 from train.loop.config import LoopConfig
-from train.models.tiny import build_processor
-from train.tower import GRID, cell_of
+from train.tower import GRID, TowerBatches, cell_of
 from vqvae import VQVAE
 
 ACCEPTED = frozenset(["pixel_values"])
@@ -72,23 +73,25 @@ def test_a_thing_covers_the_cells_of_its_box_and_has_its_box_at_its_centre(photo
     assert targets["letters"][cell_of(0.25, 0.95), 0] == 1 and targets["letters"].sum() == 1
 
 
-def test_joining_keeps_the_scale_and_the_middle_of_visual_tokens(photos):
-    base = find_folder("perception-tiny")
-    model, old = read_model(base, torch.float32).eval(), read_processor(base)
-    images = [photos.scene(index, 320).image.numpy() for index in range(4)]
-
-    def tokens(processor) -> torch.Tensor:
-        pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        with torch.no_grad():
-            seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
-            return model.model.multi_modal_projector(seen).flatten(0, 1)
-
-    before = tokens(old)
-    new = build_processor(old.tokenizer, 320)
-    photo_tower.join(model, CellTower(CellTowerConfig(widths=(16, 16, 32))).eval(), images, (old, new))
-    after = tokens(new)
-    assert torch.allclose(after.mean(0), before.mean(0), atol=1e-4)
-    assert abs(((after - after.mean(0)).std() / (before - before.mean(0)).std()).item() - 1) < 1e-3
+def test_a_fitted_projector_makes_tokens_of_what_the_language_model_knows(photos, tokenizer, joined, monkeypatch):
+    store = SceneStore.build(joined.parent / "scenes", range(64))
+    base = read_model(find_folder("perception-tiny"), torch.float32).eval()
+    meaning = photo_tower.meanings(base, store, tokenizer)
+    batch = TowerBatches(store, 64, 1, depth_codes(store, tokenizer))(0, 0, 1)
+    with torch.no_grad():
+        seen = base.model.vision_tower(batch["seen"], output_hidden_states=True).hidden_states[-1]
+        known = base.model.multi_modal_projector(seen).flatten(0, 1)
+    said = photo_tower.contents(batch, tokenizer.config.codebook_size) @ meaning
+    assert (known - said).square().mean() < 0.5 * (known - known.mean(0)).square().mean()
+    tower = read_model(joined, torch.float32).model.vision_tower
+    views, model = PhotoViews(joined.parent / "views", photos, tokenizer, 320), copy.deepcopy(base)
+    left = []
+    for steps in (2, 60):
+        monkeypatch.setattr(photo_tower, "_FIT_STEPS", steps)
+        left.append(photo_tower.join(copy.deepcopy(base), tower, views, store))
+    assert left[1] < 0.9 * left[0]
+    photo_tower.join(model, tower, views, store)
+    assert model.config.vision_config.image_size == 320 and model.model.vision_tower is tower
 
 
 def test_rows_of_photographs_teach_what_the_labels_say(photos, tokenizer, joined):

@@ -9,7 +9,7 @@ on stored features (`train.photo_tower`), and the language model behind the fini
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +136,13 @@ class PhotoViews:
         seen = [batch.pop(f"stride{stride}").float() for stride in STRIDES]
         depth = batch.pop("depth").long()
         return {"seen": seen, "depth": depth} | {name: value.float() for name, value in batch.items()}
+
+    def targets(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the targets of all views, a file at a time."""
+        for part in range(self._parts):
+            with safe_open(self._path(part), framework="pt") as file:
+                names = [name for name in file.keys() if not name.startswith("stride")]  # noqa: SIM118
+                yield {name: file.get_tensor(name).float() for name in names}
 
     def codes(self) -> np.ndarray:
         """Return the depth codes of all views, (V, h * w). Raises ValueError where views are missing."""
