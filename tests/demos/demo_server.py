@@ -29,7 +29,7 @@ class Server:
         }
         self.log = temporary / "server.log"
         with self.log.open("w") as log:
-            command = [sys.executable, "-m", "demos", "--port", str(self.port)]
+            command = [sys.executable, "-m", "demos", "--model", "aurora-tiny", "--port", str(self.port)]
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self, seconds: float = 180) -> None:
