@@ -16,9 +16,9 @@ from perception.model.shipped import shipped
 
 PHOTOGRAPHS, SCENES = "photographs", "rendered scenes"
 PHOTO_QUESTIONS = {
-    "photo-coffee.jpg": "How many cups are there?",
     "photo-chelsea.jpg": "How many cats are there?",
     "photo-rocket.jpg": "How many people are there?",
+    "photo-coffee.jpg": "How many cups are there?",
 }
 """By example; `demos/examples/README.md` names their sources"""
 _SCENE_QUESTIONS = ("How many objects are there?", "How many cubes are there?", "How many spheres are there?")
