@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,7 @@ class ViewTaskMaker(PhotoTaskMaker):
 class ViewRows(SceneRows):
     """Rows from stored views; the scenes are a `PhotoViews`, `codes` those of its views, (1, V, h * w)."""
 
-    tokens: np.ndarray = None  # type: ignore[assignment]
+    tokens: np.ndarray = field(kw_only=True)
     """visual tokens of all views, (V, N, D)"""
 
     def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[ViewScene, np.ndarray]:

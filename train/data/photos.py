@@ -38,7 +38,7 @@ class PhotosConfig:
     """number of photographs with an answer to learn from, as of rendered scenes; 0: all, asked anew each time"""
     views: str = ""
     """folder of views that train.photo_tower stored (RUN_DIR/views): the language model then learns from these alone,
-    which takes half of the time; the tower must be frozen. Empty: a new part of a photograph each time"""
+    without a pass through the tower, which must be frozen. Empty: a new part of a photograph each time"""
 
     def __post_init__(self) -> None:
         if self.answers < 0:
