@@ -4,9 +4,12 @@ Figures of 512 x 512 pixels hold small print that is gone at the 128 x 128 at wh
 The base first learns to read these figures: their letters at the first size, and their print in crops at native size.
 With each of three seeds, all arms then learn from the same problems for the same number of steps: text-only at the
 first size, text-only with the whole image at native size (the figure and, after it, its 16 tiles), looks at seen
-resolution, looks at native resolution, and native looks at random cells. The upper line of native looks is the same
-model given the true cells. All answer the same problems with values that no training had, and with two families that
-none had; accuracy stands beside the visual tokens and the seconds that an answer takes.
+resolution, the whole image again at seen resolution, looks at native resolution, and native looks at bounding boxes and
+at random cells. The upper line of native looks is the same model given the true cells. Two models are then reinforced
+by GRPO with rewards for the answer and its form: that of native looks, and that of random cells, whose selection no
+region label has taught: the rewards have to find where to look. All answer the same problems with values that no
+training had, and with two families that none had; accuracy stands beside the visual tokens and the seconds that an
+answer takes.
 
 Trained models stay in --runs, so a run that was stopped goes on with the same command. Writes
 `benchmarks/results/look_closer.json`, and from it a page and a figure of accuracy against visual tokens.
@@ -38,7 +41,7 @@ from perception.geometry.fine import PRINT
 from perception.geometry.problems import Split
 from perception.interleave.triggers import NATIVE, SEEN, Resolution
 from perception.model.shipped import shipped
-from train import geometry_base, interleave
+from train import geometry_base, interleave, reinforce
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainProblem
 from train.figure_tower import SIZE, GeometrySize
@@ -65,11 +68,13 @@ class Scale:
     second: int = 600
     """Steps that follow, each arm its own way"""
     batch_size: int = 8
+    reinforced: int = 200
+    """Steps of GRPO"""
     test: int = 300
     """Number of held-out problems of a split"""
 
 
-SHORT = Scale(reading=800, text=50, second=400, test=150)
+SHORT = Scale(reading=800, text=50, second=400, reinforced=0, test=150)
 """Scale of --check"""
 
 
@@ -83,7 +88,10 @@ class LookArm(Arm):
 
 
 TEXT, WHOLE, LOOKS = "text-only, first size", "text-only, whole image at native size", "looks, seen resolution"
+AGAIN = "whole image again, seen resolution"
 NATIVE_LOOKS, RANDOM, TRUE = "looks, native resolution", "native looks, random cells", "native looks, true cells"
+BOXES = "native looks, bounding boxes"
+REINFORCED, UNLABELLED = "native looks, reinforced", "native looks, reinforced without region labels"
 ARMS = {
     TEXT: LookArm("text"),
     WHOLE: LookArm("text", whole=True),
@@ -91,6 +99,10 @@ ARMS = {
     NATIVE_LOOKS: LookArm("interleaved", resolution=NATIVE),
     RANDOM: LookArm("interleaved", resolution=NATIVE, regions="random"),
     TRUE: LookArm("interleaved", resolution=NATIVE, oracle=True),
+    BOXES: LookArm("interleaved", resolution=NATIVE, regions="boxes"),
+    AGAIN: LookArm("interleaved", regions="whole"),
+    REINFORCED: LookArm("interleaved", resolution=NATIVE, reinforced=True),
+    UNLABELLED: LookArm("interleaved", resolution=NATIVE, regions="random", reinforced=True),
 }
 
 
@@ -174,6 +186,8 @@ class Recipes:
 
     def model(self, arm: LookArm, seed: int) -> Path:
         """Folder of an arm's model, which is trained if it is missing."""
+        if arm.reinforced:
+            return self._reinforced(arm, seed)
         first = self._stage(LookArm("text"), seed, self.reader(), f"first-{seed}", self.scale.text)
         view = "tiles" if arm.whole else arm.resolution
         return self._stage(arm, seed, first, f"{arm.stage}-{view}-{arm.regions}-{seed}", self.scale.second)
@@ -191,8 +205,8 @@ class Recipes:
             regions=arm.regions,
             resolution=arm.resolution,
             batch_size=self.scale.batch_size,
-            # There is nothing to learn of a selection that is random.
-            selection_weight=0.3 if arm.regions == "own" else 0.0,
+            # There is nothing to learn of a selection that is random, or everything.
+            selection_weight=0.3 if arm.regions in ("own", "boxes") else 0.0,
             selector_lr_ratio=3.0,
             threshold=0.85,
         )
@@ -200,16 +214,34 @@ class Recipes:
         interleave.train(replace(config, loop=loop), self.problems(arm, count=self.scale.problems))
         return out
 
+    def _reinforced(self, arm: LookArm, seed: int) -> Path:
+        out = self.folder / f"reinforced-{arm.regions}-{seed}"
+        if not (out / TRAINING_FILE).exists():
+            config = reinforce.ReinforceConfig(
+                start=str(self.model(replace(arm, reinforced=False), seed)),
+                out=str(out),
+                run_dir=str(self.folder / f"run-reinforced-{arm.regions}-{seed}"),
+                data=replace(self.data, count=self.scale.problems),
+                num_held_out=self.scale.test // 2,
+                max_completion_length=MAX_NEW_TOKENS,
+            )
+            steps = self.scale.reinforced
+            loop = replace(config.loop, steps=steps, seed=seed, learning_rate=5e-5, warmup_steps=min(10, steps // 4))
+            reinforce.train(replace(config, loop=loop))
+        return out
+
 
 def outcomes(recipes: Recipes, name: str, seed: int, split: Split) -> dict[str, Any]:
     """Right answers, visual tokens and seconds of an arm on a split; kept beside the models."""
     arm = ARMS[name]
     folder = recipes.model(arm, seed)
-    path = recipes.folder / f"outcomes-{list(ARMS).index(name)}-{seed}-{split}-{recipes.scale.test}.json"
+    path = recipes.folder / f"outcomes-{name.replace(' ', '_')}-{seed}-{split}-{recipes.scale.test}.json"
     if not path.exists():
         found = interleave.read_interleaved(folder)
         model, problems = found.model.eval(), recipes.problems(arm, split=split, seed=1000, count=recipes.scale.test)
-        choose, kept = chooser(arm, recipes.data.grid, seed, model.selector.select), list(problems)
+        # A reinforced model selects by itself, whatever it started from.
+        looks, kept = replace(arm, regions="own") if arm.reinforced else arm, list(problems)
+        choose = chooser(looks, recipes.data.grid, seed, model.selector.select)
         started = time.process_time()
         answered = answer_problems(model, found.encoder, kept, MAX_NEW_TOKENS, choose=choose)
         record = {
@@ -245,6 +277,7 @@ COMPARED = (
     (NATIVE_LOOKS, WHOLE, -5.0),
     (NATIVE_LOOKS, RANDOM, 10.0),
     (NATIVE_LOOKS, TRUE, -5.0),
+    (REINFORCED, NATIVE_LOOKS, 3.0),
 )
 """(arm, other arm, least gain in points)"""
 
@@ -258,6 +291,11 @@ def bars(table: Mapping[str, dict[str, Any]]) -> list[Bar]:
     if WHOLE in table and NATIVE_LOOKS in table:
         ratio = table[WHOLE]["visual_tokens"] / table[NATIVE_LOOKS]["visual_tokens"]
         found.append(Bar("visual tokens of the whole image over those of native looks", ratio, 4.0, "times"))
+    if {TEXT, NATIVE_LOOKS, UNLABELLED} <= table.keys():
+        with_labels, without = (gain(dict(table), arm, TEXT) for arm in (NATIVE_LOOKS, UNLABELLED))
+        if with_labels and without and with_labels.mean > 0:
+            share = 100 * without.mean / with_labels.mean
+            found.append(Bar("gain without region labels, of that with them", share, 50.0, "%"))
     return found
 
 
@@ -276,9 +314,9 @@ Made by `python -m benchmarks.look_closer`; do not edit.
 
 Figures of 512 x 512 pixels with small print, seen at first at 128 x 128. `models/geometry-base` learns for {reading}
 steps to read such figures and crops of them; each arm begins with it and learns from the same {problems:,} problems:
-{text} steps of text-only solutions, then {second} steps of its own, in batches of {batch_size}. All answer the same
-{test} problems of a split, greedily. Accuracy is in %, with 95 % bootstrap intervals over seeds and problems; visual
-tokens and seconds of the processor are means per answer.
+{text} steps of text-only solutions, then {second} steps of its own, in batches of {batch_size}. Reinforcement adds up
+to {reinforced} steps of GRPO. All answer the same {test} problems of a split, greedily. Accuracy is in %, with 95 %
+bootstrap intervals over seeds and problems; visual tokens and seconds of the processor are means per answer.
 """
 _SPLITS = {
     "test": "Families seen in training, with values never seen",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, LabelRule, Look, build_batch
 from perception.interleave.generation import InterleavedGenerator, RowDraws
-from perception.interleave.triggers import GENERATED, NATIVE, InterleaveSettings
+from perception.interleave.triggers import GENERATED, InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, images_of, repeat_rows
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem
@@ -143,10 +143,12 @@ class PromptBatches(ChainBatches):
         for name in problems[0].truths:
             columns[name] = [problem.truths[name] for problem in problems]
         inputs = self.encoder.inputs(problems)
+        native = self.encoder.native(problems, inputs)  # of every chain, and each image once
         inputs.pop("pixel_values")
         places = range(shard, self.batch_size, num_shards)  # of the problems among those of the step
         seeds = [_seed(self.seed, step, place, n) for place in places for n in range(self.num_generations)]
-        return {"inputs": inputs, "images": images_of(self.encoder.inputs(once)), "columns": columns, "seeds": seeds}
+        images = images_of(self.encoder.inputs(once))
+        return {"inputs": inputs, "images": images, "native": native, "columns": columns, "seeds": seeds}
 
 
 def _seed(*numbers: int) -> int:
@@ -185,6 +187,7 @@ class GRPO:
             found = generator.generate(
                 share["inputs"],
                 features=self.features(model, share),
+                native=share["native"],
                 max_new_tokens=self.config.max_completion_length,
                 do_sample=True,
                 temperature=self.config.temperature,
@@ -213,7 +216,8 @@ class GRPO:
         interleave = self.encoder.settings.trigger == GENERATED
         pad_id = self.encoder.processor.tokenizer.pad_token_id
         on_cpu = {k: v.cpu() for k, v in inputs.items()}
-        batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, LabelRule(interleave, next_token=True))
+        rule = LabelRule(interleave, next_token=True)
+        batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, rule, share["native"])
         batch = batch.to(device)
         how = (batch, self.banned, config.temperature, model.selector.offset if config.selection == SAMPLED else 0.0)
         chain = chain_log_probs(model(batch, self.features(model, share)), *how)
@@ -277,11 +281,6 @@ def train(
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
-    if folder.settings.resolution == NATIVE:
-        raise ValueError(
-            f"{config.start} looks at native resolution, which reinforcement does not do yet; give a model whose looks "
-            "have seen resolution"
-        )
     if problems is None and config.published.files:
         problems, held_out = published_split(config.published, folder, config.run_dir)
     problems = read_problems(config.data) if problems is None else problems

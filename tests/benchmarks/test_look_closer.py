@@ -15,8 +15,10 @@ from benchmarks.look_closer import (
     LOOKS,
     NATIVE_LOOKS,
     RANDOM,
+    REINFORCED,
     TEXT,
     TRUE,
+    UNLABELLED,
     WHOLE,
     Recipes,
     Scale,
@@ -28,10 +30,10 @@ from benchmarks.look_closer import (
     page,
     row_of,
 )
-from train import geometry_base, interleave
+from train import geometry_base, interleave, reinforce
 from train.data.geometry import GeometryData
 
-SHORTEST = Scale(problems=8, reading=1, text=1, second=1, batch_size=2, test=2)
+SHORTEST = Scale(problems=8, reading=1, text=1, second=1, batch_size=2, reinforced=1, test=2)
 DATA = GeometryData(problems="fine", image_size=64, grid_size=4)
 
 
@@ -44,14 +46,17 @@ def test_every_arm_is_trained_once_and_measured(tmp_path: Path, monkeypatch: pyt
     resolutions = {name: interleave.read_interleaved(recipes.model(ARMS[name], 0)).settings.resolution for name in ARMS}
     assert [resolutions[name] for name in (TEXT, LOOKS, NATIVE_LOOKS, RANDOM)] == ["seen", "seen", "native", "native"]
     assert recipes.model(ARMS[TRUE], 0) == recipes.model(ARMS[NATIVE_LOOKS], 0) != recipes.model(ARMS[RANDOM], 0)
+    trained = {recipes.model(ARMS[name], 0) for name in (NATIVE_LOOKS, RANDOM, REINFORCED, UNLABELLED)}
+    assert len(trained) == 4
     monkeypatch.setattr(interleave, "train", None)
+    monkeypatch.setattr(reinforce, "train", None)
     monkeypatch.setattr(geometry_base, "train", None)  # everything is trained already
     again = measure(recipes, list(ARMS), (0,), "test")
     rows = [row_of(name, table) for name in table]
     assert [row_of(name, again) for name in again] == rows
     record = {**vars(SHORTEST), "seeds": [0], "rows": {"test": rows}, "bars": [bar.to_json() for bar in bars(table)]}
     text = page(record)
-    assert f"| {NATIVE_LOOKS} | " in text and text.count("target") == 5
+    assert f"| {NATIVE_LOOKS} | " in text and text.count("target") == 6
     draw(record, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.size == (1100, 440)
@@ -67,6 +72,8 @@ def test_bars_are_those_of_the_claim() -> None:
         NATIVE_LOOKS: arm(78, 100),
         RANDOM: arm(10, 100),
         TRUE: arm(84, 99),
+        REINFORCED: arm(80, 100),
+        UNLABELLED: arm(45, 100),
     }
     found = {bar.name: (round(bar.figure, 2), bar.met) for bar in bars(table)}
     assert found == {
@@ -74,7 +81,9 @@ def test_bars_are_those_of_the_claim() -> None:
         f"{NATIVE_LOOKS}, over {WHOLE}": (-2.0, True),
         f"{NATIVE_LOOKS}, over {RANDOM}": (68.0, True),
         f"{NATIVE_LOOKS}, over {TRUE}": (-6.0, False),
+        f"{REINFORCED}, over {NATIVE_LOOKS}": (2.0, False),
         "visual tokens of the whole image over those of native looks": (10.88, True),
+        "gain without region labels, of that with them": (54.79, True),
     }
 
 

@@ -23,8 +23,6 @@ from train.data.interleaved import REGIONS, ChainBatches, with_regions
 from train.interleave import ChainLoss, InterleaveConfig, export, main, own_looks, read_interleaved, train
 from train.loop.command_line import command_line
 from train.loop.fit import FitResult, LoopConfig
-from train.reinforce import ReinforceConfig
-from train.reinforce import train as reinforce
 from train.rl.answers import answer_problems, selection_f1
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -147,8 +145,6 @@ def test_looks_at_native_resolution_are_trained_and_kept_with_the_model(start: P
     looking = InterleaveSettings(heading=r"^|\d", max_looks=2, resolution="native", look_tokens=5)
     (outcome,) = answer_problems(folder.model, replace(folder.encoder, settings=looking), LARGE[:1], 8)
     assert 16 <= outcome.visual_tokens <= 26
-    with pytest.raises(ValueError, match="looks at native resolution, which reinforcement does not do"):
-        reinforce(ReinforceConfig(start=str(tmp_path / "model")))
 
 
 def test_several_images_of_a_problem_stand_in_its_prompt(start: Path) -> None:

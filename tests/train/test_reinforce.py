@@ -11,7 +11,8 @@ import pytest
 import torch
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.chains import Look
+from perception.interleave.chains import Look, build_batch
+from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.triggers import InterleaveSettings
 from perception.vocabulary.names import Span
 from train import reinforce
@@ -75,6 +76,43 @@ def test_a_step_moves_selector_and_text_model(
     assert float(scalars["kl"]) == pytest.approx(0, abs=1e-5), "before the first step the policy is its reference"
     assert model.model.model.language_model.norm.weight.grad.abs().max() > 0
     assert scalars["selected"] > 0 and model.selector.query.weight.grad.abs().max() > 1e-7
+
+
+def test_chains_with_native_looks_are_replayed_with_the_crops_that_they_were_sampled_with(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reinforce.REWARDS, "answer", lambda completions, **_: [n / 8 for n in range(len(completions))])
+    closer = replace(OFTEN, resolution="native", look_tokens=12)
+    folder = read_interleaved(start, closer)
+    grpo = GRPO(config(start, tmp_path), folder.encoder, read_interleaved(start, closer).model.eval())
+    large = toy_problems(6, 0, 96, (4, 4))  # seen at 32 x 32
+    share = PromptBatches(folder.encoder, large, 2, 0, num_generations=4)(0, 0, 1)
+    sampled, replayed = [], []
+
+    def generate(self, *given, _generate=InterleavedGenerator.generate, **more):
+        sampled.append(_generate(self, *given, **more))
+        return sampled[-1]
+
+    def build(*given, **more):
+        replayed.append(build_batch(*given, **more))
+        return replayed[-1]
+
+    monkeypatch.setattr(InterleavedGenerator, "generate", generate)
+    monkeypatch.setattr(reinforce, "build_batch", build)
+    loss, scalars = grpo(folder.model.train(), share, 0)
+    loss.backward()
+    assert scalars["looks"] > 0 and float(scalars["kl"]) == pytest.approx(0, abs=1e-5)
+    (found,), (batch,) = sampled, replayed
+    ids = [row[mask.bool()].tolist() for row, mask in zip(batch.ids, batch.attention_mask, strict=True)]
+    prompts = share["inputs"]["attention_mask"].sum(1).tolist()
+    answers = found.sequences[:, share["inputs"]["input_ids"].shape[1] :]
+    assert all(
+        row[prompt:] == one[: len(row) - prompt].tolist()
+        for row, prompt, one in zip(ids, prompts, answers, strict=True)
+    )
+    assert sum(map(sum, found.inserted)) == int((batch.sources >= 0).sum() - (batch.visual_columns >= 0).sum()) > 0
+    assert len(batch.crops["pixel_values"]) > 1
+    assert folder.model.selector.query.weight.grad.abs().max() > 1e-7
 
 
 def test_groups_that_earn_alike_skip_the_step(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
