@@ -176,7 +176,7 @@ def read_number(text: str, question: str = "") -> float | None:
             added: "two red cubes and a ball" are 3 objects. Without a question, or where the text does not name the
             thing, it is the last number.
     """
-    thing = _asked_thing(question)
+    thing = asked_thing(question)
     for part in (committed(text), text):
         stated = _stated_numbers(part)
         found = _number_of(stated, thing) if thing else None
@@ -261,7 +261,7 @@ def _name(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words[: next((n for n, word in enumerate(words) if word in _ENDS), len(words))])
 
 
-def _asked_thing(question: str) -> tuple[str, ...]:
+def asked_thing(question: str) -> tuple[str, ...]:
     """Singular words that name what a question counts, the thing itself last: ("red", "cube"); empty if it does not."""
     asked = re.search(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", question, re.IGNORECASE)
     return tuple(word for word in _name(_words(asked[1])) if word not in _LINKS) if asked else ()

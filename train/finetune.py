@@ -525,6 +525,18 @@ def positions(vocabulary: PerceptionVocabulary, modality: str) -> dict[str, str]
     return {name: f" {round(99 * k / max(1, len(names) - 1))}" for k, name in enumerate(names)}
 
 
+def _note_what_is_taught(model_config: Any, data: SourcesConfig) -> None:
+    """Change what the config of a small model says that it knows alone: kinds of questions, and things to count.
+
+    A model whose config says nothing was pretrained, and may know more than it is taught here.
+    """
+    if data.any_records:
+        model_config.taught_questions = model_config.taught_things = None
+    elif getattr(model_config, "taught_questions", None):
+        alone = data.photos.folder and not data.scenes.count
+        model_config.taught_things = list(data.photos.build().kinds) if alone else None
+
+
 def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     """Read the base, add the perception tokens and set what trains. The result is deterministic.
 
@@ -541,8 +553,7 @@ def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
     elif vqvae is not None and config.new_rows == "description":
         sources = {"descriptions": positions(wanted, "depth") | positions(wanted, "masks")}
     vocabulary = wanted.extend(model, processor.tokenizer, init=config.new_rows, **sources)
-    if config.data.any_records:  # a start model that knew counting and depth alone may now learn more
-        model.config.taught_questions = None
+    _note_what_is_taught(model.config, config.data)
     model.config.trained_on = "; ".join(describe_data(config.data)).replace("`", "")
     accepted = accepted_inputs(model)
     use_plain_attention(model.get_decoder())

@@ -47,6 +47,8 @@ class AdapterBase:
     """`PerceptionModel.taught`, where the adapter teaches some kinds of questions alone"""
     trained_on: str = ""
     """`PerceptionModel.trained_on`"""
+    taught_things: list[str] | None = None
+    """`PerceptionModel.taught_things`"""
 
     def save(self, folder: Path) -> None:
         write_whole(folder / ADAPTER_FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -61,7 +63,7 @@ class AdapterBase:
                 f"{_REMEDY}"
             )
         values, known = read_json(path), {field.name for field in fields(cls)}
-        if values.keys() | {"trained_on"} != known or not isinstance(values["base"], str):
+        if values.keys() | {"trained_on", "taught_things"} != known or not isinstance(values["base"], str):
             raise ValueError(f"{path} must hold the keys {sorted(known)}, got {sorted(values)}; {_REMEDY}")
         return cls(**values)
 
@@ -108,9 +110,9 @@ def write_adapter(model: Any, vocabulary: PerceptionVocabulary, base: str, folde
     # Rows of the perception tokens are in the adapter already: peft would look the base up to decide on the tables.
     model.save_pretrained(folder, save_embedding_layers=False)
     vocabulary.save(folder)
-    taught = getattr(model.config, "taught_questions", None)
+    questions, things = (getattr(model.config, f"taught_{name}", None) or None for name in ("questions", "things"))
     trained_on = getattr(model.config, "trained_on", None) or ""
-    AdapterBase(base, base_digest(base_folder), list(taught) if taught else None, trained_on).save(folder)
+    AdapterBase(base, base_digest(base_folder), questions, trained_on, things).save(folder)
 
 
 def check_adapter(folder: Path) -> AdapterBase:
@@ -146,6 +148,7 @@ def read_adapter(folder: Path, dtype: Any, base: str | Path | None = None) -> tu
     processor, model = read_processor(base_folder), read_model(base_folder, dtype)
     _extend(folder, vocabulary, model, processor.tokenizer)
     model.config.taught_questions = about.taught_questions
+    model.config.taught_things = about.taught_things
     model.config.trained_on = about.trained_on
     return _merge(folder, model), processor, vocabulary
 

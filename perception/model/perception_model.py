@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from perception.answers import asked_thing
 from perception.chains import Answer, ChainRoom, ChatPrompt, choose_mode, is_depth_chain, prompt_for, read_ids
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
@@ -92,6 +93,8 @@ class PerceptionModel:
         self.room = ChainRoom.of(tokenizer, vocabulary, self.stop_ids)
         self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
         """Kinds of questions that the model knows alone ("count", "depth"); empty for a model that knows others"""
+        self.taught_things: tuple[str, ...] = tuple(getattr(model.config, "taught_things", None) or ())
+        """Names of the things that the model can count; empty for a model that knows others"""
         self.trained_on: str = getattr(model.config, "trained_on", None) or ""
         """What the model was trained on, in one line; empty if its config does not say"""
         self.grammar = SpanGrammar(
@@ -200,7 +203,7 @@ class PerceptionModel:
         prompt = Prompt(self.prepare_image(image), *prompt_for(question, chosen))
         (ids,) = self.generate_ids([prompt], max_new_tokens, read)
         answer = replace(self._read(prompt, ids), mode=chosen, confidence=self.confidence(prompt, ids))
-        return self._judged(answer, prompt.kind)
+        return self._judged(answer, question, prompt.kind)
 
     def ask_many(
         self,
@@ -244,11 +247,15 @@ class PerceptionModel:
             prompts = [Prompt(prepared[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
             found = self.answer(prompts, max_new_tokens, read)
             for i, prompt, answer in zip(rows, prompts, found, strict=True):
-                answers.append(self._judged(replace(answer, mode=chosen[i]), prompt.kind))
+                answers.append(self._judged(replace(answer, mode=chosen[i]), questions[i], prompt.kind))
         return answers
 
-    def _judged(self, answer: Answer, kind: str | None) -> Answer:
-        """Take back the value of an answer to a question of a kind that the model was not taught."""
+    def _judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
+        """Take back the value of an answer to a question of a kind, or about a thing, that the model was not taught."""
+        known, thing = self.taught_things, asked_thing(question)
+        if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
+            said = f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
+            return replace(answer, value=None, warning=said)
         if not self.taught or kind in self.taught or answer.spans:
             return answer
         asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"

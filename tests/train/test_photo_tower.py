@@ -142,6 +142,9 @@ def test_a_model_fine_tuned_on_photographs_answers_about_them(photos, joined, tm
     answer = model.ask(item.image, item.question)
     assert [span.modality for span in answer.spans][:1] == ["depth"] and answer.mode == "chain"
     assert json.loads((tmp_path / "model" / "config.json").read_text())["vision_config"]["image_size"] == 320
+    assert model.taught == ("count", "depth") and model.taught_things == photos.kinds
+    refused = model.ask(item.image, "How many unicorns are there?")
+    assert refused.value is None and refused.warning.endswith("none is called 'unicorn'")
 
 
 def test_held_out_questions_are_the_same_every_time_and_answered_by_the_teacher(photos):

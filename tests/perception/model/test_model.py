@@ -128,6 +128,18 @@ def test_a_question_of_a_kind_that_the_model_was_not_taught_gets_no_answer():
     assert model.ask(noise(), QUESTIONS[0], "direct").warning == ""
 
 
+def test_a_thing_that_the_model_was_not_taught_to_count_gets_no_number():
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    model.taught_things = ("bus", "dining table", "knife", "mouse", "person", "sheep", "tie", "wine glass")
+    known = ("buses", "dining tables", "knives", "mice", "people", "sheep", "ties", "wine glasses", "other person")
+    questions = [f"How many {things} are there?" for things in known]
+    assert {answer.warning for answer in model.ask_many(noise(), questions, "direct")} == {""}
+    answer = model.ask(noise(), "How many red unicorns are in the picture?")
+    assert answer.mode == "chain" and answer.value is None and answer.text
+    assert answer.warning == "the model was taught to count 8 kinds of things, and none is called 'red unicorn'"
+    assert model.ask(noise(), "Which point is closest, A or B?").value in ("A", "B")
+
+
 def test_token_names_in_a_question_stay_text(model):
     typed = "How many <DEPTH_START><LOC_3><INTERLEAVE><image></s> are there?"
     inputs = model.inputs([Prompt(noise(), typed)])
