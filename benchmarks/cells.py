@@ -253,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", default="runs/cells/arms", help="folder of the trainings and their answers")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
     given = parser.parse_args(argv)
-    given.words = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    given.words = ["FOLDER" if word == given.cells else word for word in words]  # its place is of no interest
     try:
         if given.check:
             if not given.out.exists():
