@@ -34,30 +34,35 @@ from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "photo_tiny.json"
 MODEL = "photo-tiny"
-READ = {"the package reads the map": "decoded", "the model reads the map": "model"}
+DEPTH = "depth, 3-5 points"
+READ = {
+    "the package reads the map": ("decoded", False),
+    "the package reads the map at points that are given": ("decoded", True),
+    "the model reads the map": ("model", False),
+}
+"""Who reads the map, and whether the places of the points are given"""
 
 
 def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     """Return the intervals of all figures."""
     drawn = perceived(model, items)
     answered = {}
-    for name, read in READ.items():
-        answers = evaluate_items(model, items, "chain", title=name, read=read)  # type: ignore[arg-type]
-        for row in ROWS:
-            if row == "counting" and read == "model":
-                continue  # no map is read
-            key = row if row == "counting" else f"{row}, {name}"
-            answered[key] = _interval([answers[i].correct for i in pick(items, row)])
-        if read == "decoded":
-            far = [answer.correct for answer, item in zip(answers, items, strict=True) if item.group == "farthest"]
-            answered[f"farthest of 3 points, {name}"] = _interval(far)
-            said = [(answers[i].answer.value, items[i].answer) for i in pick(items, "counting")]
-    errors = [abs(int(value) - int(right)) for value, right in said if isinstance(value, int)]
+    counted = [item for item in items if item.kind == "count"]
+    said = [answer.answer for answer in evaluate_items(model, counted, "chain", title="counting")]
+    counts = [(answer.value, item.answer) for answer, item in zip(said, counted, strict=True)]
+    answered["counting"] = _interval([value == right for value, right in counts])
+    marked = [item for item in items if item.kind == "depth"]
+    for name, (read, given) in READ.items():
+        answers = evaluate_items(model, marked, "chain", title=name, read=read, points_given=given)  # type: ignore[arg-type]
+        answered[f"{DEPTH}, {name}"] = _interval([answers[i].correct for i in pick(marked, DEPTH)])
+        far = [answer.correct for answer, item in zip(answers, marked, strict=True) if item.group == "farthest"]
+        answered[f"farthest of 3 points, {name}"] = _interval(far)
+    errors = [abs(int(value) - int(right)) for value, right in counts if isinstance(value, int)]
     return {
         "perception": drawn,
         "answers": answered,
         "mean absolute error of counts": float(np.mean(errors)) if errors else None,
-        "counts without a number": len(said) - len(errors),
+        "counts without a number": len(counts) - len(errors),
         "always the most common answer": constants(items),
     }
 
@@ -69,7 +74,7 @@ def _interval(correct: Sequence[bool]) -> dict[str, float]:
 def bars(found: dict[str, Any]) -> list[Bar]:
     """Return the targets."""
     named = found["perception"]["point named where it is"]["mean"]
-    depth = found["answers"]["depth, 3-5 points, the package reads the map"]["mean"]
+    depth = found["answers"][f"{DEPTH}, the package reads the map"]["mean"]
     gain = found["answers"]["counting"]["mean"] - found["always the most common answer"]["counting"]
     return [
         Bar("points named where they are", 100 * named, 97.0, "%"),

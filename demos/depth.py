@@ -16,15 +16,13 @@ from demos.pictures import draw_map, draw_points, enlarged, nearness_so_far
 from demos.thoughts import Thought, last, rethink, think
 from perception.answers import POINT_LETTERS
 from perception.model.perception_model import PerceptionModel
-from perception.scenes.markers import MIN_SPACING, draw_markers
+from perception.scenes.markers import MIN_SPACING
 from perception.scenes.questions import letters_text
 from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
 from perception.vocabulary.names import Span
 
 _EXAMPLE = re.compile(r"scene-(standard|shifted)-(\d+)\.png$")
-_LARGEST = 448
-"""side, in pixels, of the picture that the markers are drawn on, for models that accept any size"""
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,6 @@ def marked(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.I
     return draw_points(image, np.asarray(points, dtype=np.float64).reshape(-1, 2)) if points else enlarged(image)
 
 
-def _asked_picture(model: PerceptionModel, image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.Image:
-    """The image with markers as the model saw them in training: drawn at the size that it reads."""
-    size = getattr(model.processor.image_processor, "size", None) or {}
-    side = min(size.get("height") or _LARGEST, _LARGEST)
-    small = image.resize((side, side), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.asarray(small).copy())
-    return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
-
-
 def _view(
     model: PerceptionModel, thought: Thought, points: Sequence[tuple[float, float]], direct: str = ""
 ) -> DepthView:
@@ -123,10 +112,10 @@ def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple
     depth_tokenizer(model)
     if len(points) < 2:
         raise Refused("click at least two points on the image first")
-    asked = _asked_picture(model, image, points)
+    asked = model.marked(image, points)
     question = f"Which point is closest to the camera, {letters_text(len(points))}?"
     thought: Thought | None = None
-    for thought in think(model, asked, question, "chain"):
+    for thought in think(model, asked, question, "chain", points):
         yield _view(model, thought, points)
     assert thought is not None
     at_once = last(think(model, asked, question, "direct"))

@@ -101,17 +101,21 @@ def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
     yield replace(thought, done=True, value=answer.value, warning=answer.warning, confidence=confidence)
 
 
-def think(model: PerceptionModel, image: Image.Image, question: str, mode: str) -> Iterator[Thought]:
+def think(
+    model: PerceptionModel, image: Image.Image, question: str, mode: str, points: Sequence[tuple[float, float]] = ()
+) -> Iterator[Thought]:
     """Ask a question about an image; yield the thought after each forward pass of the model. The last one is done.
 
     Args:
         mode: see `PerceptionModel.ask`.
+        points: places of the points that the image shows, which are then not the model's to find.
 
     Raises:
         ValueError: for an empty question, an unknown mode, or a chain that fits no question.
     """
     text, kind = prompt_for(question, mode)
-    yield from _follow(model, Thought(image, question, Prompt(image, text, kind)))
+    known = tuple(points) if mode == "chain" and model.reads_maps() else ()
+    yield from _follow(model, Thought(image, question, Prompt(image, text, kind, points=known)))
 
 
 def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[Thought]:

@@ -72,6 +72,14 @@ def ask(
             "depth; interleaved selects visual tokens at each step."
         ),
     ] = "auto",
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="A place that a question of depth is about, in [0, 1] of the image's width and height; give it two to "
+            "five times. The places become the points A, B, ..",
+        ),
+    ] = None,
     draw: Annotated[
         Path | None,
         typer.Option("--draw", "--picture", help="PNG for what the model drew or selected."),
@@ -88,11 +96,16 @@ def ask(
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
     loaded_image = load_image(image)
     room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    points = [_place(text) for text in point] if point else None
     if mode == "interleaved":
+        if points:
+            raise ValueError(
+                "--point goes with questions of depth, and mode interleaved solves problems; leave one out"
+            )
         _show_reasoning(_load_reasoner(model, device, dtype).solve(loaded_image, question, **room), draw, as_json)
         return
     perception = _load(model, device, dtype)
-    answer = perception.ask(loaded_image, question, mode, **room)
+    answer = perception.ask(loaded_image, question, mode, points=points, **room)
     if as_json:
         spans = [{"modality": s.modality, "codes": list(s.codes)} for s in answer.spans]
         said = {"answer": answer.value, "text": answer.text, "spans": spans, "mode": answer.mode}
@@ -117,8 +130,17 @@ def ask(
     if draw is not None:
         from perception.evaluation.report import drawn_answer
 
-        drawn_answer(perception, loaded_image, answer).save(draw)
+        shown = loaded_image if points is None else perception.marked(loaded_image, points)
+        drawn_answer(perception, shown, answer).save(draw)
         Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
+
+
+def _place(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--point takes X,Y, such as 0.2,0.9, got {text!r}") from None
+    return x, y
 
 
 def _show_reasoning(reasoning: Reasoning, draw: Path | None, as_json: bool) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_examples_run_one_after_the_other(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "asking.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {"__name__": "__example__"}
     for block in blocks:
         exec(block, names)

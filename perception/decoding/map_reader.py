@@ -2,21 +2,23 @@
 
 A depth chain draws a map, then names each point and says what the map shows there. With `read="decoded"` these readings
 are not the model's: once a point is closed, the ids of its reading are forced into the answer and the model goes on
-behind them. The tokens are a representation that can be decoded, and here the package decodes it.
+behind them. The tokens are a representation that can be decoded, and here the package decodes it. Where whoever asks
+knows the places of the points, the package writes these too, and the model has only to draw and to conclude.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from perception.answers import POINT_LETTERS
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.locations import to_places
-from perception.vocabulary.names import PerceptionVocabulary
+from perception.vocabulary.names import PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
@@ -35,19 +37,25 @@ class MapReader:
         self._point_start, self._point_end = vocabulary.start_id("points"), vocabulary.end_id("points")
         self._depth_end = vocabulary.end_id("depth")
         self._roles = vocabulary.id_roles
-        self._readings = [tuple(vocabulary.encode_plain(text_tokenizer, f" {value},")) for value in range(100)]
+        self._encode = partial(vocabulary.encode_plain, text_tokenizer)
+        self._readings = [tuple(self._encode(f" {value},")) for value in range(100)]
         self._longest = max(map(len, self._readings))
         self._map = lru_cache(_MAPS)(self._decode)
+        self._read_out = lru_cache(_MAPS)(self._write_read_out)
 
-    def due(self, forced: Sequence[int], written: Sequence[int]) -> list[int]:
-        """Ids of the reading that must come next, what is written of it left out; empty elsewhere.
+    def due(self, forced: Sequence[int], written: Sequence[int], places: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Ids that must come next, what is written of them left out; empty elsewhere.
 
-        A reading is due behind a span of one point that follows a whole depth map.
+        A reading is due behind a span of one point that follows a whole depth map. Where the points are known, all
+        letters, points and readings are due behind the first whole depth map.
 
         Args:
             forced: ids that the answer was begun with.
             written: ids of the answer behind them so far.
+            places: location codes (x, y) of the points A, B, .., where they are known.
         """
+        if places:
+            return self._due_at(places, [*forced, *written])
         ids = [*forced, *written]
         end = next((n for n in range(1, min(self._longest, len(ids)) + 1) if ids[-n] == self._point_end), None)
         if end is None or len(ids) < end + 3 or ids[-end - 3] != self._point_start:
@@ -62,6 +70,24 @@ class MapReader:
             return []
         reading = self._readings[self._reading(codes, point)]
         return list(reading[len(begun) :]) if reading[: len(begun)] == begun else []
+
+    def _due_at(self, places: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:
+        depth = next((n for n, token in enumerate(ids) if token == self._depth_end), None)
+        if depth is None or depth < self.vocabulary.depth_length:
+            return []
+        codes = self._codes(ids[depth - self.vocabulary.depth_length : depth], "depth")
+        if codes is None:  # unverified guesses may be malformed
+            return []
+        begun, whole = tuple(ids[depth + 1 :]), self._read_out(codes, tuple(map(tuple, places)))
+        return list(whole[len(begun) :]) if whole[: len(begun)] == begun else []
+
+    def _write_read_out(self, codes: tuple[int, ...], places: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+        """All that stands between a map of known points and the conclusion, as `perception.chains` writes it."""
+        ids, before = list[int](), ""
+        for letter, place in zip(POINT_LETTERS, places, strict=False):
+            ids += [*self._encode(f"{before} {letter}"), *self.vocabulary.span_ids(Span("points", place))]
+            before = f" {self._reading(codes, place)},"
+        return (*ids, *self._encode(before))
 
     def _codes(self, ids: Sequence[int], family: str) -> tuple[int, ...] | None:
         """Codes of ids; None where one is no code of the family."""

@@ -92,6 +92,7 @@ def evaluate_items(
     batch_size: int = 50,
     title: str = "",
     read: Read | None = None,
+    points_given: bool = False,
     **settings: Any,
 ) -> list[ScoredAnswer]:
     """Ask every item in a mode and score the final answers; returns them in the items' order.
@@ -100,10 +101,17 @@ def evaluate_items(
         mode: "chain" or "direct".
         forced: ids that each answer must begin with, or None.
         read: who reads the drawn maps, as in `PerceptionModel.ask`.
+        points_given: tell where the points are, as `PerceptionModel.ask` does with its `points`.
         settings: of `PerceptionModel.answer`, such as max_new_tokens.
     """
     prompts = [
-        Prompt(item.image, prompt_for(item.question, mode)[0], item.kind, tuple(forced[i]) if forced else ())
+        Prompt(
+            item.image,
+            prompt_for(item.question, mode)[0],
+            item.kind,
+            tuple(forced[i]) if forced else (),
+            tuple((float(x), float(y)) for x, y in item.points_xy) if points_given else (),
+        )
         for i, item in enumerate(items)
     ]
     order = sorted(range(len(items)), key=lambda i: (items[i].kind, items[i].group, len(prompts[i].forced)))

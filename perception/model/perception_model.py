@@ -9,11 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from perception.answers import asked_thing
-from perception.chains import Answer, ChainRoom, ChatPrompt, choose_mode, is_depth_chain, prompt_for, read_ids
+from perception.answers import POINT_LETTERS, asked_thing
+from perception.chains import (
+    Answer,
+    ChainRoom,
+    ChatPrompt,
+    choose_mode,
+    is_depth_chain,
+    kind_of_question,
+    letters_in,
+    prompt_for,
+    read_ids,
+)
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.draft_network import DraftNetwork
 from perception.decoding.drafts import DraftBook
@@ -34,13 +46,20 @@ from perception.model.image_inputs import (
 )
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
+from perception.scenes.markers import draw_markers
+from perception.scenes.questions import letters_text
 from perception.tokenizers.masks import MaskTokenizer
+from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 
 if TYPE_CHECKING:
     from vqvae import VQVAE
 
 Read = Literal["decoded", "model"]
+Places = tuple[tuple[float, float], ...]
+"""(x, y) of each point, in [0, 1] of the image's width and height"""
+_MARKED_SIDE = 448
+"""Side, in pixels, of the picture that markers are drawn on for a model that reads images of any size"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,9 @@ class Prompt:
     """"count" or "depth", which says how the final answer is read; None for other questions"""
     forced: tuple[int, ...] = ()
     """Ids that the answer must begin with"""
+    points: Places = ()
+    """Places of the points A, B, .. that the image shows, where they are known. In a chain whose map the package reads,
+    the package writes them"""
 
 
 class PerceptionModel:
@@ -181,6 +203,7 @@ class PerceptionModel:
         mode: str = "auto",
         max_new_tokens: int | None = None,
         read: Read | None = None,
+        points: Sequence[Sequence[float]] | None = None,
     ) -> Answer:
         """Answer one question about one image, with the model's confidence.
 
@@ -194,13 +217,22 @@ class PerceptionModel:
             read: who reads the drawn map at the points of a depth chain. "decoded": the package decodes the map and
                 writes the readings, and the model concludes from them. "model": the model writes them. None: "decoded"
                 where the model has a depth tokenizer to decode maps with, "model" elsewhere.
+            points: two to five places (x, y) in [0, 1] of the image that a question of depth is about. They become the
+                points A, B, .. : markers are drawn on the image, letters added to a question that names none, and where
+                the package reads the map it reads it there, so that the model need not find the markers.
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
-                chain fits, max_new_tokens that a chain does not fit into, or read="decoded" without a depth tokenizer.
+                chain fits, max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer, or
+                points that are too few, too many, outside the image, or not what the question is about.
         """
+        places: Places = ()
+        if points is not None:
+            places, question = check_places(points, question)
+            image = self.marked(image, places)
         chosen = choose_mode(question, mode)
-        prompt = Prompt(self.prepare_image(image), *prompt_for(question, chosen))
+        known = places if chosen == "chain" and self.reads_maps(read) else ()
+        prompt = Prompt(self.prepare_image(image), *prompt_for(question, chosen), points=known)
         (ids,) = self.generate_ids([prompt], max_new_tokens, read)
         answer = replace(self._read(prompt, ids), mode=chosen, confidence=self.confidence(prompt, ids))
         return self._judged(answer, question, prompt.kind)
@@ -262,6 +294,14 @@ class PerceptionModel:
         return replace(
             answer, value=None, warning=f"the model was taught questions of {' and '.join(self.taught)} alone, {asked}"
         )
+
+    def marked(self, image: ImageLike, points: Sequence[Sequence[float]]) -> Image.Image:
+        """Return an image at the size that the model reads, with lettered markers at points (x, y) in [0, 1]."""
+        loaded = load_image(image.image if isinstance(image, PreparedImage) else image)
+        side = min((getattr(self.processor.image_processor, "size", None) or {}).get("height") or 0, _MARKED_SIDE)
+        side = side or _MARKED_SIDE
+        pixels = torch.from_numpy(np.array(loaded.resize((side, side), Image.Resampling.BICUBIC)))
+        return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
 
     def prepare_image(self, image: ImageLike) -> PreparedImage:
         """Prepare an image once for several questions; its visual features are computed at the first question.
@@ -404,14 +444,28 @@ class PerceptionModel:
         if read is not None and read not in get_args(Read):
             raise ValueError(f"read must be one of {', '.join(get_args(Read))}, got {read!r}")
         reader = self._map_reader
-        if read == "model" or (read is None and reader is None):
+        if not self.reads_maps(read):
+            if any(prompt.points for prompt in prompts):
+                raise ValueError(
+                    "known points are written where the package reads the map, and here the model reads it; leave "
+                    'read="model" or the points out, and add a depth_tokenizer folder where there is none'
+                )
             return [None] * len(prompts)
         if reader is None:
             raise ValueError(
                 'read="decoded" needs a depth tokenizer to decode maps with, and this model has none; add its '
                 'depth_tokenizer folder, or use read="model"'
             )
-        return [partial(reader.due, p.forced) if is_depth_chain(p.question) else None for p in prompts]
+        encode = PointTokenizer(self.vocabulary.num_locations).encode
+        known = [[encode(np.array([place])) for place in p.points] for p in prompts]
+        return [
+            partial(reader.due, p.forced, places=places) if is_depth_chain(p.question) else None
+            for p, places in zip(prompts, known, strict=True)
+        ]
+
+    def reads_maps(self, read: Read | None = None) -> bool:
+        """True if the package reads the maps of depth chains; `read` as in `ask`."""
+        return read == "decoded" or (read is None and self._map_reader is not None)
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int | None = None, read: Read | None = None, **kwargs: Any
@@ -463,6 +517,35 @@ class PerceptionModel:
         if start and is_depth_chain(prompt.question):
             start = next((n + 1 for n in range(start, len(ids)) if "," in decode([ids[n]])), start)
         return range(start, len(ids))
+
+
+def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Places, str]:
+    """Return points that a question of depth is about, and the question with their letters.
+
+    Args:
+        points: (x, y) in [0, 1].
+
+    Raises:
+        ValueError: where there are not two to five points, one lies outside the image, or the question is not one of
+            depth or names other letters.
+    """
+    places = np.asarray(points, dtype=np.float64)
+    most, said = len(POINT_LETTERS), question.strip()
+    if places.ndim != 2 or places.shape[1] != 2 or not 2 <= len(places) <= most:
+        raise ValueError(f"points must be two to {most} places (x, y), got an array of shape {places.shape}")
+    if not ((places >= 0) & (places <= 1)).all():
+        raise ValueError(f"points must lie in [0, 1] of the image's width and height, got {places.tolist()}")
+    letters, named = set(POINT_LETTERS[: len(places)]), letters_in(said)
+    if named and named != letters:
+        raise ValueError(
+            f"the question names the points {', '.join(sorted(named))} and {len(places)} places are given, which are "
+            f"{letters_text(len(places))}; name these, or none"
+        )
+    if not named:
+        said = f"{said.rstrip('?. ')}, {letters_text(len(places))}?"
+    if kind_of_question(said) != "depth":
+        raise ValueError(f'points go with a question of depth ("Which point is closest?"), got {question!r}')
+    return tuple((float(x), float(y)) for x, y in places), said
 
 
 def _stop_ids(model: Any, tokenizer: Any, pad_id: int) -> tuple[int, ...]:

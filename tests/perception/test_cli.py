@@ -14,6 +14,7 @@ from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
+from perception.chains import Answer
 from perception.model.perception_model import PerceptionModel
 
 QUESTION = "How many red cubes are there?"
@@ -71,8 +72,20 @@ def test_auto_says_what_it_chose(folder, picture):
     assert "auto chose" not in run("ask", picture, QUESTION, "-m", folder, "--mode", "chain")
 
 
+def test_ask_about_points_of_ones_own(folder, picture, tmp_path, monkeypatch, capsys):
+    def ask(self, image, question, mode, points, **_):
+        return Answer(f"{question} {points}", (), "A", "chain")
+
+    monkeypatch.setattr(PerceptionModel, "ask", ask)
+    words = ("ask", picture, "Which is closest?", "-m", folder, "--point", "0.2,0.9", "--point", "0.7,.4")
+    assert "said: Which is closest? [(0.2, 0.9), (0.7, 0.4)]" in run(*words, "--draw", tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").exists()
+    assert "--point takes X,Y, such as 0.2,0.9, got '3'" in error_of(
+        monkeypatch, capsys, "ask", picture, QUESTION, "-m", folder, "--point", "3"
+    )
+
+
 def test_ask_says_that_the_number_and_the_boxes_differ(folder, picture, monkeypatch):
-    from perception.chains import Answer
     from perception.model.perception_model import PerceptionModel
 
     monkeypatch.setattr(PerceptionModel, "ask", lambda *_, **__: Answer("3.", (), 3, "chain", "3 said, 2 boxes drawn"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,15 @@ from tiny_perception import build_perception
 
 from perception.chains import DEPTH_FIRST, encode_target
 from perception.decoding.decoder import SpanDecoder
-from perception.model.perception_model import PerceptionModel, Prompt
+from perception.model.perception_model import PerceptionModel, Places, Prompt
+from perception.model.shipped import shipped
 from perception.tokenizers.depth import readings_at
 from perception.vocabulary.names import Span
 
 QUESTION = f"Which point is closest, A or B? {DEPTH_FIRST}"
 DEPTH, POINT = Span("depth", (1, 7, 3, 4)), Span("points", (8, 1))
+KNOWN = ((0.83, 0.15), (0.25, 0.25))
+"""Places in the bins 8, 1 and 2, 2 of 10 x 10"""
 
 
 def build(seed: int) -> PerceptionModel:
@@ -30,9 +35,11 @@ def forced(model: PerceptionModel, *parts: str | Span) -> tuple[int, ...]:
     return tuple(encode_target(model.processor.tokenizer, model.vocabulary, parts))
 
 
-def prompt(model: PerceptionModel, *parts: str | Span, question: str = QUESTION, seed: int = 0) -> Prompt:
+def prompt(
+    model: PerceptionModel, *parts: str | Span, question: str = QUESTION, seed: int = 0, points: Places = ()
+) -> Prompt:
     image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    return Prompt(image, question, "depth", forced(model, *parts))
+    return Prompt(image, question, "depth", forced(model, *parts), points)
 
 
 def written(model: PerceptionModel, asked: Prompt, **settings) -> list[int]:
@@ -69,6 +76,47 @@ def test_an_edited_cell_changes_the_reading():
     assert starts(written(model, prompt(model, other, " A", POINT)), reading(model, other, POINT))
 
 
+def test_known_points_are_written_with_what_the_map_shows_there():
+    model = build(0)
+    first, second = reading(model, DEPTH, POINT), reading(model, DEPTH, Span("points", (2, 2)))
+    whole = (*forced(model, " A", POINT), *first, *forced(model, " B", Span("points", (2, 2))), *second)
+    for begun in range(len(whole)):
+        asked = prompt(model, DEPTH, points=KNOWN)
+        asked = replace(asked, forced=asked.forced + whole[:begun])
+        found = model.generate_ids([asked], 60)[0][len(asked.forced) :]
+        assert starts(found, whole[begun:]), "also where the answer was begun with a part of it"
+    with pytest.raises(ValueError, match="written where the package reads the map"):
+        written(model, prompt(model, DEPTH, points=KNOWN), read="model")
+
+
+def test_points_given_to_ask_are_marked_and_lettered():
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    picture = np.full((40, 60, 3), 128, np.uint8)
+    answer = model.ask(picture, "Which point is closest?", points=KNOWN)
+    assert [span.codes for span in answer.spans[1:]] == [(83, 15), (25, 25)] and answer.value in ("A", "B")
+    marked = np.asarray(model.marked(picture, KNOWN))
+    side = len(marked)
+    assert (marked != 128).any(-1)[side // 4, side // 4] and not (marked != 128).any(-1)[side // 2 :].any()
+    named = model.ask(picture, "Which is farther from the camera, A or B?", points=KNOWN)
+    assert [span.codes for span in named.spans[1:]] == [(83, 15), (25, 25)]
+    assert model.ask(picture, "Which point is closest?", "direct", points=KNOWN).mode == "direct"
+    model.ask(model.prepare_image(picture), "Which point is closest?", read="model", points=KNOWN)  # finds them itself
+
+
+@pytest.mark.parametrize(
+    ("points", "question", "said"),
+    [
+        ([(0.5, 0.5)], "Which is closest?", r"two to 5 places \(x, y\), got an array of shape \(1, 2\)"),
+        ([(0.5, 0.5), (0.2, 1.2)], "Which is closest?", r"must lie in \[0, 1\]"),
+        (KNOWN, "How many cups are there?", "points go with a question of depth"),
+        (KNOWN, "Which is closest, A, B or C?", "names the points A, B, C and 2 places are given, which are A or B"),
+    ],
+)
+def test_points_that_do_not_fit_are_refused(points, question, said):
+    with pytest.raises(ValueError, match=said):
+        build(0).ask(np.zeros((8, 8, 3), np.uint8), question, points=points)
+
+
 def test_a_half_written_reading_is_finished():
     model = build(0)
     right = reading(model, DEPTH, POINT)
@@ -82,12 +130,14 @@ def test_a_half_written_reading_is_finished():
 @pytest.mark.parametrize("window", [2, 5, 40])
 def test_plain_fast_batched_and_streamed_answers_are_the_same(window):
     model = build(2)
-    model.decoder = SpanDecoder(model.model, model.grammar, window)
+    model.decoder, other = SpanDecoder(model.model, model.grammar, window), Span("depth", (1, 0, 3, 4))
     batch = [
         prompt(model, DEPTH, " A", POINT),
         prompt(model, DEPTH, " A", Span("points", (2, 2)), seed=1),
         prompt(model, DEPTH, seed=2),
         prompt(model, question="How many red cubes are there?", seed=3),
+        prompt(model, seed=4, points=KNOWN),
+        prompt(model, other, " A", seed=5, points=KNOWN),
     ]
     plain = model.generate_ids(batch, 40, "decoded", fast=False)
     for _ in range(2):  # the second time each answer is its own draft
