@@ -129,8 +129,9 @@ def ask(
         console.print(value, style="bold", markup=False, highlight=False)
     if draw is not None:
         from perception.evaluation.report import drawn_answer
+        from perception.scenes.markers import lettered
 
-        shown = loaded_image if points is None else perception.marked(loaded_image, points)
+        shown = loaded_image if points is None else lettered(loaded_image, points)
         drawn_answer(perception, shown, answer).save(draw)
         Console(stderr=True).print(f"picture: {draw}", style="dim", markup=False, soft_wrap=True)
 

@@ -20,7 +20,8 @@ from perception.tokenizers import TOKENIZERS, DepthTokenizer, MaskTokenizer
 from perception.vocabulary.names import Span
 from vqvae.files import write_whole
 
-_SIDE = 240
+_SIDE, _LARGE = 240, 480
+"""Heights of pictures in pixels: of small ones, whose pixels stay sharp, and of those with more pixels than that"""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -43,14 +44,24 @@ class CaptionedImage:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures side by side, each scaled to `_SIDE` pixels in height."""
-    scaled = [i.resize((round(i.width * _SIDE / i.height), _SIDE), Image.Resampling.NEAREST) for i in images]
-    sheet = Image.new("RGB", (sum(i.width for i in scaled) + 6 * (len(scaled) - 1), _SIDE), "white")
+    """Put pictures side by side, each scaled to 240 pixels in height, or to 480 where the first has more than 240."""
+    height = _height_for(images[0])
+    scaled = [_scaled(image, height) for image in images]
+    sheet = Image.new("RGB", (sum(i.width for i in scaled) + 6 * (len(scaled) - 1), height), "white")
     left = 0
     for image in scaled:
         sheet.paste(image, (left, 0))
         left += image.width + 6
     return sheet
+
+
+def _height_for(image: Image.Image) -> int:
+    return _LARGE if image.height > _SIDE else _SIDE
+
+
+def _scaled(image: Image.Image, height: int) -> Image.Image:
+    method = Image.Resampling.NEAREST if image.height <= _SIDE else Image.Resampling.LANCZOS
+    return image.resize((max(1, round(image.width * height / image.height)), height), method)
 
 
 def _mark(value: object, answer: object) -> str:
@@ -80,7 +91,7 @@ def drawn_answer(model: PerceptionModel, image: Image.Image, answer: Answer) -> 
     """Draw every span of an answer beside the image, all masks in one picture; points are drawn on the depth map where
     there is one."""
     pictures = [image]
-    under = image.resize((_SIDE, round(image.height * _SIDE / image.width)), Image.Resampling.NEAREST)
+    under = _scaled(image, _height_for(image))
     for span in spans_to_draw(answer.spans):
         if span.modality == "depth":
             nearness = DepthTokenizer(depth_tokenizer_of(model)).decode(span.codes)

@@ -46,7 +46,7 @@ from perception.model.image_inputs import (
 )
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
-from perception.scenes.markers import draw_markers
+from perception.scenes.markers import lettered
 from perception.scenes.questions import letters_text
 from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
@@ -300,8 +300,7 @@ class PerceptionModel:
         loaded = load_image(image.image if isinstance(image, PreparedImage) else image)
         side = min((getattr(self.processor.image_processor, "size", None) or {}).get("height") or 0, _MARKED_SIDE)
         side = side or _MARKED_SIDE
-        pixels = torch.from_numpy(np.array(loaded.resize((side, side), Image.Resampling.BICUBIC)))
-        return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
+        return lettered(loaded.resize((side, side), Image.Resampling.BICUBIC), points)
 
     def prepare_image(self, image: ImageLike) -> PreparedImage:
         """Prepare an image once for several questions; its visual features are computed at the first question.

@@ -6,9 +6,12 @@ Points are (x, y) in [0, 1] of the image. Relative depth is *nearness*: inverse 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from perception.answers import POINT_LETTERS
@@ -133,6 +136,12 @@ def marker_nearness(depth: Tensor, points: np.ndarray) -> np.ndarray:
 def disc_radius(height: int, width: int) -> float:
     """Radius of a marker in pixels, on an image of this size."""
     return max(4.0, _DISC_RADIUS * min(height, width))
+
+
+def lettered(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
+    """Return a copy of an image with lettered discs centred on points (x, y) in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
 
 
 def draw_markers(image: Tensor, points: np.ndarray) -> Tensor:

@@ -101,6 +101,10 @@ def test_ask_as_json_is_json_alone_and_draws(folder, picture, tmp_path):
     assert all(span.keys() == {"modality", "codes"} for span in answer["spans"])
     with Image.open(drawn) as image:
         assert image.height == 240
+    Image.new("RGB", (900, 600), "red").save(tmp_path / "photo.png")
+    run("ask", tmp_path / "photo.png", QUESTION, "-m", folder, "--json", "--draw", drawn)
+    with Image.open(drawn) as image:
+        assert image.height == 480, "of a photograph more can be seen"
 
 
 def test_device_precision_and_room_are_options(folder, picture, monkeypatch):
