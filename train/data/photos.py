@@ -21,7 +21,7 @@ from train.data.curriculum import CurriculumConfig
 from train.data.scenes import SceneRows, TaskMaker
 from vqvae import VQVAE
 
-FARTHEST = 0.25
+FARTHEST = 0.4
 """Share of questions about depth that ask for the farthest point"""
 _BANK = 512  # photographs whose maps mosaics are made of
 
