@@ -167,6 +167,9 @@ def read_processor(folder: Path) -> Any:
     """Load the transformers processor of a folder. Raises ValueError where it cannot be built."""
     from transformers import AutoProcessor
 
+    from perception.model.cell_tower import register
+
+    register()  # without it transformers warns that it does not know the tower
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except Exception as error:  # Hugging Face's tokenizers raise no narrower class

@@ -37,6 +37,14 @@ def test_every_model_of_the_checkout_has_a_name() -> None:
             assert shipped(folder.name) == folder
 
 
+def test_the_model_for_photographs_is_read_without_a_warning() -> None:
+    code = (
+        "from perception import PerceptionModel; print(PerceptionModel.from_pretrained('photo-tiny').taught_things[-1])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("zebra\n", "")
+
+
 def test_a_folder_of_one_s_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "aurora-tiny").mkdir()
     monkeypatch.chdir(tmp_path)
