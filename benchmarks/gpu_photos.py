@@ -41,7 +41,7 @@ TINY = (
     "--loop.decay_share 0.35 --loop.seed 7"
 )
 """The mixture of `models/photo-tiny`, with more answers and more counting, since it goes on from photo-base"""
-_SIDE, _QUALITY = 320, 90  # of carried photographs: longest side in pixels, and JPEG's quality
+_SIDE, _QUALITY = 320, 80  # of carried photographs: longest side in pixels, and JPEG's quality
 _ENTRY, _END = 2048, 20_480  # bytes of a .tar beside its files' own, at most: for each, and at the end
 
 

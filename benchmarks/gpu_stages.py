@@ -29,6 +29,8 @@ class Stage:
     seconds: float
     """Most seconds over all calls"""
     parts: Mapping[str, Part]
+    chained: bool = False
+    """True if a part needs those before it: one that fails takes the rest with it"""
 
 
 class _Outcomes:
@@ -271,6 +273,7 @@ STAGES = (
             "speed": gpu_photos.time_words,
             **{name: partial(gpu_photos.train_words, name) for name in ("photo-base", "photo-tiny")},
         },
+        chained=True,
     ),
     Stage(
         "generation_speed",
@@ -305,6 +308,7 @@ STAGES = (
             **{arm: partial(gpu_assembly.train_arm, arm) for arm in ("align", "direct", "aurora")},
             "answers": gpu_assembly.ask_both,
         },
+        chained=True,
     ),
     Stage("training_memory", 70, _MEMORY),
 )

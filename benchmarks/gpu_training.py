@@ -65,7 +65,7 @@ def speed(train: Callable[[Path, int], object], batch_size: int, small: bool) ->
     """
     from train.loop.progress import read_log
 
-    warm, steps = (1, 2) if small else (5, 25)
+    warm, steps = (1, 2) if small else (10, 40)  # workers fill a queue first
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), steps)
         log = read_log(Path(folder))

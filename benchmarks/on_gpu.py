@@ -136,7 +136,7 @@ class Call:
         if stopped and held["seconds"] >= stage.seconds and running:
             self._fail(stage, [running], f"stopped at the end of the stage's {stage.seconds:.0f} seconds")
         elif not stopped and process.returncode:
-            parts = [running] if running else record.open_parts(stage)
+            parts = [running] if running and not stage.chained else record.open_parts(stage)
             self._fail(stage, parts, f"exit code {process.returncode}: {self._last_line()}")
 
     def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -96,11 +96,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: str, seconds: f
 @pytest.mark.slow
 def test_a_failed_part_is_recorded_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = '{"a": number, "bad": refuse, "gone": vanish, "model": pack, "z": number}'
-    code, found = run(tmp_path, monkeypatch, f'Stage("one", 1800, {parts}), Stage("two", 1800, {{"b": number}})')
+    two = 'Stage("two", 1800, {"b": number, "bad": refuse, "c": number}, chained=True)'
+    code, found = run(tmp_path, monkeypatch, f'Stage("one", 1800, {parts}), {two}')
     assert code == 1
     assert found["one"]["results"] == {"a": 7, "model": None, "z": 7} and found["two"]["results"] == {"b": 7}
     assert found["one"]["failed"]["bad"] == "exit code 1: ValueError: no such thing"
     assert found["one"]["failed"]["gone"].startswith("exit code 3: ")
+    assert found["two"]["failed"] == dict.fromkeys(("bad", "c"), "exit code 1: ValueError: no such thing")
     assert (tmp_path / "out" / "model.tar").read_text() == "weights"
     assert "one, a: " in (tmp_path / "out" / "log.txt").read_text()
 
@@ -232,8 +234,8 @@ def test_photographs_are_packed_small_and_unpack_to_the_same_labels(tmp_path: Pa
         for index in range(len(before)):
             assert (after.labels[index]["width"], after.labels[index]["height"]) == (48, 32)
             old, new = before.scene(index, 64), after.scene(index, 64)
-            boxes = [[item.box_xyxy for item in scene.objects] for scene in (old, new)]
-            assert np.allclose(*boxes, atol=1e-3)
+            first, second = ([item.box_xyxy for item in scene.objects] for scene in (old, new))
+            assert np.allclose(first, second, atol=1e-3)
             assert (old.image.float() - new.image.float()).abs().mean() < 12
     with pytest.raises(ValueError, match="more than fit into a file of 20000; raise --part-mb"):
         gpu_photos.pack_photos(source, out, 20_000)
