@@ -57,7 +57,8 @@ def pack_photos(source: Path, out: Path, most: int, side: int = _SIDE) -> list[P
         side: longest side of a photograph or map in pixels; larger ones are shrunk, and their boxes with them.
 
     Raises:
-        ValueError: where a file is missing, or one alone has more than `most` bytes.
+        ValueError: where the labels are missing, or a file alone has more than `most` bytes.
+        OSError: where an image is missing.
     """
     for name in ("boxes.jsonl", "split.csv"):
         if not (source / name).is_file():
@@ -109,8 +110,10 @@ def _carried(source: Path, side: int) -> Iterator[tuple[str, bytes]]:
         yield f"depth/{depth}", _shrunk(source / "depth" / depth, side, "PNG")[0]
     yield "boxes.jsonl", "".join(line + "\n" for line in lines).encode()
     with (source / "split.csv").open(newline="", encoding="utf-8") as file:
-        rows = [f"{row['image']},{row['split']}\n" for row in csv.DictReader(file)]
-    yield "split.csv", ("image,split\n" + "".join(rows)).encode()
+        rows = [(row["image"], row["split"]) for row in csv.DictReader(file)]
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([("image", "split"), *rows])
+    yield "split.csv", written.getvalue().encode()
 
 
 def _shrunk(path: Path, side: int, kind: str) -> tuple[bytes, tuple[int, int]]:
@@ -173,10 +176,10 @@ def tower_config(place: Place, steps: int = 1) -> PhotoTowerConfig:
 
 
 def _small_tower(config: CellTowerConfig) -> CellTower:
-    """A tower with a narrow neck and an untrained backbone, for a rehearsal."""
+    """A tower with a narrow neck and a small, untrained backbone, for a rehearsal."""
     from perception.model.cell_tower import CellTower, CellTowerConfig
 
-    return CellTower(CellTowerConfig("tf_efficientnet_lite0", config.image_size, (16, 16, 32)))
+    return CellTower(CellTowerConfig("test_efficientnet", config.image_size, (16, 16, 32)))
 
 
 def make_views(place: Place, found: Mapping[str, Any]) -> dict[str, int]:

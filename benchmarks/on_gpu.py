@@ -255,7 +255,7 @@ def _carry(packed: Path | None, unpacked: Path | None, out: Path, most: int) -> 
     """Pack photographs to carry, or unpack models that came home; returns the exit code."""
     try:
         made = pack_photos(packed, out, most) if packed else unpack_all(unpacked or out, out)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in made:

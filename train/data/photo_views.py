@@ -134,6 +134,7 @@ class PhotoViews:
             helper.join()
 
     def _make(self, parts: Sequence[int], backbone: nn.Module, targets: Targets) -> None:
+        home = next(backbone.parameters()).device
         backbone.to(find_device())
         for wait in (False, True):  # first what no other process is making, then wait for those
             for part in track(parts, description="views of photographs", transient=True):
@@ -143,6 +144,7 @@ class PhotoViews:
                             write_whole(self._path(part), self._writer(part, backbone, targets))
                 except Timeout:
                     continue
+        backbone.to(home)
 
     def load(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return stored views as a batch: `seen`, feature maps (B, C, S / stride, S / stride), and the targets."""
