@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.out is None:
         parser.error("--out is missing: the folder that the results are written to")
     if given.pack or given.unpack:
-        return _carry(given.pack, given.unpack, given.out, given.part_mb * 10**6)
+        return _carry(given)
     if not given.rehearse and not torch.cuda.is_available():
         print("error: there is no CUDA device here; --rehearse runs the same stages in miniature", file=sys.stderr)
         return 2
@@ -251,10 +251,13 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed or not finished)
 
 
-def _carry(packed: Path | None, unpacked: Path | None, out: Path, most: int) -> int:
+def _carry(given: argparse.Namespace) -> int:
     """Pack photographs to carry, or unpack models that came home; returns the exit code."""
     try:
-        made = pack_photos(packed, out, most) if packed else unpack_all(unpacked or out, out)
+        if given.pack:
+            made = pack_photos(given.pack, given.out, given.part_mb * 10**6)
+        else:
+            made = unpack_all(given.unpack, given.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
