@@ -5,18 +5,13 @@ Parts import what they need when they run, since a package that a machine lacks 
 
 from __future__ import annotations
 
-import math
-import os
-import tarfile
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from benchmarks import gpu_assembly, gpu_photos
+from benchmarks.gpu_training import Part, Place, speed_of, steps_in, train_home, trained, workers
 from train.loop.provenance import ROOT
 
 if TYPE_CHECKING:
@@ -27,23 +22,6 @@ MODEL = str(ROOT / "models" / "aurora-tiny")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a stage runs."""
-
-    small: bool
-    """True in a rehearsal"""
-    device: torch.device
-    folder: Path
-    """The stage's own folder, which stays for the next call"""
-    home: Path
-    """Folder whose .tar files come back from the machine"""
-
-
-Part = Callable[[Place, Mapping[str, Any]], Any]
-"""(place, results of the stage's earlier parts) -> result, as JSON values"""
-
-
-@dataclass(frozen=True)
 class Stage:
     """Measurements that share a process."""
 
@@ -51,6 +29,8 @@ class Stage:
     seconds: float
     """Most seconds over all calls"""
     parts: Mapping[str, Part]
+    chained: bool = False
+    """True if a part needs those before it: one that fails takes the rest with it"""
 
 
 class _Outcomes:
@@ -93,20 +73,13 @@ ANSWERS = (
 )
 """The mixture that `models/aurora-tiny` ended with"""
 DIRECT = "--arm direct --curriculum.depth_share 0.45 --loop.schedule wsd --loop.decay_share 0.25"
-TRAINING_SECONDS = 480.0
+TRAINING_SECONDS = 280.0
 """For the steps of all three runs together"""
 _OF_PERCEPTION, _OF_ANSWERS = 0.3, 0.2
 """Shares of that time; the rest is the baseline's, which takes as many steps as both together"""
 BATCHES = (16, 64, 256)
 PAYS = 1.5
 """A batch four times as large pays if it raises the rows per second by this factor"""
-_SPARE = 0.85
-"""Share of the time that is planned for: the rest is for checkpoints, and for steps that are slower than measured"""
-
-
-def workers() -> int:
-    """Processes that make batches: all cores but two, which train."""
-    return max(1, min(14, (os.cpu_count() or 1) - 2))
 
 
 def run_config(place: Place, name: str, words: str, batch_size: int, steps: int) -> AuroraConfig:
@@ -134,27 +107,8 @@ def make_scenes(place: Place, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def time_batch(batch_size: int, place: Place, found: Mapping[str, Any]) -> dict[str, float]:
-    """Steps and rows per second of the perception recipe, with its batches made as in a run."""
-    from train.finetune import build_batches, build_parts, target_loss, target_weight
-    from train.loop.fit import fit
-    from train.loop.progress import read_log
-    from vqvae import VQVAE
-
-    warm, steps = (1, 2) if place.small else (5, 25)
-    config = run_config(place, "none", PERCEPTION, batch_size, steps)
-    loop = replace(config.loop, log_every=1, checkpoint_every_seconds=1e9)
-    vqvae = VQVAE.from_pretrained(ROOT / config.depth_tokenizer).eval()
-    parts = build_parts(config, vqvae)
-    batches = build_batches(config, parts, vqvae, ())
-    with tempfile.TemporaryDirectory() as folder:
-        fit(parts.model, batches, target_loss, loop, folder, in_parts=True, weight=target_weight)
-        log = read_log(Path(folder))
-    speed = (steps - warm) / (log[-1]["seconds"] - log[warm - 1]["seconds"])
-    return {
-        "steps_per_second": round(speed, 3),
-        "rows_per_second": round(speed * batch_size, 1),
-        "waiting_for_data": round(log[-1]["wait_share"], 3),
-    }
+    """Steps and rows per second of the perception recipe."""
+    return speed_of(run_config(place, "none", PERCEPTION, batch_size, 1), place.small)
 
 
 def batch_that_pays(found: Mapping[str, Any]) -> int:
@@ -172,55 +126,16 @@ def batch_that_pays(found: Mapping[str, Any]) -> int:
 
 def planned_steps(found: Mapping[str, Any], share: float) -> int:
     """Steps that a share of the training's time buys, at the batch that pays."""
-    speed: float = found[f"batch of {batch_that_pays(found)}"]["steps_per_second"]
-    return max(1, math.floor(_SPARE * share * TRAINING_SECONDS * speed))
+    return steps_in(share * TRAINING_SECONDS, found[f"batch of {batch_that_pays(found)}"]["steps_per_second"])
 
 
 def train_run(name: str, words: str, share: float, place: Place, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Train or resume a run and bring its model home; a run that is stopped brings home its checkpoint."""
-    from train.finetune import export, train
-    from train.loop.stopping import Stopped
-
+    """Train or resume a run and bring its model home."""
     steps = 2 if place.small else planned_steps(found, share)
     config = run_config(place, name, words, batch_that_pays(found), steps)
     if name == "answers":
-        config = replace(config, base=str(perception_model(place)))
-    try:
-        result = train(config)
-    except Stopped:
-        newest = max(place.folder.glob(f"{name}/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-        with tempfile.TemporaryDirectory() as folder:
-            unfinished = Path(folder) / "model"
-            export(replace(config, export=newest.name, out=str(unfinished)))
-            pack(unfinished, place.home / f"{name}.tar")
-        raise
-    pack(Path(config.out), place.home / f"{name}.tar")
-    fitted = result.fit
-    return {
-        "batch_size": config.batch_size,
-        "steps": fitted.steps,
-        "seconds": round(fitted.seconds, 1),
-        "waiting_for_data": round(fitted.data_wait_share, 3),
-        "final_loss": round(fitted.final_loss, 4),
-    }
-
-
-def perception_model(place: Place) -> Path:
-    """The model that the run before left, unpacked from what came home if it was trained on another machine."""
-    made, home = place.folder / "perception" / "model", place.home / "perception.tar"
-    if made.exists() or not home.exists():
-        return made
-    with tarfile.open(home) as tar:
-        tar.extractall(place.folder / "unpacked", filter="data")
-    return place.folder / "unpacked" / "perception"
-
-
-def pack(model: Path, target: Path) -> None:
-    """Write a model's folder as one file."""
-    partial_file = target.with_suffix(".partial")
-    with tarfile.open(partial_file, "w") as tar:
-        tar.add(model, target.stem)
-    partial_file.replace(target)
+        config = replace(config, base=str(trained(place, "perception")))
+    return train_home(config, place.home / f"{name}.tar")
 
 
 def on_model(measure: Callable[..., Any], place: Place, found: Mapping[str, Any]) -> Any:
@@ -331,7 +246,7 @@ _MEMORY = {
 STAGES = (
     Stage(
         "tests",
-        150,
+        120,
         {
             "training": partial(device_tests, "tests/train/test_training_on_device.py", "idefics3 or sdpa"),
             "perception": partial(device_tests, "tests/perception/test_on_device.py", "codes and not nested"),
@@ -339,7 +254,7 @@ STAGES = (
     ),
     Stage(
         "training",
-        TRAINING_SECONDS + 150,
+        TRAINING_SECONDS + 120,
         {
             "scenes": make_scenes,
             **{f"batch of {size}": partial(time_batch, size) for size in BATCHES},
@@ -349,8 +264,20 @@ STAGES = (
         },
     ),
     Stage(
+        "photos",
+        gpu_photos.PHOTO_SECONDS + 140,
+        {
+            "views": gpu_photos.make_views,
+            "speed of the neck": gpu_photos.time_neck,
+            "tower": gpu_photos.train_tower,
+            "speed": gpu_photos.time_words,
+            **{name: partial(gpu_photos.train_words, name) for name in ("photo-base", "photo-tiny")},
+        },
+        chained=True,
+    ),
+    Stage(
         "generation_speed",
-        300,
+        190,
         {
             "depth, batch of 1": partial(on_model, partial(decoding_race, "depth", 1, 16)),
             "depth, batch of 8": partial(on_model, partial(decoding_race, "depth", 8, 8)),
@@ -364,12 +291,24 @@ STAGES = (
             "compiled, CUDA graphs": partial(decoding_compiled, "reduce-overhead"),
         },
     ),
-    Stage("tokenizer_speed", 60, {"races": tokenizer_races}),
+    Stage("tokenizer_speed", 40, {"races": tokenizer_races}),
     Stage(
         "interleaved_speed",
-        100,
+        60,
         {"batch of 8": partial(interleaved_race, 8, 10), "batch of 1": partial(interleaved_race, 1, 10)},
     ),
-    Stage("training_overhead", 90, {"trainers": trainer_race}),
-    Stage("training_memory", 150, _MEMORY),
+    Stage("training_overhead", 65, {"trainers": trainer_race}),
+    Stage(
+        "assembly",
+        gpu_assembly.ASSEMBLY_SECONDS + 100,
+        {
+            "base": gpu_assembly.join_parts,
+            "records": gpu_assembly.write_records,
+            "speed": gpu_assembly.time_arm,
+            **{arm: partial(gpu_assembly.train_arm, arm) for arm in ("align", "direct", "aurora")},
+            "answers": gpu_assembly.ask_both,
+        },
+        chained=True,
+    ),
+    Stage("training_memory", 70, _MEMORY),
 )

@@ -5,13 +5,13 @@ all calls. A stage has parts. The result of each part is written at once, to the
 so that a call that is killed keeps them. The same command goes on where the last call stopped: with the part that it
 met, or, in a training, from its checkpoint. A part that fails is recorded with its last line, and the next one runs.
 
---out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each. The state stays on
-the machine. For another machine, put the results.json of the last call into STATE/gpu, and perception.tar into
-STATE/gpu/home: the finished parts are not run again.
+--out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each; `--unpack RESULTS
+--out FOLDER` makes folders of the models. The state stays on the machine. For another machine, put the results.json of
+the last call into STATE/gpu, and perception.tar into STATE/gpu/home: the finished parts are not run again.
 
-Needed are the packages of the core, accelerate and peft. Without tyro (and its docstring-parser and typeguard) the
-stages training and training_overhead fail, without trl (and datasets, multiprocess and dill) training_overhead alone;
-docs/gpu.md says how to carry them to a machine without network access.
+The stage photos needs labelled photographs (--photos), which `--pack PHOTOS --out FOLDER` makes small enough to carry.
+Needed are the packages of the core, accelerate and peft. docs/gpu.md names the further packages of some stages, and
+says how to carry them to a machine without network access. What is missing fails the parts that need it alone.
 
 With --rehearse all of it runs in miniature on the device at hand, a CPU too, in a few minutes. Its figures say nothing.
 """
@@ -33,12 +33,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_stages import Place, Stage
+from benchmarks.gpu_photos import pack_photos
+from benchmarks.gpu_stages import Stage
+from benchmarks.gpu_training import Place, unpack_all
 from perception.model.devices import find_device
 from train.loop.provenance import ROOT, provenance
 from vqvae.files import write_whole
 
-RESULTS, LOG = "results.json", "log.txt"
+RESULTS, LOG, PHOTOS = "results.json", "log.txt", ROOT / "runs" / "photos" / "labelled"
 STAGES = "benchmarks.gpu_stages"
 RESERVE = 45.0
 """Seconds before the end of a call at which its stage is asked to stop: a training then saves and exports"""
@@ -134,7 +136,7 @@ class Call:
         if stopped and held["seconds"] >= stage.seconds and running:
             self._fail(stage, [running], f"stopped at the end of the stage's {stage.seconds:.0f} seconds")
         elif not stopped and process.returncode:
-            parts = [running] if running else record.open_parts(stage)
+            parts = [running] if running and not stage.chained else record.open_parts(stage)
             self._fail(stage, parts, f"exit code {process.returncode}: {self._last_line()}")
 
     def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -205,7 +207,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results; may be emptied between calls")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this call; default 9")
     parser.add_argument("--state", type=Path, default=ROOT / "runs" / "on_gpu", help="folder that stays between calls")
+    parser.add_argument(
+        "--photos", type=Path, default=PHOTOS, help="labelled photographs; default runs/photos/labelled"
+    )
     parser.add_argument("--rehearse", action="store_true", help="run everything in miniature, on a CPU too")
+    parser.add_argument("--pack", type=Path, metavar="PHOTOS", help="write PHOTOS as .tar files to --out, and stop")
+    parser.add_argument("--part-mb", type=int, default=40, help="most megabytes of a file of --pack; default 40")
+    parser.add_argument(
+        "--unpack", type=Path, metavar="RESULTS", help="unpack the models in RESULTS to --out, and stop"
+    )
     parser.add_argument("--stages", default=STAGES, help=argparse.SUPPRESS)  # a module with STAGES, for tests
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # run this stage in this process
     given = parser.parse_args(argv)
@@ -213,18 +223,20 @@ def main(argv: list[str] | None = None) -> int:
     stages: Sequence[Stage] = importlib.import_module(given.stages).STAGES
     if given.stage is not None:
         stage = next(stage for stage in stages if stage.name == given.stage)
-        place = Place(given.rehearse, find_device(), state / stage.name, state / "home")
+        place = Place(given.rehearse, find_device(), state / stage.name, state / "home", given.photos)
         for folder in (place.folder, place.home):
             folder.mkdir(parents=True, exist_ok=True)
         run_parts(stage, Record(state / RESULTS), place)
         return 0
     if given.out is None:
         parser.error("--out is missing: the folder that the results are written to")
+    if given.pack or given.unpack:
+        return _carry(given)
     if not given.rehearse and not torch.cuda.is_available():
         print("error: there is no CUDA device here; --rehearse runs the same stages in miniature", file=sys.stderr)
         return 2
     words = [sys.executable, "-u", "-m", "benchmarks.on_gpu", "--state", str(given.state), "--stages", given.stages]
-    words += ["--rehearse"] if given.rehearse else []
+    words += ["--photos", str(given.photos.resolve()), *(["--rehearse"] if given.rehearse else [])]
     record = Record(state / RESULTS)
     record.values |= {"rehearsal": given.rehearse, **provenance()}
     record.write()
@@ -237,6 +249,21 @@ def main(argv: list[str] | None = None) -> int:
         print("not finished: the same command goes on from here")
     failed = any(Record(state / RESULTS).stage(stage.name)["failed"] for stage in stages)
     return int(failed or not finished)
+
+
+def _carry(given: argparse.Namespace) -> int:
+    """Pack photographs to carry, or unpack models that came home; returns the exit code."""
+    try:
+        if given.pack:
+            made = pack_photos(given.pack, given.out, given.part_mb * 10**6)
+        else:
+            made = unpack_all(given.unpack, given.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in made:
+        print(f"written: {path}")
+    return 0
 
 
 if __name__ == "__main__":

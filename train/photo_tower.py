@@ -12,7 +12,7 @@ letter, a place, a depth code. Fine-tuning on the photographs does the rest:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from perception.datasets.photographs import Photographs, PhotoScene
 from perception.model.cell_tower import CellTower, CellTowerConfig, features, without_batch_norms
+from perception.model.devices import find_device
 from perception.model.folder import find_folder, read_model, read_processor
 from perception.scenes.store import SceneStore
 from perception.vocabulary.names import PerceptionVocabulary
@@ -32,7 +33,7 @@ from train.assemble import package_file, tower_state
 from train.data.photo_views import PhotoViews
 from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
-from train.loop.fit import LoopConfig, fit
+from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.provenance import provenance
 from train.models.saving import save_perception_model
 from train.models.tiny import build_processor, start_projector
@@ -40,9 +41,10 @@ from train.tower import GRID, DenseTower, TowerBatches, cell_targets, dense_fiel
 from vqvae import VQVAE
 
 _COVERED = 0.3  # smallest share of a cell inside a thing's box
-_SCENES = 2560  # rendered scenes that say what visual tokens mean
 _AT_ONCE = 64
-_FIT_STEPS, _FIT_VIEWS, _FIT_RATE = 1800, 40, 4e-3  # of the projector
+_FIT_VIEWS, _FIT_RATE = 40, 4e-3  # of the projector
+
+MakeTower = Callable[[CellTowerConfig], CellTower]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class PhotoTowerConfig:
     """model whose tower is replaced"""
     batch_size: int = 16
     """views per step and device"""
+    scenes: int = 2560
+    """rendered scenes that say what visual tokens mean"""
+    projector_steps: int = 1800
+    """steps in which the projector is fitted to that"""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=2400, learning_rate=1.5e-3, weight_decay=0.05, warmup_steps=60, min_lr_ratio=0.02, precision="bf16"
@@ -134,38 +140,38 @@ def meanings(model: Any, store: SceneStore, tokenizer: VQVAE) -> Tensor:
     """Return the linear map (n, D) from the contents of cells to a model's visual tokens, by ridge regression over
     rendered scenes."""
     batches = TowerBatches(store, _AT_ONCE, 0, depth_codes(store, tokenizer))
-    squares = products = torch.zeros(())
-    cells = 0
+    device, cells = next(model.parameters()).device, 0
+    squares = products = torch.zeros((), device=device)
     for step in range(len(store) // _AT_ONCE):
-        batch = batches(step, 0, 1)
+        batch = {name: value.to(device) for name, value in batches(step, 0, 1).items()}
         seen = model.model.vision_tower(batch["seen"], output_hidden_states=True).hidden_states[-1]
         known = model.model.multi_modal_projector(seen).flatten(0, 1)  # (B * 100, D)
         held = contents(batch, tokenizer.config.codebook_size)
         squares, products, cells = squares + held.T @ held, products + held.T @ known, cells + len(known)
-    return torch.linalg.solve(squares + 1e-5 * cells * torch.eye(len(squares)), products)
+    return torch.linalg.solve(squares + 1e-5 * cells * torch.eye(len(squares), device=device), products)
 
 
-def fit_projector(projector: Any, tower: CellTower, views: PhotoViews, meaning: Tensor) -> float:
+def fit_projector(projector: Any, tower: CellTower, views: PhotoViews, meaning: Tensor, steps: int) -> float:
     """Train a projector so that the tower's tokens come to stand for what cells hold as the language model knows it.
 
     Returns:
         The share of the variance that is left over in views that it was not fitted on.
     """
     tokens, codes = views.tokens(tower.requires_grad_(False)), views.tokenizer.config.codebook_size
-    wanted = torch.cat([(contents(batch, codes) @ meaning).half() for batch in views.targets()]).unflatten(
-        0, (len(views), -1)
-    )  # (V, 100, D)
+    held, device = (contents(batch, codes) for batch in views.targets()), meaning.device
+    wanted = torch.cat([(part.to(device) @ meaning).half() for part in held]).unflatten(0, (len(views), -1))
+    # (V, 100, D)
     held_out = max(1, len(views) // 40)
     optimizer = torch.optim.AdamW(projector.parameters(), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _FIT_RATE, total_steps=_FIT_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _FIT_RATE, total_steps=steps)
     rng = np.random.default_rng(0)
 
     def error(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        target = wanted[torch.from_numpy(numbers)].float()
-        made = projector(torch.from_numpy(tokens[numbers].astype(np.float32)))
+        target = wanted[torch.from_numpy(numbers).to(device)].float()
+        made = projector(torch.from_numpy(tokens[numbers]).to(device).float())
         return (made - target).square().mean(), target.var()
 
-    for _ in track(range(_FIT_STEPS), description="projector", transient=True):
+    for _ in track(range(steps), description="projector", transient=True):
         loss, _ = error(rng.integers(len(views) - held_out, size=_FIT_VIEWS))
         optimizer.zero_grad()
         loss.backward()
@@ -176,16 +182,20 @@ def fit_projector(projector: Any, tower: CellTower, views: PhotoViews, meaning: 
     return float(left / spread)
 
 
-def join(model: Any, tower: CellTower, views: PhotoViews, store: SceneStore) -> float:
+def join(model: Any, tower: CellTower, views: PhotoViews, store: SceneStore, steps: int) -> float:
     """Replace a LLaVA's tower, and give it a projector whose tokens mean what the language model knows.
 
     A new projector at random would cost the language model what it has learned: to find a letter among the visual
-    tokens, for instance, takes it thousands of steps.
+    tokens, for instance, takes it thousands of steps. The model ends on the CPU.
+
+    Args:
+        steps: in which the projector is fitted, on an accelerator where there is one.
 
     Returns:
         See `fit_projector`.
     """
-    meaning, inner = meanings(model.eval(), store, views.tokenizer), model.model
+    device = find_device()
+    meaning, inner = meanings(model.eval().to(device), store, views.tokenizer), model.model
     model.config.vision_config = tower.config
     inner.config.vision_config = tower.config
     inner.vision_tower = tower
@@ -193,39 +203,60 @@ def join(model: Any, tower: CellTower, views: PhotoViews, store: SceneStore) -> 
     with torch.no_grad():
         shown = torch.from_numpy(views.tokens(tower.requires_grad_(False))[:_AT_ONCE].astype(np.float32))
         start_projector(inner.multi_modal_projector, shown.flatten(0, 1))
-    return fit_projector(inner.multi_modal_projector, tower, views, meaning)
+    left = fit_projector(inner.multi_modal_projector.to(device), tower, views, meaning, steps)
+    model.cpu()
+    return left
+
+
+def prepare(config: PhotoTowerConfig, make_tower: MakeTower | None = None) -> tuple[DenseNeck, PhotoViews]:
+    """Return the neck to train and the views that it trains on; those that are missing are made.
+
+    Args:
+        make_tower: builds the tower; None for `pretrained_tower`.
+
+    Raises:
+        ValueError: if the photographs or the backbone's weights are missing, or the base has another grid.
+    """
+    base = find_folder(config.base)
+    photos, tokenizer = Photographs(config.photos), VQVAE.from_pretrained(base / "depth_tokenizer").eval()
+    grid = PerceptionVocabulary.load(base).depth_grid
+    if grid != (GRID, GRID):
+        raise ValueError(f"{base} draws maps of {grid} codes; the tower has {GRID} x {GRID} cells")
+    torch.manual_seed(config.loop.seed)  # of the neck and the projector
+    tower = (make_tower or pretrained_tower)(CellTowerConfig())
+    views = PhotoViews(Path(config.run_dir) / "views", photos, tokenizer, tower.config.image_size)
+    views.make(tower.backbone, photo_targets, max(1, config.loop.num_workers))
+    return DenseNeck(tower, dense_fields(len(photos.kinds), tokenizer.config.codebook_size)), views
+
+
+def train_neck(config: PhotoTowerConfig, neck: DenseNeck, views: PhotoViews) -> FitResult:
+    """Train or resume the neck in the run's folder."""
+    batches = ViewBatches(views, config.batch_size, config.loop.seed)
+    return fit(neck, batches, dense_loss, config.loop, config.run_dir, title="photo tower")
+
+
+def train(config: PhotoTowerConfig, make_tower: MakeTower | None = None) -> FitResult:
+    """Train or resume a tower, join it to the base and write the model to RUN_DIR/model; see `prepare`."""
+    base, run_dir = find_folder(config.base), Path(config.run_dir)
+    neck, views = prepare(config, make_tower)
+    fitted = train_neck(config, neck, views)
+    if not fitted.is_main:
+        return fitted
+    model, tower = read_model(base, torch.float32), neck.tower.eval().cpu()
+    store = SceneStore.build(run_dir / "scenes", range(config.scenes))
+    left = join(model, tower, views, store, config.projector_steps)
+    print(f"projector: {100 * left:.1f} % of the visual tokens' variance is left over in held-out views")
+    new, vocabulary = build_processor(read_processor(base).tokenizer, views.image_size), PerceptionVocabulary.load(base)
+    record = {"command": command_line("train.photo_tower", config), **provenance(), "config": flatten(config)}
+    save_perception_model(model, new, vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer")
+    return fitted
 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(PhotoTowerConfig, argv)
     if not config.photos:
         raise SystemExit("photo_tower: no photographs; give --photos FOLDER, docs/data.md shows its layout")
-    base, run_dir = find_folder(config.base), Path(config.run_dir)
-    photos, tokenizer = Photographs(config.photos), VQVAE.from_pretrained(base / "depth_tokenizer").eval()
-    model, vocabulary = read_model(base, torch.float32), PerceptionVocabulary.load(base)
-    if vocabulary.depth_grid != (GRID, GRID):
-        raise ValueError(f"{base} draws maps of {vocabulary.depth_grid} codes; the tower has {GRID} x {GRID} cells")
-    torch.manual_seed(config.loop.seed)  # of the neck and the projector
-    tower = pretrained_tower(CellTowerConfig())
-    size = tower.config.image_size
-    views = PhotoViews(run_dir / "views", photos, tokenizer, size)
-    views.make(tower.backbone, photo_targets)
-    neck = DenseNeck(tower, dense_fields(len(photos.kinds), tokenizer.config.codebook_size))
-    if not fit(
-        neck,
-        ViewBatches(views, config.batch_size, config.loop.seed),
-        dense_loss,
-        config.loop,
-        run_dir,
-        title="photo tower",
-    ).is_main:
-        return
-    store = SceneStore.build(run_dir / "scenes", range(_SCENES))
-    left = join(model, tower.eval().cpu(), views, store)
-    print(f"projector: {100 * left:.1f} % of the visual tokens' variance is left over in held-out views")
-    new = build_processor(read_processor(base).tokenizer, size)
-    record = {"command": command_line("train.photo_tower", config), **provenance(), "config": flatten(config)}
-    save_perception_model(model, new, vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer")
+    train(config)
 
 
 if __name__ == "__main__":

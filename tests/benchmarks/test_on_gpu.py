@@ -10,12 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from photo_folder import make_photos
+from safetensors.torch import load_file, save_file
 
-from benchmarks import gpu_stages, on_gpu
-from benchmarks.gpu_stages import BATCHES, STAGES, Place, batch_that_pays, planned_steps
+from benchmarks import gpu_photos, gpu_stages, gpu_training, on_gpu
+from benchmarks.gpu_stages import BATCHES, STAGES, batch_that_pays, planned_steps
+from benchmarks.gpu_training import SHIPPED, Place, pack, trained, unpack
 from benchmarks.on_gpu import RESERVE, main
+from perception.datasets.photographs import Photographs
 from perception.model.perception_model import PerceptionModel
 
 HEAD = """
@@ -62,6 +67,12 @@ class JumpingClock:
         time.sleep(seconds)
 
 
+def place_in(folder: Path, small: bool = True) -> Place:
+    """A stage's place, with nothing in it."""
+    (folder / "home").mkdir()
+    return Place(small, torch.device("cpu"), folder / "stage", folder / "home", folder / "photos")
+
+
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: str, seconds: float = 3600.0) -> Any:
     """One call over stages that are given as code, and what it brought home."""
     (tmp_path / "made_stages.py").write_text(f"{HEAD}\nSTAGES = ({stages},)\n")
@@ -85,11 +96,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: str, seconds: f
 @pytest.mark.slow
 def test_a_failed_part_is_recorded_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = '{"a": number, "bad": refuse, "gone": vanish, "model": pack, "z": number}'
-    code, found = run(tmp_path, monkeypatch, f'Stage("one", 1800, {parts}), Stage("two", 1800, {{"b": number}})')
+    two = 'Stage("two", 1800, {"b": number, "bad": refuse, "c": number}, chained=True)'
+    code, found = run(tmp_path, monkeypatch, f'Stage("one", 1800, {parts}), {two}')
     assert code == 1
     assert found["one"]["results"] == {"a": 7, "model": None, "z": 7} and found["two"]["results"] == {"b": 7}
     assert found["one"]["failed"]["bad"] == "exit code 1: ValueError: no such thing"
     assert found["one"]["failed"]["gone"].startswith("exit code 3: ")
+    assert found["two"]["failed"] == dict.fromkeys(("bad", "c"), "exit code 1: ValueError: no such thing")
     assert (tmp_path / "out" / "model.tar").read_text() == "weights"
     assert "one, a: " in (tmp_path / "out" / "log.txt").read_text()
 
@@ -155,8 +168,7 @@ def test_a_training_that_is_stopped_brings_home_its_checkpoint(tmp_path: Path, m
     from train import finetune
     from train.loop.stopping import Stopped
 
-    place = Place(True, torch.device("cpu"), tmp_path / "training", tmp_path / "home")
-    place.home.mkdir()
+    place = place_in(tmp_path)
     monkeypatch.setattr(gpu_stages, "workers", lambda: 0)
     timed = {"batch of 16": {"rows_per_second": 1.0, "steps_per_second": 1.0}}
     done = gpu_stages.train_run("direct", gpu_stages.DIRECT, 0.5, place, timed)
@@ -175,18 +187,84 @@ def test_a_training_that_is_stopped_brings_home_its_checkpoint(tmp_path: Path, m
 
 
 def test_a_model_from_another_machine_is_unpacked(tmp_path: Path) -> None:
-    place = Place(True, torch.device("cpu"), tmp_path / "training", tmp_path / "home")
-    assert gpu_stages.perception_model(place) == tmp_path / "training" / "perception" / "model"
+    place = place_in(tmp_path)
+    assert trained(place, "perception") == tmp_path / "stage" / "perception" / "model"
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "config.json").write_text("{}")
-    place.home.mkdir()
-    gpu_stages.pack(tmp_path / "trained", place.home / "perception.tar")
-    assert (gpu_stages.perception_model(place) / "config.json").read_text() == "{}"
+    save_file({"weight": torch.ones(2)}, tmp_path / "trained" / "model.safetensors")
+    pack(tmp_path / "trained", place.home / "perception.tar")
+    found = trained(place, "perception")
+    assert found == tmp_path / "stage" / "unpacked" / "perception" and (found / "config.json").read_text() == "{}"
+    assert load_file(found / "model.safetensors")["weight"].tolist() == [1.0, 1.0]
+
+
+def test_a_model_comes_home_without_its_frozen_backbone_and_gets_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    pack(SHIPPED.parent, results / "photo-tiny.tar", backbone=False)
+    assert (results / "photo-tiny.tar").stat().st_size < 13 * 2**20
+    assert main(["--unpack", str(results), "--out", str(tmp_path / "models")]) == 0
+    back = tmp_path / "models" / "photo-tiny"
+    assert capsys.readouterr().out == f"written: {back}\n"
+    ours, theirs = load_file(back / "model.safetensors"), load_file(SHIPPED)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (back / "depth_tokenizer" / "config.json").exists()
+    changed = {name: value + 1 if ".backbone." in name else value for name, value in theirs.items()}
+    save_file(changed, tmp_path / "other.safetensors")
+    monkeypatch.setattr(gpu_training, "SHIPPED", tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="came without its backbone, and that of .* is another one"):
+        unpack(results / "photo-tiny.tar", tmp_path / "again")
+    assert main(["--unpack", str(tmp_path), "--out", str(tmp_path / "models")]) == 2
+    assert "holds no models" in capsys.readouterr().err
+
+
+def test_photographs_are_packed_small_and_unpack_to_the_same_labels(tmp_path: Path) -> None:
+    source, out = make_photos(tmp_path / "photos"), tmp_path / "packed"
+    most = 60_000
+    parts = gpu_photos.pack_photos(source, out, most, side=48)  # half as wide as they are
+    assert len(parts) > 1 and all(path.stat().st_size <= most for path in parts)
+    for path in parts:
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "back", filter="data")
+    for split in ("train", "test"):
+        before, after = Photographs(source, split), Photographs(tmp_path / "back", split)
+        assert len(before) == len(after) and before.kinds == after.kinds
+        for index in range(len(before)):
+            assert (after.labels[index]["width"], after.labels[index]["height"]) == (48, 32)
+            old, new = before.scene(index, 64), after.scene(index, 64)
+            first, second = ([item.box_xyxy for item in scene.objects] for scene in (old, new))
+            assert np.allclose(first, second, atol=1e-3)
+            assert (old.image.float() - new.image.float()).abs().mean() < 12
+    with pytest.raises(ValueError, match="more than fit into a file of 20000; raise --part-mb"):
+        gpu_photos.pack_photos(source, out, 20_000)
+    small = gpu_photos.pack_photos(source, tmp_path / "whole", 10**7)
+    with tarfile.open(small[0]) as tar:
+        kept = tar.extractfile("images/00000.jpg")
+        assert kept is not None and kept.read() == (source / "images" / "00000.jpg").read_bytes()
+    assert main(["--pack", str(out), "--out", str(tmp_path / "none")]) == 2
+
+
+def test_drawn_photographs_have_the_depth_and_the_boxes_of_their_scenes(tmp_path: Path) -> None:
+    photos = Photographs(gpu_photos.draw_photos(tmp_path / "drawn", 6))
+    assert len(photos) == 4 and len(Photographs(tmp_path / "drawn", "test")) == 2
+    scene = photos.scene(0, 96)
+    assert scene.objects and scene.image.shape == (96, 96, 3)
+    for item in scene.objects:
+        x1, y1, x2, y2 = (round(80 * value) for value in item.box_xyxy)
+        assert scene.depth[y1:y2, x1:x2].min() < scene.depth.max(), "a thing is nearer than the farthest ground"
+
+
+def test_what_was_not_carried_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no photographs in .*photos; docs/gpu.md says how to carry them"):
+        gpu_photos.make_views(place_in(tmp_path, small=False), {})
 
 
 @pytest.mark.slow
 def test_the_rehearsal_runs_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("trl")
+    for package in ("trl", "timm", "inflect"):
+        pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     unhurried = [replace(stage, seconds=3600.0) for stage in STAGES]  # this machine may be busy with other things
     monkeypatch.setattr(gpu_stages, "STAGES", unhurried)
@@ -200,5 +278,6 @@ def test_the_rehearsal_runs_every_part(tmp_path: Path, monkeypatch: pytest.Monke
         assert held["results"].keys() == stage.parts.keys() and held["failed"] == {}, stage.name
     assert not any(outcome["failed"] for outcome in found["stages"]["tests"]["results"].values())
     files = {path.name: path.stat().st_size for path in out.iterdir()}
-    assert files.keys() == {"results.json", "log.txt", "perception.tar", "answers.tar", "direct.tar"}
+    models = {"perception.tar", "answers.tar", "direct.tar", "photo-base.tar", "photo-tiny.tar"}
+    assert files.keys() == {"results.json", "log.txt"} | models and len(files) <= 8
     assert max(files.values()) <= 16 * 2**20

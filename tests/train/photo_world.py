@@ -17,8 +17,7 @@ def join_tiny_tower(photos: Path, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(photo_tower, "pretrained_tower", lambda config: CellTower(config))
         patch.setattr(photo_tower, "CellTowerConfig", lambda: CellTowerConfig(widths=(16, 16, 32)))
-        patch.setattr(photo_tower, "_SCENES", 64)
-        patch.setattr(photo_tower, "_FIT_STEPS", 20)
         arguments = ["--photos", str(photos), "--run_dir", str(folder), "--batch_size", "2"]
+        arguments += ["--scenes", "64", "--projector_steps", "20"]
         photo_tower.main([*arguments, "--loop.steps", "2", "--loop.warmup_steps", "1", "--loop.precision", "fp32"])
     return folder / "model"

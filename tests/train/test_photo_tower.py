@@ -73,7 +73,7 @@ def test_a_thing_covers_the_cells_of_its_box_and_has_its_box_at_its_centre(photo
     assert targets["letters"][cell_of(0.25, 0.95), 0] == 1 and targets["letters"].sum() == 1
 
 
-def test_a_fitted_projector_makes_tokens_of_what_the_language_model_knows(photos, tokenizer, joined, monkeypatch):
+def test_a_fitted_projector_makes_tokens_of_what_the_language_model_knows(photos, tokenizer, joined):
     store = SceneStore.build(joined.parent / "scenes", range(64))
     base = read_model(find_folder("perception-tiny"), torch.float32).eval()
     meaning = photo_tower.meanings(base, store, tokenizer)
@@ -87,10 +87,9 @@ def test_a_fitted_projector_makes_tokens_of_what_the_language_model_knows(photos
     views, model = PhotoViews(joined.parent / "views", photos, tokenizer, 320), copy.deepcopy(base)
     left = []
     for steps in (2, 60):
-        monkeypatch.setattr(photo_tower, "_FIT_STEPS", steps)
-        left.append(photo_tower.join(copy.deepcopy(base), tower, views, store))
+        left.append(photo_tower.join(copy.deepcopy(base), tower, views, store, steps))
     assert left[1] < 0.9 * left[0]
-    photo_tower.join(model, tower, views, store)
+    photo_tower.join(model, tower, views, store, 2)
     assert model.config.vision_config.image_size == 320 and model.model.vision_tower is tower
 
 
@@ -191,13 +190,28 @@ def test_stored_views_are_what_the_backbone_makes_of_them_and_are_made_once(phot
         assert all(np.allclose(loaded[name][row], value, atol=1e-3) for name, value in targets.items())
         assert loaded["depth"][row].tolist() == views.codes()[number].tolist()
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
-    views.make(None, photo_tower.photo_targets)  # all are there
+    views.make(torch.nn.Identity(), photo_tower.photo_targets)  # all are there
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.safetensors"))]
     with pytest.raises(ValueError, match="set tower_lr_ratio to 0"):
         views.tokens(tower)
     tokens = views.tokens(tower.requires_grad_(False))
     assert np.allclose(tokens[[11, 0]], tower.gather(loaded["seen"]).numpy(), atol=2e-2)
     assert torch.equal(tower(torch.from_numpy(tokens[:2])).last_hidden_state, torch.from_numpy(tokens[:2]))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_views_as_one(tokenizer, tmp_path):
+    photos = Photographs(make_photos(tmp_path / "set", 24))  # 72 views, which are two files
+    backbone = CellTower(CellTowerConfig("test_efficientnet", 64, (16, 16, 32))).eval().backbone
+    made = []
+    for processes in (1, 2):
+        views = PhotoViews(tmp_path / str(processes), photos, tokenizer, 64)
+        views.make(backbone, photo_tower.photo_targets, processes)
+        made.append(views.load(range(72)))
+    (one, two), files = made, [sorted(path.name for path in (tmp_path / n).glob("*.safetensors")) for n in "12"]
+    assert files[0] == files[1] and len(files[0]) == 2
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(one["seen"], two["seen"], strict=True))
+    assert torch.equal(one["depth"], two["depth"]) and torch.equal(one["covers"], two["covers"])
 
 
 def test_an_epoch_meets_every_view_once(photos, tokenizer, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ on stored features (`train.photo_tower`), and the language model behind the fini
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,14 @@ from PIL import Image
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing import get_context
 
 from perception.datasets.marking import mark
 from perception.datasets.photo_questions import question_about
 from perception.datasets.photographs import Photographs, PhotoScene, Window
 from perception.model.cell_tower import STRIDES
+from perception.model.devices import find_device
 from perception.scenes.markers import MIN_GAP, marker_nearness, scatter_markers
 from perception.scenes.questions import DepthQuestion
 from perception.vocabulary.names import PerceptionVocabulary
@@ -107,23 +110,41 @@ class PhotoViews:
         scene = self.photos.scene(view.photo, 0, view.window, view.mirrored)
         return ViewScene(**vars(scene), points=view.points)
 
-    def make(self, backbone: Any, targets: Targets) -> None:
-        """Pass all views that are not stored yet through `backbone`. Several processes share the work.
+    def make(self, backbone: nn.Module, targets: Targets, processes: int = 1) -> None:
+        """Pass all views that are not stored yet through `backbone`, on an accelerator where there is one.
 
         Args:
             backbone: (B, 3, S, S) -> feature maps of strides 4, 8, 16 and 32.
             targets: what is stored beside the features.
+            processes: number of processes that draw views. Others that were started apart share the work as well.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [part for part in range(self._parts) if not self._path(part).exists()]
+        if not missing:
+            return
+        context = get_context("spawn")  # a process that has used a GPU cannot be forked
+        arguments = (self, missing, backbone, targets, processes)
+        helpers = [
+            context.Process(target=_help, args=arguments, daemon=True) for _ in range(min(processes, len(missing)) - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._make(missing, backbone, targets)  # what a helper that failed left undone, too
+        for helper in helpers:
+            helper.join()
+
+    def _make(self, parts: Sequence[int], backbone: nn.Module, targets: Targets) -> None:
+        home = next(backbone.parameters()).device
+        backbone.to(find_device())
         for wait in (False, True):  # first what no other process is making, then wait for those
-            for part in track(missing, description="views of photographs", transient=True):
+            for part in track(parts, description="views of photographs", transient=True):
                 try:
                     with FileLock(self._path(part).with_suffix(".lock"), timeout=-1 if wait else 0):
                         if not self._path(part).exists():
                             write_whole(self._path(part), self._writer(part, backbone, targets))
                 except Timeout:
                     continue
+        backbone.to(home)
 
     def load(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return stored views as a batch: `seen`, feature maps (B, C, S / stride, S / stride), and the targets."""
@@ -172,10 +193,13 @@ class PhotoViews:
 
     @torch.no_grad()
     def _write_tokens(self, path: Path, tower: Any) -> None:
-        made = []
-        for start in track(range(0, len(self), _PART), description="visual tokens", transient=True):
-            seen = self.load(range(start, min(len(self), start + _PART)))["seen"]
-            made.append(tower.gather(seen).half().numpy())
+        made, home, device = [], next(tower.parameters()).device, find_device()
+        tower.to(device)
+        for part in track(range(self._parts), description="visual tokens", transient=True):
+            with safe_open(self._path(part), framework="pt") as file:
+                seen = [file.get_tensor(f"stride{stride}").to(device).float() for stride in STRIDES]
+            made.append(tower.gather(seen).half().cpu().numpy())
+        tower.to(home)
         with path.open("wb") as file:  # given a path, numpy would add .npy to its name
             np.save(file, np.concatenate(made))
 
@@ -191,15 +215,16 @@ class PhotoViews:
     def _path(self, part: int) -> Path:
         return self.folder / f"{self._name}-{part:05d}.safetensors"
 
-    def _writer(self, part: int, backbone: Any, targets: Targets) -> Callable[[Path], None]:
+    def _writer(self, part: int, backbone: nn.Module, targets: Targets) -> Callable[[Path], None]:
         def write(path: Path) -> None:
             drawn = [self.draw(number) for number in range(part * _PART, min(len(self), (part + 1) * _PART))]
             maps: list[list[Tensor]] = [[] for _ in STRIDES]
+            device = next(backbone.parameters()).device
             with torch.no_grad():
                 for start in range(0, len(drawn), _AT_ONCE):
-                    pixels = torch.stack([pixels for pixels, *_ in drawn[start : start + _AT_ONCE]])
+                    pixels = torch.stack([pixels for pixels, *_ in drawn[start : start + _AT_ONCE]]).to(device)
                     for found, made in zip(maps, backbone(pixels), strict=True):
-                        found.append(made.half())
+                        found.append(made.half().cpu())
             tensors = {f"stride{s}": torch.cat(made).contiguous() for s, made in zip(STRIDES, maps, strict=True)}
             rows = [targets(scene, points, self.photos.kinds) for _, scene, points in drawn]
             for name in rows[0]:
@@ -208,6 +233,12 @@ class PhotoViews:
             save_file(tensors | {"depth": torch.from_numpy(codes)}, path)
 
         return write
+
+
+def _help(views: PhotoViews, parts: Sequence[int], backbone: nn.Module, targets: Targets, processes: int) -> None:
+    """Make views in a process of its own, with its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    views._make(parts, backbone, targets)
 
 
 @dataclass(frozen=True)
