@@ -30,17 +30,18 @@ PHOTO_SECONDS = 190.0
 """For the steps of the neck and of both language models together"""
 _OF_NECK, _OF_BASE, _OF_TINY = 0.35, 0.3, 0.35
 BASE = (
-    "--curriculum.schedule constant --curriculum.atomic_end 1 --curriculum.depth_share 0.75 "
-    "--curriculum.readings_share 0.6 --curriculum.points_share 0.1 --curriculum.noisy_maps 0.5 --curriculum.box_turns 4"
+    "--curriculum.schedule constant --curriculum.atomic_end 1 --curriculum.depth_share 0.8 "
+    "--curriculum.readings_share 0.15 --curriculum.points_share 0.55 --curriculum.noisy_maps 0.5 "
+    "--curriculum.box_turns 2 --loop.learning_rate 0.001 --loop.schedule wsd --loop.decay_share 0.35"
 )
 """docs/photos.md's model that draws and has seen no answer"""
 TINY = (
     "--curriculum.schedule constant --curriculum.atomic_end 0.4 --curriculum.chain_share 0.95 "
-    "--curriculum.depth_share 0.5 --curriculum.points_share 0.05 --curriculum.readings_share 0.6 "
-    "--curriculum.box_turns 2 --curriculum.noisy_maps 0.5 --loop.learning_rate 0.0009 --loop.schedule wsd "
-    "--loop.decay_share 0.35 --loop.seed 7"
+    "--curriculum.depth_share 0.6 --curriculum.points_share 0.5 --curriculum.readings_share 0.2 "
+    "--curriculum.box_turns 2 --curriculum.noisy_maps 0.5 --loop.learning_rate 0.0008 --loop.schedule wsd "
+    "--loop.decay_share 0.4 --loop.seed 10"
 )
-"""The mixture of `models/photo-tiny`, with more answers and more counting, since it goes on from photo-base"""
+"""The mixture of `models/photo-tiny`"""
 _SIDE, _QUALITY = 320, 80  # of carried photographs: longest side in pixels, and JPEG's quality
 _ENTRY, _END = 2048, 20_480  # bytes of a .tar beside its files' own, at most: for each, and at the end
 
