@@ -17,7 +17,7 @@ from demos.thoughts import Thought, last, rethink, think
 from perception.answers import POINT_LETTERS
 from perception.model.perception_model import PerceptionModel
 from perception.scenes.markers import MIN_SPACING
-from perception.scenes.questions import letters_text
+from perception.scenes.questions import depth_text
 from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
 from perception.vocabulary.names import Span
@@ -113,7 +113,7 @@ def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple
     if len(points) < 2:
         raise Refused("click at least two points on the image first")
     asked = model.marked(image, points)
-    question = f"Which point is closest to the camera, {letters_text(len(points))}?"
+    question = depth_text(len(points))
     thought: Thought | None = None
     for thought in think(model, asked, question, "chain", points):
         yield _view(model, thought, points)

@@ -10,7 +10,7 @@ from perception.datasets.marking import mark
 from perception.datasets.photographs import Photographs, PhotoScene
 from perception.datasets.plurals import plural
 from perception.scenes.markers import choose_markers, marker_nearness
-from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of, letters_text
+from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of, depth_text
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
 
@@ -60,5 +60,5 @@ def photo_depth_question(
 
 def question_about(image: Tensor, points: np.ndarray, near: np.ndarray, farthest: bool) -> DepthQuestion:
     """Ask about points (count, 2) that are marked in an image (H, W, 3), with their nearness (count,)."""
-    text = f"Which point is {'farthest from' if farthest else 'closest to'} the camera, {letters_text(len(near))}?"
+    text = depth_text(len(near), farthest)
     return DepthQuestion(text, image, points, near, POINT_LETTERS[int((-near if farthest else near).argmax())])

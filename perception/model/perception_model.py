@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perception.answers import POINT_LETTERS, asked_thing
+from perception.answers import POINT_LETTERS, asked_thing, asks_for_farthest
 from perception.chains import (
     Answer,
     ChainRoom,
@@ -47,7 +47,7 @@ from perception.model.image_inputs import (
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
 from perception.scenes.markers import lettered
-from perception.scenes.questions import letters_text
+from perception.scenes.questions import depth_text, letters_text
 from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
@@ -218,8 +218,9 @@ class PerceptionModel:
                 writes the readings, and the model concludes from them. "model": the model writes them. None: "decoded"
                 where the model has a depth tokenizer to decode maps with, "model" elsewhere.
             points: two to five places (x, y) in [0, 1] of the image that a question of depth is about. They become the
-                points A, B, .. : markers are drawn on the image, letters added to a question that names none, and where
-                the package reads the map it reads it there, so that the model need not find the markers.
+                points A, B, .. : markers are drawn on the image, a question that names none is asked with their letters
+                (`depth_text`), and where the package reads the map it reads it there, so that the model need not find
+                the markers.
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
@@ -519,7 +520,8 @@ class PerceptionModel:
 
 
 def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Places, str]:
-    """Return points that a question of depth is about, and the question with their letters.
+    """Return points that a question of depth is about, and the question with their letters, in the words of
+    `depth_text` where it names none.
 
     Args:
         points: (x, y) in [0, 1].
@@ -540,10 +542,10 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
             f"the question names the points {', '.join(sorted(named))} and {len(places)} places are given, which are "
             f"{letters_text(len(places))}; name these, or none"
         )
-    if not named:
-        said = f"{said.rstrip('?. ')}, {letters_text(len(places))}?"
-    if kind_of_question(said) != "depth":
+    if kind_of_question(said if named else f"{said} A or B?") != "depth":
         raise ValueError(f'points go with a question of depth ("Which point is closest?"), got {question!r}')
+    if not named:  # in the words that small models know
+        said = depth_text(len(places), asks_for_farthest(said))
     return tuple((float(x), float(y)) for x, y in places), said
 
 

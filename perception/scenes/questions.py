@@ -83,6 +83,11 @@ def letters_text(count: int) -> str:
     return ", ".join(POINT_LETTERS[: count - 1]) + " or " + POINT_LETTERS[count - 1]
 
 
+def depth_text(count: int, farthest: bool = False) -> str:
+    """The question which of `count` lettered points is closest to the camera, or farthest from it."""
+    return f"Which point is {'farthest from' if farthest else 'closest to'} the camera, {letters_text(count)}?"
+
+
 def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = None) -> DepthQuestion | None:
     """Ask which of `count` marked points (None: 2 to 5 at random) is closest; None if the scene has no room."""
     count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
@@ -91,7 +96,7 @@ def depth_question(scene: Scene, rng: np.random.Generator, count: int | None = N
         return None
     near = marker_nearness(scene.depth, points)
     return DepthQuestion(
-        text=f"Which point is closest to the camera, {letters_text(count)}?",
+        text=depth_text(count),
         image=draw_markers(scene.image, points),
         points_xy=points,
         nearness=near,

@@ -25,7 +25,7 @@ from perception.datasets.depth.pairs import DepthPair, find_pairs, read_pairs
 from perception.datasets.listing import stamps_digest
 from perception.datasets.records import Record, RecordSet
 from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
-from perception.scenes.questions import letters_text
+from perception.scenes.questions import depth_text
 from perception.tokenizers.depth import readings_at
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import Span
@@ -227,7 +227,7 @@ class _Asker:
             if chosen is None:
                 return records
             points, readings = chosen
-            question = f"Which point is closest to the camera, {letters_text(len(points))}?"
+            question = depth_text(len(points))
             has_chain = bool((readings[1:] < readings[0]).all())
             order = self._order(len(points), self.letters.draw(has_chain, len(points)), rng)
             points, readings = points[order], readings[order]
