@@ -35,13 +35,14 @@ def reasoning_tab(reasoner: Reasoner) -> None:
             said = gr.Textbox(label="This step", interactive=False, elem_id="reason-said")
             words = gr.Textbox(label="All steps", interactive=False, lines=4, elem_id="reason-words")
             answer = gr.Textbox(label="Answer", interactive=False, elem_id="reason-answer")
+            cost = gr.Textbox(label="Visual tokens that it read", interactive=False, elem_id="reason-cost")
 
     @friendly
     def on_solve(path: str | None, text: str | None) -> tuple[Any, ...]:
         view = reasoning.solve(reasoner, path, text)
         count = len(view.pictures)
         slider = gr.Slider(1, max(2, count), value=1, step=1, label=f"Step (of {count})")
-        return view.pictures[0], view.words[0], view.text, view.answer, slider, view
+        return view.pictures[0], view.words[0], view.text, view.answer, view.cost, slider, view
 
     @friendly
     def on_step(number: float, view: reasoning.ReasoningView | None) -> tuple[Any, ...]:
@@ -57,7 +58,7 @@ def reasoning_tab(reasoner: Reasoner) -> None:
         return view.text, view.answer
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    outputs = [picture, said, words, answer, step, found]
+    outputs = [picture, said, words, answer, cost, step, found]
     solve.click(on_solve, [image, question], outputs, **hidden, **MODEL_LIMITS)
     question.submit(on_solve, [image, question], outputs, **hidden, **MODEL_LIMITS)
     step.change(on_step, [step, found], [picture, said], **hidden)

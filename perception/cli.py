@@ -148,11 +148,16 @@ def _show_reasoning(reasoning: Reasoning, draw: Path | None, as_json: bool) -> N
     from perception.interleave.reasoner import draw_reasoning
 
     if as_json:
-        steps = [{"text": step.text, "cells": step.cells.astype(int).tolist()} for step in reasoning.steps]
-        print(json.dumps({"answer": reasoning.value, "text": reasoning.text, "steps": steps}))
+        steps = [
+            {"text": step.text, "cells": step.cells.astype(int).tolist(), "inserted": step.inserted}
+            for step in reasoning.steps
+        ]
+        found = {"answer": reasoning.value, "text": reasoning.text, "steps": steps}
+        print(json.dumps(found | {"visual_tokens": reasoning.visual_tokens}))
     else:
         for number, step in enumerate(reasoning.steps, start=1):
             looked = f"selected {int(step.cells.sum())} of {step.cells.size} visual tokens"
+            looked += f", brought in {step.inserted} of {len(step.crops)} crops" if step.crops else ""
             console.print(f"{number}. {step.text}  ({looked})", markup=False, highlight=False)
         said = "no answer could be read" if reasoning.value is None else reasoning.value
         console.print(said, style="bold", markup=False, highlight=False)

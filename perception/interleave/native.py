@@ -271,6 +271,40 @@ class NativeImages:
         inside = ((boxes_xyxy * (seen.image.size * 2) - low) / (high - low)).clip(0, 1)
         return covered_cells([tuple(box) for box in inside.tolist()], seen.grid)
 
+    def cuts(self, row: int, tokens: Sequence[int]) -> Iterator[tuple[int, _Cut]]:
+        """What a look cuts out: numbers of images, and crops of them with the tokens that are inserted.
+
+        Args:
+            tokens: the look's visual tokens, numbered over the images of the row.
+        """
+        touched, first = list[tuple[int, Cells]](), 0
+        for image in self.rows[row]:
+            rows, columns = self.images[image].grid
+            own = [token - first for token in tokens if first <= token < first + rows * columns]
+            first += rows * columns
+            if own:
+                cells = np.zeros(rows * columns, dtype=bool)
+                cells[own] = True
+                touched.append((image, cells.reshape(rows, columns)))
+        for image, cells in touched:
+            for cut in self.images[image].cuts(cells, self.sizes, max(1, self.budget // len(touched))):
+                yield image, cut
+
+    def picture(self, image: int, crop: Crop) -> Image.Image:
+        """A crop of an image in the size that the model reads."""
+        size = crop.grid[1] * self.sizes.token, crop.grid[0] * self.sizes.token
+        return self.images[image].image.resize(size, Image.Resampling.BICUBIC, crop.window)
+
+    def pictures(self, row: int, tokens: Sequence[int]) -> tuple[Image.Image, ...]:
+        """The crops of a look, as `cuts`, in the size that the model reads."""
+        return tuple(self.picture(image, cut.crop) for image, cut in self.cuts(row, tokens))
+
+    def seen(self, row: int) -> Image.Image:
+        """A row's first image as the model sees it before any look: that part of it, in that size."""
+        number = self.rows[row][0]
+        one = self.images[number]
+        return self.picture(number, Crop(one.window, one.grid))
+
     def new_crops(self) -> NativeCrops:
         """Start a batch of chains over these images."""
         return NativeCrops(self)
@@ -315,25 +349,14 @@ class NativeCrops:
         Args:
             tokens: the look's visual tokens, numbered over the images of the row.
         """
-        found, first = list[int](), 0
-        touched = list[tuple[int, Cells]]()
-        for image in self.images.rows[row]:
-            rows, columns = self.images.images[image].grid
-            own = [token - first for token in tokens if first <= token < first + rows * columns]
-            first += rows * columns
-            if own:
-                cells = np.zeros(rows * columns, dtype=bool)
-                cells[own] = True
-                touched.append((image, cells.reshape(rows, columns)))
-        for image, cells in touched:
-            budget = max(1, self.images.budget // len(touched))
-            for cut in self.images.images[image].cuts(cells, self.images.sizes, budget):
-                key = (image, cut.crop)
-                if key not in self._starts:
-                    self._starts[key] = self.count
-                    self._new.append(key)
-                    self.count += cut.crop.grid[0] * cut.crop.grid[1]
-                found += [self._starts[key] + token for token in cut.tokens]
+        found = list[int]()
+        for image, cut in self.images.cuts(row, tokens):
+            key = (image, cut.crop)
+            if key not in self._starts:
+                self._starts[key] = self.count
+                self._new.append(key)
+                self.count += cut.crop.grid[0] * cut.crop.grid[1]
+            found += [self._starts[key] + token for token in cut.tokens]
         return found[: self.images.budget]
 
     def take(self) -> dict[str, Tensor]:
@@ -345,11 +368,7 @@ class NativeCrops:
         new, self._new = self._new, []
         if not new:
             return {}
-        token, pictures = self.images.sizes.token, list[Image.Image]()
-        for image, crop in new:
-            (rows, columns), original = crop.grid, self.images.images[image].image
-            pictures.append(original.resize((columns * token, rows * token), Image.Resampling.BICUBIC, crop.window))
-        made = self.images._read(pictures)
+        made = self.images._read([self.images.picture(image, crop) for image, crop in new])
         thw, merge = made.get("image_grid_thw"), getattr(self.images.image_processor, "merge_size", 1)
         planned = [(1, crop.grid[0] * merge, crop.grid[1] * merge) for _, crop in new]
         if thw is not None and [tuple(one) for one in thw.tolist()] != planned:

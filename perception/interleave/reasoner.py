@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from perception.interleave.chains import InterleavedModel, Look
 from perception.interleave.generation import InterleavedGenerator
@@ -35,6 +35,8 @@ _ANSWER = re.compile(r"Answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
 _SHOWN = 320
 """Pixels of an image's longer side in a picture"""
 _TEXT = 34
+_GAP, _FRAME = 6, 3
+"""Pixels between a picture and its crops, and of a crop's frame"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class ReasoningStep:
     """(rows, columns) of the image's visual tokens, True where selected"""
     scores: NDArray[np.float32]
     """(rows, columns), the selector's score of each, in [0, 1]"""
+    inserted: int
+    """Number of visual tokens that the look brought in"""
+    crops: tuple[Image.Image, ...] = ()
+    """What a look at native resolution cut from the original image, in the size that the model reads"""
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,14 @@ class Reasoning:
     """A solution in steps."""
 
     image: Image.Image
+    """As the model first saw it: scaled down, where its looks have native resolution"""
     text: str
     """The whole text"""
     steps: tuple[ReasoningStep, ...]
     value: str | None
     """The text after "Answer:"; None where there is none"""
+    visual_tokens: int
+    """Number of visual tokens that the model read: the image's, and all that looks brought in"""
 
 
 def visual_grid(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
@@ -130,10 +139,16 @@ class Reasoner:
             native = NativeImages(processor, [[loaded]], inputs, image_id, self.settings.look_tokens)
         found = generator.generate(inputs, native=native, max_new_tokens=max_new_tokens, do_sample=False)
         scores = [score.sigmoid().float().cpu().numpy().reshape(grid) for score in found.look_scores[0]]
-        return self._read(loaded, found.answers[0], scores, grid)
+        return self._read(loaded, found.answers[0], scores, found.inserted[0], grid, native)
 
     def _read(
-        self, image: Image.Image, answer: Sequence[int | Look], scores: Sequence[Any], grid: tuple[int, int]
+        self,
+        image: Image.Image,
+        answer: Sequence[int | Look],
+        scores: Sequence[Any],
+        inserted: Sequence[int],
+        grid: tuple[int, int],
+        native: NativeImages | None = None,
     ) -> Reasoning:
         tokenizer = self.perception.processor.tokenizer
         text, places, looks = "", list[int](), list[Look]()
@@ -151,10 +166,13 @@ class Reasoner:
             end = places[number + 1] if number + 1 < len(places) else len(text)
             cells = np.zeros(grid[0] * grid[1], dtype=bool)
             cells[list(look.tokens)] = True
-            steps.append(ReasoningStep(self._said(text[place:end]), cells.reshape(grid), scores[number]))
+            crops = native.pictures(0, look.tokens) if native is not None else ()
+            said = self._said(text[place:end])
+            steps.append(ReasoningStep(said, cells.reshape(grid), scores[number], inserted[number], crops))
         marked = list(_ANSWER.finditer(text))
         value = marked[-1].group(1).strip() if marked else ""
-        return Reasoning(image, text.strip(), tuple(steps), value or None)
+        shown = image if native is None else native.seen(0)
+        return Reasoning(shown, text.strip(), tuple(steps), value or None, grid[0] * grid[1] + sum(inserted))
 
     def _said(self, part: str) -> str:
         """A step's text without the next step's heading and without the answer."""
@@ -180,7 +198,7 @@ def _enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def draw_step(image: Image.Image, step: ReasoningStep, side: int = _SHOWN) -> Image.Image:
-    """Draw the image with the selected cells of a step highlighted and the rest pale."""
+    """Draw the image with the selected cells of a step highlighted and the rest pale, and its crops below."""
     picture = _enlarged(image, side)
     cells = Image.fromarray(np.where(step.cells, 255, 0).astype(np.uint8))
     mask = cells.resize(picture.size, Image.Resampling.NEAREST)
@@ -193,14 +211,27 @@ def draw_step(image: Image.Image, step: ReasoningStep, side: int = _SHOWN) -> Im
         box = [column * out.width / columns, row * out.height / rows]
         box += [(column + 1) * out.width / columns - 1, (row + 1) * out.height / rows - 1]
         canvas.rectangle(box, outline=(200, 110, 0))
-    return out
+    return _with_crops(out, step.crops) if step.crops else out
+
+
+def _with_crops(picture: Image.Image, crops: Sequence[Image.Image]) -> Image.Image:
+    """Draw crops in a square grid below a picture, in frames of the colour of its selected cells."""
+    columns, side = math.ceil(math.sqrt(len(crops))), picture.width
+    rows, pitch = -(-len(crops) // columns), side // columns
+    page = Image.new("RGB", (side, picture.height + _GAP + rows * pitch), "white")
+    page.paste(picture, (0, 0))
+    for number, crop in enumerate(crops):
+        row, column = divmod(number, columns)
+        shown = ImageOps.expand(_enlarged(crop, pitch - 2 * _FRAME), _FRAME, (200, 110, 0))
+        page.paste(shown, (column * pitch, picture.height + _GAP + row * pitch))
+    return page
 
 
 def draw_reasoning(reasoning: Reasoning) -> Image.Image:
     """Draw the steps side by side, each picture above its text, and the answer below."""
     shown = [draw_step(reasoning.image, step) for step in reasoning.steps] or [_enlarged(reasoning.image, _SHOWN)]
     words = [step.text for step in reasoning.steps] or [reasoning.text]
-    width, height = shown[0].size
+    width, height = shown[0].width, max(picture.height for picture in shown)
     page = Image.new("RGB", (len(shown) * (width + 8) - 8, height + 3 * _TEXT), "white")
     canvas = ImageDraw.Draw(page)
     for number, (picture, text) in enumerate(zip(shown, words, strict=True)):

@@ -42,13 +42,14 @@ def test_every_step_has_a_picture_and_words(reasoner: Reasoner) -> None:
 def test_steps_are_counted_and_named(monkeypatch: pytest.MonkeyPatch, reasoner: Reasoner) -> None:
     cells = np.zeros((10, 10), dtype=bool)
     cells[2, 3] = True
-    steps = (ReasoningStep("angle A is 50.", cells, cells.astype(np.float32)),) * 2
-    whole = Reasoning(Image.open(FIGURE).convert("RGB"), "..", steps, "130")
+    steps = (ReasoningStep("angle A is 50.", cells, cells.astype(np.float32), 1),) * 2
+    whole = Reasoning(Image.open(FIGURE).convert("RGB"), "..", steps, "130", 102)
     monkeypatch.setattr(reasoner, "solve", lambda *_: whole)
     view = reasoning.solve(reasoner, str(FIGURE), "Find x.")
     assert view.answer == "130"
     assert view.words == ("angle A is 50.  (looked at 1 place)",) * 2
-    monkeypatch.setattr(reasoner, "solve", lambda *_: Reasoning(whole.image, "", (), None))
+    assert view.cost == "102: 100 of the figure, 2 of looks"
+    monkeypatch.setattr(reasoner, "solve", lambda *_: Reasoning(whole.image, "", (), None, 100))
     with pytest.raises(Refused, match="no step"):
         reasoning.solve(reasoner, str(FIGURE), "Find x.")
 

@@ -50,11 +50,12 @@ def test_an_answer_is_read_into_steps_regions_and_a_value(reasoner: Reasoner, fi
         [" Step 1:", Look((0, 5)), " angle A is 50.\nStep 2:", Look((15,)), " x = 180 - 50 = 130.\nAnswer: 130"],
     )
     scores = [np.full((4, 4), 0.25, np.float32)] * 2
-    found = reasoner._read(figure, answer, scores, (4, 4))
+    found = reasoner._read(figure, answer, scores, [2, 1], (4, 4))
     assert [step.text for step in found.steps] == ["angle A is 50.", "x = 180 - 50 = 130."]
     assert [np.argwhere(step.cells).tolist() for step in found.steps] == [[[0, 0], [1, 1]], [[3, 3]]]
     assert found.value == "130"
-    unfinished = reasoner._read(figure, answer[:6], scores, (4, 4))
+    assert [step.inserted for step in found.steps] == [2, 1] and found.visual_tokens == 19
+    unfinished = reasoner._read(figure, answer[:6], scores, [2, 1], (4, 4))
     assert unfinished.value is None
 
 
@@ -70,11 +71,35 @@ def test_solving_looks_where_the_generator_does(folder: Path, reasoner: Reasoner
     assert again.text == found.text
 
 
+def test_looks_at_native_resolution_show_what_they_cut_out(reasoner: Reasoner, tmp_path: Path) -> None:
+    # Four colours, one per quarter: what is cut from the top right is green alone.
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[:64, 64:, 1] = pixels[64:, :, 0] = 255
+    large = Image.fromarray(pixels)
+    settings = InterleaveSettings(heading=r"^|\n", max_looks=1, resolution="native")
+    looking = Reasoner(reasoner.perception, reasoner.model.selector, settings)
+    chosen = torch.zeros(16, dtype=torch.bool)
+    chosen[[2, 3, 6, 7]] = True
+    looking.model.selector.select = lambda scores: chosen  # type: ignore[method-assign]
+    try:
+        found = looking.solve(large, "Find x.", max_new_tokens=4)
+    finally:
+        del looking.model.selector.select
+    side = looking.perception.processor.image_processor.size["height"]
+    assert found.image.size == (side, side)
+    (step,) = found.steps
+    assert [crop.size for crop in step.crops] == [(side, side)]
+    green = np.asarray(step.crops[0]).reshape(-1, 3)[:, 1]
+    assert (green > 250).mean() > 0.9
+    assert step.inserted == 16 and found.visual_tokens == 32
+    assert draw_step(found.image, step, 160).height > 300 > 160
+
+
 def test_pictures_show_the_cells_and_only_them(figure: Image.Image) -> None:
     cells = np.zeros((4, 4), dtype=bool)
     cells[1, 2] = True
-    step = ReasoningStep("angle A is 50.", cells, cells.astype(np.float32))
-    none = ReasoningStep("angle A is 50.", ~cells & cells, cells.astype(np.float32))
+    step = ReasoningStep("angle A is 50.", cells, cells.astype(np.float32), 1)
+    none = ReasoningStep("angle A is 50.", ~cells & cells, cells.astype(np.float32), 0)
     one, other = (np.asarray(draw_step(figure, part, 160)).astype(int) for part in (step, none))
     changed = np.abs(one - other).sum(-1) > 0
     assert changed[40:80, 80:120].mean() > 0.9
@@ -87,7 +112,7 @@ def test_the_command_line_prints_steps_and_draws_them(folder: Path, figure: Imag
     call = ["ask", str(tmp_path / "figure.png"), "Find x.", "--mode", "interleaved"]
     done = CliRunner().invoke(app, [*call, "--model", str(folder), "--picture", str(tmp_path / "out.png"), "--json"])
     assert done.exit_code == 0, done.output
-    assert set(json.loads(done.stdout.strip().splitlines()[-1])) == {"answer", "text", "steps"}
+    assert set(json.loads(done.stdout.strip().splitlines()[-1])) == {"answer", "text", "steps", "visual_tokens"}
     with Image.open(tmp_path / "out.png") as picture:
         assert min(picture.size) > 100
     shipped = CliRunner().invoke(app, call)
@@ -105,7 +130,7 @@ def test_models_without_a_grid_or_a_selector_are_refused(reasoner: Reasoner, tmp
 
 
 def test_a_page_of_a_solution_without_steps(reasoner: Reasoner, figure: Image.Image) -> None:
-    found = reasoner._read(figure, written(reasoner, [" nothing"]), [], (4, 4))
+    found = reasoner._read(figure, written(reasoner, [" nothing"]), [], [], (4, 4))
     assert draw_reasoning(found).size[0] > 100
     assert found.steps == ()
     settings = InterleaveSettings(trigger=GENERATED)
