@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import gpu_assembly, gpu_photos
-from benchmarks.gpu_training import Part, Place, speed_of, steps_in, train_home, trained, workers
+from benchmarks.gpu_training import Part, Place, figures, pack, speed, speed_of, steps_in, train_home, trained, workers
 from train.loop.provenance import ROOT
 
 if TYPE_CHECKING:
     from train.aurora import AuroraConfig
     from train.memory_plan import ModelShape
+    from train.tower import TowerConfig
 
 MODEL = str(ROOT / "models" / "aurora-tiny")
 
@@ -61,11 +63,11 @@ def device_tests(file: str, chosen: str, place: Place, found: Mapping[str, Any])
 
 
 PERCEPTION = (
-    "--base perception-tiny --curriculum.schedule constant --curriculum.atomic_end 1.0 --curriculum.depth_share 0.75 "
-    "--curriculum.points_share 0.05 --curriculum.readings_share 0.6 --curriculum.noisy_maps 0.5 "
-    "--curriculum.box_turns 3 --loop.schedule wsd --loop.decay_share 0.25"
+    "--base perception-tiny --tower_lr_ratio 0 --curriculum.schedule constant --curriculum.atomic_end 1.0 "
+    "--curriculum.depth_share 0.75 --curriculum.points_share 0.05 --curriculum.readings_share 0.6 "
+    "--curriculum.noisy_maps 0.5 --curriculum.box_turns 3 --loop.schedule wsd --loop.decay_share 0.25"
 )
-"""More of what `models/perception-tiny` was trained with last, with its tower learning slowly"""
+"""More of what `models/perception-tiny` was trained with last; the tower has had a training of its own"""
 ANSWERS = (
     "--curriculum.schedule constant --curriculum.atomic_end 0.35 --curriculum.chain_share 0.85 "
     "--curriculum.depth_share 0.45 --curriculum.points_share 0 --curriculum.readings_share 0.25 "
@@ -74,9 +76,9 @@ ANSWERS = (
 """The mixture that `models/aurora-tiny` ended with"""
 DIRECT = "--arm direct --curriculum.depth_share 0.45 --loop.schedule wsd --loop.decay_share 0.25"
 TRAINING_SECONDS = 280.0
-"""For the steps of all three runs together"""
-_OF_PERCEPTION, _OF_ANSWERS = 0.3, 0.2
-"""Shares of that time; the rest is the baseline's, which takes as many steps as both together"""
+"""For the steps of all four runs together"""
+_OF_TOWER, _OF_PERCEPTION, _OF_ANSWERS = 0.2, 0.25, 0.15
+"""Shares of that time; the rest is the baseline's, which takes as many steps as these last two together"""
 BATCHES = (16, 64, 256)
 PAYS = 1.5
 """A batch four times as large pays if it raises the rows per second by this factor"""
@@ -93,6 +95,51 @@ def run_config(place: Place, name: str, words: str, batch_size: int, steps: int)
     given += f" --data.scenes.count {scenes} --data.scenes.store {place.folder / 'scenes'} --loop.warmup_steps 0.03"
     given += f" --loop.num_workers {workers()} --loop.log_every {1 if place.small else 10}"
     return parse_config(AuroraConfig, [*given.split(), *words.split()])
+
+
+def tower_config(place: Place, steps: int = 1) -> TowerConfig:
+    """Settings of the training of perception-tiny's tower, whose heads find what the language model then says."""
+    from train.loop.fit import LoopConfig
+    from train.tower import TowerConfig
+
+    loop = LoopConfig(
+        steps,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_steps=0.03,
+        schedule="wsd",
+        decay_share=0.4,
+        num_workers=workers(),
+    )
+    scenes, batch_size = (48, 2) if place.small else (40_000, 256)
+    return TowerConfig(
+        str(place.folder / "tower"), "perception-tiny", str(place.folder / "scenes"), scenes, batch_size, loop
+    )
+
+
+def time_tower(place: Place, found: Mapping[str, Any]) -> dict[str, float]:
+    from train.tower import train
+
+    config = tower_config(place)
+
+    def run(folder: Path, steps: int) -> None:
+        loop = replace(config.loop, steps=steps, log_every=1, checkpoint_every_seconds=1e9)
+        train(replace(config, run_dir=str(folder), loop=loop))
+
+    return speed(run, config.batch_size, place.small)
+
+
+def train_tower(place: Place, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Train or resume the tower and bring its model home: the next one holds it."""
+    from train.tower import train
+
+    steps = 2
+    if not place.small:
+        steps = steps_in(_OF_TOWER * TRAINING_SECONDS, found["speed of the tower"]["steps_per_second"])
+    config = tower_config(place, steps)
+    fitted = train(config)
+    pack(Path(config.run_dir) / "model", place.home / "tower.tar")
+    return {"batch_size": config.batch_size, **figures(fitted)}
 
 
 def make_scenes(place: Place, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,8 +180,9 @@ def train_run(name: str, words: str, share: float, place: Place, found: Mapping[
     """Train or resume a run and bring its model home."""
     steps = 2 if place.small else planned_steps(found, share)
     config = run_config(place, name, words, batch_that_pays(found), steps)
-    if name == "answers":
-        config = replace(config, base=str(trained(place, "perception")))
+    before = {"perception": "tower", "answers": "perception"}.get(name)
+    if before is not None:
+        config = replace(config, base=str(trained(place, before)))
     return train_home(config, place.home / f"{name}.tar")
 
 
@@ -257,6 +305,8 @@ STAGES = (
         TRAINING_SECONDS + 120,
         {
             "scenes": make_scenes,
+            "speed of the tower": time_tower,
+            "tower": train_tower,
             **{f"batch of {size}": partial(time_batch, size) for size in BATCHES},
             "perception": partial(train_run, "perception", PERCEPTION, _OF_PERCEPTION),
             "answers": partial(train_run, "answers", ANSWERS, _OF_ANSWERS),

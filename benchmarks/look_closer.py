@@ -63,9 +63,9 @@ class Scale:
     problems: int = 20_000
     reading: int = 1500
     """Steps in which the base learns to read the figures, once for all seeds"""
-    text: int = 100
+    text: int = 600
     """Steps of text-only solutions that all arms begin with"""
-    second: int = 600
+    second: int = 900
     """Steps that follow, each arm its own way"""
     batch_size: int = 8
     reinforced: int = 200
@@ -74,7 +74,7 @@ class Scale:
     """Number of held-out problems of a split"""
 
 
-SHORT = Scale(reading=800, text=50, second=400, reinforced=0, test=150)
+SHORT = Scale(reading=800, text=300, second=500, reinforced=0, test=150)
 """Scale of --check"""
 
 
@@ -196,6 +196,7 @@ class Recipes:
         out = self.folder / name
         if (out / TRAINING_FILE).exists():
             return out
+        selects = arm.stage == "interleaved" and arm.regions in ("own", "boxes")
         config = interleave.InterleaveConfig(
             stage=arm.stage,
             start=str(start),
@@ -205,8 +206,10 @@ class Recipes:
             regions=arm.regions,
             resolution=arm.resolution,
             batch_size=self.scale.batch_size,
+            announce=True,
             # There is nothing to learn of a selection that is random, or everything.
-            selection_weight=0.3 if arm.regions in ("own", "boxes") else 0.0,
+            selection_weight=1.0 if selects else 0.0,
+            own_looks=0.5 if selects else 0.0,
             selector_lr_ratio=3.0,
             threshold=0.85,
         )

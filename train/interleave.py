@@ -77,6 +77,9 @@ class InterleaveConfig:
     next_token: bool = True
     """supervise the first token after a look. The paper does not, which works for a pretrained model; one that learned
     to write from these solutions alone then starts its steps with arbitrary tokens"""
+    announce: bool = False
+    """supervise that token at the interleave token as well, so that the hidden state that selects says what the step is
+    about"""
     selection_weight: float = 1.0
     """weight of the selection loss relative to the cross-entropy"""
     threshold: float | None = None
@@ -293,7 +296,7 @@ def train(config: InterleaveConfig, problems: Sequence[ChainProblem] | None = No
     settings = fingerprint(config, FREE) | digest_of(problems)
     if config.regions != "own":
         problems = Substituted(problems, config.regions, config.data.grid, config.loop.seed)
-    encoder = replace(folder.encoder, next_token=config.next_token)
+    encoder = replace(folder.encoder, next_token=config.next_token, announce=config.announce)
     batches = ChainBatches(encoder, problems, config.batch_size, config.loop.seed, sums=config.sums)
     result = fit(
         folder.model,

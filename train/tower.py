@@ -31,7 +31,7 @@ from perception.vocabulary.names import PerceptionVocabulary
 from train.data.augmentation import normalise_pixels, photometric, to_pixels
 from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
-from train.loop.fit import LoopConfig, fit
+from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.provenance import provenance
 from train.models.saving import save_perception_model
 from vqvae import VQVAE
@@ -235,22 +235,21 @@ def dense_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[T
     return loss, {k: v.detach() for k, v in parts.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = parse_config(TowerConfig, argv)
+def train(config: TowerConfig) -> FitResult:
+    """Train or resume a tower and write it to the run's folder: alone, or in its model where there is a base.
+
+    Raises:
+        ValueError: if the base draws maps of another grid than the tower's.
+    """
     store = SceneStore.build(config.store, range(config.num_scenes))
     run_dir = Path(config.run_dir)
     if not config.base:
         model = DenseTower(SwinModel(tower_config(), add_pooling_layer=False), dense_fields(NUM_KINDS))
-        fit(
-            model,
-            TowerBatches(store, config.batch_size, config.loop.seed),
-            dense_loss,
-            config.loop,
-            run_dir,
-            title="tower",
-        )
-        model.tower.save_pretrained(run_dir / "tower")
-        return
+        batches = TowerBatches(store, config.batch_size, config.loop.seed)
+        fitted = fit(model, batches, dense_loss, config.loop, run_dir, title="tower")
+        if fitted.is_main:
+            model.tower.save_pretrained(run_dir / "tower")
+        return fitted
     base = find_folder(config.base)
     tokenizer = VQVAE.from_pretrained(base / "depth_tokenizer")
     whole, vocabulary = read_model(base, torch.float32), PerceptionVocabulary.load(base)
@@ -258,12 +257,18 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{base} draws maps of {vocabulary.depth_grid} codes; the tower has {GRID} x {GRID} cells")
     model = DenseTower(whole.model.vision_tower, dense_fields(NUM_KINDS, tokenizer.config.codebook_size))
     batches = TowerBatches(store, config.batch_size, config.loop.seed, depth_codes(store, tokenizer))
-    if not fit(model, batches, dense_loss, config.loop, run_dir, title="tower").is_main:
-        return
+    fitted = fit(model, batches, dense_loss, config.loop, run_dir, title="tower")
+    if not fitted.is_main:
+        return fitted
     record = {"command": command_line("train.tower", config), **provenance(), "config": flatten(config)}
     save_perception_model(
         whole, read_processor(base), vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer"
     )
+    return fitted
+
+
+def main(argv: list[str] | None = None) -> None:
+    train(parse_config(TowerConfig, argv))
 
 
 if __name__ == "__main__":

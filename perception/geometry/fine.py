@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perception.geometry.figure import Figure, Mark, Point, around, at, direction
+from perception.geometry.figure import Box, Figure, Point, around, at, direction
 from perception.geometry.sketch import Family, Sketch, Step, letters_for
 
 PRINT = 0.024
@@ -23,14 +23,13 @@ def _values(rng: np.random.Generator, count: int) -> list[int]:
     return [int(n) for n in rng.choice(np.arange(_SMALLEST, _LARGEST + 1), count, replace=False)]
 
 
-def _tag(figure: Figure, place: Point, letter: str, value: int, away: Point = _BELOW) -> Mark:
-    """Write a letter, and its value in small print `away` from it; returns the value."""
-    figure.write(letter, place)
-    return figure.write(str(value), place + away, PRINT)
+def _tag(figure: Figure, place: Point, letter: str, value: int, away: Point = _BELOW) -> Box:
+    """Write a letter, and its value in small print `away` from it; returns the box around both."""
+    return around(figure.write(letter, place), figure.write(str(value), place + away, PRINT), margin=0.01)
 
 
 def _asked(
-    rng: np.random.Generator, figure: Figure, letters: Sequence[str], values: Sequence[int], marks: Sequence[Mark]
+    rng: np.random.Generator, figure: Figure, letters: Sequence[str], values: Sequence[int], tags: Sequence[Box]
 ) -> Sketch | None:
     """Ask for the sum of two values, or for twice a value, in a figure with more small print where it has room."""
     if not figure.fits():
@@ -41,11 +40,11 @@ def _asked(
             figure.marks.pop()
     first, second = (int(n) for n in rng.choice(len(values), 2, replace=False))
     a, b = values[first], values[second]
-    steps = [Step(f"{letters[first]} is {a}.", (around(marks[first]),))]
+    steps = [Step(f"{letters[first]} is {a}.", (tags[first],))]
     if rng.random() < 0.3:
         steps.append(Step(f"2 * {a} = {2 * a}.", ()))
         return Sketch(figure, f"Find 2 * {letters[first]}.", tuple(steps), 2 * a, (a,))
-    steps.append(Step(f"{letters[second]} is {b}.", (around(marks[second]),)))
+    steps.append(Step(f"{letters[second]} is {b}.", (tags[second],)))
     steps.append(Step(f"{a} + {b} = {a + b}.", ()))
     question = f"Find {letters[first]} + {letters[second]}."
     return Sketch(figure, question, tuple(steps), a + b, tuple(sorted((a, b))))
@@ -55,7 +54,7 @@ def bars(rng: np.random.Generator) -> Sketch | None:
     """A bar chart; the values stand on the bars, and small print at the axis."""
     count = int(rng.integers(4, 7))
     figure, letters, values = Figure(), letters_for(rng, count), _values(rng, count)
-    floor, tallest, marks = 0.93, 0.62, list[Mark]()
+    floor, tallest, tags = 0.93, 0.62, list[Box]()
     left = 0.12
     figure.line(at(left, 0.2), at(left, floor))
     figure.line(at(left, floor), at(0.97, floor))
@@ -64,9 +63,9 @@ def bars(rng: np.random.Generator) -> Sketch | None:
     pitch = (0.97 - left) / count
     for number, (letter, value) in enumerate(zip(letters, values, strict=True)):
         x, top = left + (number + 0.5) * pitch, floor - value / 100 * tallest
-        marks.append(_tag(figure, at(x, top - 0.1), letter, value, at(0, 0.066)))
+        tags.append(_tag(figure, at(x, top - 0.1), letter, value, at(0, 0.066)))
         figure.polygon([at(x - 0.03, top), at(x + 0.03, top), at(x + 0.03, floor), at(x - 0.03, floor)])
-    return _asked(rng, figure, letters, values, marks)
+    return _asked(rng, figure, letters, values, tags)
 
 
 def curve(rng: np.random.Generator) -> Sketch | None:
@@ -80,11 +79,11 @@ def curve(rng: np.random.Generator) -> Sketch | None:
     for start, end in zip(places, places[1:], strict=False):
         figure.line(start, end)
     figure.line(at(0.05, 0.95), at(0.97, 0.95))
-    marks = []
+    tags = []
     for place, letter, value in zip(places, letters, values, strict=True):
         figure.dot(place)
-        marks.append(_tag(figure, place - at(0, 0.1), letter, value, at(0, 0.063)))
-    return _asked(rng, figure, letters, values, marks)
+        tags.append(_tag(figure, place - at(0, 0.1), letter, value, at(0, 0.063)))
+    return _asked(rng, figure, letters, values, tags)
 
 
 def table(rng: np.random.Generator) -> Sketch | None:
@@ -97,12 +96,12 @@ def table(rng: np.random.Generator) -> Sketch | None:
         figure.line(at(left, top + row * height), at(left + columns * width, top + row * height))
     for column in range(columns + 1):
         figure.line(at(left + column * width, top), at(left + column * width, top + rows * height))
-    marks = []
+    tags = []
     for number, (letter, value) in enumerate(zip(letters, values, strict=True)):
         row, column = divmod(number, columns)
         place = at(left + (column + 0.25) * width, top + (row + 0.5) * height)
-        marks.append(_tag(figure, place, letter, value, at(0.12, 0)))
-    return _asked(rng, figure, letters, values, marks)
+        tags.append(_tag(figure, place, letter, value, at(0.12, 0)))
+    return _asked(rng, figure, letters, values, tags)
 
 
 def polygon(rng: np.random.Generator) -> Sketch | None:
@@ -113,12 +112,12 @@ def polygon(rng: np.random.Generator) -> Sketch | None:
     turns = turn + (np.arange(count) + rng.uniform(-0.15, 0.15, count)) * 360 / count
     corners = [centre + rng.uniform(0.28, 0.34) * direction(one) for one in turns]
     figure.polygon(corners)
-    marks = []
+    tags = []
     for number, (letter, value) in enumerate(zip(letters, values, strict=True)):
         middle = (corners[number] + corners[(number + 1) % count]) / 2
         out = (middle - centre) / float(np.hypot(*(middle - centre)))
-        marks.append(_tag(figure, middle + out * 0.1 - at(0, 0.02), letter, value))
-    return _asked(rng, figure, letters, values, marks)
+        tags.append(_tag(figure, middle + out * 0.1 - at(0, 0.02), letter, value))
+    return _asked(rng, figure, letters, values, tags)
 
 
 def _apart(rng: np.random.Generator, count: int, margin: float, gap: float) -> list[Point]:
@@ -134,11 +133,11 @@ def places(rng: np.random.Generator) -> Sketch | None:
     """A map; the values stand below the letters of its places."""
     found = _apart(rng, int(rng.integers(5, 8)), 0.1, 0.24)
     figure, letters, values = Figure(), letters_for(rng, len(found)), _values(rng, len(found))
-    marks = []
+    tags = []
     for place, letter, value in zip(found, letters, values, strict=True):
         figure.circle(place + at(-0.065, 0), 0.015)
-        marks.append(_tag(figure, place, letter, value))
-    return _asked(rng, figure, letters, values, marks)
+        tags.append(_tag(figure, place, letter, value))
+    return _asked(rng, figure, letters, values, tags)
 
 
 def pie(rng: np.random.Generator) -> Sketch | None:
@@ -148,12 +147,12 @@ def pie(rng: np.random.Generator) -> Sketch | None:
     centre, radius, turn = at(0.5, 0.48), 0.25, rng.uniform(0, 360)
     figure.circle(centre, radius)
     spans = 360 * np.array(values) / sum(values)
-    marks = []
+    tags = []
     for letter, value, span in zip(letters, values, spans, strict=True):
         figure.line(centre, centre + radius * direction(turn))
-        marks.append(_tag(figure, centre + (radius + 0.12) * direction(turn + span / 2) - at(0, 0.02), letter, value))
+        tags.append(_tag(figure, centre + (radius + 0.12) * direction(turn + span / 2) - at(0, 0.02), letter, value))
         turn += span
-    return _asked(rng, figure, letters, values, marks)
+    return _asked(rng, figure, letters, values, tags)
 
 
 def network(rng: np.random.Generator) -> Sketch | None:
@@ -163,8 +162,8 @@ def network(rng: np.random.Generator) -> Sketch | None:
     for start, end in zip(found, found[1:], strict=False):
         along = (end - start) / float(np.hypot(*(end - start)))
         figure.line(start + along * 0.11, end - along * 0.11, dashed=True)
-    marks = [_tag(figure, place, name, value) for place, name, value in zip(found, letters, values, strict=True)]
-    return _asked(rng, figure, letters, values, marks)
+    tags = [_tag(figure, place, name, value) for place, name, value in zip(found, letters, values, strict=True)]
+    return _asked(rng, figure, letters, values, tags)
 
 
 FINE_FAMILIES: dict[str, Family] = {

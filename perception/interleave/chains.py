@@ -89,6 +89,9 @@ class LabelRule:
     """The interleave token; True where the model writes it itself"""
     next_token: bool = False
     """The first token after a look"""
+    announce: bool = False
+    """That token at the interleave token too, where visual tokens come in between. The hidden state that selects then
+    says what the step is about"""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,11 @@ def _lay_out(
         sources = sources_of(part, row, visual)
         ids, inserted = look_ids(len(sources), layout), iter(sources)
         out.ids += ids
-        out.labels += [ids[0] if rule.interleave else IGNORED] + [IGNORED] * (len(ids) - 1)
+        labels = [ids[0] if rule.interleave else IGNORED] + [IGNORED] * (len(ids) - 1)
+        following = answer[place + 1] if place + 1 < len(answer) else None
+        if rule.announce and sources and isinstance(following, int):
+            labels[1] = following  # predicted at the interleave token
+        out.labels += labels
         out.sources += [next(inserted) if i == layout.image_id else -1 for i in ids]
         supervised = rule.next_token
     return out
@@ -288,11 +295,12 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
             row.looks.append((len(row.ids) - 1, look))
             brought = inserted_sources(look, n, visual, crops, prompt_tokens)
             inserted, body = iter(brought), look_ids(len(brought), layout)[1:]
-            row.ids += body
-            row.labels += [IGNORED] * len(body)
-            row.sources += [next(inserted) if i == layout.image_id else -1 for i in body]
             first = place + len(layout.before)  # of the visual tokens that stood here, if there were any
-            if ids[first : first + 1] == [layout.image_id]:
+            stood = ids[first : first + 1] == [layout.image_id]
+            row.ids += body
+            row.labels += [labels[place] if stood else IGNORED, *[IGNORED] * (len(body) - 1)] if body else []
+            row.sources += [next(inserted) if i == layout.image_id else -1 for i in body]
+            if stood:
                 place = next(end for end in range(first, len(ids) + 1) if ids[end : end + 1] != [layout.image_id])
                 place += len(layout.after)
         row.ids += ids[place:]

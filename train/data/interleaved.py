@@ -104,6 +104,8 @@ class ChainEncoder:
     settings: InterleaveSettings
     next_token: bool = True
     """whether the first token after a look is supervised"""
+    announce: bool = False
+    """as in `LabelRule`"""
 
     @property
     def prompt(self) -> ChatPrompt:
@@ -113,7 +115,7 @@ class ChainEncoder:
     def rule(self) -> LabelRule:
         """The rule of supervision: looks are supervised if the model writes them itself."""
         generated = self.settings.trigger == GENERATED
-        return LabelRule(interleave=generated, next_token=generated or self.next_token)
+        return LabelRule(interleave=generated, next_token=generated or self.next_token, announce=self.announce)
 
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
         """Prompts as the processor makes them, padded on the left. Questions are plain text, whatever they contain."""
@@ -163,9 +165,10 @@ class ChainEncoder:
     def counts(self, problem: ChainProblem) -> tuple[int, int]:
         """Number of supervised tokens and of looks of a row."""
         parts = self.answer(problem)
-        looks = sum(isinstance(part, Look) for part in parts)
+        looks = [part for part in parts if isinstance(part, Look)]
         per_look = int(self.rule.interleave) - int(not self.rule.next_token)  # a token follows every look
-        return len(parts) - looks + looks * per_look, looks
+        announced = sum(bool(look.tokens) for look in looks) if self.announce else 0
+        return len(parts) - len(looks) + len(looks) * per_look + announced, len(looks)
 
     def batch(self, problems: Sequence[ChainProblem]) -> InterleavedBatch:
         """A teacher-forced batch of problems with their solutions."""
