@@ -20,7 +20,7 @@ def values_of(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", FINE_FAMILIES)
-def test_steps_read_the_value_of_the_letter_that_is_asked_for(name: str) -> None:
+def test_steps_look_at_the_letter_that_is_asked_for_and_its_value(name: str) -> None:
     for seed in range(8):
         found = problem(seed, SPLIT_OF[name], 16, name, "fine")
         asked = re.findall(r"\b[A-Z]\b", found.question.removeprefix("Find"))
@@ -35,6 +35,7 @@ def test_steps_read_the_value_of_the_letter_that_is_asked_for(name: str) -> None
             ]
             assert [mark.text for mark in inside] == [str(values_of(step.text)[0])]
             large = {mark.text: np.array(mark.place_xy) for mark in found.marks if mark.font > PRINT}
+            assert x1 < large[letter][0] < x2 and y1 < large[letter][1] < y2
             away = np.abs(large[letter] - inside[0].place_xy)
             others = [float(np.hypot(*(place - inside[0].place_xy))) for place in large.values()]
             assert float(np.hypot(*away)) == min(others) < 0.14
@@ -44,7 +45,8 @@ def test_steps_read_the_value_of_the_letter_that_is_asked_for(name: str) -> None
 def test_at_the_first_size_other_values_look_the_same() -> None:
     """Two values differ by many grey levels where the figure has 384 pixels, and by few where it has 96."""
     found = problem(1, "train", 384, "table", "fine")
-    (box,) = found.steps[0].regions
+    value = str(values_of(found.steps[0].text)[0])
+    (box,) = (mark.box for mark in found.marks if mark.font == PRINT and mark.text == value)
 
     def print_at(size: int) -> np.ndarray:
         x1, y1, x2, y2 = (round(place * size) for place in box)

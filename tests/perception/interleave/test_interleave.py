@@ -154,6 +154,7 @@ def test_labels_are_masked_as_the_paper_says() -> None:
         LabelRule(): [21, -1, -1, -1, -1, -1, -1, 23, -1, -1, 25],
         LabelRule(next_token=True): [21, -1, -1, -1, -1, -1, 22, 23, -1, 24, 25],
         LabelRule(interleave=True): [21, look, -1, -1, -1, -1, -1, 23, look, -1, 25],
+        LabelRule(next_token=True, announce=True): [21, -1, 22, -1, -1, -1, 22, 23, -1, 24, 25],
     }
     prompt = inputs["input_ids"].shape[1]
     for rule, labels in rules.items():
@@ -163,6 +164,18 @@ def test_labels_are_masked_as_the_paper_says() -> None:
     assert batch.look_columns.tolist() == [[prompt + 1, prompt + 8]]
     assert batch.sources[0, prompt:].tolist() == [-1, -1, -1, 1, 2, -1, -1, -1, -1, -1, -1]
     assert batch.targets[0].nonzero().tolist() == [[0, 1], [0, 2]]
+
+
+def test_what_a_look_announces_stays_with_other_selections() -> None:
+    vlm = TinyVLM("qwen2_vl")
+    inputs = vlm.row(vlm.inputs(0), 0)
+    prompt = inputs["input_ids"].shape[1]
+    batch = build_batch(vlm.layout, inputs, [[21, Look((1, 2)), 22, 25]], 0, LabelRule(next_token=True, announce=True))
+    for tokens, after in (((0, 1, 3), [22, *[IGNORED] * 4, 22, 25]), ((), [22, 25])):
+        chosen = torch.zeros_like(batch.targets)
+        chosen[0, 0, list(tokens)] = True
+        other = with_selections(batch, vlm.layout, chosen, 0)
+        assert other.labels[0, prompt:].tolist() == [21, IGNORED, *after]
 
 
 @pytest.mark.parametrize("kind", KINDS)
