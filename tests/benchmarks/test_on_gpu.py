@@ -278,6 +278,6 @@ def test_the_rehearsal_runs_every_part(tmp_path: Path, monkeypatch: pytest.Monke
         assert held["results"].keys() == stage.parts.keys() and held["failed"] == {}, stage.name
     assert not any(outcome["failed"] for outcome in found["stages"]["tests"]["results"].values())
     files = {path.name: path.stat().st_size for path in out.iterdir()}
-    models = {"perception.tar", "answers.tar", "direct.tar", "photo-base.tar", "photo-tiny.tar"}
+    models = {"tower.tar", "perception.tar", "answers.tar", "direct.tar", "photo-base.tar", "photo-tiny.tar"}
     assert files.keys() == {"results.json", "log.txt"} | models and len(files) <= 8
     assert max(files.values()) <= 16 * 2**20
