@@ -7,7 +7,7 @@ met, or, in a training, from its checkpoint. A part that fails is recorded with 
 
 --out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each; `--unpack RESULTS
 --out FOLDER` makes folders of the models. The state stays on the machine. For another machine, put the results.json of
-the last call into STATE/gpu, and tower.tar and perception.tar into STATE/gpu/home: the finished parts are not run again.
+the last call into STATE/gpu, and tower.tar and perception.tar into STATE/gpu/home: finished parts are not run again.
 
 The stage photos needs labelled photographs (--photos), which `--pack PHOTOS --out FOLDER` makes small enough to carry.
 Needed are the packages of the core, accelerate and peft. docs/gpu.md names the further packages of some stages, and
