@@ -350,6 +350,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
 
     figure, axes = pyplot.subplots(1, len(record["rows"]), figsize=(10, 4), squeeze=False, layout="constrained")
     for axis, (split, rows) in zip(axes[0], record["rows"].items(), strict=True):
@@ -359,6 +360,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(row["visual_tokens"], mean, spread, marker="o", linestyle="", label=row["arm"])
         axis.set(xscale="log", xlabel="visual tokens per answer", ylabel="right answers, %", ylim=(0, 100))
         axis.set_title(_SPLITS[split], fontsize=9)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)

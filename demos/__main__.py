@@ -20,7 +20,7 @@ class DemoConfig:
     installed, and models/aurora-tiny"""
     reasoner: str | None = None
     """folder or hub name of a model that reasons over regions (train.interleave); default: the shipped
-    models/geometry-tiny"""
+    models/chart-tiny"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 accepts other machines"""
     port: int = 7860
@@ -48,7 +48,7 @@ def serve(config: DemoConfig) -> None:
     from perception.model.shipped import shipped
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    reasoner = Reasoner.from_pretrained(config.reasoner or shipped("geometry-tiny"), device)
+    reasoner = Reasoner.from_pretrained(config.reasoner or shipped("chart-tiny"), device)
     demo = build_demo(offers(config.model, device), reasoner)
     demo.launch(server_name=config.host, server_port=config.port, share=config.share, **launch_settings())
 

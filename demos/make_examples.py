@@ -20,7 +20,10 @@ MASKS = (("standard", 70_000_003), ("shifted", 70_000_011))
 
 FIGURES = {"third_angle": 11, "allied_angles": 12, "hypotenuse": 13, "fourth_angle": 14, "triangle_area": 15}
 """Families of geometry problems, and seeds of test problems"""
-
+CHARTS = {"bars": 21, "curve": 22, "table": 23, "polygon": 24, "places": 25}
+"""The same of figures with small print"""
+_CHART = 512
+"""Pixels per side of a figure with small print"""
 
 PHOTOGRAPHS = ("coffee", "chelsea", "rocket")
 """Functions of skimage.data; demos/examples/README.md names their licences"""
@@ -50,6 +53,9 @@ def main() -> None:
     for family, seed in FIGURES.items():
         figure = problem(seed, "test", SIZE, family).image
         Image.fromarray(figure).convert("L").save(EXAMPLES / f"figure-{family}-{seed}.png", optimize=True)
+    for family, seed in CHARTS.items():
+        chart = problem(seed, "test", _CHART, family, "fine").image
+        Image.fromarray(chart).convert("L").save(EXAMPLES / f"chart-{family}-{seed}.png", optimize=True)
     print(EXAMPLES)
 
 

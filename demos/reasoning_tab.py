@@ -14,13 +14,13 @@ from perception.interleave.reasoner import Reasoner
 
 def reasoning_tab(reasoner: Reasoner) -> None:
     found = gr.State(time_to_live=STATE_SECONDS)
-    figures = sorted(EXAMPLES.glob("figure-*.png"))
+    figures = sorted(EXAMPLES.glob("chart-*.png"))
     with gr.Row():
         with gr.Column():
             image = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Figure", height=320)
-            question = gr.Textbox("Find x.", label="Problem", max_length=MAX_QUESTION)
+            question = gr.Textbox(_QUESTIONS["bars"], label="Problem", max_length=MAX_QUESTION)
             solve = gr.Button("Solve", variant="primary")
-            examples = [[str(path), _QUESTIONS.get(path.stem.split("-")[1], "Find x.")] for path in figures]
+            examples = [[str(path), _QUESTIONS[path.stem.split("-")[1]]] for path in figures]
             gr.Examples(examples, [image, question], label="Examples", cache_examples=False)
         with gr.Column():
             step = gr.Slider(1, 2, value=1, step=1, label="Step", interactive=True, elem_id="reason-step")
@@ -67,8 +67,10 @@ def reasoning_tab(reasoner: Reasoner) -> None:
 
 
 _QUESTIONS = {
-    "rectangle_area": "Find the area.",
-    "triangle_area": "Find the area.",
-    "rectangle_perimeter": "Find the perimeter.",
+    "bars": "Find A + F.",
+    "curve": "Find H + N.",
+    "table": "Find 2 * C.",
+    "polygon": "Find G + T.",
+    "places": "Find H + B.",
 }
-"""question per family of the examples; the others ask for x"""
+"""question per family of the examples"""

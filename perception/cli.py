@@ -57,7 +57,7 @@ def _load_reasoner(model: str | None, device: str | None, dtype: str) -> Reasone
     from perception.model.devices import find_device, find_dtype
     from perception.model.shipped import shipped
 
-    return Reasoner.from_pretrained(model or shipped("geometry-tiny"), find_device(device), find_dtype(dtype))
+    return Reasoner.from_pretrained(model or shipped("chart-tiny"), find_device(device), find_dtype(dtype))
 
 
 @app.command()
@@ -157,8 +157,10 @@ def _show_reasoning(reasoning: Reasoning, draw: Path | None, as_json: bool) -> N
     else:
         for number, step in enumerate(reasoning.steps, start=1):
             looked = f"selected {int(step.cells.sum())} of {step.cells.size} visual tokens"
-            looked += f", brought in {step.inserted} of {len(step.crops)} crops" if step.crops else ""
-            console.print(f"{number}. {step.text}  ({looked})", markup=False, highlight=False)
+            if step.crops:
+                crops = f"{len(step.crops)} crop{'s' if len(step.crops) > 1 else ''}"
+                looked += f"; {crops} of the original brought in {step.inserted}"
+            console.print(f"{number}. {step.text}  ({looked})", markup=False, highlight=False, soft_wrap=True)
         said = "no answer could be read" if reasoning.value is None else reasoning.value
         console.print(said, style="bold", markup=False, highlight=False)
     if draw is not None:

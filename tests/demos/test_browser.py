@@ -195,7 +195,7 @@ def test_depth_fills_in_answers_and_follows_an_edited_map(page: Any) -> None:
 
 def test_reasoning_goes_over_steps_and_their_regions(page: Any) -> None:
     panel = open_tab(page, "Reasoning")
-    panel.locator("input[type=file]").first.set_input_files(str(EXAMPLES / "figure-third_angle-11.png"))
+    panel.locator("input[type=file]").first.set_input_files(str(EXAMPLES / "chart-bars-21.png"))
     panel.get_by_role("button", name="Solve", exact=True).click()
     wait_for_text(page, "reason-answer", r"^\d+$")
     words = text_of(page, "reason-words").splitlines()

@@ -18,7 +18,7 @@ from demos.offers import of_scenes
 from perception.interleave.reasoner import Reasoner, Reasoning, ReasoningStep
 from perception.model.perception_model import PerceptionModel
 
-FIGURE = sorted(EXAMPLES.glob("figure-*.png"))[0]
+FIGURE = sorted(EXAMPLES.glob("chart-*.png"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,14 @@ def model() -> PerceptionModel:
 
 @pytest.fixture(scope="module")
 def reasoner() -> Reasoner:
-    return Reasoner.from_pretrained("models/geometry-tiny")
+    return Reasoner.from_pretrained("models/chart-tiny")
 
 
 def test_every_step_has_a_picture_and_words(reasoner: Reasoner) -> None:
-    view = reasoning.solve(reasoner, str(FIGURE), "Find x.")
+    view = reasoning.solve(reasoner, str(FIGURE), "Find A + F.")
     assert len(view.pictures) == len(view.words) >= 1
+    assert view.pictures[0].height > view.pictures[0].width, "the figure, and below it what the look brought in"
+    assert view.cost.endswith("of looks") and not view.cost.endswith(" 0 of looks")
     assert all("looked at" in said for said in view.words)
     assert view.text.startswith("1. ")
     assert view.answer.isdigit()
@@ -45,19 +47,19 @@ def test_steps_are_counted_and_named(monkeypatch: pytest.MonkeyPatch, reasoner: 
     steps = (ReasoningStep("angle A is 50.", cells, cells.astype(np.float32), 1),) * 2
     whole = Reasoning(Image.open(FIGURE).convert("RGB"), "..", steps, "130", 102)
     monkeypatch.setattr(reasoner, "solve", lambda *_: whole)
-    view = reasoning.solve(reasoner, str(FIGURE), "Find x.")
+    view = reasoning.solve(reasoner, str(FIGURE), "Find A + F.")
     assert view.answer == "130"
     assert view.words == ("angle A is 50.  (looked at 1 place)",) * 2
     assert view.cost == "102: 100 of the figure, 2 of looks"
     monkeypatch.setattr(reasoner, "solve", lambda *_: Reasoning(whole.image, "", (), None, 100))
     with pytest.raises(Refused, match="no step"):
-        reasoning.solve(reasoner, str(FIGURE), "Find x.")
+        reasoning.solve(reasoner, str(FIGURE), "Find A + F.")
 
 
 def test_what_is_refused(reasoner: Reasoner, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(Refused, match="no image"):
-        reasoning.solve(reasoner, str(tmp_path / "text.png"), "Find x.")
+        reasoning.solve(reasoner, str(tmp_path / "text.png"), "Find A + F.")
     with pytest.raises(Refused, match="write a question"):
         reasoning.solve(reasoner, str(FIGURE), " ")
 

@@ -71,8 +71,8 @@ def test_depth_by_program(client: Any) -> None:
 
 
 def test_reasoning_by_program(client: Any) -> None:
-    figure = sorted(EXAMPLES.glob("figure-*.png"))[0]
-    words, answer = client.predict(file(figure), "Find x.", api_name="/reason")
+    figure = sorted(EXAMPLES.glob("chart-*.png"))[0]
+    words, answer = client.predict(file(figure), "Find A + F.", api_name="/reason")
     assert words.startswith("1. ")
     assert "looked at" in words
     assert answer

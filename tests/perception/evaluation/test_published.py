@@ -477,6 +477,7 @@ def test_maths_by_the_shipped_reasoner(tmp_path: Path) -> None:
     figure = ROOT / "demos" / "examples" / "figure-fourth_angle-14.png"
     (tmp_path / "0.png").write_bytes(figure.read_bytes())
     command = ["evaluate", "geoqa", "--data", str(tmp_path), "--mode", "interleaved", "--out", str(tmp_path / "out")]
+    command += ["--model", "geometry-tiny"]
     result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
     assert result.exit_code == 0 and "geoqa" in result.stdout
     (answer,) = [json.loads(line) for line in (tmp_path / "out" / "geoqa-interleaved.jsonl").read_text().splitlines()]

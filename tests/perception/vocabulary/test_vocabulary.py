@@ -94,7 +94,7 @@ def test_masks_are_there_if_they_are_asked_for() -> None:
         masked.span_text(Span("masks", (1, 2, 3, 4, *range(15), 128)))
 
 
-@pytest.mark.parametrize("name", ["perception-tiny", "aurora-tiny", "geometry-tiny"])
+@pytest.mark.parametrize("name", ["perception-tiny", "aurora-tiny", "geometry-tiny", "chart-tiny"])
 def test_vocabularies_of_before_masks_load_unchanged(name: str) -> None:
     folder = shipped(name)
     vocabulary, written = PerceptionVocabulary.load(folder), json.loads((folder / FILE_NAME).read_text())
