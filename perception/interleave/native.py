@@ -3,8 +3,9 @@
 A model sees a large image scaled down. A look at "seen" resolution inserts visual tokens that are in view already; a
 look at "native" resolution brings in what scaling lost. The bounding box of the selected cells, padded to a size that
 the model reads, is cut from the original; where it does not fit at the original's own resolution, each connected part
-of the selection is cut by itself. Only the tokens over selected cells are inserted, so that regions have any shape, and
-no more than a budget per look, for which a crop is scaled down.
+of the selection is cut by itself. The tokens over selected cells are inserted, so that regions have any shape, with a
+margin of half a cell, as print on a cell's border is cut off without it. A look has a budget of tokens, for which the
+margin shrinks first, and then the crop is scaled down.
 
 A crop is named by its image and window. It is encoded once, however often a batch looks at it.
 """
@@ -27,6 +28,8 @@ from perception.model.images import ImageLike, load_image
 
 Cells = NDArray[np.bool_]
 """(rows, columns) of an image's visual tokens"""
+_MARGINS = (0.5, 0.25, 0.0)
+"""Around the selected cells, in cells: the first one that fits the budget at native resolution"""
 _ZOOM = 1.25
 """By how much a crop is scaled down until its tokens fit the budget"""
 
@@ -65,22 +68,33 @@ class SeenImage:
     window: tuple[float, float, float, float]
     """x1, y1, x2, y2 in pixels, the part that the visual tokens cover"""
 
-    def place(self, cells: Sequence[tuple[int, int]]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Low and high corner (x, y), in pixels, of the bounding box of cells (row, column)."""
+    def place(self, cells: Sequence[tuple[int, int]], margin: float = 0.0) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Low and high corner (x, y), in pixels, of the bounding box of cells (row, column).
+
+        Args:
+            margin: around it, in cells, as far as the image goes.
+        """
         found, (x1, y1, x2, y2) = np.array(cells), self.window
         pitch = np.array([(x2 - x1) / self.grid[1], (y2 - y1) / self.grid[0]])
-        return (x1, y1) + found.min(0)[::-1] * pitch, (x1, y1) + (found.max(0)[::-1] + 1) * pitch
+        low, high = found.min(0)[::-1] - margin, found.max(0)[::-1] + 1 + margin
+        return (x1, y1) + low.clip(0) * pitch, (x1, y1) + np.minimum(high, self.grid[::-1]) * pitch
 
-    def over(self, crop: Crop, cells: Cells) -> list[int]:
-        """Visual tokens of a crop whose centres lie in selected cells, or that hold a selected cell's centre."""
+    def over(self, crop: Crop, cells: Cells, margin: float = 0.0) -> list[int]:
+        """Visual tokens of a crop whose centres lie in selected cells, or that hold a selected cell's centre.
+
+        Args:
+            margin: around the selected cells, in cells, counted as one with them.
+        """
         (rows, columns), (x1, y1, x2, y2) = crop.grid, crop.window
         (left, top, right, bottom), (height, width) = self.window, self.grid
-        x = x1 + (np.arange(columns) + 0.5) * (x2 - x1) / columns
-        y = y1 + (np.arange(rows) + 0.5) * (y2 - y1) / rows
-        column = np.floor((x - left) / (right - left) * width + 1e-9).astype(int)
-        row = np.floor((y - top) / (bottom - top) * height + 1e-9).astype(int)
-        inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))
-        hit = cells[row.clip(0, height - 1)][:, column.clip(0, width - 1)] & inside  # (rows, columns)
+        x = (x1 + (np.arange(columns) + 0.5) * (x2 - x1) / columns - left) / (right - left) * width
+        y = (y1 + (np.arange(rows) + 0.5) * (y2 - y1) / rows - top) / (bottom - top) * height
+        padded, steps = np.pad(cells, 1), {-margin, 0.0, margin}  # every cell that the margin reaches
+        column, row = (
+            [np.floor(places + step + 1e-9).astype(int).clip(-1, most) + 1 for step in steps]
+            for places, most in ((x, width), (y, height))
+        )
+        hit = np.logical_or.reduce([padded[np.ix_(i, j)] for i in row for j in column])  # (rows, columns)
         own_row, own_column = np.nonzero(cells)
         y = (top + (own_row + 0.5) * (bottom - top) / height - y1) / (y2 - y1) * rows
         x = (left + (own_column + 0.5) * (right - left) / width - x1) / (x2 - x1) * columns
@@ -92,15 +106,20 @@ class SeenImage:
         """Cut out the bounding box of cells (row, column), at the highest resolution whose tokens fit the budget."""
         cells = np.zeros(self.grid, dtype=bool)
         cells[tuple(np.array(part).T)] = True
-        low, high = self.place(part)
-        zoom = 1.0  # pixels of the original per pixel that the model reads
+        margins, zoom = list(_MARGINS), 1.0  # pixels of the original per pixel that the model reads
         while True:
+            margin = margins[0]
+            # A model that reads squares of one size reads what is around the selection anyway.
+            low, high = self.place(part, margin if sizes.grid is None else 0.0)
             crop = _window(low, high, self.image.size, sizes, zoom)
-            tokens = self.over(crop, cells)
+            tokens = self.over(crop, cells, margin)
             fits = len(tokens) <= budget and crop.grid[0] * crop.grid[1] <= sizes.most
             if fits or zoom * sizes.token > max(self.image.size):
                 break
-            zoom *= _ZOOM
+            if len(margins) > 1:
+                del margins[0]
+            else:
+                zoom *= _ZOOM
         if len(tokens) > budget:  # even the whole image has more
             tokens = [tokens[n] for n in np.linspace(0, len(tokens) - 1, budget).round().astype(int)]
         native = crop.window[2] - crop.window[0] <= crop.grid[1] * sizes.token + 0.5

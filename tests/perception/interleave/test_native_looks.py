@@ -56,10 +56,22 @@ def test_a_cell_is_cut_out_at_the_resolution_of_the_original() -> None:
     (cut,) = seen(128, 128, (16, 16)).cuts(cells_of((0, 5), grid=(16, 16)), SQUARE, 64)
     # A cell of 8 x 8 pixels is padded to 16 x 16, and moved into the image at its edge.
     assert cut.crop == Crop((36.0, 0.0, 52.0, 16.0), (4, 4))
-    assert cut.tokens == [1, 2, 5, 6]
+    assert cut.tokens == list(range(12)), "half a cell, 4 pixels, around the cell's 8 x 8, but not the last row"
 
 
-def test_only_tokens_over_selected_cells_are_inserted() -> None:
+def test_print_on_the_border_of_a_selected_cell_is_brought_in() -> None:
+    image = seen(512, 512, (8, 8))  # a cell has 64 x 64 pixels
+    for sizes in (CropSizes(16, (8, 8)), CropSizes(16, None, 1, 1024)):
+        (cut,) = image.cuts(cells_of((3, 4), grid=(8, 8)), sizes, 64)
+        assert cut.crop == Crop((224.0, 160.0, 352.0, 288.0), (8, 8)) and cut.native
+        assert cut.tokens == list(range(64)), "32 pixels more on each side than the cell itself"
+    (narrow,) = image.cuts(cells_of((3, 4), grid=(8, 8)), CropSizes(16, None, 1, 1024), 40)
+    assert narrow.crop == Crop((240.0, 176.0, 336.0, 272.0), (6, 6)) and narrow.native, "the margin shrinks first"
+    (alone,) = image.cuts(cells_of((3, 4), grid=(8, 8)), CropSizes(16, None, 1, 1024), 16)
+    assert alone.crop == Crop((256.0, 192.0, 320.0, 256.0), (4, 4)) and alone.native
+
+
+def test_only_tokens_over_selected_cells_and_a_margin_are_inserted() -> None:
     rng, sizes = np.random.default_rng(0), (SQUARE, CropSizes(8, None, 4, 256))
     for number in range(200):
         width, height, rows, columns = (int(n) for n in (*rng.integers(40, 300, 2), *rng.integers(2, 9, 2)))
@@ -78,9 +90,11 @@ def test_only_tokens_over_selected_cells_are_inserted() -> None:
                 # The token's edges in cells
                 left, right = ((x1 + (column + n) / cut.crop.grid[1] * (x2 - x1)) / width * columns for n in (0, 1))
                 top, bottom = ((y1 + (row + n) / cut.crop.grid[0] * (y2 - y1)) / height * rows for n in (0, 1))
-                over = cells[int(top) : int(np.ceil(bottom - 1e-6)), int(left) : int(np.ceil(right - 1e-6))]
-                middle = cells[min(rows - 1, int((top + bottom) / 2)), min(columns - 1, int((left + right) / 2))]
-                assert middle or over.any()
+                own = np.argwhere(cells) + 0.5  # (n, 2), centres of the selected cells
+                middle = np.array([(top + bottom) / 2, (left + right) / 2])
+                near = (np.abs(own - middle) <= 1 + 1e-6).all(1)  # half a cell, and half a cell around it
+                held = ((own >= (top - 1e-6, left - 1e-6)) & (own <= (bottom + 1e-6, right + 1e-6))).all(1)
+                assert near.any() or held.any()
                 covered[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
             if len(cuts) == 1 and len(cut.tokens) < budget:
                 assert covered[cells].all(), "nothing that was selected is left out"
@@ -90,7 +104,7 @@ def test_parts_far_apart_are_cut_out_by_themselves() -> None:
     cuts = seen(256, 256, (16, 16)).cuts(cells_of((1, 1), (2, 2), (12, 13), grid=(16, 16)), CropSizes(8, (8, 8)), 64)
     assert [cut.native for cut in cuts] == [True, True]
     near = seen(256, 256, (16, 16)).cuts(cells_of((1, 1), (1, 3), grid=(16, 16)), CropSizes(8, (8, 8)), 64)
-    assert len(near) == 1 and len(near[0].tokens) == 8
+    assert len(near) == 1 and len(near[0].tokens) == 32
 
 
 def test_the_budget_scales_a_crop_down_and_everything_is_still_seen() -> None:
