@@ -53,8 +53,8 @@ Part = Callable[[Place, Mapping[str, Any]], Any]
 
 
 def workers() -> int:
-    """Processes that make batches: all cores but two, which train."""
-    return max(1, min(14, (os.cpu_count() or 1) - 2))
+    """Processes that make batches: all cores that this process may use but two, which train."""
+    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))
 
 
 def speed(train: Callable[[Path, int], object], batch_size: int, small: bool) -> dict[str, float]:

@@ -5,6 +5,9 @@ all calls. A stage has parts. The result of each part is written at once, to the
 so that a call that is killed keeps them. The same command goes on where the last call stopped: with the part that it
 met, or, in a training, from its checkpoint. A part that fails is recorded with its last line, and the next one runs.
 
+With --only, calls run side by side, each with a --state and an --out of its own: trainings leave most of a large GPU
+idle. `taskset` shares out the cores; what measures speed should run alone.
+
 --out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each; `--unpack RESULTS
 --out FOLDER` makes folders of the models. The state stays on the machine. For another machine, put the results.json of
 the last call into STATE/gpu, and tower.tar and perception.tar into STATE/gpu/home: finished parts are not run again.
@@ -216,6 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--unpack", type=Path, metavar="RESULTS", help="unpack the models in RESULTS to --out, and stop"
     )
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages alone; default all")
     parser.add_argument("--stages", default=STAGES, help=argparse.SUPPRESS)  # a module with STAGES, for tests
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # run this stage in this process
     given = parser.parse_args(argv)
@@ -230,6 +234,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if given.out is None:
         parser.error("--out is missing: the folder that the results are written to")
+    if unknown := set(given.only or ()) - {stage.name for stage in stages}:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in stages)}")
+    stages = [stage for stage in stages if given.only is None or stage.name in given.only]
     if given.pack or given.unpack:
         return _carry(given)
     if not given.rehearse and not torch.cuda.is_available():
