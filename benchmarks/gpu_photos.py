@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from train.aurora import AuroraConfig
     from train.photo_tower import PhotoTowerConfig
 
-PHOTO_SECONDS = 190.0
+PHOTO_SECONDS = 740.0
 """For the steps of the neck and of both language models together"""
-_OF_NECK, _OF_BASE, _OF_TINY = 0.35, 0.3, 0.35
+_OF_NECK, _OF_BASE, _OF_TINY = 0.3, 0.33, 0.37
 BASE = (
     "--curriculum.schedule constant --curriculum.atomic_end 1 --curriculum.depth_share 0.8 "
     "--curriculum.readings_share 0.15 --curriculum.points_share 0.55 --curriculum.noisy_maps 0.5 "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHIPPED = ROOT / "models" / "photo-tiny" / "model.safetensors"
 """Weights with the frozen backbone"""
-SPARE = 0.85
+SPARE = 0.8
 """Share of the time that is planned for: the rest is for checkpoints, and for steps that are slower than measured"""
 _WEIGHTS, _BACKBONE = "model.safetensors", ".backbone."
 
@@ -53,8 +53,8 @@ Part = Callable[[Place, Mapping[str, Any]], Any]
 
 
 def workers() -> int:
-    """Processes that make batches: all cores that this process may use but two, which train."""
-    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))
+    """Processes that make batches: all cores that this process may use but one, which trains."""
+    return max(1, min(14, len(os.sched_getaffinity(0)) - 1))
 
 
 def speed(train: Callable[[Path, int], object], batch_size: int, small: bool) -> dict[str, float]:

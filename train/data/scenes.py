@@ -5,6 +5,7 @@ The depth tokenizer encodes the scenes once; the codes are stored in the scenes'
 
 from __future__ import annotations
 
+import copy
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from perception import chains
 from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import Example
+from perception.model.devices import find_device
 from perception.scenes.questions import (
     CountQuestion,
     DepthQuestion,
@@ -114,11 +116,13 @@ def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
 @torch.no_grad()
 def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
     both: list[list[np.ndarray]] = [[], []]
+    device = find_device()
+    tokenizer = copy.deepcopy(tokenizer).to(device)
     for start in track(range(0, len(store), _ENCODED_AT_ONCE), description="depth codes", transient=True):
-        depth = torch.from_numpy(store.depth[start : start + _ENCODED_AT_ONCE].astype(np.float32))
+        depth = torch.from_numpy(store.depth[start : start + _ENCODED_AT_ONCE].astype(np.float32)).to(device)
         for mirrored in (0, 1):
             encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
-            both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).numpy())
+            both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).cpu().numpy())
     codes = np.stack([np.concatenate(part) for part in both])
     write_whole(path, lambda partial: _save_array(partial, codes))
 
