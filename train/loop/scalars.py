@@ -14,9 +14,12 @@ Scalars = Mapping[str, Tensor | float]
 
 
 def to_floats(scalars: Scalars) -> dict[str, float]:
-    """Convert named scalars to floats, with one transfer from the device for all of them."""
+    """Convert named scalars to floats, with one transfer from each device for all that are there."""
+    values: dict[str, float] = {}
     tensors = {name: value.detach().float().reshape(()) for name, value in scalars.items() if torch.is_tensor(value)}
-    values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+    for device in {tensor.device for tensor in tensors.values()}:
+        there = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+        values |= dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
     return {name: values[name] if name in values else float(value) for name, value in scalars.items()}
 
 
