@@ -5,11 +5,11 @@ The base first learns to read these figures: their letters at the first size, an
 All arms then learn from the same problems for the same number of steps: with each of three seeds, text-only at the
 first size, looks at native resolution, and native looks at random cells; with the first seed alone, text-only with the
 whole image at native size (the figure and, after it, its 16 tiles), looks at seen resolution, the whole image again at
-seen resolution, and native looks at bounding boxes. The upper line of native looks is the same model given the true cells. Two models of the first seed are then reinforced
-by GRPO with rewards for the answer and its form: that of native looks, and that of random cells, whose selection no
-region label has taught: the rewards have to find where to look. All answer the same problems with values that no
-training had, and with two families that none had; accuracy stands beside the visual tokens and the seconds that an
-answer takes.
+seen resolution, and native looks at bounding boxes. The upper line of native looks is the same model given the true
+cells. Two models of the first seed are then reinforced by GRPO with rewards for the answer and its form: that of native
+looks, and that of random cells, whose selection no region label has taught: the rewards have to find where to look. All
+answer the same problems with values that no training had, and with two families that none had; accuracy stands beside
+the visual tokens and the seconds that an answer takes.
 
 Trained models stay in --runs, so a run that was stopped goes on with the same command. Writes
 `benchmarks/results/look_closer.json`, and from it a page and a figure of accuracy against visual tokens.
