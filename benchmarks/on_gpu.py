@@ -9,8 +9,9 @@ With --only, calls run side by side, each with a --state and an --out of its own
 idle. `taskset` shares out the cores; what measures speed should run alone.
 
 --out receives results.json, log.txt and one .tar per trained model, at most 8 files of 16 MB each; `--unpack RESULTS
---out FOLDER` makes folders of the models. The state stays on the machine. For another machine, put the results.json of
-the last call into STATE/gpu, and tower.tar and perception.tar into STATE/gpu/home: finished parts are not run again.
+--out FOLDER` makes folders of the models, and one JSON file per stage. The state stays on the machine. For another
+machine, put the results.json of the last call into STATE/gpu, and tower.tar and perception.tar into STATE/gpu/home:
+finished parts are not run again.
 
 The stage photos needs labelled photographs (--photos), which `--pack PHOTOS --out FOLDER` makes small enough to carry.
 Needed are the packages of the core, accelerate and peft. docs/gpu.md names the further packages of some stages, and
@@ -195,6 +196,21 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+def write_stages(record: Record, stages: Sequence[Stage], out: Path) -> list[Path]:
+    """Write a file per stage that has begun: the machine, and the stage's seconds, results and failures."""
+    machine = {key: value for key, value in record.values.items() if key != "stages"}
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for stage in stages:
+        if stage.name in record.values["stages"]:
+            held = record.stage(stage.name)
+            failed = held["failed"] | dict.fromkeys(record.open_parts(stage), "not run")
+            kept = {"seconds": held["seconds"], "results": held["results"], "failed": failed}
+            made.append(out / f"{stage.name}.json")
+            write_whole(made[-1], json.dumps({**machine, **kept}, indent=1) + "\n")
+    return made
+
+
 def report(record: Record, stages: Sequence[Stage]) -> str:
     """Per stage, how many of its parts have a result, failed or are open."""
     lines = []
@@ -217,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, metavar="PHOTOS", help="write PHOTOS as .tar files to --out, and stop")
     parser.add_argument("--part-mb", type=int, default=40, help="most megabytes of a file of --pack; default 40")
     parser.add_argument(
-        "--unpack", type=Path, metavar="RESULTS", help="unpack the models in RESULTS to --out, and stop"
+        "--unpack", type=Path, metavar="RESULTS", help="unpack models and stages in RESULTS to --out, and stop"
     )
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages alone; default all")
     parser.add_argument("--stages", default=STAGES, help=argparse.SUPPRESS)  # a module with STAGES, for tests
@@ -238,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in stages)}")
     stages = [stage for stage in stages if given.only is None or stage.name in given.only]
     if given.pack or given.unpack:
-        return _carry(given)
+        return _carry(given, stages)
     if not given.rehearse and not torch.cuda.is_available():
         print("error: there is no CUDA device here; --rehearse runs the same stages in miniature", file=sys.stderr)
         return 2
@@ -258,13 +274,16 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed or not finished)
 
 
-def _carry(given: argparse.Namespace) -> int:
-    """Pack photographs to carry, or unpack models that came home; returns the exit code."""
+def _carry(given: argparse.Namespace, stages: Sequence[Stage]) -> int:
+    """Pack photographs to carry, or unpack what came home; returns the exit code."""
     try:
         if given.pack:
             made = pack_photos(given.pack, given.out, given.part_mb * 10**6)
         else:
-            made = unpack_all(given.unpack, given.out)
+            record = given.unpack / RESULTS
+            made = write_stages(Record(record), stages, given.out) if record.exists() else []
+            if not made or any(given.unpack.glob("*.tar")):
+                made += unpack_all(given.unpack, given.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

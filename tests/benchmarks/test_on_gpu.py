@@ -6,6 +6,7 @@ import json
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,13 +226,42 @@ def test_a_model_comes_home_without_its_frozen_backbone_and_gets_it_back(
     ours, theirs = load_file(back / "model.safetensors"), load_file(SHIPPED)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (back / "depth_tokenizer" / "config.json").exists()
-    changed = {name: value + 1 if ".backbone." in name else value for name, value in theirs.items()}
-    save_file(changed, tmp_path / "other.safetensors")
-    monkeypatch.setattr(gpu_training, "SHIPPED", tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="came without its backbone, and that of .* is another one"):
-        unpack(results / "photo-tiny.tar", tmp_path / "again")
+
+    def with_backbone(change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+        """Unpack beside a backbone that was changed."""
+        changed = {name: change(value) if ".backbone." in name else value for name, value in theirs.items()}
+        save_file(changed, tmp_path / "other.safetensors")
+        monkeypatch.setattr(gpu_training, "SHIPPED", tmp_path / "other.safetensors")
+        return unpack(results / "photo-tiny.tar", tmp_path / "again")
+
+    rounded = with_backbone(lambda value: value.bfloat16().to(value.dtype))
+    assert load_file(rounded / "model.safetensors").keys() == theirs.keys()
+    for change in (lambda value: value * 1.01, lambda value: value.flip(0), lambda value: value[None]):
+        with pytest.raises(ValueError, match="came without its backbone, and that of .* is another one"):
+            with_backbone(change)
     assert main(["--unpack", str(tmp_path), "--out", str(tmp_path / "models")]) == 2
     assert "holds no models" in capsys.readouterr().err
+
+
+def test_each_stage_that_came_home_is_written_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "came").mkdir()
+    held = {"seconds": 9.5, "results": {"a": 7}, "failed": {"b": "no such thing"}, "running": "c"}
+    values = {"stages": {"one": held}, "rehearsal": False, "accelerator": "a GPU", "commit": "abc"}
+    (tmp_path / "came" / "results.json").write_text(json.dumps(values))
+    stages = [on_gpu.Stage("one", 60, dict.fromkeys("abc", lambda place, found: 7)), on_gpu.Stage("two", 60, {})]
+    made = on_gpu.write_stages(on_gpu.Record(tmp_path / "came" / "results.json"), stages, tmp_path / "out")
+    assert made == [tmp_path / "out" / "one.json"]
+    machine = {"rehearsal": False, "accelerator": "a GPU", "commit": "abc"}
+    found = {"seconds": 9.5, "results": {"a": 7}, "failed": {"b": "no such thing", "c": "not run"}}
+    assert json.loads(made[0].read_text()) == machine | found
+
+
+def test_results_without_models_are_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(
+        json.dumps({"stages": {"tokenizer_speed": {"seconds": 1.0, "results": {}, "failed": {}}}})
+    )
+    assert main(["--unpack", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"written: {tmp_path / 'out' / 'tokenizer_speed.json'}\n"
 
 
 def test_photographs_are_packed_small_and_unpack_to_the_same_labels(tmp_path: Path) -> None:

@@ -53,15 +53,15 @@ def test_a_step_of_each_family_lowers_its_loss_with_and_without_checkpointing(fa
 
 def llama(attention: str, dtype: torch.dtype, **changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        **changes,
-    )
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = LlamaConfig(**settings | changes)
     config._attn_implementation = attention
     return LlamaForCausalLM(config).to(DEVICE, dtype)
 
@@ -82,13 +82,16 @@ def test_attention_is_the_written_out_one(attention: str) -> None:
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="counts the GPU's memory")
-def test_checkpointing_lowers_the_peak_of_memory() -> None:
+def test_checkpointing_lowers_the_memory_of_activations() -> None:
+    """The peak of a step beyond what is there before it: of eight layers, one at a time is held in full."""
     ids, peaks = torch.randint(64, (16, 512), device=DEVICE), []
     for checkpointing in (False, True):
-        model = llama("sdpa", torch.float32).train()
+        model = llama("sdpa", torch.float32, num_hidden_layers=8).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        torch.cuda.reset_peak_memory_stats()
-        model(ids, labels=ids).loss.backward()
-        peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1] < 0.7 * peaks[0]
+        for _ in range(2):  # the first step allocates the gradients and the libraries' work space
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            model(ids, labels=ids).loss.backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 0.5 * peaks[0]
