@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from perception.model.devices import find_device
+from train.loop.scalars import to_floats
 from train.models.adapters import checkpoint_activations
 
 pytestmark = pytest.mark.gpu
@@ -95,3 +96,9 @@ def test_checkpointing_lowers_the_memory_of_activations() -> None:
             model(ids, labels=ids).loss.backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_scalars_may_lie_on_several_devices() -> None:
+    """Rewards are made on the CPU, losses on the device."""
+    scalars = {"loss": torch.tensor(1.5, device=DEVICE), "reward": torch.tensor(0.25), "rows": 3}
+    assert to_floats(scalars) == {"loss": 1.5, "reward": 0.25, "rows": 3.0}
