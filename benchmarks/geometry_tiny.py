@@ -2,8 +2,8 @@
 
 Asks geometry-tiny, or with --model chart-tiny that one, about figures of the families it learned from, with numbers
 that it has not seen, and about figures of two families that it has never seen. Writes accuracy, in total and per
-family, the F1 of the selected regions and the visual tokens read per answer to `benchmarks/results/geometry_tiny.json`
-or `chart_tiny.json`.
+family, accuracy where each look is given its true region, the F1 of the selected regions and the visual tokens read per
+answer to `benchmarks/results/geometry_tiny.json` or `chart_tiny.json`.
 
 With --check it answers fewer problems, prints one line per target, writes nothing, and exits 1 if a target is missed.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bars import Bar, all_met
+from benchmarks.interleaved_reasoning import Arm, chooser
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.geometry.problems import Split
 from perception.model.shipped import shipped
@@ -39,7 +40,10 @@ def measure(model: str, split: Split, count: int) -> dict[str, Any]:
     """Accuracy, in total and per family, and the F1 of the selection, on problems that no training draws."""
     found = read_interleaved(shipped(model))
     problems = list(read_problems(replace(MODELS[model], split=split, count=count, seed=1000)))
-    answered = answer_problems(found.model.eval(), found.encoder, problems, MAX_NEW_TOKENS)
+    interleaved = found.model.eval()
+    answered = answer_problems(interleaved, found.encoder, problems, MAX_NEW_TOKENS)
+    true = chooser(Arm("interleaved", oracle=True), MODELS[model].grid, 0, interleaved.selector.select)
+    given = answer_problems(interleaved, found.encoder, problems, MAX_NEW_TOKENS, choose=true)
     by_family: dict[str, list[bool]] = defaultdict(list)
     for problem, outcome in zip(problems, answered, strict=True):
         by_family[problem.kind].append(outcome.right)
@@ -50,6 +54,7 @@ def measure(model: str, split: Split, count: int) -> dict[str, Any]:
         "accuracy": interval.mean,
         "low": interval.low,
         "high": interval.high,
+        "given_true_regions": vars(bootstrap_interval([float(outcome.right) for outcome in given])),
         "selection_f1": selection_f1(answered),
         "visual_tokens": float(np.mean([outcome.visual_tokens for outcome in answered])),
         "by_family": {kind: float(np.mean(right)) for kind, right in sorted(by_family.items())},
