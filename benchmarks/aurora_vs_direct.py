@@ -1,9 +1,9 @@
 """Compare drawing first with answering directly (`python -m benchmarks.aurora_vs_direct`).
 
 Asks the shipped `models/aurora-tiny` (chains of perception) and a baseline that answers directly the same held-out
-questions about rendered scenes of both styles. Replaces the spans of the chain to see whether they are used. Both
-models come from the same base, images and number of optimizer steps. Writes `benchmarks/results/aurora_vs_direct.json`
-and the page `aurora_vs_direct.md` beside it.
+questions about rendered scenes of both styles. Replaces the spans of the chain to see whether they are used. Both come
+from `models/tiny-base` and the same images; the page lists how each was trained. Writes
+`benchmarks/results/aurora_vs_direct.json` and the page `aurora_vs_direct.md` beside it.
 
 Shipped weights stay under 20 MB in total, so the baseline's weights may be missing. Then its outcomes, stored item by
 item, are read from the result file; outcomes of other questions are refused. The command that trains the baseline is on

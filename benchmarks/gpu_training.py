@@ -56,7 +56,8 @@ Part = Callable[[Place, Mapping[str, Any]], Any]
 
 def workers() -> int:
     """Processes that make batches: all cores that this process may use but one, which trains."""
-    return max(1, min(14, len(os.sched_getaffinity(0)) - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on a Mac
+    return max(1, min(14, cores - 1))
 
 
 def speed(train: Callable[[Path, int], object], batch_size: int, small: bool) -> dict[str, float]:
