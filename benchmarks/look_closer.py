@@ -5,11 +5,11 @@ The base first learns to read these figures: their letters at the first size, an
 All arms then learn from the same problems for the same number of steps: with each of three seeds, looks at native
 resolution; with the first seed alone, text-only at the first size, native looks at random cells, text-only with the
 whole image at native size (the figure and, after it, its 16 tiles), looks at seen resolution, the whole image again at
-seen resolution, and native looks at bounding boxes. The upper line of native looks is the same model given the true
-cells. Two models of the first seed are then reinforced by GRPO with rewards for the answer and its form: that of native
-looks, and that of random cells, whose selection no region label has taught: the rewards have to find where to look. All
-answer the same problems with values that no training had, and with two families that none had; accuracy stands beside
-the visual tokens and the seconds that an answer takes.
+seen resolution, native looks at bounding boxes, and native looks whose last tokens are taken along. The upper line of
+native looks is the same model given the true cells. The models of native looks are then reinforced by GRPO with rewards
+for the answer and its form, and so is that of random cells, whose selection no region label has taught: the rewards
+have to find where to look. All answer the same problems with values that no training had, and with two families that
+none had; accuracy stands beside the visual tokens and the seconds that an answer takes.
 
 Trained models stay in --runs, so a run that was stopped goes on with the same command. Writes
 `benchmarks/results/look_closer.json`, and from it a page and a figure of accuracy against visual tokens.
@@ -85,14 +85,17 @@ class LookArm(Arm):
     resolution: Resolution = SEEN
     whole: bool = False
     """The prompt shows the whole image at native size too, in tiles"""
+    take_along: int | None = None
+    """As in `InterleaveSettings`"""
 
 
 TEXT, WHOLE, LOOKS = "text-only, first size", "text-only, whole image at native size", "looks, seen resolution"
 AGAIN = "whole image again, seen resolution"
 NATIVE_LOOKS, RANDOM, TRUE = "looks, native resolution", "native looks, random cells", "native looks, true cells"
 BOXES = "native looks, bounding boxes"
+ALONG = "native looks, taken along"
 REINFORCED, UNLABELLED = "native looks, reinforced", "native looks, reinforced without region labels"
-EVERY_SEED = (NATIVE_LOOKS, TRUE)
+EVERY_SEED = (NATIVE_LOOKS, TRUE, REINFORCED)
 """Arms that are trained with every seed; the others with the first"""
 ARMS = {
     TEXT: LookArm("text"),
@@ -102,6 +105,7 @@ ARMS = {
     RANDOM: LookArm("interleaved", resolution=NATIVE, regions="random"),
     TRUE: LookArm("interleaved", resolution=NATIVE, oracle=True),
     BOXES: LookArm("interleaved", resolution=NATIVE, regions="boxes"),
+    ALONG: LookArm("interleaved", resolution=NATIVE, take_along=1),
     AGAIN: LookArm("interleaved", regions="whole"),
     REINFORCED: LookArm("interleaved", resolution=NATIVE, reinforced=True),
     UNLABELLED: LookArm("interleaved", resolution=NATIVE, regions="random", reinforced=True),
@@ -191,7 +195,7 @@ class Recipes:
         if arm.reinforced:
             return self._reinforced(arm, seed)
         first = self._stage(LookArm("text"), seed, self.reader(), f"first-{seed}", self.scale.text)
-        view = "tiles" if arm.whole else arm.resolution
+        view = "tiles" if arm.whole else "along" if arm.take_along else arm.resolution
         return self._stage(arm, seed, first, f"{arm.stage}-{view}-{arm.regions}-{seed}", self.scale.second)
 
     def _stage(self, arm: LookArm, seed: int, start: Path, name: str, steps: int) -> Path:
@@ -207,6 +211,7 @@ class Recipes:
             data=replace(self.data, count=self.scale.problems),
             regions=arm.regions,
             resolution=arm.resolution,
+            take_along=arm.take_along,
             batch_size=self.scale.batch_size,
             announce=True,
             # There is nothing to learn of a selection that is random, or everything.

@@ -72,6 +72,8 @@ class InterleaveConfig:
     image and encoded anew"""
     look_tokens: int = 64
     """largest number of visual tokens that a look at native resolution inserts"""
+    take_along: int | None = None
+    """a look that selects nothing, the n-th in a row, brings in what the last look brought in again; none: nothing"""
     batch_size: int = 16
     """rows per optimiser step, over all devices"""
     next_token: bool = True
@@ -125,7 +127,11 @@ class InterleaveConfig:
         if self.stage == "text":
             return InterleaveSettings(trigger=self.trigger, max_looks=0)
         return InterleaveSettings(
-            trigger=self.trigger, max_looks=12, resolution=self.resolution, look_tokens=self.look_tokens
+            trigger=self.trigger,
+            max_looks=12,
+            resolution=self.resolution,
+            look_tokens=self.look_tokens,
+            take_along=self.take_along,
         )
 
 

@@ -217,7 +217,8 @@ class GRPO:
         pad_id = self.encoder.processor.tokenizer.pad_token_id
         on_cpu = {k: v.cpu() for k, v in inputs.items()}
         rule = LabelRule(interleave, next_token=True)
-        batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, rule, share["native"])
+        more = (rule, share["native"], self.encoder.settings.take_along)
+        batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, *more)
         batch = batch.to(device)
         how = (batch, self.banned, config.temperature, model.selector.offset if config.selection == SAMPLED else 0.0)
         chain = chain_log_probs(model(batch, self.features(model, share)), *how)

@@ -81,6 +81,29 @@ def inserted_sources(
     return [prompt_tokens + number for number in crops.numbers(row, look.tokens)]
 
 
+class TakenAlong:
+    """What the looks of one chain bring in, look by look, where visual tokens are taken along.
+
+    Called with the sources of each look's selection, in order; returns what the look inserts.
+    """
+
+    def __init__(self, take_along: int | None):
+        """
+        Args:
+            take_along: as in `InterleaveSettings`.
+        """
+        self._after, self._last, self._empty = take_along, list[int](), 0
+
+    def __call__(self, sources: list[int]) -> list[int]:
+        if not sources:
+            self._empty += 1
+            if self._empty != self._after:
+                return []
+        self._empty = 0
+        self._last = sources or self._last
+        return self._last
+
+
 @dataclass(frozen=True)
 class LabelRule:
     """Tokens of an answer that the cross-entropy supervises, besides its text; the defaults are the paper's."""
@@ -118,6 +141,8 @@ class InterleavedBatch:
     """The same of the looks' crops, where looks have native resolution"""
     native: NativeImages | None = None
     """The original images; None for looks at seen resolution"""
+    take_along: int | None = None
+    """As in `InterleaveSettings`"""
 
     @property
     def candidates(self) -> Tensor:
@@ -160,6 +185,7 @@ def _lay_out(
     layout: VisualLayout,
     rule: LabelRule,
     sources_of: Callable[[Look, int, Sequence[int]], list[int]],
+    along: TakenAlong,
 ) -> _ChainRow:
     """Lay out one row of a batch. `own` holds the sources of the prompt's tokens."""
     visual = [source for source in own if source >= 0]
@@ -181,12 +207,12 @@ def _lay_out(
                 "0 to one less; remap its indices from their own grid to the model's"
             )
         out.looks.append((len(out.ids), part))
-        sources = sources_of(part, row, visual)
+        sources = along(sources_of(part, row, visual))
         ids, inserted = look_ids(len(sources), layout), iter(sources)
         out.ids += ids
         labels = [ids[0] if rule.interleave else IGNORED] + [IGNORED] * (len(ids) - 1)
         following = answer[place + 1] if place + 1 < len(answer) else None
-        if rule.announce and sources and isinstance(following, int):
+        if rule.announce and part.tokens and isinstance(following, int):
             labels[1] = following  # predicted at the interleave token
         out.labels += labels
         out.sources += [next(inserted) if i == layout.image_id else -1 for i in ids]
@@ -201,6 +227,7 @@ def build_batch(
     pad_id: int,
     rule: LabelRule | None = None,
     native: NativeImages | None = None,
+    take_along: int | None = None,
 ) -> InterleavedBatch:
     """Build the teacher-forced inputs of prompts and their answers. Needs no model, so data loaders can call it.
 
@@ -211,6 +238,7 @@ def build_batch(
         pad_id: any id; it is masked.
         rule: the paper's by default.
         native: the original images, for looks at native resolution.
+        take_along: as in `InterleaveSettings`.
 
     Raises:
         ValueError: for a look that is out of range or given as a bare id, or another number of answers than prompts.
@@ -230,7 +258,8 @@ def build_batch(
     for n, answer in enumerate(answers):
         real = mask[n].bool()
         own = sources[n][real].tolist()
-        rows.append(_lay_out(ids[n][real].tolist(), own, answer, n, layout, rule or LabelRule(), sources_of))
+        given = (ids[n][real].tolist(), own, answer, n, layout, rule or LabelRule())
+        rows.append(_lay_out(*given, sources_of, TakenAlong(take_along)))
     batch = _stack(rows, pad_id)
     prompt_sources = torch.full_like(batch.ids, -1)
     for n, row in enumerate(rows):
@@ -242,7 +271,15 @@ def build_batch(
         for s, (_, look) in enumerate(row.looks):
             targets[n, s, list(look.tokens)] = True
     made = crops.take() if crops is not None else {}
-    return replace(batch, visual_columns=columns, targets=targets, images=images_of(inputs), crops=made, native=native)
+    return replace(
+        batch,
+        visual_columns=columns,
+        targets=targets,
+        images=images_of(inputs),
+        crops=made,
+        native=native,
+        take_along=take_along,
+    )
 
 
 def _crops_of(native: NativeImages | None, rows: int) -> NativeCrops | None:
@@ -282,7 +319,7 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
     for n, start in enumerate(starts.tolist()):
         ids, labels, sources = (values[n, start:].tolist() for values in (batch.ids, batch.labels, batch.sources))
         visual = [sources[column - start] for column in batch.visual_columns[n].tolist() if column >= 0]
-        row, place = _ChainRow([], [], [], []), 0
+        row, place, along = _ChainRow([], [], [], []), 0, TakenAlong(batch.take_along)
         for s, column in enumerate(batch.look_columns[n].tolist()):
             end = len(ids) if column < 0 else column - start + 1
             row.ids += ids[place:end]
@@ -293,7 +330,7 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
                 continue
             look = Look(tuple(chosen[n, s, : len(visual)].nonzero()[:, 0].tolist()))
             row.looks.append((len(row.ids) - 1, look))
-            brought = inserted_sources(look, n, visual, crops, prompt_tokens)
+            brought = along(inserted_sources(look, n, visual, crops, prompt_tokens))
             inserted, body = iter(brought), look_ids(len(brought), layout)[1:]
             first = place + len(layout.before)  # of the visual tokens that stood here, if there were any
             stood = ids[first : first + 1] == [layout.image_id]
@@ -312,7 +349,8 @@ def with_selections(batch: InterleavedBatch, layout: VisualLayout, chosen: Tenso
     columns = torch.where(batch.visual_columns >= 0, batch.visual_columns + moved.to(starts)[:, None], -1)
     laid = replace(stacked, visual_columns=columns.cpu(), targets=batch.targets.cpu())
     device, made = batch.ids.device, crops.take() if crops is not None else {}
-    return replace(laid.to(device), images=batch.images, crops=images_to(made, device), native=batch.native)
+    given: dict[str, Any] = {"images": batch.images, "native": batch.native, "take_along": batch.take_along}
+    return replace(laid.to(device), crops=images_to(made, device), **given)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from transformers.generation import (
 
 from perception.decoding.cache_slots import cache_given, cache_key
 from perception.grammar.processor import mask_scores
-from perception.interleave.chains import InterleavedModel, Look, inserted_sources, look_ids
+from perception.interleave.chains import InterleavedModel, Look, TakenAlong, inserted_sources, look_ids
 from perception.interleave.context import InterleavedContext
 from perception.interleave.native import NativeImages
 from perception.interleave.selector import VisualTokenSelector
@@ -203,6 +203,7 @@ class _Run:
         self.written: list[list[int]] = [[] for _ in range(count)]
         self.look_scores: list[list[Tensor]] = [[] for _ in range(count)]
         self.inserted: list[list[int]] = [[] for _ in range(count)]
+        self.along = [TakenAlong(generator.settings.take_along) for _ in range(count)]
         self.open = [True] * count
         self.alive = list(range(count))  # rows in the context, in its order
         self.context = InterleavedContext(self.model, input_ids, model_kwargs, features)
@@ -427,7 +428,7 @@ class _Run:
             self.answers[row].pop()  # the look replaces the token
         self.answers[row].append(look)
         of_row = row // self.answers_per_row
-        sources = inserted_sources(look, of_row, own, self.crops, self.context.prompt_tokens)
+        sources = self.along[row](inserted_sources(look, of_row, own, self.crops, self.context.prompt_tokens))
         self.inserted[row].append(len(sources))
         ids, rest = look_ids(len(sources), layout)[1:], iter(sources)
         return ids, [next(rest) if i == layout.image_id else -1 for i in ids]

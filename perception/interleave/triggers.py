@@ -45,6 +45,10 @@ class InterleaveSettings:
     """What a look is at. "selected": the visual tokens that the selector selects. "boxes": the boxes of the last span
     that was written before it, at native resolution; with heading r"<BOX_END>" a look follows every span of boxes"""
 
+    take_along: int | None = None
+    """A look that selects nothing, the n-th in a row, brings in what the last look brought in again: visual tokens are
+    taken along a long chain (TVC, arXiv 2503.13360). None: it brings in nothing"""
+
     def __post_init__(self) -> None:
         if self.trigger not in TRIGGERS:
             raise ValueError(f"trigger must be one of {TRIGGERS}, got {self.trigger!r}")
@@ -60,6 +64,8 @@ class InterleaveSettings:
             )
         if self.max_looks is not None and self.max_looks < 0:
             raise ValueError(f"max_looks must be 0 or more, or None for any number; got {self.max_looks}")
+        if self.take_along is not None and self.take_along < 1:
+            raise ValueError(f"take_along must be 1 or more, or None for never; got {self.take_along}")
         try:
             re.compile(self.heading)
         except re.error as error:

@@ -174,7 +174,8 @@ class ChainEncoder:
         """A teacher-forced batch of problems with their solutions."""
         pad_id = self.processor.tokenizer.pad_token_id
         answers, inputs = [self.answer(problem) for problem in problems], self.inputs(problems)
-        return build_batch(self.layout, inputs, answers, pad_id, self.rule, self.native(problems, inputs))
+        given = (self.rule, self.native(problems, inputs), self.settings.take_along)
+        return build_batch(self.layout, inputs, answers, pad_id, *given)
 
 
 @dataclass(frozen=True)

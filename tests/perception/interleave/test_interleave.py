@@ -35,6 +35,7 @@ from perception.interleave.selector import (
     VisualTokenSelector,
     selection_losses,
 )
+from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualFeatures, VisualLayout
 from perception.model.shipped import shipped
 from perception.vocabulary.names import PerceptionVocabulary
@@ -178,25 +179,47 @@ def test_what_a_look_announces_stays_with_other_selections() -> None:
         assert other.labels[0, prompt:].tolist() == [21, IGNORED, *after]
 
 
+@pytest.mark.parametrize("take_along", [None, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_selections_make_the_batch_of_other_looks(kind: str) -> None:
+def test_other_selections_make_the_batch_of_other_looks(kind: str, take_along: int | None) -> None:
     """As `build_batch` would lay it out, rows of several lengths and images; targets stay."""
     vlm, rule = TinyVLM(kind), LabelRule(next_token=True)
     inputs = vlm.inputs(1)
     true = random_answers(vlm, inputs, 1)
-    batch = build_batch(vlm.layout, inputs, true, 0, rule)
+    batch = build_batch(vlm.layout, inputs, true, 0, rule, take_along=take_along)
     chosen = (torch.rand(batch.targets.shape, generator=torch.Generator().manual_seed(2)) < 0.3) & batch.candidates
     chosen[0, 1] = False
     other = []
     for answer, selected in zip(true, chosen, strict=True):
         looks = iter([Look(tuple(one.nonzero()[:, 0].tolist())) for one in selected])
         other.append([next(looks) if isinstance(part, Look) else part for part in answer])
-    expected = build_batch(vlm.layout, inputs, other, 0, rule)
+    expected = build_batch(vlm.layout, inputs, other, 0, rule, take_along=take_along)
     got = with_selections(batch, vlm.layout, chosen, 0)
     for name in ("ids", "attention_mask", "labels", "sources", "visual_columns", "look_columns"):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name
     assert torch.equal(got.targets, batch.targets) and torch.equal(expected.targets, chosen)
     assert torch.equal(with_selections(batch, vlm.layout, batch.targets, 0).ids, batch.ids)
+
+
+def test_looks_that_select_nothing_take_the_last_tokens_along() -> None:
+    vlm = TinyVLM("llava")
+    inputs = vlm.row(vlm.inputs(0), 0)
+    empty, rule = Look(()), LabelRule(next_token=True, announce=True)
+    answer = [Look((1, 2)), 21, empty, 22, empty, 23, Look((3,)), 24, empty, 25]
+
+    def looks(take_along: int | None) -> tuple[list[list[int]], list[int]]:
+        batch = build_batch(vlm.layout, inputs, [answer], 0, rule, take_along=take_along)
+        ends = [*batch.look_columns[0].tolist()[1:], batch.ids.shape[1]]
+        sources = [batch.sources[0, start:end] for start, end in zip(batch.look_columns[0].tolist(), ends, strict=True)]
+        assert batch.targets[0].sum(1).tolist() == [2, 0, 0, 1, 0], "there is nothing to learn to select"
+        return [[n for n in one.tolist() if n >= 0] for one in sources], batch.labels[0].tolist()
+
+    assert looks(None)[0] == [[1, 2], [], [], [3], []]
+    assert looks(1)[0] == [[1, 2], [1, 2], [1, 2], [3], [3]]
+    assert looks(2)[0] == [[1, 2], [], [1, 2], [3], []]
+    assert sorted(looks(1)[1]) == sorted(looks(None)[1] + [IGNORED] * 5), "no label more"
+    with pytest.raises(ValueError, match="take_along must be 1 or more"):
+        InterleaveSettings(take_along=0)
 
 
 @dataclass

@@ -194,6 +194,58 @@ def test_logits_and_scores_of_every_step_are_the_teacher_forced_ones(kind: str, 
     assert inserted.tolist() == [sum(row) for row in result.inserted]
 
 
+def every_other(scores: Tensor, row: int, look: int) -> Tensor:
+    """A selection of two tokens by each look of an even number, of none by the others."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.topk(2).indices] = look % 2 == 0
+    return chosen
+
+
+@pytest.mark.parametrize("resolution", ["seen", "native"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s.trigger)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_taken_along_as_they_are(kind: str, settings: InterleaveSettings, resolution: str) -> None:
+    """Batched as single, cached as computed anew, generated as teacher-forced; no crop is encoded for it."""
+    settings, native = replace(settings, take_along=1, resolution=resolution), resolution == "native"
+    pairs: list[tuple[int, int]] = []
+    for seed in range(5, 12):
+        vlm, pictures, inputs = problem(kind, seed)
+
+        def given(vlm: TinyVLM, rows: Any, prompts: dict[str, Tensor]) -> NativeImages | None:
+            return vlm.native(rows, prompts) if native else None
+
+        def solve(vlm: TinyVLM, rows: Any, prompts: dict[str, Tensor], **more: Any) -> Any:
+            writer = InterleavedGenerator(vlm.model, settings, vlm.tokenizer, every_other)
+            return writer.generate(prompts, native=given(vlm, rows, prompts), max_new_tokens=NEW, **more)
+
+        result = solve(vlm, pictures, inputs, do_sample=False)
+        found = [pair for row in result.inserted for pair in zip(row[::2], row[1::2], strict=False)]
+        if not found:  # no row of this model looks twice
+            continue
+        pairs += found
+        for row, answer in enumerate(result.answers):
+            assert solve(vlm, [pictures[row]], vlm.row(inputs, row), do_sample=False).answers[0] == answer
+        assert solve(vlm, pictures, inputs, do_sample=False, use_cache=False).answers == result.answers
+        told = solve(vlm, pictures, inputs, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        rule = LabelRule(interleave=settings.trigger == "generated", next_token=True)
+        images = given(vlm, pictures, inputs)
+        batch, without = (
+            build_batch(vlm.layout, inputs, told.answers, 0, rule, images, after)
+            for after in (settings.take_along, None)
+        )
+        shapes = [{name: value.shape for name, value in one.crops.items()} for one in (batch, without)]
+        assert shapes[0] == shapes[1]
+        with torch.no_grad():
+            output = vlm.model(batch)
+        steps = torch.stack(told.output.logits, 1)  # (B, steps, V)
+        counts = [len(written(answer, vlm, settings)) for answer in told.answers]
+        generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
+        allowed = generated > -torch.inf
+        assert close(generated[allowed], output.logits[allowed])
+        break
+    assert pairs and all(first == second > 0 for first, second in pairs), pairs
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_batch_has_the_loss_and_gradients_of_its_rows_one_by_one(kind: str) -> None:
     vlm, pictures, inputs = problem(kind, 4)
