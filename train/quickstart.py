@@ -10,6 +10,7 @@ and peak memory.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -201,6 +202,8 @@ def write_summary(
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(QuickstartConfig, argv)
+    # Read by torch at its first product. Rows of ever other lengths fill the cache of kernels with half a gigabyte.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     console, start = Console(), time.monotonic()
     console.print(
         f"Two copies of {config.base}, which draws but has never seen an answer; {config.num_scenes} rendered scenes, "
