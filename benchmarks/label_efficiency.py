@@ -22,7 +22,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +200,7 @@ def tune(arm: str, answers: int, given: argparse.Namespace, items: Sequence[Item
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Tune, train and ask every arm with every number of answers; return the result."""
-    start = time.monotonic()
+    used: set[str] = set()
     validation = scene_items("standard", given.num_count, given.num_depth, VALIDATION_SEED)
     tests = {style: scene_items(style, given.num_count, given.num_depth) for style in STYLES}
     found: dict[str, Any] = {}
@@ -210,6 +209,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         chosen = {}
         for arm in ARMS:
             best, scores = tune(arm, answers, given, validation)
+            used |= {*scores, *(replace(best, seed=seed).name for seed in given.seeds)}
             chosen[arm] = {"steps": best.steps, "learning_rate": best.learning_rate, "scores": scores}
             for seed in given.seeds:
                 for style, items in tests.items():
@@ -225,9 +225,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "scenes": given.scenes,
         "questions": {"counting": given.num_count, "depth, for each number of points": given.num_depth},
         **provenance(),
-        "minutes": round((time.monotonic() - start) / 60, 1),
+        "training_minutes": round(sum(training_minutes(given, name) for name in used)),
         "answers": found,
     }
+
+
+def training_minutes(given: argparse.Namespace, name: str) -> float:
+    """Return how long a finished training took."""
+    return float(json.loads((Path(given.runs) / name / "model" / "training.json").read_text())["minutes"])
 
 
 def figures(correct: Mapping[str, Sequence[Sequence[int]]], items: Sequence[Item]) -> dict[str, Any]:
@@ -298,7 +303,7 @@ def page(result: Mapping[str, Any]) -> str:
     parts += [
         f"{result['processor']}, {result['cores']} cores, torch {result['torch']}, "
         f"commit `{str(result['commit'])[:12]}`{' with uncommitted changes' if result['uncommitted_changes'] else ''}; "
-        f"{result['minutes']} minutes.\n"
+        f"{result['training_minutes']} minutes of training.\n"
     ]
     return "\n".join(parts)
 

@@ -70,7 +70,8 @@ def test_targets_and_page_come_from_the_stored_result(
     chosen = {arm: {"steps": 200, "learning_rate": 5e-4, "scores": {}} for arm in ARMS}
     result = {
         **{"command": "python -m benchmarks.label_efficiency --sizes 500", "seeds": [0, 1, 2], "scenes": 40_000},
-        **{"processor": "x", "cores": 2, "torch": "2", "commit": "c", "uncommitted_changes": False, "minutes": 1.0},
+        **{"processor": "x", "cores": 2, "torch": "2", "commit": "c", "uncommitted_changes": False},
+        "training_minutes": 1,
         "answers": {"500": {"chosen": chosen, "styles": dict.fromkeys(STYLES, cell)}},
     }
     assert [(bar.figure, bar.bar) for bar in bars(result)] == [(100, 10), (100, 15)]
