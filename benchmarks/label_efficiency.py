@@ -317,18 +317,19 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
     sizes = [int(size) for size in result["answers"]]
     figure, panels = plt.subplots(
-        len(ROWS), len(STYLES), figsize=(10, 7), sharex=True, sharey="row", layout="constrained"
+        len(ROWS), len(STYLES), figsize=(8, 6), sharex=True, sharey="row", layout="constrained"
     )
     for line, row in enumerate(ROWS):
         for column, style in enumerate(STYLES):
             panel = panels[line][column]
-            for curve in CURVES:
+            for number, curve in enumerate(CURVES):
+                places = np.arange(len(sizes)) + 0.1 * (number - (len(CURVES) - 1) / 2)  # beside each other
                 cells = [Interval(**result["answers"][str(n)]["styles"][style]["accuracy"][curve][row]) for n in sizes]
                 means = np.array([100 * cell.mean for cell in cells])
                 reach = np.array([[100 * (cell.mean - cell.low), 100 * (cell.high - cell.mean)] for cell in cells]).T
-                panel.errorbar(sizes, means, reach, marker="o", capsize=3, label=curve)
-            panel.set(title=f"{row}, {style} style", xscale="log")
-            panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
+                panel.errorbar(places, means, reach, marker="o", capsize=3, label=curve)
+            panel.set(title=f"{row}, {style} style", xlim=(-0.5, len(sizes) - 0.5))
+            panel.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
             panel.grid(alpha=0.3)
             if column == 0:
                 panel.set_ylabel("accuracy, %")
