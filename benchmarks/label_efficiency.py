@@ -335,7 +335,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                 panel.set_ylabel("accuracy, %")
             if line == len(ROWS) - 1:
                 panel.set_xlabel("answers to learn from")
-    panels[0][0].legend(fontsize="small")
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=len(CURVES))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
