@@ -351,13 +351,17 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "![Accuracy against visual tokens](look_closer.png)\n", "## Targets\n", *lines, ""])
 
 
+_TICKS = (64, 128, 256, 512, 1024)
+"""Numbers of visual tokens"""
+
+
 def draw(record: Mapping[str, Any], path: Path) -> None:
     """Plot accuracy against visual tokens, one point per arm and one panel per split."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot.subplots(1, len(record["rows"]), figsize=(10, 4), squeeze=False, layout="constrained")
     for axis, (split, rows) in zip(axes[0], record["rows"].items(), strict=True):
@@ -367,8 +371,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(row["visual_tokens"], mean, spread, marker="o", linestyle="", label=row["arm"])
         axis.set(xscale="log", xlabel="visual tokens per answer", ylabel="right answers, %", ylim=(0, 100))
         axis.set_title(_SPLITS[split], fontsize=9)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter())
+        axis.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
