@@ -202,7 +202,7 @@ def write_summary(
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(QuickstartConfig, argv)
-    # Read by torch at its first product. Without a bound, rows of many lengths fill its cache of kernels with half a gigabyte.
+    # Read by torch at its first product. Unbounded, its cache of kernels for rows of many lengths takes half a GB.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     console, start = Console(), time.monotonic()
     console.print(
