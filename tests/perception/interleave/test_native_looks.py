@@ -170,6 +170,16 @@ def test_cached_batches_write_what_full_recomputation_writes(kind: str, settings
     assert brought > 4, "the test has no looks to speak of"
 
 
+def assert_teacher_forced(vlm: TinyVLM, settings: InterleaveSettings, result: Any, output: Any) -> None:
+    """The logits that an answer was generated from are those of a forward pass over it."""
+    steps = torch.stack(result.output.logits, 1)  # (B, steps, V)
+    counts = [len(written(answer, vlm, settings)) for answer in result.answers]
+    generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
+    assert generated.shape == output.logits.shape
+    allowed = generated > -torch.inf
+    assert close(generated[allowed], output.logits[allowed])
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s.trigger)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_scores_of_every_step_are_the_teacher_forced_ones(kind: str, settings: InterleaveSettings) -> None:
@@ -182,11 +192,7 @@ def test_logits_and_scores_of_every_step_are_the_teacher_forced_ones(kind: str, 
     batch = build_batch(vlm.layout, inputs, result.answers, 0, rule, native)
     with torch.no_grad():
         output = vlm.model(batch)
-    steps = torch.stack(result.output.logits, 1)  # (B, steps, V)
-    counts = [len(written(answer, vlm, settings)) for answer in result.answers]
-    generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
-    allowed = generated > -torch.inf
-    assert close(generated[allowed], output.logits[allowed])
+    assert_teacher_forced(vlm, settings, result, output)
     for row, looks in enumerate(result.look_scores):
         for n, scores in enumerate(looks):
             assert close(scores, output.scores[row, n, : len(scores)])
@@ -237,11 +243,7 @@ def test_tokens_are_taken_along_as_they_are(kind: str, settings: InterleaveSetti
         assert shapes[0] == shapes[1]
         with torch.no_grad():
             output = vlm.model(batch)
-        steps = torch.stack(told.output.logits, 1)  # (B, steps, V)
-        counts = [len(written(answer, vlm, settings)) for answer in told.answers]
-        generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
-        allowed = generated > -torch.inf
-        assert close(generated[allowed], output.logits[allowed])
+        assert_teacher_forced(vlm, settings, told, output)
         break
     assert pairs and all(first == second > 0 for first, second in pairs), pairs
 
