@@ -114,6 +114,8 @@ class CellTower(PreTrainedModel):
     base_model_prefix = "cell_tower"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    frozen_parts = ("backbone",)
+    """Parts that training leaves alone: without its batch norms, the backbone does not train well"""
 
     def __init__(self, config: CellTowerConfig):
         super().__init__(config)

@@ -33,9 +33,15 @@ def projector_names(model: Any) -> list[str]:
 
 
 def tower_parameters(model: Any) -> list[nn.Parameter]:
-    """Return the parameters of the vision tower, without those of projectors."""
-    projectors = {id(p) for name in projector_names(model) for p in model.get_submodule(name).parameters()}
-    return [p for p in vision_tower(model).parameters() if id(p) not in projectors]
+    """Return the parameters of the vision tower that may train.
+
+    Those of projectors are left out, and those of parts that the tower keeps frozen, such as `CellTower`'s backbone.
+    """
+    tower = vision_tower(model)
+    others = [model.get_submodule(name) for name in projector_names(model)]
+    others += [tower.get_submodule(name) for name in getattr(tower, "frozen_parts", ())]
+    left_out = {id(p) for part in others for p in part.parameters()}
+    return [p for p in tower.parameters() if id(p) not in left_out]
 
 
 def keep_still(frozen: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from tiny_families import save_family
 from torch import nn
 
-from perception.model.folder import read_model
+from perception.model.folder import find_folder, read_model
 from train.interleave import interleaved_groups
 from train.models.parts import projector_names, tower_parameters, vision_tower
 
@@ -39,3 +39,13 @@ def test_a_projector_trains_with_the_rest_and_the_tower_at_its_own_rate(
     assert {rates[id(p)] for p in model.selector.parameters()} == {0.5}
     model.train()
     assert vision_tower(model.model).training == (ratio > 0), "a frozen tower stays in evaluation mode"
+
+
+def test_the_backbone_of_a_tower_for_photographs_never_trains() -> None:
+    """Loading sets every parameter to train, and a backbone without its batch norms does not train well."""
+    model = read_model(find_folder("models/photo-tiny"), torch.float32)
+    groups = interleaved_groups(WithSelector(model), 0.1, selector_lr_ratio=0.5)
+    tower, rates = vision_tower(model), {id(p): g.get("lr_scale", 1.0) for g in groups for p in g["params"]}
+    assert not any(p.requires_grad or id(p) in rates for p in tower.backbone.parameters())
+    assert {rates[id(p)] for p in tower_parameters(model)} == {0.1}
+    assert {id(p) for p in tower_parameters(model)} == {id(p) for p in tower.parameters() if p.requires_grad}
