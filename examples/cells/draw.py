@@ -1,75 +1,147 @@
-"""Draw a stand-in for photographs of blood, to try the commands on: `python examples/cells/draw.py FOLDER`.
+"""Draw photographs of blood, to learn from before real ones: `python examples/cells/draw.py FOLDER --train 2000`.
 
-Red cells, white cells and platelets on a pale ground, with their boxes, in Pascal VOC's layout: JPEGImages,
-Annotations, and the split in ImageSets/Main.
+Red cells that lie over each other, white cells with their nuclei and platelets, with their boxes, in Pascal VOC's
+layout: JPEGImages, Annotations, and the split in ImageSets/Main. Colours, sharpness and shapes vary from photograph to
+photograph, as do stains and microscopes.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from rich.progress import track
 
-WIDTH, HEIGHT = 320, 240
-TRAIN, TEST = 16, 4
-KINDS = {"RBC": (22, "#d98880"), "WBC": (34, "#7d5ba6"), "Platelets": (7, "#8e44ad")}
-"""Radius in pixels and colour of each kind of cell"""
-Cell = tuple[str, int, int, int]
+WIDTH, HEIGHT = 400, 300
+RADII = {"RBC": 31.0, "WBC": 47.0, "Platelets": 9.0}
+"""Mean radius in pixels of each kind of cell"""
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+_CLEAR = 0.5  # least share of the smaller radius that is between two centres
+
+Pixels = NDArray[np.float64]
+Cell = tuple[str, float, float, float]
 """Kind, centre x and y, radius"""
+Part = tuple[slice, slice]
 
 
 def place(rng: np.random.Generator) -> list[Cell]:
-    """Return the cells of one photograph: 8 to 28 red ones, 0 to 2 white ones, 0 to 4 platelets; none hides another."""
-    counts = {"WBC": int(rng.integers(0, 3)), "Platelets": int(rng.integers(0, 5)), "RBC": int(rng.integers(8, 29))}
-    cells = list[Cell]()
+    """Return the cells of a photograph: 2 to 28 red ones, 0 to 2 white ones, 0 to 5 platelets; red ones may overlap."""
+    counts = {
+        "RBC": int(np.clip(rng.normal(14, 6), 2, 28)),
+        "Platelets": int(rng.choice(6, p=[0.4, 0.25, 0.15, 0.1, 0.05, 0.05])),
+        "WBC": int(rng.choice(3, p=[0.1, 0.8, 0.1])),
+    }
+    size, clumped, cells = rng.uniform(0.8, 1.15), rng.random(), list[Cell]()
     for kind, count in counts.items():
-        made, tries = 0, 0
-        while made < count and tries < 400:
-            tries += 1
-            r = round(KINDS[kind][0] * rng.uniform(0.85, 1.1))
-            x, y = int(rng.integers(r, WIDTH - r)), int(rng.integers(r, HEIGHT - r))
-            if all(np.hypot(x - other_x, y - other_y) > 0.8 * (r + other_r) for _, other_x, other_y, other_r in cells):
+        for _ in range(20 * count):
+            if sum(cell[0] == kind for cell in cells) == count:
+                break
+            r = RADII[kind] * size * rng.uniform(0.8, 1.2)
+            x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
+            if cells and kind == "RBC" and rng.random() < clumped:  # beside another one
+                _, at_x, at_y, at_r = cells[rng.integers(len(cells))]
+                turn = rng.uniform(0, 2 * np.pi)
+                x, y = at_x + (r + at_r) * 0.8 * np.cos(turn), at_y + (r + at_r) * 0.8 * np.sin(turn)
+            inside = -0.5 * r < x < WIDTH + 0.5 * r and -0.5 * r < y < HEIGHT + 0.5 * r
+            nearest = min((np.hypot(x - cell[1], y - cell[2]) / (r + cell[3]) for cell in cells), default=2.0)
+            if inside and nearest > (_CLEAR if kind == "RBC" else 0.75):
                 cells.append((kind, x, y, r))
-                made += 1
     return cells
 
 
-def picture(cells: list[Cell]) -> Image.Image:
-    image = Image.new("RGB", (WIDTH, HEIGHT), "#f3e9dc")
-    canvas = ImageDraw.Draw(image)
+def around(x: float, y: float, r: float) -> Part:
+    """Return the rows and columns of the part of the image where a cell lies."""
+    low, high = np.array([y, x]) - 2 * r, np.array([y, x]) + 2 * r
+    (top, left), (bottom, right) = (np.clip(at.astype(int), 0, (HEIGHT, WIDTH)) for at in (low, high))
+    return slice(top, bottom), slice(left, right)
+
+
+def blob(part: Part, x: float, y: float, r: float, rng: np.random.Generator) -> Pixels:
+    """Return how far inside a blob each pixel of a part is: 1 at its centre, 0 at its edge, negative outside."""
+    rows, columns = np.mgrid[part]
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.25) ** 0.5
+    across = ((columns - x) * np.cos(turn) + (rows - y) * np.sin(turn)) / stretch
+    down = ((rows - y) * np.cos(turn) - (columns - x) * np.sin(turn)) * stretch
+    angle, edge = np.arctan2(down, across), np.full(rows.shape, r)
+    for waves in (2, 3, 4, 5):
+        edge += r * rng.normal(0, 0.05) * np.cos(waves * angle + rng.uniform(0, 2 * np.pi))
+    return 1 - np.hypot(across, down) / edge
+
+
+def paint(image: Pixels, depth: Pixels, colour: Pixels, opacity: float, soft: float) -> None:
+    """Lay a colour over the pixels inside a blob, in place; its edge is `soft` of its radius wide."""
+    image += opacity * np.clip(depth / soft, 0, 1)[..., None] * (colour - image)
+
+
+def picture(cells: list[Cell], rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, list[int]]]]:
+    """Return a photograph of cells, and the kind and box of each one, in pixels from 1."""
+    ground = np.array([205, 205, 205]) + rng.uniform(-25, 30) + rng.normal(0, 9, 3)
+    red = np.array([178, 128, 122]) + rng.normal(0, 13, 3)
+    violet = np.array([112, 88, 205]) + rng.normal(0, 18, 3)
+    light = np.linspace(-1, 1, WIDTH) * rng.normal(0, 6) + np.linspace(-1, 1, HEIGHT)[:, None] * rng.normal(0, 6)
+    whole = np.repeat(light[..., None], 3, axis=2) + ground
+    pale, boxes = rng.random(), list[tuple[str, list[int]]]()
     for kind, x, y, r in cells:
-        canvas.ellipse((x - r, y - r, x + r, y + r), fill=KINDS[kind][1])
+        part = around(x, y, r)
+        image, depth = whole[part], blob(part, x, y, r, rng)
+
+        def inner(off: float, least: float, most: float) -> Pixels:
+            """Return a smaller blob near the centre of the cell, cut to the cell."""
+            at_x, at_y = np.array([x, y]) + rng.normal(0, off * r, 2)  # noqa: B023
+            return np.minimum(blob(part, at_x, at_y, r * rng.uniform(least, most), rng), depth)  # noqa: B023
+
         if kind == "RBC":
-            canvas.ellipse((x - r // 3, y - r // 3, x + r // 3, y + r // 3), fill="#eab5ae")
-    return image
+            paint(image, depth, red + rng.normal(0, 8, 3), rng.uniform(0.7, 0.95), 0.12)
+            if rng.random() < pale:
+                paint(image, inner(0.1, 0.3, 0.6), ground, rng.uniform(0.3, 0.8), 0.5)
+            if rng.random() < 0.3:
+                paint(image, inner(0.3, 0.08, 0.12), ground + 40, 0.9, 0.5)
+        elif kind == "WBC":
+            paint(image, depth, 0.55 * ground + 0.45 * violet, rng.uniform(0.5, 0.9), 0.15)
+            for _ in range(int(rng.integers(1, 5))):
+                paint(image, inner(0.3, 0.35, 0.65), violet + rng.normal(0, 8, 3), 0.95, 0.12)
+        else:
+            paint(image, depth, 0.8 * violet + 0.2 * red, rng.uniform(0.6, 0.95), 0.4)
+        rows, columns = np.nonzero(depth > 0)
+        if len(rows):
+            top, left = part[0].start + 1, part[1].start + 1
+            corners = (left + columns.min(), top + rows.min(), left + columns.max(), top + rows.max())
+            boxes.append((kind, [int(corner) for corner in corners]))
+    noisy = whole + rng.normal(0, rng.uniform(1, 5), whole.shape)
+    drawn = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5))), boxes
 
 
-def annotation(name: str, cells: list[Cell]) -> str:
+def annotation(name: str, boxes: list[tuple[str, list[int]]]) -> str:
     lines = ["<annotation>", f"  <filename>{name}.jpg</filename>"]
     lines.append(f"  <size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>")
-    for kind, x, y, r in cells:
-        sides = {"xmin": x - r + 1, "ymin": y - r + 1, "xmax": x + r, "ymax": y + r}
-        corners = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+    for kind, box in boxes:
+        corners = "".join(f"<{side}>{value}</{side}>" for side, value in zip(SIDES, box, strict=True))
         lines.append(f"  <object><name>{kind}</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>")
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, train: int = 16, test: int = 4) -> None:
     lists = folder / "ImageSets" / "Main"
     for made in (folder / "JPEGImages", folder / "Annotations", lists):
         made.mkdir(parents=True, exist_ok=True)
-    names = [f"blood-{number:02d}" for number in range(TRAIN + TEST)]
-    for number, name in enumerate(names):
-        cells = place(np.random.default_rng(number))
-        picture(cells).save(folder / "JPEGImages" / f"{name}.jpg", quality=90)
-        (folder / "Annotations" / f"{name}.xml").write_text(annotation(name, cells))
-    for part, of_part in (("train", names[:TRAIN]), ("test", names[TRAIN:])):
+    names = [f"blood-{number:02d}" for number in range(train + test)]
+    for number, name in enumerate(track(names, "drawing", transient=True)):
+        rng = np.random.default_rng(number)
+        drawn, boxes = picture(place(rng), rng)
+        drawn.save(folder / "JPEGImages" / f"{name}.jpg", quality=90)
+        (folder / "Annotations" / f"{name}.xml").write_text(annotation(name, boxes))
+    for part, of_part in (("train", names[:train]), ("test", names[train:])):
         (lists / f"{part}.txt").write_text("".join(f"{name}\n" for name in of_part))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("draw.py: give the folder to draw into: python examples/cells/draw.py FOLDER")
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder to draw into")
+    parser.add_argument("--train", type=int, default=16, help="photographs to train on")
+    parser.add_argument("--test", type=int, default=4, help="photographs to test on")
+    given = parser.parse_args()
+    main(given.folder, given.train, given.test)

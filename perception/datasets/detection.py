@@ -96,7 +96,8 @@ def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> lis
     question = f"How many {things} are there?"
     chain = chains.chain_count(question, boxes)
     direct = chains.direct(chains.DIRECT_COUNT, question, chain.answer)
-    return [Record(image, example, where) for example in (chains.atomic_boxes(things, boxes), chain, direct)]
+    examples = (chains.atomic_boxes(things, boxes), chain, direct)
+    return [Record(image, example, where, counted=boxes) for example in examples]
 
 
 def _classes_asked(labelled: BoxedImage, rules: CountRules) -> list[Any]:

@@ -118,7 +118,9 @@ def question_records(
     if boxes is not None and len(boxes):
         boxes = declared.fractions(boxes, image_size(image, where), where)
     examples, unused = _examples(row, boxes, tokenizer, where)
-    return [Record(image, example, where) for example in examples], unused
+    drawn = [part for example in examples for part in example.target if isinstance(part, Span)]
+    counts = any(example.task == chains.CHAIN_COUNT for example in examples)
+    return [Record(image, example, where, counted=drawn[0] if counts else None) for example in examples], unused
 
 
 def _examples(

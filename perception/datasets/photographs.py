@@ -59,6 +59,13 @@ class Window:
         area = float(np.prod(cut[2:] - cut[:2]) / max(1e-9, np.prod(box[2:] - box[:2])))
         return area, ((cut.reshape(2, 2) - low) / (high - low)).reshape(4)
 
+    def cut(self, image: Image.Image) -> Image.Image:
+        """Return this part of an image, at least a pixel of it."""
+        width, height = image.size
+        box = (self.x1 * width, self.y1 * height, self.x2 * width, self.y2 * height)
+        left, top, right, bottom = (round(value) for value in box)
+        return image.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
+
 
 class Photographs:
     """The photographs of one part of a folder.
@@ -110,9 +117,9 @@ class Photographs:
         label, window = self.labels[index], window or Window()
         image = Image.new("RGB", (1, 1))
         if size:
-            image = _cut(load_image(self.folder / "images" / label["image"]), window)
+            image = window.cut(load_image(self.folder / "images" / label["image"]))
             image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2)
-        near = _cut(Image.fromarray(self.nearness(index)), window).resize((_MAP, _MAP), Image.Resampling.BILINEAR)
+        near = window.cut(Image.fromarray(self.nearness(index))).resize((_MAP, _MAP), Image.Resampling.BILINEAR)
         if mirrored:
             image, near = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, near))
         objects, unsure = self._objects(label, window, mirrored)
@@ -142,10 +149,3 @@ class Photographs:
             objects.append(SceneObject("", name, (x1, y1, x2, y2), 0.0, share))
         objects.sort(key=lambda item: (item.box_xyxy[1], item.box_xyxy[0]))
         return objects, unsure
-
-
-def _cut(image: Image.Image, window: Window) -> Image.Image:
-    width, height = image.size
-    box = (window.x1 * width, window.y1 * height, window.x2 * width, window.y2 * height)
-    left, top, right, bottom = (round(value) for value in box)
-    return image.crop((left, top, max(left + 1, right), max(top + 1, bottom)))

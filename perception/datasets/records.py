@@ -38,6 +38,8 @@ class Record:
     """all images of a conversation, each shown where `chains.IMAGE` stands in its questions; None: `image` alone"""
     system: str = ""
     """system turn of a conversation that gives `images`"""
+    counted: Span | None = None
+    """boxes of all the things that the example counts or draws, so that a part of the image has an answer, too"""
 
     @property
     def turns(self) -> tuple[Example, ...]:
@@ -101,6 +103,7 @@ def _to_json(record: Record) -> dict[str, Any]:
     index = None if record.image is None else record.image.index
     optional: dict[str, Any] = {"index": index, "marks": record.marks, "tokenizer": record.tokenizer}
     optional |= {"more": [_example_to_json(example) for example in record.more] or None, "system": record.system}
+    optional["counted"] = None if record.counted is None else list(record.counted.codes)
     optional["images"] = None if record.images is None else [str(image.path) for image in record.images]
     return values | {name: value for name, value in optional.items() if value not in (None, (), "")}
 
@@ -120,6 +123,7 @@ def _from_json(values: dict[str, Any]) -> Record:
         more=tuple(_example_from_json(turn) for turn in values.get("more", ())),
         images=tuple(ImageFile(Path(path)) for path in values["images"]) if "images" in values else None,
         system=values.get("system", ""),
+        counted=Span("boxes", tuple(values["counted"])) if "counted" in values else None,
     )
 
 

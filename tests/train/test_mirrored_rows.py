@@ -1,9 +1,10 @@
-"""Records that count or draw boxes are shown in their mirror image half of the time."""
+"""Records that count or draw boxes are shown in their mirror image half of the time, or cut, turned and recoloured."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from perception import chains
 from perception.chains import Example
+from perception.datasets.detection import count_records
 from perception.datasets.images import ImageFile
-from perception.datasets.records import Record
+from perception.datasets.records import Record, RecordSet
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 from train.data.curriculum import CurriculumConfig
@@ -78,3 +80,59 @@ def test_boxes_in_another_order_keep_it() -> None:
     assert BoxTokenizer(10).mirror([5, 8, 6, 9, 1, 0, 2, 1]) == [3, 8, 4, 9, 7, 0, 8, 1]
     assert BoxTokenizer(10).mirror([1, 0, 2, 1, 5, 0, 6, 1]) == [3, 0, 4, 1, 7, 0, 8, 1]
     assert BoxTokenizer(10).mirror([]) == []
+
+
+CELLS = ((0.1, 0.1, 0.3, 0.4), (0.6, 0.2, 0.75, 0.3), (0.55, 0.7, 0.8, 0.9), (0.2, 0.65, 0.3, 0.85))
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> list[Record]:
+    """White cells on black: their boxes can be seen in any part of the image."""
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    for x1, y1, x2, y2 in CELLS:
+        pixels[round(200 * y1) : round(200 * y2), round(300 * x1) : round(300 * x2)] = 255
+    Image.fromarray(pixels).save(tmp_path / "white.png")
+    span = Span("boxes", tuple(BoxTokenizer(100).encode(CELLS)))
+    return count_records(ImageFile(tmp_path / "white.png"), "cells", span, "white")
+
+
+@pytest.mark.parametrize("augment", ["parts", "turned"])
+def test_the_boxes_of_a_part_are_those_that_can_be_seen_in_it(counted: list[Record], augment: Any) -> None:
+    curriculum, tokenizer = CurriculumConfig("constant", atomic_end=0.4, chain_share=0.5), BoxTokenizer(100)
+    source = RecordRows(tuple(counted), curriculum, 40, 0, 100, augment)
+    rows, numbers = [row for step in range(40) for row in source.rows(step, 0, 1, 4)], set()
+    for row in rows:
+        if row.example.task == chains.DIRECT_COUNT:
+            assert row.example.target == (f" {row.example.answer}.",)
+            continue
+        span = row.example.target[0]
+        boxes = tokenizer.decode(span.codes)
+        assert tuple(tokenizer.encode(boxes)) == span.codes, "in the order of other rows"
+        numbers.add(len(boxes))
+        if row.example.task == chains.CHAIN_COUNT:
+            assert row.example.answer == str(len(boxes)) and row.example.target[1] == f" {len(boxes)}."
+        seen = np.array(row.image).max(2) > 100
+        size = np.array([row.image.width, row.image.height] * 2)
+        for x1, y1, x2, y2 in (boxes * size).round().astype(int):
+            inside = seen[y1:y2, x1:x2]
+            assert inside.mean() > 0.6, "a box holds its cell, but for a bin at each side"
+            seen[max(0, y1 - 5) : y2 + 5, max(0, x1 - 5) : x2 + 5] = False
+        assert seen.mean() < 0.08, "what is left of other cells is small"
+    upright = np.mean([row.image.height > row.image.width for row in rows])
+    assert len(numbers) > 2 and (0.3 < upright < 0.7 if augment == "turned" else upright < 0.2)
+    assert {row.example.question for row in rows} == {record.example.question for record in counted}
+
+
+def test_records_without_boxes_of_all_that_is_counted_stay_whole(counted: list[Record]) -> None:
+    plain = [replace(record, counted=None) for record in counted]
+    curriculum = CurriculumConfig("constant", atomic_end=0.4, chain_share=0.5)
+    made = [RecordRows(tuple(plain), curriculum, 20, 0, 100, augment) for augment in ("mirror", "turned")]
+    for step in range(20):
+        for one, other in zip(*(source.rows(step, 0, 1, 4) for source in made), strict=True):
+            assert one.example == other.example and np.array_equal(np.array(one.image), np.array(other.image))
+
+
+def test_written_records_keep_what_they_count(counted: list[Record], tmp_path: Path) -> None:
+    RecordSet(tuple(counted)).write(tmp_path / "records.jsonl")
+    assert RecordSet.read(tmp_path / "records.jsonl").records == tuple(counted)
+    assert all(record.counted for record in counted)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 
@@ -32,6 +34,13 @@ def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
     images = images + blur * (soft - images)
     noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)
     return (images + noise).clamp(0, 1)
+
+
+def recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Apply random gain, tint and gamma to an RGB image of any size, in the ranges of `photometric`."""
+    tints, gamma = rng.uniform(0.7, 1.25) * rng.uniform(0.92, 1.08, size=3), rng.uniform(0.8, 1.25)
+    curves = (np.clip(np.linspace(0, 1, 256) * tint, 0, 1) ** gamma for tint in tints)
+    return image.point([int(value) for curve in curves for value in np.rint(255 * curve)])
 
 
 def to_pixels(images: Tensor) -> Tensor:

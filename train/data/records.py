@@ -30,6 +30,8 @@ from perception.chains import (
     DIRECT_OTHER,
     ChatPrompt,
     Example,
+    chain_count,
+    direct,
 )
 from perception.datasets.aurora import read_aurora
 from perception.datasets.boxes import Resize, check_format
@@ -39,6 +41,7 @@ from perception.datasets.detection import CountRules
 from perception.datasets.images import ImageFile
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.own import read_questions
+from perception.datasets.photographs import Window
 from perception.datasets.records import Record, RecordSet, bad_row
 from perception.datasets.tables import read_table
 from perception.datasets.voc import read_voc
@@ -46,6 +49,7 @@ from perception.datasets.yolo import read_yolo
 from perception.scenes.markers import draw_markers
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
+from train.data.augmentation import recolour
 from train.data.conversations import ConversationPrompt
 from train.data.curriculum import CurriculumConfig, kind_shares
 from train.data.photos import PhotosConfig
@@ -58,6 +62,8 @@ _MOST_NAMED = 5
 """Further bad images that an error names"""
 _BLANK = Image.new("RGB", (1, 1))
 _SIDELESS = (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT)
+_CUT = 0.75  # share of the images of which a part is shown
+_INSIDE = 1 / 3  # least share of a box inside a part for it to count there
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
@@ -102,6 +108,10 @@ class SourcesConfig:
     """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
     """folder of the images of the depth maps; empty if the depth files contain the images (NYUv2)"""
+    augment: Literal["mirror", "parts", "turned"] = "mirror"
+    """how images that are counted in or have boxes to draw vary, if no text speaks of a side. mirror: half of them are
+    mirrored; parts: most are cut to a random part as well, with the boxes in it counted anew, and vary in brightness
+    and colour; turned: parts turned by quarters, for images that have no up, such as cells"""
     prepared: tuple[str, ...] = ()
     """folders of images labelled by python -m train.prepare, for questions about counts and the closest point"""
     questions_per_image: int = 4
@@ -227,7 +237,8 @@ def records_digest(records: Sequence[Record]) -> str:
                 sizes[image.path] = image.path.stat().st_size if image.path.is_file() else -1
             shown += [image.path.name, sizes[image.path], image.index]
         texts = [(turn.task, turn.question, turn.target, turn.answer) for turn in record.turns]
-        total.update(repr((*shown, record.marks, *texts[0], *texts[1:], *filter(None, [record.system]))).encode())
+        more = filter(None, [record.system, record.counted])
+        total.update(repr((*shown, record.marks, *texts[0], *texts[1:], *more)).encode())
     return f"{len(records)} records, {total.hexdigest()[:16]}"
 
 
@@ -375,7 +386,7 @@ def _dealt(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
 class RecordRows:
     """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers.
 
-    Of the records that `may_mirror` half are shown in their mirror image, with their boxes.
+    Of the records that `may_mirror` half are shown in their mirror image, with their boxes; `part_of` varies them more.
     """
 
     records: tuple[Record, ...]
@@ -385,15 +396,20 @@ class RecordRows:
     seed: int
     num_locations: int
     """number of bins of the boxes' coordinates"""
+    augment: Literal["mirror", "parts", "turned"] = "mirror"
+    """see `SourcesConfig`"""
     _plans: dict[int, RecordPlan] = field(default_factory=dict, repr=False)
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
         plan, mine = self.plan(num_shards * count), slice(shard * count, (shard + 1) * count)
         rows = []
-        for number, mirrored in zip(plan.rows[step, mine], plan.mirrored[step, mine], strict=True):
-            record = self.records[number]
-            row = row_of(record)
-            rows.append(mirror(row, self.num_locations) if mirrored and may_mirror(record) else row)
+        for at in range(mine.start, mine.stop):
+            record = self.records[plan.rows[step, at]]
+            row, sideless = row_of(record), may_mirror(record)
+            if sideless and self.augment != "mirror" and record.counted is not None:
+                rng = np.random.default_rng((self.seed, 3, step, at))
+                row = part_of(row, record.counted, self.num_locations, rng, self.augment == "turned")
+            rows.append(mirror(row, self.num_locations) if sideless and plan.mirrored[step, at] else row)
         return rows
 
     def plan(self, rows_a_step: int) -> RecordPlan:
@@ -478,6 +494,40 @@ def mirror(row: Row, num_locations: int) -> Row:
     return replace(
         row, image=ImageOps.mirror(row.image), example=turned(row.example), more=tuple(map(turned, row.more))
     )
+
+
+def part_of(row: Row, counted: Span, num_locations: int, rng: np.random.Generator, turned: bool) -> Row:
+    """Return a row with a random part of its image in other colours, and what is to be counted or drawn there.
+
+    A box counts in the part if a third of it lies there.
+
+    Args:
+        row: one of `perception.datasets.detection.count_records`, or of the same form.
+        counted: boxes of all that is counted in the image.
+        turned: also turn the part by a random number of quarter turns.
+    """
+    assert row.image is not None, "see may_mirror"
+    tokenizer, image = BoxTokenizer(num_locations), row.image
+    boxes = tokenizer.decode(counted.codes)
+    if rng.random() < _CUT:
+        window = Window.draw(rng)
+        inside = [cut for seen, cut in map(window.place, boxes) if seen >= _INSIDE]
+        image, boxes = window.cut(image), np.array(inside).reshape(-1, 4)
+    for _ in range(int(rng.integers(4)) if turned else 0):  # counter-clockwise: (x, y) -> (y, 1 - x)
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        boxes = np.stack([boxes[:, 1], 1 - boxes[:, 2], boxes[:, 3], 1 - boxes[:, 0]], axis=1)
+    drawn = Span("boxes", tuple(tokenizer.encode(boxes)))
+    return replace(row, image=recolour(image, rng), example=_recounted(row.example, drawn))
+
+
+def _recounted(example: Example, boxes: Span) -> Example:
+    """Return a task that counts or draws boxes with other ones."""
+    if example.task == ATOMIC_BOXES:
+        return replace(example, target=(boxes,))
+    chain = chain_count(example.question, boxes)
+    if example.task == CHAIN_COUNT:
+        return replace(chain, question=example.question)  # it asks for boxes already
+    return direct(DIRECT_COUNT, example.question, chain.answer)
 
 
 def _loaded(image: ImageFile, source: str) -> Image.Image:
