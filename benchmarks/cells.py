@@ -7,7 +7,8 @@ as many steps; each photograph is asked about all three kinds of cells:
 - direct: learns to answer directly;
 - drawing: learns to draw the boxes first. Its count is the number of its boxes, or the number that it says after them.
 
-Both start from one model that has seen other photographs and no cell (--base; benchmarks/photos.py compares on those).
+Both start from one model that has learned to draw the boxes of drawn cells and has seen no real one (--base;
+examples/cells says how it is made), train its neck too, and see random parts of the photographs, turned and recoloured.
 All are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
 photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
 Writes `benchmarks/results/cells.json` and a figure beside it.
@@ -46,9 +47,9 @@ RESULT = ROOT / "benchmarks" / "results" / "cells.json"
 CELLS = {"red cells": "RBC", "white cells": "WBC", "platelets": "Platelets"}
 """Class of each kind of cell in the labels"""
 ASKED = CountRules(max_count=60, every_class=True)
-STEPS = {20: 100, 50: 200, 100: 300}
+STEPS = {20: 150, 50: 200, 100: 250}
 """Steps of 16 rows by number of photographs"""
-MOST_STEPS = 400
+MOST_STEPS = 300
 """Steps of 16 rows with more photographs"""
 RATE = 1e-3
 TAUGHT = ("direct", "drawing")
@@ -80,9 +81,9 @@ def training(arm: str, count: int, seed: int, given: argparse.Namespace) -> Auro
     """Return the configuration of one training; its data are the records.jsonl of its folder."""
     steps = STEPS.get(count, MOST_STEPS)
     folder = run_folder(arm, count, steps, seed, given)
-    data = SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),))
+    data = SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),), augment="turned")
     config = arm_config(arm, given.base, folder, data, steps, RATE, seed)
-    return replace(config, depth_tokenizer=str(find_folder(given.base) / "depth_tokenizer"))
+    return replace(config, depth_tokenizer=str(find_folder(given.base) / "depth_tokenizer"), tower_lr_ratio=1.0)
 
 
 def counted(config: AuroraConfig, arm: str, records: Sequence[Record], questions: Sequence[Record]) -> Counts:
@@ -247,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
     parser.add_argument("--cells", help="folder of the photographs: Annotations, ImageSets and JPEGImages")
-    parser.add_argument("--base", default="runs/photos/base", help="model that both arms start from")
+    parser.add_argument("--base", default="runs/cells/base", help="model that both arms start from")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 50, 100, 205], help="numbers of photographs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", default="runs/cells/arms", help="folder of the trainings and their answers")

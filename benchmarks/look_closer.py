@@ -383,7 +383,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check targets on short trainings; write nothing")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all of them")
+    usual = [arm for arm in ARMS if arm != UNLABELLED]  # it learns nothing, in an hour
+    without = f"default: all but {UNLABELLED!r}"
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=usual, help=without)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
     arguments = parser.parse_args(argv)
     if arguments.check:
