@@ -258,12 +258,14 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:
-    """Return the targets, on the shifted style: with few answers, and with all that there are."""
+    """Return the targets, on the shifted style: with few answers, and with one about every scene."""
     found = []
-    sizes = [int(size) for size in result["answers"]]
-    wanted = [(FEW, COUNTING_BAR, DEPTH_BAR)] if FEW in sizes else []
-    wanted += [(max(sizes), COUNTING_BAR_ALL, DEPTH_BAR_ALL)] if max(sizes) > FEW else []
-    for answers, counting, depth in wanted:
+    for answers, counting, depth in (
+        (FEW, COUNTING_BAR, DEPTH_BAR),
+        (result["scenes"], COUNTING_BAR_ALL, DEPTH_BAR_ALL),
+    ):
+        if str(answers) not in result["answers"]:
+            continue
         gain = result["answers"][str(answers)]["styles"]["shifted"]["gain"]
         for row, least in zip(ROWS, (counting, depth), strict=True):
             name = f"{answers} answers, {row}: drawing first over {gain[row]['against']}"

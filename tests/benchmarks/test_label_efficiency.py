@@ -75,6 +75,9 @@ def test_targets_and_page_come_from_the_stored_result(
         "answers": {"500": {"chosen": chosen, "styles": dict.fromkeys(STYLES, cell)}},
     }
     assert [(bar.figure, bar.bar) for bar in bars(result)] == [(100, 10), (100, 15)]
+    for answers, wanted in (("2000", [10, 15]), ("40000", [10, 15, 8, 2])):
+        more = {**result, "answers": {**result["answers"], answers: result["answers"]["500"]}}
+        assert [bar.bar for bar in bars(more)] == wanted, "all answers are one about every scene"
     text = page(result)
     assert "## Counting, shifted style" in text and "| 500 | drawing first | 200 | 0.0005 |" in text
     out = tmp_path / "r.json"
