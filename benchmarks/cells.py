@@ -47,9 +47,9 @@ RESULT = ROOT / "benchmarks" / "results" / "cells.json"
 CELLS = {"red cells": "RBC", "white cells": "WBC", "platelets": "Platelets"}
 """Class of each kind of cell in the labels"""
 ASKED = CountRules(max_count=60, every_class=True)
-STEPS = {20: 300, 50: 400, 100: 500}
+STEPS = {20: 200, 50: 300, 100: 400}
 """Steps of 16 rows by number of photographs"""
-MOST_STEPS = 600
+MOST_STEPS = 500
 """Steps of 16 rows with more photographs"""
 RATE = 1e-3
 TAUGHT = ("direct", "drawing")

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from perception import chains
-from perception.chains import Example
+from perception.chains import ChatPrompt, Example
 from perception.datasets.detection import count_records
 from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
+from perception.model.folder import find_folder, read_processor
 from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary.names import Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 from train.data.curriculum import CurriculumConfig
 from train.data.records import RecordRows, may_mirror
+from train.data.rows import RowEncoder, TokenWeights
 
 BOXES = np.random.default_rng(0).uniform([0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], (35, 4))
 SPAN = Span("boxes", tuple(BoxTokenizer(100).encode(BOXES)))
@@ -136,3 +139,59 @@ def test_written_records_keep_what_they_count(counted: list[Record], tmp_path: P
     RecordSet(tuple(counted)).write(tmp_path / "records.jsonl")
     assert RecordSet.read(tmp_path / "records.jsonl").records == tuple(counted)
     assert all(record.counted for record in counted)
+
+
+@pytest.fixture
+def kinds(counted: list[Record]) -> list[Record]:
+    """Four kinds of things in one image, and one in another."""
+    image = counted[0].image
+    assert image is not None
+    spans = [Span("boxes", tuple(BoxTokenizer(100).encode(CELLS[:n]))) for n in range(5)]
+    records = [r for n, span in enumerate(spans[1:]) for r in count_records(image, f"things {n}", span, "white")]
+    Image.new("RGB", (30, 20)).save(image.path.with_name("black.png"))
+    return records + count_records(ImageFile(image.path.with_name("black.png")), "cells", spans[0], "black")
+
+
+@pytest.mark.parametrize("augment", ["mirror", "turned"])
+def test_an_image_is_read_once_for_three_questions(kinds: list[Record], augment: Any) -> None:
+    source = RecordRows(
+        tuple(kinds), CurriculumConfig("constant", atomic_end=0.3, chain_share=0.5), 30, 0, 100, augment
+    )
+    asked = set()
+    for row in (row for step in range(30) for row in source.rows(step, 0, 1, 4)):
+        examples = (row.example, *row.extra)
+        assert (
+            len({example.question for example in examples}) == len(examples) == (1 if "cells" in str(examples) else 3)
+        )
+        assert len({example.task for example in examples}) == 1
+        asked |= {example.question for example in row.extra}
+        for example in examples:
+            if example.task == chains.CHAIN_COUNT:
+                assert example.target[1] == f" {len(example.target[0].codes) // 4}."
+    assert len(asked) == 3 * 4, "four kinds of things, in three tasks"
+
+
+def test_questions_that_do_not_fit_are_left_out(kinds: list[Record]) -> None:
+    """They are extra, and turns of a conversation are not."""
+    folder = find_folder("models/perception-tiny")
+    processor = read_processor(folder)
+    tiny_encoder = RowEncoder(
+        PerceptionVocabulary.load(folder),
+        processor,
+        ChatPrompt.from_processor(processor),
+        TokenWeights(),
+        frozenset(["pixel_values"]),
+    )
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0)
+    row = next(row for row in RecordRows(tuple(kinds), curriculum, 9, 0, 100).rows(0, 0, 1, 4) if row.extra)
+    (whole,) = tiny_encoder.batches([row], 1)
+    (alone,) = tiny_encoder.batches([replace(row, extra=())], 1)
+    (two,) = tiny_encoder.batches([replace(row, extra=row.extra[:1])], 1)
+    lengths = [batch["input_ids"].shape[1] for batch in (alone, two, whole)]
+    assert lengths[0] < lengths[1] < lengths[2]
+    assert (whole["labels"] >= 0).sum() > (two["labels"] >= 0).sum() > (alone["labels"] >= 0).sum()
+    for most, wanted in ((lengths[2], whole), (lengths[1], two), (lengths[0], alone)):
+        (made,) = replace(tiny_encoder, max_length=most).batches([row], 1)
+        assert torch.equal(made["input_ids"], wanted["input_ids"])
+    with pytest.raises(ValueError, match="max_length"):
+        replace(tiny_encoder, max_length=lengths[0]).batches([replace(row, extra=(), more=row.extra)], 1)

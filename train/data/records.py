@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ _MOST_NAMED = 5
 _BLANK = Image.new("RGB", (1, 1))
 _SIDELESS = (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT)
 _CUT = 0.75  # share of the images of which a part is shown
+_TOGETHER = 3  # most questions of a row that count in one image
 _INSIDE = 1 / 3  # least share of a box inside a part for it to count there
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
@@ -386,6 +388,7 @@ def _dealt(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
 class RecordRows:
     """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers.
 
+    Records that count in an image are asked together, `_TOGETHER` at most, so that the image is read once for all.
     Of the records that `may_mirror` half are shown in their mirror image, with their boxes; `part_of` varies them more.
     """
 
@@ -404,13 +407,31 @@ class RecordRows:
         plan, mine = self.plan(num_shards * count), slice(shard * count, (shard + 1) * count)
         rows = []
         for at in range(mine.start, mine.stop):
-            record = self.records[plan.rows[step, at]]
-            row, sideless = row_of(record), may_mirror(record)
-            if sideless and self.augment != "mirror" and record.counted is not None:
-                rng = np.random.default_rng((self.seed, 3, step, at))
-                row = part_of(row, record.counted, self.num_locations, rng, self.augment == "turned")
+            number = int(plan.rows[step, at])
+            row, sideless = row_of(self.records[number]), may_mirror(self.records[number])
+            if sideless and self.records[number].counted is not None:
+                row = self._varied(row, number, np.random.default_rng((self.seed, 3, step, at)))
             rows.append(mirror(row, self.num_locations) if sideless and plan.mirrored[step, at] else row)
         return rows
+
+    def _varied(self, row: Row, number: int, rng: np.random.Generator) -> Row:
+        """Return the row of a record that counts, with other questions about its image, and varied."""
+        others = [n for n in self._asked_with[_subject(self.records[number])] if n != number]
+        extra = [self.records[n] for n in rng.permutation(np.array(others, dtype=int))[: _TOGETHER - 1]]
+        row = replace(row, extra=tuple(record.example for record in extra))
+        if self.augment == "mirror":
+            return row
+        counted = [record.counted for record in (self.records[number], *extra) if record.counted is not None]
+        return part_of(row, counted, self.num_locations, rng, self.augment == "turned")
+
+    @cached_property
+    def _asked_with(self) -> dict[tuple[ImageFile | None, str], list[int]]:
+        """Records that count and hold in a mirror image, by image and task."""
+        found: dict[tuple[ImageFile | None, str], list[int]] = {}
+        for number, record in enumerate(self.records):
+            if record.counted is not None and not record.more and may_mirror(record):
+                found.setdefault(_subject(record), []).append(number)
+        return found
 
     def plan(self, rows_a_step: int) -> RecordPlan:
         """Return the plan of which records each step uses. Raises ValueError if there are none."""
@@ -418,6 +439,11 @@ class RecordRows:
             tasks = [record.example.task for record in self.records]
             self._plans[rows_a_step] = RecordPlan.draw(tasks, self.curriculum, self.steps, rows_a_step, self.seed)
         return self._plans[rows_a_step]
+
+
+def _subject(record: Record) -> tuple[ImageFile | None, str]:
+    """What records have in common that can be asked together: the image, and the task."""
+    return record.image, record.example.task
 
 
 def check_images(records: Sequence[Record], skipped: list[str] | None = None) -> tuple[Record, ...]:
@@ -492,32 +518,39 @@ def mirror(row: Row, num_locations: int) -> Row:
         return replace(example, target=tuple(parts))
 
     return replace(
-        row, image=ImageOps.mirror(row.image), example=turned(row.example), more=tuple(map(turned, row.more))
+        row,
+        image=ImageOps.mirror(row.image),
+        example=turned(row.example),
+        more=tuple(map(turned, row.more)),
+        extra=tuple(map(turned, row.extra)),
     )
 
 
-def part_of(row: Row, counted: Span, num_locations: int, rng: np.random.Generator, turned: bool) -> Row:
+def part_of(row: Row, counted: Sequence[Span], num_locations: int, rng: np.random.Generator, turned: bool) -> Row:
     """Return a row with a random part of its image in other colours, and what is to be counted or drawn there.
 
     A box counts in the part if a third of it lies there.
 
     Args:
-        row: one of `perception.datasets.detection.count_records`, or of the same form.
-        counted: boxes of all that is counted in the image.
+        row: its examples are those of `perception.datasets.detection.count_records`, or of the same form.
+        counted: boxes of all that `example` counts or draws, and each of `extra`.
         turned: also turn the part by a random number of quarter turns.
     """
     assert row.image is not None, "see may_mirror"
     tokenizer, image = BoxTokenizer(num_locations), row.image
-    boxes = tokenizer.decode(counted.codes)
-    if rng.random() < _CUT:
-        window = Window.draw(rng)
-        inside = [cut for seen, cut in map(window.place, boxes) if seen >= _INSIDE]
-        image, boxes = window.cut(image), np.array(inside).reshape(-1, 4)
-    for _ in range(int(rng.integers(4)) if turned else 0):  # counter-clockwise: (x, y) -> (y, 1 - x)
+    window = Window.draw(rng) if rng.random() < _CUT else Window()
+    turns = int(rng.integers(4)) if turned else 0
+    examples = []
+    for example, span in zip((row.example, *row.extra), counted, strict=True):
+        inside = [cut for seen, cut in map(window.place, tokenizer.decode(span.codes)) if seen >= _INSIDE]
+        boxes = np.array(inside).reshape(-1, 4)
+        for _ in range(turns):  # counter-clockwise: (x, y) -> (y, 1 - x)
+            boxes = np.stack([boxes[:, 1], 1 - boxes[:, 2], boxes[:, 3], 1 - boxes[:, 0]], axis=1)
+        examples.append(_recounted(example, Span("boxes", tuple(tokenizer.encode(boxes)))))
+    image = window.cut(image)
+    for _ in range(turns):
         image = image.transpose(Image.Transpose.ROTATE_90)
-        boxes = np.stack([boxes[:, 1], 1 - boxes[:, 2], boxes[:, 3], 1 - boxes[:, 0]], axis=1)
-    drawn = Span("boxes", tuple(tokenizer.encode(boxes)))
-    return replace(row, image=recolour(image, rng), example=_recounted(row.example, drawn))
+    return replace(row, image=recolour(image, rng), example=examples[0], extra=tuple(examples[1:]))
 
 
 def _recounted(example: Example, boxes: Span) -> Example:

@@ -49,6 +49,8 @@ class Row:
     more: tuple[Example, ...] = ()
     """further turns of the conversation, without depth maps; the image tokens are read once for all of them. Where the
     chat template takes one question, they are left out"""
+    extra: tuple[Example, ...] = ()
+    """turns behind those that are left out where they do not fit, too"""
     images: tuple[Image.Image, ...] | None = None
     """all images of a conversation, each shown where `chains.IMAGE` stands in its questions"""
     system: str = ""
@@ -83,9 +85,13 @@ class RowEncoder:
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, row.example.question)
         read, target, weight = self._answer(row.example, row.shown, row.foreign)
-        for example in row.more if self.prompt.between is not None else ():
+        turns = (*row.more, *row.extra) if self.prompt.between is not None else ()
+        for number, example in enumerate(turns):
             asked = self.prompt.next_ids(tokenizer, vocabulary, example.question)
             answer, learned, weights = self._answer(example)
+            length = len(head) + len(read) + len(asked) + len(answer)
+            if number >= len(row.more) and self.max_length is not None and length > self.max_length:
+                continue
             read += asked + answer
             target += [IGNORE] * len(asked) + learned
             weight += [0.0] * len(asked) + weights
