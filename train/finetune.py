@@ -610,8 +610,9 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         sources.append((rows, of_scenes))
     if config.data.any_records:
         records = of_arm(config, records)
-        data = config.data
-        of_records = RecordRows(records, config.curriculum, loop.steps, loop.seed, config.num_locations, data.augment)
+        of_records = RecordRows(
+            records, config.curriculum, loop.steps, loop.seed, config.num_locations, config.data.augment
+        )
         sources.append((of_records, config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")

@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 400, 300
 RADII = {"RBC": 31.0, "WBC": 47.0, "Platelets": 9.0}
 """Mean radius in pixels of each kind of cell"""
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-_CLEAR = 0.5  # least share of the smaller radius that is between two centres
+_RED_APART, _APART = 0.5, 0.75  # least distance from other centres, as a share of the two radii together
 
 Pixels = NDArray[np.float64]
 Cell = tuple[str, float, float, float]
@@ -47,7 +47,7 @@ def place(rng: np.random.Generator) -> list[Cell]:
                 x, y = at_x + (r + at_r) * 0.8 * np.cos(turn), at_y + (r + at_r) * 0.8 * np.sin(turn)
             inside = -0.5 * r < x < WIDTH + 0.5 * r and -0.5 * r < y < HEIGHT + 0.5 * r
             nearest = min((np.hypot(x - cell[1], y - cell[2]) / (r + cell[3]) for cell in cells), default=2.0)
-            if inside and nearest > (_CLEAR if kind == "RBC" else 0.75):
+            if inside and nearest > (_RED_APART if kind == "RBC" else _APART):
                 cells.append((kind, x, y, r))
     return cells
 

@@ -140,7 +140,7 @@ def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
     said = [f"{word} {_some(names)}" for word, names in problems.items() if names]
     if said:
         raise ValueError(f"{folder / _WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
-    for module in list(model.modules()):
+    for module in model.modules():
         for name in getattr(module, "frozen_parts", ()):  # loading sets every parameter to train
             module.get_submodule(name).requires_grad_(False)
     return model

@@ -415,7 +415,7 @@ class RecordRows:
         return rows
 
     def _varied(self, row: Row, number: int, rng: np.random.Generator) -> Row:
-        """Return the row of a record that counts, with other questions about its image, and varied."""
+        """Return a row that counts with further questions about its image, and its image varied."""
         others = [n for n in self._asked_with[_subject(self.records[number])] if n != number]
         extra = [self.records[n] for n in rng.permutation(np.array(others, dtype=int))[: _TOGETHER - 1]]
         row = replace(row, extra=tuple(record.example for record in extra))
@@ -426,7 +426,7 @@ class RecordRows:
 
     @cached_property
     def _asked_with(self) -> dict[tuple[ImageFile | None, str], list[int]]:
-        """Records that count and hold in a mirror image, by image and task."""
+        """Numbers of the records that count and hold in a mirror image, by image and task."""
         found: dict[tuple[ImageFile | None, str], list[int]] = {}
         for number, record in enumerate(self.records):
             if record.counted is not None and not record.more and may_mirror(record):
@@ -442,7 +442,7 @@ class RecordRows:
 
 
 def _subject(record: Record) -> tuple[ImageFile | None, str]:
-    """What records have in common that can be asked together: the image, and the task."""
+    """Return the image and the task, which records that are asked together have in common."""
     return record.image, record.example.task
 
 

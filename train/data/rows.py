@@ -50,7 +50,7 @@ class Row:
     """further turns of the conversation, without depth maps; the image tokens are read once for all of them. Where the
     chat template takes one question, they are left out"""
     extra: tuple[Example, ...] = ()
-    """turns behind those that are left out where they do not fit, too"""
+    """turns after those of `more`; one that would make the row too long is left out, and no error"""
     images: tuple[Image.Image, ...] | None = None
     """all images of a conversation, each shown where `chains.IMAGE` stands in its questions"""
     system: str = ""

@@ -54,6 +54,16 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def assert_teacher_forced(vlm: TinyVLM, settings: InterleaveSettings, result: Any, output: Any) -> None:
+    """The logits that an answer was generated from are those of a forward pass over it."""
+    steps = torch.stack(result.output.logits, 1)  # (B, steps, V)
+    counts = [len(written(answer, vlm, settings)) for answer in result.answers]
+    generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
+    assert generated.shape == output.logits.shape
+    allowed = generated > -torch.inf
+    assert close(generated[allowed], output.logits[allowed])
+
+
 @torch.no_grad()
 def recompute(
     vlm: TinyVLM, settings: InterleaveSettings, inputs: dict[str, Tensor], native: NativeImages | None = None
@@ -126,12 +136,7 @@ def test_logits_and_scores_of_every_step_are_the_teacher_forced_ones(kind: str, 
         batch = build_batch(vlm.layout, inputs, result.answers, 0, rule)
         with torch.no_grad():
             output = vlm.model(batch)
-        steps = torch.stack(result.output.logits, 1)  # (B, steps, V)
-        counts = [len(written(answer, vlm, settings)) for answer in result.answers]
-        generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
-        assert generated.shape == output.logits.shape
-        allowed = generated > -torch.inf
-        assert close(generated[allowed], output.logits[allowed])
+        assert_teacher_forced(vlm, settings, result, output)
         for row, looks in enumerate(result.look_scores):
             for n, scores in enumerate(looks):
                 assert close(scores, output.scores[row, n, : len(scores)])

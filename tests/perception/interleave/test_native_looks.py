@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from test_interleave import random_answers
-from test_interleave_generation import GENERATED, HEADINGS, NEW, close, recompute, without_last_look, write, written
+from test_interleave_generation import (
+    GENERATED,
+    HEADINGS,
+    NEW,
+    assert_teacher_forced,
+    close,
+    recompute,
+    without_last_look,
+    write,
+    written,
+)
 from tiny_vlms import IMAGE_SIZE, KINDS, TinyVLM
 from torch import Tensor
 
@@ -168,16 +178,6 @@ def test_cached_batches_write_what_full_recomputation_writes(kind: str, settings
         assert uncached.answers == result.answers and uncached.inserted == result.inserted
         brought += sum(sum(row) for row in result.inserted)
     assert brought > 4, "the test has no looks to speak of"
-
-
-def assert_teacher_forced(vlm: TinyVLM, settings: InterleaveSettings, result: Any, output: Any) -> None:
-    """The logits that an answer was generated from are those of a forward pass over it."""
-    steps = torch.stack(result.output.logits, 1)  # (B, steps, V)
-    counts = [len(written(answer, vlm, settings)) for answer in result.answers]
-    generated = torch.cat([steps[row, :count] for row, count in enumerate(counts)])  # (T, V)
-    assert generated.shape == output.logits.shape
-    allowed = generated > -torch.inf
-    assert close(generated[allowed], output.logits[allowed])
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s.trigger)
