@@ -71,7 +71,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Make a folder and hold its lock, so that one process at a time writes in it.
+    """Make a folder and hold its lock, so that one process at a time writes in it and in the folders below.
 
     Args:
         wait: whether to wait for another process that holds the lock.
@@ -82,7 +82,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=-1 if wait else 0):
-            for left in folder.glob(f".*{PARTIAL}"):
+            for left in folder.rglob(f".*{PARTIAL}"):
                 if left.is_file():
                     left.unlink()  # of a process that was killed while it wrote
             yield

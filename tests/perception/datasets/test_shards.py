@@ -29,10 +29,12 @@ def test_a_plan_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer_and_loses_what_a_killed_one_left(tmp_path: Path) -> None:
-    left = tmp_path / ".shard-00000.parquet.0a1b.partial"
-    left.write_text("half")
+    left = [tmp_path / ".shard-00000.parquet.0a1b.partial", tmp_path / "images" / ".a.png.0a1b.partial"]
+    left[1].parent.mkdir()
+    for file in left:
+        file.write_text("half")
     with locked(tmp_path):
-        assert not left.exists()
+        assert not any(file.exists() for file in left)
         with pytest.raises(ValueError, match="another process writes"), locked(tmp_path):
             pass
     with locked(tmp_path):
