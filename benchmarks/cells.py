@@ -1,15 +1,16 @@
 """Count blood cells by drawing their boxes first, or directly (`python -m benchmarks.cells --cells FOLDER`).
 
 FOLDER holds photographs with boxes of red cells (RBC), white cells (WBC) and platelets in Pascal VOC's layout, with the
-published split. Two arms learn from the same N photographs of the part to train on, drawn anew for each seed, and take
-as many steps; each photograph is asked about all three kinds of cells:
+published split. Two arms learn from the same N photographs of the part to train on, drawn anew for each seed; each
+photograph is asked about all three kinds of cells:
 
 - direct: learns to answer directly;
 - drawing: learns to draw the boxes first. Its count is the number of its boxes, or the number that it says after them.
 
 Both start from one model that has learned to draw the boxes of drawn cells and has seen no real one (--base;
 examples/cells says how it is made), train its neck too, and see random parts of the photographs, turned and recoloured.
-All are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
+Each arm takes the number of steps with which its first seed counts best on the photographs of the validation part. All
+are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
 photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
 Writes `benchmarks/results/cells.json` and a figure beside it.
 
@@ -47,10 +48,8 @@ RESULT = ROOT / "benchmarks" / "results" / "cells.json"
 CELLS = {"red cells": "RBC", "white cells": "WBC", "platelets": "Platelets"}
 """Class of each kind of cell in the labels"""
 ASKED = CountRules(max_count=60, every_class=True)
-STEPS = {20: 200, 50: 300, 100: 400}
-"""Steps of 16 rows by number of photographs"""
-MOST_STEPS = 500
-"""Steps of 16 rows with more photographs"""
+STEPS = (150, 300, 600)
+"""Numbers of steps of 16 rows; a longer training is tried as long as it counts better"""
 RATE = 1e-3
 TAUGHT = ("direct", "drawing")
 DIRECT, DRAWN, SAID = "directly", "boxes first", "boxes first, the model says"
@@ -60,6 +59,8 @@ FEW = 50
 EXACT_BAR, ERROR_BAR = 10.0, 30.0
 Counts = dict[str, list[int | None]]
 """By way to count: a number per question, None where the answer holds none"""
+Parts = dict[str, list[Record]]
+"""By part of the split: the questions about it"""
 
 
 def read_part(given: argparse.Namespace, part: str) -> tuple[Record, ...]:
@@ -77,19 +78,18 @@ def labelled(records: Sequence[Record], count: int, seed: int) -> tuple[Record, 
     return tuple(record for record in records if record.image in chosen)
 
 
-def training(arm: str, count: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
+def training(arm: str, count: int, steps: int, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training; its data are the records.jsonl of its folder."""
-    steps = STEPS.get(count, MOST_STEPS)
     folder = run_folder(arm, count, steps, seed, given)
     data = SourcesConfig(scenes=ScenesConfig(0), records=(str(folder / "records.jsonl"),), augment="turned")
     config = arm_config(arm, given.base, folder, data, steps, RATE, seed)
     return replace(config, depth_tokenizer=str(find_folder(given.base) / "depth_tokenizer"), tower_lr_ratio=1.0)
 
 
-def counted(config: AuroraConfig, arm: str, records: Sequence[Record], questions: Sequence[Record]) -> Counts:
-    """Train on records, or take the finished model; return what it counts. Both are kept."""
-    folder = Path(config.out).parent
-    file = folder / "test.json"
+def counted(config: AuroraConfig, arm: str, records: Sequence[Record], part: str, parts: Parts) -> Counts:
+    """Train on records, or take the finished model; return what it counts in a part of the split. Both are kept."""
+    folder, questions = Path(config.out).parent, parts[part]
+    file = folder / f"{part}.json"
     if file.exists():
         stored: Counts = json.loads(file.read_text())
         return stored
@@ -106,6 +106,26 @@ def counted(config: AuroraConfig, arm: str, records: Sequence[Record], questions
     found: Counts = {DIRECT: said} if arm == "direct" else {DRAWN: boxes, SAID: said}
     write_whole(file, json.dumps(found))
     return found
+
+
+def score(values: Sequence[int | None], questions: Sequence[Record]) -> float:
+    """Return how wrong numbers are, relative to what is there: the mean of |number - right| / (1 + right)."""
+    right = np.array([int(record.example.answer) for record in questions])
+    return float(np.mean(np.abs(np.array([value or 0 for value in values]) - right) / (1 + right)))
+
+
+def tune(
+    arm: str, count: int, train: Sequence[Record], parts: Parts, given: argparse.Namespace
+) -> tuple[int, dict[str, float]]:
+    """Return the best number of steps for the first seed, and the scores on the validation part of those tried."""
+    scores: dict[int, float] = {}
+    for steps in STEPS:
+        config = training(arm, count, steps, given.seeds[0], given)
+        counts = counted(config, arm, labelled(train, count, given.seeds[0]), "val", parts)
+        scores[steps] = score(next(iter(counts.values())), parts["val"])
+        if scores[steps] > min(scores.values()):
+            break
+    return min(scores, key=lambda steps: scores[steps]), {str(steps): value for steps, value in scores.items()}
 
 
 def pick(questions: Sequence[Record], kinds: Sequence[str]) -> list[int]:
@@ -157,7 +177,11 @@ def constants(questions: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
-    questions = [record for record in read_part(given, "test") if record.example.task == DIRECT_COUNT]
+    parts = {
+        part: [record for record in read_part(given, part) if record.example.task == DIRECT_COUNT]
+        for part in ("val", "test")
+    }
+    questions = parts["test"]
     train = read_part(given, "train")
     total = len({record.image for record in train})
     drawn = [len(record.example.target[0].codes) // 4 for record in train if record.example.task == CHAIN_COUNT]  # type: ignore[union-attr]
@@ -169,12 +193,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for count in given.sizes:
         counts: dict[str, list[list[int | None]]] = {}
+        chosen = {}
         for arm in TAUGHT:
+            steps, scores = tune(arm, count, train, parts, given)
+            chosen[arm] = {"steps": steps, "scores": scores}
             for seed in given.seeds:
-                config = training(arm, count, seed, given)
-                for curve, values in counted(config, arm, labelled(train, count, seed), questions).items():
+                config = training(arm, count, steps, seed, given)
+                for curve, values in counted(config, arm, labelled(train, count, seed), "test", parts).items():
                     counts.setdefault(curve, []).append(values)
-        found[str(count)] = figures(counts, questions)
+        found[str(count)] = {"chosen": chosen} | figures(counts, questions)
     return {
         "command": "python -m benchmarks.cells " + " ".join(given.words),
         "seeds": given.seeds,
@@ -203,6 +230,9 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines of text."""
     said = []
     for count, cell in result["labelled"].items():
+        for arm, choice in cell["chosen"].items():
+            tried = ", ".join(f"{value:.2f} after {steps}" for steps, value in choice["scores"].items())
+            said.append(f"{count} photographs, {arm}: {choice['steps']} steps (relative error: {tried})")
         for kind in CELLS:
             for curve in CURVES:
                 exact, error = cell["exact"][curve][kind], cell["error"][curve][kind]

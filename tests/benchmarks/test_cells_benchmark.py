@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def drawn(folder, train=4, test=2):
     for part, count in (("train", train), ("test", test)):
         file = folder / "ImageSets" / "Main" / f"{part}.txt"
         file.write_text("\n".join(file.read_text().split()[:count]) + "\n")
+    file.with_name("val.txt").write_text(file.read_text())
     return folder
 
 
@@ -45,6 +47,7 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
     folder, _, result = measured
     assert result["photographs"] == {"train": 4, "test": 2} and result["commit"]
     cell = result["labelled"]["2"]
+    assert {arm: choice["steps"] for arm, choice in cell["chosen"].items()} == {"direct": 1, "drawing": 1}
     for curve in cells.CURVES:
         assert cell["exact"][curve]["white cells and platelets"]["count"] == 4
         row = cell["error"][curve]["red cells"]
@@ -68,6 +71,25 @@ def test_a_seed_draws_photographs_whole(records):
     sets = {frozenset(r.image for r in cells.labelled(records, 2, seed)) for seed in range(8)}
     assert len(sets) > 1, "another seed draws others"
     assert cells.labelled(records, 4, seed=0) == records
+
+
+def test_the_score_is_the_relative_error(records):
+    questions = [r for r in records if r.example.task == "direct_count"]
+    right = [int(q.example.answer) for q in questions]
+    assert cells.score(right, questions) == 0
+    assert cells.score([2 * n + 1 for n in right], questions) == 1
+    assert cells.score([None] * len(right), questions) == pytest.approx(np.mean([n / (1 + n) for n in right]))
+
+
+def test_a_longer_training_is_tried_as_long_as_it_counts_better(records, monkeypatch):
+    questions = [r for r in records if r.example.task == "direct_count"]
+    right = [int(q.example.answer) for q in questions]
+    wrong_by = {150: 3, 300: 1, 600: 2, 900: 0}
+    monkeypatch.setattr(cells, "STEPS", tuple(wrong_by))
+    monkeypatch.setattr(cells, "training", lambda arm, count, steps, seed, given: steps)
+    monkeypatch.setattr(cells, "counted", lambda steps, *_: {cells.DRAWN: [n + wrong_by[steps] for n in right]})
+    steps, scores = cells.tune("drawing", 2, records, {"val": questions}, SimpleNamespace(seeds=[0]))
+    assert steps == 300 and list(scores) == ["150", "300", "600"]
 
 
 def test_figures_of_counts_written_by_hand(records):
