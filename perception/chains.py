@@ -294,12 +294,14 @@ def choose_mode(question: str, mode: str) -> str:
 def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
     """Return the text that puts a question to the model in a mode, and the question's kind.
 
-    A chain's text asks for the perception that the kind calls for. Raises ValueError as `choose_mode` does.
+    A chain's text asks for the perception that the kind calls for, once: a question that ends so stays as it is. Raises
+    ValueError as `choose_mode` does.
     """
     chosen, question, kind = choose_mode(question, mode), question.strip(), kind_of_question(question)
     if chosen == "direct":
         return question, kind
-    return f"{question} {BOXES_FIRST if kind == 'count' else DEPTH_FIRST}", kind
+    wish = BOXES_FIRST if kind == "count" else DEPTH_FIRST
+    return f"{question.removesuffix(wish).rstrip()} {wish}", kind
 
 
 @dataclass(frozen=True)

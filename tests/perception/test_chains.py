@@ -75,7 +75,9 @@ def test_kinds_of_questions():
 def test_modes_put_the_question():
     question = "How many cubes are there?"
     assert prompt_for(question, "direct") == (question, "count")
-    assert prompt_for(question, "chain")[0] == prompt_for(question, "auto")[0] == f"{question} {chains.BOXES_FIRST}"
+    asked = f"{question} {chains.BOXES_FIRST}"
+    assert prompt_for(question, "chain")[0] == prompt_for(question, "auto")[0] == asked
+    assert prompt_for(asked, "chain") == (asked, "count"), "it asks for the boxes once"
     assert prompt_for("What is this?", "auto") == ("What is this?", None)
     for arguments, message in [
         (("  ", "auto"), "the question is empty"),
