@@ -247,7 +247,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draw the curves: exact counts of the few kinds, and the error of the many red cells."""
+    """Draw the curves: exact counts of the few kinds, and the error of the many red cells. A line shows what always the
+    same number gets."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -255,21 +256,25 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
     sizes = sorted(int(size) for size in result["labelled"])
     panels_of = (
-        ("exact", "white cells and platelets", "exact counts, %", 100),
-        ("error", "red cells", "mean absolute error, cells", 1),
+        ("exact", ("white cells", "platelets"), "exact counts, %", 100),
+        ("error", ("red cells",), "mean absolute error, cells", 1),
     )
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for panel, (measure_of, row, label, scale) in zip(panels, panels_of, strict=True):
-        for curve in CURVES:
+    for panel, (measure_of, kinds, label, scale) in zip(panels, panels_of, strict=True):
+        row = " and ".join(kinds)
+        always = np.mean([scale * result["one and the same number"][kind][measure_of] for kind in kinds])
+        panel.axhline(always, color="grey", linestyle="--", linewidth=1, label="always the same number")
+        for shift, curve in zip((0.96, 1.0, 1.04), CURVES, strict=True):  # side by side, so that all can be seen
             cells = [result["labelled"][str(n)][measure_of][curve][row] for n in sizes]
             means = np.array([scale * cell["mean"] for cell in cells])
             reach = np.array([[scale * abs(cell["mean"] - cell[end]) for cell in cells] for end in ("low", "high")])
-            panel.errorbar(sizes, means, reach, marker="o", capsize=3, label=curve)
+            panel.errorbar(shift * np.array(sizes), means, reach, marker="o", capsize=3, label=curve)
         panel.set(title=row, xlabel="photographs to learn from", ylabel=label, xscale="log", ylim=(0, None))
+        panel.set_xlim(0.7 * sizes[0], 1.4 * sizes[-1])
         panel.set_xticks(sizes, [str(n) for n in sizes])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize="small")
+    panels[0].legend(fontsize="small", loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
