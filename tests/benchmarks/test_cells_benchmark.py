@@ -39,7 +39,7 @@ def measured(tmp_path_factory, photo_base):
     folder = tmp_path_factory.mktemp("cells")
     words = ["--cells", str(drawn(folder / "set")), "--base", str(photo_base[1]), "--sizes", "2", "--seeds", "0"]
     words += ["--runs", str(folder / "runs")]
-    return folder, words, measure(cells, words, folder / "cells.json")
+    return folder, words, measure(cells, words, folder / "cells.json", STEPS=(1,))
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
 @pytest.mark.slow
 def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured):
     folder, words, first = measured
-    assert measure_again(cells, words, folder / "again.json")["labelled"] == first["labelled"]
+    assert measure_again(cells, words, folder / "again.json", STEPS=(1,))["labelled"] == first["labelled"]
 
 
 def test_a_seed_draws_photographs_whole(records):

@@ -16,7 +16,7 @@ def measured(tmp_path_factory, photo_base):
     folder, (data, base) = tmp_path_factory.mktemp("photos"), photo_base
     words = ["--photos", str(data), "--base", str(base), "--sizes", "4", "9", "--seeds", "0", "--each", "2"]
     words += ["--runs", str(folder / "runs")]
-    return folder, words, measure(photos, words, folder / "photos.json")
+    return folder, words, measure(photos, words, folder / "photos.json", MOST_STEPS=1)
 
 
 def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(measured):
@@ -33,7 +33,7 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
 
 def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured):
     folder, words, first = measured
-    assert measure_again(photos, words, folder / "again.json")["answers"] == first["answers"]
+    assert measure_again(photos, words, folder / "again.json", MOST_STEPS=1)["answers"] == first["answers"]
 
 
 def test_check_prints_the_targets_of_the_stored_result(measured, capsys):
