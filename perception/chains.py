@@ -189,6 +189,11 @@ def kind_of_question(question: str) -> str | None:
     return "depth" if _WHICH.search(question) or len(letters_in(question)) > 1 else None
 
 
+def asks_to_draw(question: str) -> bool:
+    """True for a question that asks for a drawing alone: "Draw the boxes of the cubes."."""
+    return bool(re.match(r"\s*(draw|read)\b", question, re.IGNORECASE))
+
+
 def letters_in(question: str) -> set[str]:
     """Letters of points that a question names."""
     return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question))

@@ -19,6 +19,7 @@ from perception.chains import (
     Answer,
     ChainRoom,
     ChatPrompt,
+    asks_to_draw,
     choose_mode,
     is_depth_chain,
     kind_of_question,
@@ -289,7 +290,7 @@ class PerceptionModel:
         if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
             said = f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
             return replace(answer, value=None, warning=said)
-        if not self.taught or kind in self.taught or answer.spans:
+        if not self.taught or kind in self.taught or asks_to_draw(question):
             return answer
         asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
         return replace(
