@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,8 @@ Correct = dict[str, dict[str, list[list[int]]]]
 
 def outcomes(config: QuickstartConfig, items: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, list[int]]]:
     """Train both arms, or take the finished models; return 1 or 0 per item, by style and arm. All is kept."""
-    file = Path(config.run_dir) / "outcomes.json"
+    groups = Counter(item.group for asked in items.values() for item in asked)
+    file = Path(config.run_dir) / f"outcomes-{'-'.join(str(groups[group]) for group in sorted(groups))}.json"
     if file.exists():
         stored: dict[str, dict[str, list[int]]] = json.loads(file.read_text())
         return stored
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num-count", type=int, default=400, help="counting questions per style")
+    parser.add_argument("--num-count", type=int, default=800, help="counting questions per style")
     parser.add_argument("--num-depth", type=int, default=100, help="depth questions per style and number of points")
     parser.add_argument("--runs", default="runs/quickstart_seeds", help="folder of the trainings and their outcomes")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")

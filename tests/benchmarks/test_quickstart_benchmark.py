@@ -45,6 +45,8 @@ def test_both_arms_of_every_seed_are_trained_once_and_their_outcomes_kept(tmp_pa
         quickstart, words, tmp_path / "again.json", QuickstartConfig=short, train=lambda config: pytest.fail("trained")
     )
     assert again["styles"] == first["styles"]
+    more = measure(quickstart, [*words, "--num-count", "5"], tmp_path / "more.json", QuickstartConfig=short)
+    assert more["styles"]["shifted"]["counting"]["directly"]["count"] == 10, "of five questions and two seeds"
     capsys.readouterr()
     stored = json.loads((tmp_path / "again.json").read_text())
     assert main(["--check", "--out", str(tmp_path / "again.json")]) == int(
