@@ -18,7 +18,7 @@ DROPS = {
 """Replaced spans that must lower accuracy. Shuffled boxes keep their number, which is all that counting uses."""
 
 _WORDS = {"other image": "of another image", "shuffled": "shuffled", "random": "at random"}
-_SOME = 0.1
+APART = 0.1
 """A gap, in points, that counts as more than nothing"""
 
 
@@ -56,15 +56,15 @@ def comparison_bars(shifted: Comparison) -> list[Bar]:
         arms = shifted.accuracy[row]
         bars.append(Bar(f"{row}: gain over answering directly", 100 * shifted.gain[row].mean, least))
         apart = 100 * (arms["chain"].low - arms["direct"].high)
-        bars.append(Bar(f"{row}: gap between the intervals", apart, _SOME))
+        bars.append(Bar(f"{row}: gap between the intervals", apart, APART))
     for row, cells in shifted.interventions.items():
         own = cells["own"]
         if "oracle" in cells:
-            bars.append(Bar(f"{row}: lift by oracle spans", 100 * (cells["oracle"].mean - own.mean), _SOME))
+            bars.append(Bar(f"{row}: lift by oracle spans", 100 * (cells["oracle"].mean - own.mean), APART))
         for name in INTERVENTIONS:
             if name in cells and name in DROPS[row]:
                 gap = 100 * (own.low - cells[name].high)
-                bars.append(Bar(f"{row}: drop by spans {_WORDS[name]}, between the intervals", gap, _SOME))
+                bars.append(Bar(f"{row}: drop by spans {_WORDS[name]}, between the intervals", gap, APART))
     return bars
 
 

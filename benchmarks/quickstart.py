@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import ROWS, STYLES, interval, pick
+from benchmarks.bars import APART, Bar, all_met
+from benchmarks.label_efficiency import BASELINES, DRAWN, ROWS, STYLES, interval, pick
 from perception.evaluation.scenes import Item, evaluate_items, scene_items
 from perception.model.perception_model import PerceptionModel
 from train.finetune import train
@@ -32,19 +31,15 @@ from vqvae.files import write_whole
 
 RESULT = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"
 MODES: dict[str, Literal["direct", "chain"]] = {"direct": "direct", "aurora": "chain"}
-NAMES = {"direct": "directly", "aurora": "drawing first"}
+NAMES = {"direct": BASELINES[0], "aurora": DRAWN}
 BARS = {"counting": 8.0, "depth, 3-5 points": 15.0}
 """Least gain on the shifted style, in points, by row"""
-APART = 0.1
-"""A gap between the arms' intervals, in points, that counts as one"""
-Correct = dict[str, dict[str, list[list[int]]]]
-"""By style and arm, 1 or 0 of (seeds, questions)"""
 
 
-def outcomes(config: QuickstartConfig, items: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, list[int]]]:
-    """Train both arms, or take the finished models; return 1 or 0 per item, by style and arm. All is kept."""
-    groups = Counter(item.group for asked in items.values() for item in asked)
-    file = Path(config.run_dir) / f"outcomes-{'-'.join(str(groups[group]) for group in sorted(groups))}.json"
+def outcomes(
+    config: QuickstartConfig, items: Mapping[str, Sequence[Item]], file: Path
+) -> dict[str, dict[str, list[int]]]:
+    """Train both arms, or take the finished models; return 1 or 0 per item, by style and arm. `file` keeps them."""
     if file.exists():
         stored: dict[str, dict[str, list[int]]] = json.loads(file.read_text())
         return stored
@@ -75,10 +70,12 @@ def figures(correct: Mapping[str, Sequence[Sequence[int]]], items: Sequence[Item
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     items = {style: scene_items(style, given.num_count, given.num_depth) for style in STYLES}
-    correct: Correct = {style: {arm: [] for arm in ARMS} for style in STYLES}
+    correct: dict[str, dict[str, list[list[int]]]] = {style: {arm: [] for arm in ARMS} for style in STYLES}
     for seed in given.seeds:
-        config = QuickstartConfig(run_dir=str(Path(given.runs) / f"seed-{seed}"))
-        made = outcomes(replace(config, loop=replace(config.loop, seed=seed)), items)
+        folder = Path(given.runs) / f"seed-{seed}"
+        config = QuickstartConfig(run_dir=str(folder))
+        config = replace(config, loop=replace(config.loop, seed=seed))
+        made = outcomes(config, items, folder / f"outcomes-{given.num_count}-{given.num_depth}.json")
         for style, arms in made.items():
             for arm, values in arms.items():
                 correct[style][arm].append(values)

@@ -1,4 +1,4 @@
-"""Draw the animation of the docs, a depth map that fills in as its tokens stream: `python -m demos.make_gif`."""
+"""Draw the animation of the docs, a depth map that fills in as tokens stream: `python -m demos.make_gif`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
 
 POINTS = ((0.3, 0.3), (0.46, 0.52), (0.8, 0.7))
-MILLISECONDS = 130
-"""Milliseconds per frame; with one token per frame a map of 100 tokens takes 13 seconds"""
+MILLISECONDS = 300
+"""Milliseconds per frame; a frame is a forward pass, which brings several tokens"""
 _SIDE, _BELOW = 300, 44
 _LAST = 4000
 

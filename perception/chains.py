@@ -191,7 +191,7 @@ def kind_of_question(question: str) -> str | None:
 
 def asks_to_draw(question: str) -> bool:
     """True for a question that asks for a drawing alone: "Draw the boxes of the cubes."."""
-    return bool(re.match(r"\s*(draw|read)\b", question, re.IGNORECASE))
+    return bool(re.match(r"\s*(please\s+)?(draw|read)\b", question, re.IGNORECASE))
 
 
 def letters_in(question: str) -> set[str]:

@@ -16,7 +16,7 @@ def measure(benchmark: ModuleType, words: list[str], out: Path, **lengths: Any) 
     """Measure with trainings of one step; return the result.
 
     Args:
-        lengths: constants of the benchmark that say how long it trains, and their values here.
+        lengths: names of the benchmark that say what and how long it trains, and their values here.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in lengths.items():

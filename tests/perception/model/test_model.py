@@ -125,7 +125,7 @@ def test_a_question_of_a_kind_that_the_model_was_not_taught_gets_no_answer():
     answer = model.ask(noise(), "What colour is the wall?")
     assert answer.mode == "direct" and answer.value is None and (answer.text or answer.spans)
     assert answer.warning == "the model was taught questions of count and depth alone, this question asks for neither"
-    assert not model.ask(noise(), "Draw the boxes of the cones.").warning.startswith("the model was taught")
+    assert not model.ask(noise(), "Please draw the boxes of the cones.").warning.startswith("the model was taught")
     assert not model.ask(noise(), QUESTIONS[0], "direct").warning.startswith("the model was taught")
 
 
