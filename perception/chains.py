@@ -45,7 +45,6 @@ LOW_CONFIDENCE = 0.5
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
-_WHICH = re.compile(r"\bwhich\b|\bpoints?\b", re.IGNORECASE)
 _SPACES = "\u0120\u010a\u0109\u010d\u2581"
 """How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""
 _YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
@@ -186,7 +185,7 @@ def kind_of_question(question: str) -> str | None:
         return "count"
     if not _DEPTH_QUESTION.search(question) or _YES_OR_NO.match(question):
         return None
-    return "depth" if _WHICH.search(question) or len(letters_in(question)) > 1 else None
+    return "depth" if re.search(r"\bwhich\b", question, re.IGNORECASE) or names_points(question) else None
 
 
 def asks_to_draw(question: str) -> bool:
@@ -197,6 +196,11 @@ def asks_to_draw(question: str) -> bool:
 def letters_in(question: str) -> set[str]:
     """Letters of points that a question names."""
     return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question))
+
+
+def names_points(question: str) -> bool:
+    """True for a question about points of the image: "Which point is closest?", "Is A or B nearer?"."""
+    return re.search(r"\bpoints?\b", question, re.IGNORECASE) is not None or len(letters_in(question)) > 1
 
 
 def is_depth_chain(question: str) -> bool:

@@ -24,6 +24,7 @@ from perception.chains import (
     is_depth_chain,
     kind_of_question,
     letters_in,
+    names_points,
     prompt_for,
     read_ids,
 )
@@ -285,17 +286,23 @@ class PerceptionModel:
         return answers
 
     def _judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
-        """Take back the value of an answer to a question of a kind, or about a thing, that the model was not taught."""
+        """Take back the value of an answer to a question that the model was not taught, and warn why."""
+        said = self._untaught(question, kind)
+        return replace(answer, value=None, warning=said) if said else answer
+
+    def _untaught(self, question: str, kind: str | None) -> str:
+        """Say in which way a question of a kind is none that the model was taught; empty where it may well be one."""
         known, thing = self.taught_things, asked_thing(question)
         if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
-            said = f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
-            return replace(answer, value=None, warning=said)
-        if not self.taught or kind in self.taught or asks_to_draw(question):
-            return answer
-        asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
-        return replace(
-            answer, value=None, warning=f"the model was taught questions of {' and '.join(self.taught)} alone, {asked}"
-        )
+            return f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
+        if not self.taught or asks_to_draw(question):
+            return ""
+        if kind not in self.taught:
+            asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
+            return f"the model was taught questions of {' and '.join(self.taught)} alone, {asked}"
+        if kind == "depth" and not names_points(question):
+            return "the model was taught to compare lettered points alone, and this question names none"
+        return ""
 
     def marked(self, image: ImageLike, points: Sequence[Sequence[float]]) -> Image.Image:
         """Return an image at the size that the model reads, with lettered markers at points (x, y) in [0, 1]."""

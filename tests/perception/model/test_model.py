@@ -129,6 +129,17 @@ def test_a_question_of_a_kind_that_the_model_was_not_taught_gets_no_answer():
     assert not model.ask(noise(), QUESTIONS[0], "direct").warning.startswith("the model was taught")
 
 
+def test_depths_of_things_get_no_answer_from_a_model_that_compares_lettered_points():
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    answer = model.ask(noise(), "Which is closer, the cup or the spoon?")
+    assert answer.mode == "chain" and answer.value is None and answer.spans
+    assert answer.warning == "the model was taught to compare lettered points alone, and this question names none"
+    asked = ["Which point is closest?", "Which is closer, A or B?"]
+    assert not any("taught" in answer.warning for answer in model.ask_many(noise(), asked))
+    model.taught = ()
+    assert "taught" not in model.ask(noise(), "Which is closer, the cup or the spoon?").warning
+
+
 def test_a_thing_that_the_model_was_not_taught_to_count_gets_no_number():
     model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
     model.taught_things = ("bus", "dining table", "knife", "mouse", "person", "sheep", "tie", "wine glass")
