@@ -199,8 +199,8 @@ def letters_in(question: str) -> set[str]:
 
 
 def names_points(question: str) -> bool:
-    """True for a question about points of the image: "Which point is closest?", "Is A or B nearer?"."""
-    return re.search(r"\bpoints?\b", question, re.IGNORECASE) is not None or len(letters_in(question)) > 1
+    """True for a question about points of the image: "Which marker is closest?", "Which is nearer, A or B?"."""
+    return re.search(r"\b(points?|markers?)\b", question, re.IGNORECASE) is not None or len(letters_in(question)) > 1
 
 
 def is_depth_chain(question: str) -> bool:

@@ -291,7 +291,7 @@ class PerceptionModel:
         return replace(answer, value=None, warning=said) if said else answer
 
     def _untaught(self, question: str, kind: str | None) -> str:
-        """Say in which way a question of a kind is none that the model was taught; empty where it may well be one."""
+        """Return why a question of a kind is not one that the model was taught; empty where it may be one."""
         known, thing = self.taught_things, asked_thing(question)
         if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
             return f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"

@@ -134,7 +134,7 @@ def test_depths_of_things_get_no_answer_from_a_model_that_compares_lettered_poin
     answer = model.ask(noise(), "Which is closer, the cup or the spoon?")
     assert answer.mode == "chain" and answer.value is None and answer.spans
     assert answer.warning == "the model was taught to compare lettered points alone, and this question names none"
-    asked = ["Which point is closest?", "Which is closer, A or B?"]
+    asked = ["Which point is closest?", "Which marker is closest?", "Which is closer, A or B?"]
     assert not any("taught" in answer.warning for answer in model.ask_many(noise(), asked))
     model.taught = ()
     assert "taught" not in model.ask(noise(), "Which is closer, the cup or the spoon?").warning
