@@ -606,7 +606,9 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
             depth_codes(store, vqvae),
             TaskMaker[Scene](parts.vocabulary, vqvae, masks=mask_tokenizer(config)),
         )
-        rows = SceneRows(store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers)
+        rows = SceneRows(
+            store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers, scenes.zoomed_out
+        )
         sources.append((rows, of_scenes))
     if config.data.any_records:
         records = of_arm(config, records)

@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from perception.scenes.render import SceneBatch, SceneObject
 from perception.scenes.store import SceneStore
+
+_BLURRED = 4
+"""side of the image that a canvas is a blurred copy of"""
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,35 @@ class Scene:
         return Scene(
             self.image.flip(1), self.depth.flip(1), renumber[self.object_ids.flip(1)], [item for _, item in mirrored]
         )
+
+    def zoomed_out(self, scale: tuple[float, float], place: tuple[float, float]) -> Scene:
+        """The image made smaller and put on a blurred copy of itself, with the boxes of its objects there.
+
+        Such images teach a detector about smaller things in other places (Liu et al., SSD, ECCV 2016, section 3.6).
+        There is no depth map and no mask of the whole canvas: those of the new scene are empty.
+
+        Args:
+            scale: width and height of the image on the canvas, in (0, 1] of it.
+            place: of the free space, the share on the left and at the top, in [0, 1].
+        """
+        size = self.image.shape[:2]
+        pixels = self.image.permute(2, 0, 1)[None].float()
+        height, width = (max(1, round(side * share)) for side, share in zip(size, reversed(scale), strict=True))
+        top, left = (
+            round((side - own) * share) for side, own, share in zip(size, (height, width), reversed(place), strict=True)
+        )
+        canvas = F.interpolate(F.adaptive_avg_pool2d(pixels, _BLURRED), size, mode="bilinear")
+        small = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+        canvas[..., top : top + height, left : left + width] = small
+        moved = []
+        for item in self.objects:
+            x1, y1, x2, y2 = item.box_xyxy
+            box = (
+                (left + x1 * width) / size[1],
+                (top + y1 * height) / size[0],
+                (left + x2 * width) / size[1],
+                (top + y2 * height) / size[0],
+            )
+            moved.append(replace(item, box_xyxy=box))
+        image = canvas[0].permute(1, 2, 0).round().to(torch.uint8)
+        return Scene(image, self.depth[:0], self.object_ids[:0], moved)

@@ -57,6 +57,8 @@ _MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be 
 _MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
+_ZOOMED = (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT)
+_LEAST_SCALE, _LEAST_RATIO = 0.6, 0.85  # of an image that is zoomed out; the ratio changes one side alone
 _ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
@@ -83,6 +85,9 @@ class ScenesConfig:
     """number of scenes with an answer to learn from: each has one question of each kind, the same whenever it is asked.
     Perception tasks use all scenes. 0: every scene is asked a new question each time, so there are answers without
     end"""
+    zoomed_out: float = 0.0
+    """share of the counting tasks, with boxes or without, whose image is made smaller and put at random on a blurred
+    copy of itself"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -92,6 +97,10 @@ class ScenesConfig:
             raise ValueError(f"scenes.answers must lie between 0 and the {self.count} scenes, got {self.answers}")
         if not 0 < self.share < 1:
             raise ValueError(f"scenes.share must lie between 0 and 1, got {self.share}; scenes.count 0 trains on none")
+        if not 0 <= self.zoomed_out <= 1:
+            raise ValueError(
+                f"scenes.zoomed_out must lie in [0, 1], got {self.zoomed_out}; 0 leaves images as they are"
+            )
 
     def build(self) -> SceneStore:
         """Open the store of the scenes; render it first if it does not exist."""
@@ -134,6 +143,12 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 def happens(share: float, rng: np.random.Generator) -> bool:
     return share > 0 and bool(rng.random() < share)
+
+
+def _draw_zoom(rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Draw the scale and the place of an image that is zoomed out; see `Scene.zoomed_out`."""
+    scale = rng.uniform(_LEAST_SCALE, 1) * rng.uniform(_LEAST_RATIO, 1, size=2)
+    return (float(scale[0]), float(scale[1])), (float(rng.random()), float(rng.random()))
 
 
 def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
@@ -279,6 +294,8 @@ class SceneRows:
     seed: int
     answers: int = 0
     """as in `ScenesConfig`"""
+    zoomed_out: float = 0.0
+    """as in `ScenesConfig`"""
 
     def shares(self, step: int) -> dict[str, float]:
         if self.arm == "direct":
@@ -327,6 +344,8 @@ class SceneRows:
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
             scene, codes = self.scene(index, mirrored, bool(labelled), rng)
+            if task in _ZOOMED and happens(self.zoomed_out, rng):
+                scene = scene.zoomed_out(*_draw_zoom(rng))
             codes = self._mosaic(rng) if foreign else codes
             shown = codes if foreign else None
             if noisy:
