@@ -25,6 +25,7 @@ from perception.chains import (
     ATOMIC_BOXES,
     ATOMIC_MASKS,
     ATOMIC_READINGS,
+    CHAIN_COUNT,
     CHAIN_DEPTH,
     DIRECT_COUNT,
     DIRECT_DEPTH,
@@ -277,6 +278,26 @@ def test_fixed_answers_are_the_same_whenever_they_are_asked(world, tmp_path):
         assert len({made._row(task, np.random.default_rng(seed)).image.tobytes() for seed in range(24)}) > 4
     images = {limited._row(ATOMIC_BOXES, np.random.default_rng(seed)).image.tobytes() for seed in range(24)}
     assert len(images) > 2
+
+
+def test_zoomed_out_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
+    """Answers stay, boxes shrink with the image; tasks of depth see whole images."""
+    made = scenes_of(captured(world, tmp_path)["batches"])
+    zoomed = replace(made, zoomed_out=1.0)
+    for task in (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT):
+        rows = [zoomed._row(task, np.random.default_rng(seed)) for seed in range(12)]
+        known = {scene.tobytes() for scene in made.store.images} | {s[:, ::-1].tobytes() for s in made.store.images}
+        assert not any(row.image.tobytes() in known for row in rows)
+    limited, plain = replace(zoomed, answers=2), replace(made, answers=2)
+    asked = [
+        [rows._row(DIRECT_COUNT, np.random.default_rng(s)).example for s in range(12)] for rows in (limited, plain)
+    ]
+    assert {(e.question, e.answer) for e in asked[0]} == {(e.question, e.answer) for e in asked[1]}
+    rows = [made._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
+    same = [zoomed._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
+    assert [row.image.tobytes() for row in rows] == [row.image.tobytes() for row in same]
+    with pytest.raises(ValueError, match=r"zoomed_out must lie in \[0, 1\], got 2"):
+        ScenesConfig(count=8, zoomed_out=2)
 
 
 def test_more_answers_than_scenes_are_refused():

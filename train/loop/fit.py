@@ -11,6 +11,7 @@ over them by FSDP2.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import math
 import os
@@ -471,7 +472,16 @@ def _accelerator(config: LoopConfig) -> Accelerator:
             f"training runs data-parallel or with FSDP2, got accelerate's {accelerator.distributed_type}; choose "
             "multi-GPU, multi-CPU or FSDP in `accelerate config`"
         )
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
     return accelerator
+
+
+def _leave_group() -> None:
+    """End the communication between processes, whose threads may otherwise fail while a process ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,30 @@ def test_mirroring_twice_is_the_identity(scenes):
         twice = scene.flipped().flipped()
         assert torch.equal(twice.image, scene.image) and torch.equal(twice.object_ids, scene.object_ids)
         assert [o.color for o in twice.objects] == [o.color for o in scene.objects]
+
+
+def test_zooming_out_moves_things_and_their_boxes_alike(scenes):
+    """Where the things are on the canvas, their pixels are: the parts in the boxes are the smaller originals."""
+    scene = max(scenes, key=lambda scene: len(scene.objects))
+    marked = replace(scene, image=(scene.object_ids > 0)[..., None].expand(-1, -1, 3).to(torch.uint8) * 255)
+    for scale, place in (((0.5, 0.5), (0.0, 0.0)), ((0.6, 0.8), (1.0, 0.5)), ((1.0, 1.0), (0.3, 0.7))):
+        small = marked.zoomed_out(scale, place)
+        assert small.image.shape == scene.image.shape and small.image.dtype == torch.uint8
+        assert [(o.color, o.shape) for o in small.objects] == [(o.color, o.shape) for o in scene.objects]
+        left, top = ((1 - s) * p for s, p in zip(scale, place, strict=True))
+        for item, old in zip(small.objects, scene.objects, strict=True):
+            x1, y1, x2, y2 = old.box_xyxy
+            expected = (left + scale[0] * x1, top + scale[1] * y1, left + scale[0] * x2, top + scale[1] * y2)
+            assert item.box_xyxy == pytest.approx(expected, abs=1e-6)
+        shares = [box_share(s, o.box_xyxy) for s in (marked, small) for o in s.objects]
+        assert shares[: len(scene.objects)] == pytest.approx(shares[len(scene.objects) :], abs=0.12)
+    assert torch.equal(scene.zoomed_out((1.0, 1.0), (0.0, 0.0)).image, scene.image)
+
+
+def box_share(scene: Scene, box_xyxy: tuple[float, ...]) -> float:
+    """Share of white in a box, edges left out."""
+    x1, y1, x2, y2 = (round(80 * value) for value in box_xyxy)
+    return float(scene.image[y1:y2, x1:x2].float().mean()) / 255
 
 
 def test_colours_look_like_their_names(scenes):
