@@ -280,10 +280,10 @@ def test_fixed_answers_are_the_same_whenever_they_are_asked(world, tmp_path):
     assert len(images) > 2
 
 
-def test_zoomed_out_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
+def test_varied_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
     """Answers stay, boxes shrink with the image; tasks of depth see whole images."""
     made = scenes_of(captured(world, tmp_path)["batches"])
-    zoomed = replace(made, zoomed_out=1.0)
+    zoomed = replace(made, varied=1.0)
     for task in (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT):
         rows = [zoomed._row(task, np.random.default_rng(seed)) for seed in range(12)]
         known = {scene.tobytes() for scene in made.store.images} | {s[:, ::-1].tobytes() for s in made.store.images}
@@ -296,8 +296,8 @@ def test_zoomed_out_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
     rows = [made._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
     same = [zoomed._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
     assert [row.image.tobytes() for row in rows] == [row.image.tobytes() for row in same]
-    with pytest.raises(ValueError, match=r"zoomed_out must lie in \[0, 1\], got 2"):
-        ScenesConfig(count=8, zoomed_out=2)
+    with pytest.raises(ValueError, match=r"varied must lie in \[0, 1\], got 2"):
+        ScenesConfig(count=8, varied=2)
 
 
 def test_more_answers_than_scenes_are_refused():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -34,6 +38,20 @@ def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
     images = images + blur * (soft - images)
     noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)
     return (images + noise).clamp(0, 1)
+
+
+def chromatic(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale the saturation of images (B, 3, H, W) in [0, 1] by 0.6 to 1.3, and turn their hues by up to 8 degrees.
+
+    Both are done on the chrominance of YIQ. The nearest two colour names of rendered scenes, orange and yellow, are 25
+    degrees apart.
+    """
+    scale = 0.6 + 0.7 * torch.rand(len(images), generator=generator)
+    angle = math.radians(8) * (2 * torch.rand(len(images), generator=generator) - 1)
+    cos, sin, zero, one = scale * angle.cos(), scale * angle.sin(), torch.zeros_like(scale), torch.ones_like(scale)
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+    matrix = torch.linalg.inv(_YIQ) @ turn @ _YIQ  # (B, 3, 3)
+    return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
 
 
 def recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:

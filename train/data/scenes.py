@@ -40,7 +40,7 @@ from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from perception.vocabulary.spans import BOX_OF_MASK
-from train.data.augmentation import photometric, to_pixels
+from train.data.augmentation import chromatic, photometric, to_pixels
 from train.data.curriculum import CurriculumConfig, direct_only, draw_tasks, task_shares
 from train.data.rows import Row
 from train.loop.config import check_choices
@@ -85,9 +85,10 @@ class ScenesConfig:
     """number of scenes with an answer to learn from: each has one question of each kind, the same whenever it is asked.
     Perception tasks use all scenes. 0: every scene is asked a new question each time, so there are answers without
     end"""
-    zoomed_out: float = 0.0
-    """share of the counting tasks, with boxes or without, whose image is made smaller and put at random on a blurred
-    copy of itself"""
+    varied: float = 0.0
+    """share of the images with other saturation and hues; the same share of those of counting tasks, with boxes or
+    without, is made smaller and put at random on a blurred copy of itself. A model meets other pictures better for it
+    (docs/training.md)"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -97,10 +98,8 @@ class ScenesConfig:
             raise ValueError(f"scenes.answers must lie between 0 and the {self.count} scenes, got {self.answers}")
         if not 0 < self.share < 1:
             raise ValueError(f"scenes.share must lie between 0 and 1, got {self.share}; scenes.count 0 trains on none")
-        if not 0 <= self.zoomed_out <= 1:
-            raise ValueError(
-                f"scenes.zoomed_out must lie in [0, 1], got {self.zoomed_out}; 0 leaves images as they are"
-            )
+        if not 0 <= self.varied <= 1:
+            raise ValueError(f"scenes.varied must lie in [0, 1], got {self.varied}; 0 leaves images as they are")
 
     def build(self) -> SceneStore:
         """Open the store of the scenes; render it first if it does not exist."""
@@ -294,7 +293,7 @@ class SceneRows:
     seed: int
     answers: int = 0
     """as in `ScenesConfig`"""
-    zoomed_out: float = 0.0
+    varied: float = 0.0
     """as in `ScenesConfig`"""
 
     def shares(self, step: int) -> dict[str, float]:
@@ -344,7 +343,7 @@ class SceneRows:
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
             scene, codes = self.scene(index, mirrored, bool(labelled), rng)
-            if task in _ZOOMED and happens(self.zoomed_out, rng):
+            if task in _ZOOMED and happens(self.varied, rng):
                 scene = scene.zoomed_out(*_draw_zoom(rng))
             codes = self._mosaic(rng) if foreign else codes
             shown = codes if foreign else None
@@ -369,6 +368,10 @@ class SceneRows:
         rows = self.unaltered(step, count, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         images = torch.stack([torch.from_numpy(np.array(row.image)) for row in rows])  # (B, H, W, 3)
-        augmented = photometric(to_pixels(images), generator)  # (B, 3, H, W) in [0, 1]
+        augmented = to_pixels(images)  # (B, 3, H, W) in [0, 1]
+        if self.varied:
+            chosen = torch.rand(len(rows), generator=generator) < self.varied
+            augmented[chosen] = chromatic(augmented[chosen], generator)
+        augmented = photometric(augmented, generator)
         pixels = (255 * augmented).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return [replace(row, image=Image.fromarray(image)) for row, image in zip(rows, pixels, strict=True)]
