@@ -87,8 +87,7 @@ class ScenesConfig:
     end"""
     varied: float = 0.0
     """share of the images with other saturation and hues; the same share of those of counting tasks, with boxes or
-    without, is made smaller and put at random on a blurred copy of itself. A model meets other pictures better for it
-    (docs/training.md)"""
+    without, is made smaller and put at random on a blurred copy of itself (docs/results.md says what it changed)"""
 
     def __post_init__(self) -> None:
         check_choices(self)
