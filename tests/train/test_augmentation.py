@@ -39,6 +39,7 @@ def test_the_generator_alone_decides(change):
     first, again, other = (change(images, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert not torch.equal(first[0] - images[0], first[1] - images[1]), "drawn once per image"
+    assert change(images[:0], torch.Generator()).shape == (0, 3, 8, 8), "no image of a small batch may be chosen"
 
 
 def test_grey_stays_grey():

@@ -49,7 +49,7 @@ def chromatic(images: Tensor, generator: torch.Generator) -> Tensor:
     scale = 0.6 + 0.7 * torch.rand(len(images), generator=generator)
     angle = math.radians(8) * (2 * torch.rand(len(images), generator=generator) - 1)
     cos, sin, zero, one = scale * angle.cos(), scale * angle.sin(), torch.zeros_like(scale), torch.ones_like(scale)
-    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(len(images), 3, 3)
     matrix = torch.linalg.inv(_YIQ) @ turn @ _YIQ  # (B, 3, 3)
     return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
 

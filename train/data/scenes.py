@@ -58,7 +58,7 @@ _MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ZOOMED = (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT)
-_LEAST_SCALE, _LEAST_RATIO = 0.6, 0.85  # of an image that is zoomed out; the ratio changes one side alone
+_LEAST_SCALE, _LEAST_RATIO = 0.6, 0.85  # of an image that is zoomed out; a ratio for each side
 _ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
