@@ -607,7 +607,15 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
             TaskMaker[Scene](parts.vocabulary, vqvae, masks=mask_tokenizer(config)),
         )
         rows = SceneRows(
-            store, codes, maker, config.curriculum, config.arm, loop.steps, loop.seed, scenes.answers, scenes.varied
+            store,
+            codes,
+            maker,
+            config.curriculum,
+            config.arm,
+            loop.steps,
+            loop.seed,
+            scenes.answers,
+            varied=scenes.varied,
         )
         sources.append((rows, of_scenes))
     if config.data.any_records:

@@ -292,7 +292,7 @@ class SceneRows:
     seed: int
     answers: int = 0
     """as in `ScenesConfig`"""
-    varied: float = 0.0
+    varied: float = field(default=0.0, kw_only=True)
     """as in `ScenesConfig`"""
 
     def shares(self, step: int) -> dict[str, float]:
