@@ -288,6 +288,13 @@ def test_varied_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
         rows = [zoomed._row(task, np.random.default_rng(seed)) for seed in range(12)]
         known = {scene.tobytes() for scene in made.store.images} | {s[:, ::-1].tobytes() for s in made.store.images}
         assert not any(row.image.tobytes() in known for row in rows)
+    drawn = [
+        [rows._row(ATOMIC_BOXES, np.random.default_rng(s)).example.target[0].codes for s in range(24)]
+        for rows in (zoomed, made)
+    ]
+    boxes = [np.concatenate([np.reshape(codes, (-1, 4)) for codes in spans]) for spans in drawn]
+    width = [np.mean(found[:, 2] - found[:, 0]) for found in boxes]
+    assert 0.5 < width[0] / width[1] < 0.95, "boxes shrink with their images"
     limited, plain = replace(zoomed, answers=2), replace(made, answers=2)
     asked = [
         [rows._row(DIRECT_COUNT, np.random.default_rng(s)).example for s in range(12)] for rows in (limited, plain)
