@@ -55,6 +55,8 @@ WeightFn = Callable[[Any], Tensor]
 """(batch) -> weight of the batch in the mean over its step, a scalar on the CPU."""
 
 _START = RunState(0, math.nan, 0.0, 0.0)
+_SECONDS_TO_FREE = 0.5
+"""How long the threads of a process group have to free what they hold, at the end of a process"""
 
 
 @dataclass(frozen=True)
@@ -479,9 +481,15 @@ def _accelerator(config: LoopConfig) -> Accelerator:
 
 
 def _leave_group() -> None:
-    """End the communication between processes, whose threads may otherwise fail while a process ends."""
+    """End the communication between processes before the interpreter ends.
+
+    A thread of gloo that still frees tensors known to Python while the interpreter ends aborts the process ("terminate
+    called without an active exception"). Sharded parameters keep these threads alive after the group is destroyed, so
+    they are left the time to finish, with Python's lock free.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(_SECONDS_TO_FREE)
 
 
 def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console) -> int | None:
