@@ -11,7 +11,7 @@ Each arm has its own number of steps and learning rate for every N: a longer run
 held-out questions of the standard style. All arms then answer the same test questions of both styles, with three
 seeds. Intervals are over questions and seeds together. Every training and its outcomes stay in --runs, so that a
 benchmark that was stopped goes on. Writes `benchmarks/results/label_efficiency.json`, its page `.md`, and the figure
-`.png`.
+`.png`. Numbers of answers that are in the file and not in --sizes stay there, with the run that measured them.
 
 With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
 """
@@ -219,14 +219,45 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "chosen": chosen,
             "styles": {style: figures(correct[style], tests[style]) for style in STYLES},
         }
-    return {
+    run = {
         "command": "python -m benchmarks.label_efficiency " + " ".join(given.words),
-        "seeds": given.seeds,
-        "scenes": given.scenes,
-        "questions": {"counting": given.num_count, "depth, for each number of points": given.num_depth},
+        "sizes": given.sizes,
         **provenance(),
         "training_minutes": round(sum(training_minutes(given, name) for name in used)),
-        "answers": found,
+    }
+    return {**settings(given), "runs": [run], "answers": found}
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what all numbers of answers in one result file have in common."""
+    questions = {"counting": given.num_count, "depth, for each number of points": given.num_depth}
+    return {"seeds": given.seeds, "scenes": given.scenes, "questions": questions}
+
+
+def kept(stored: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run keeps of a stored result: the numbers of answers that it does not measure, and their runs.
+
+    Raises:
+        ValueError: they were measured with other seeds, scenes or numbers of questions.
+    """
+    answers = {size: cell for size, cell in stored["answers"].items() if int(size) not in given.sizes}
+    if answers and any(stored[name] != value for name, value in settings(given).items()):
+        raise ValueError(
+            f"{given.out} holds other seeds, scenes or numbers of questions for {', '.join(answers)} answers; "
+            "give another --out, or measure these --sizes too"
+        )
+    left = [[size for size in run["sizes"] if str(size) in answers] for run in stored["runs"]]
+    runs = [{**run, "sizes": sizes} for run, sizes in zip(stored["runs"], left, strict=True) if sizes]
+    return {"answers": answers, "runs": runs}
+
+
+def joined(result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result together with what it keeps of the one before, in the order of the numbers of answers."""
+    answers = {**before["answers"], **result["answers"]}
+    return {
+        **result,
+        "runs": [*before["runs"], *result["runs"]],
+        "answers": {size: answers[size] for size in sorted(answers, key=int)},
     }
 
 
@@ -277,8 +308,8 @@ def page(result: Mapping[str, Any]) -> str:
     """Return the page: a table per style, the chosen settings, the targets."""
     parts = [
         "# Accuracy by the number of answers to learn from\n",
-        f"Made by `{result['command'].strip()}`; do not edit. Labels of perception for all {result['scenes']:,} "
-        "scenes, answers for the first N, one fixed question of each kind per scene. "
+        f"Made by `python -m benchmarks.label_efficiency`; do not edit. Labels of perception for all "
+        f"{result['scenes']:,} scenes, answers for the first N, one fixed question of each kind per scene. "
         f"{len(result['seeds'])} seeds; accuracy in %, with 95 % intervals over questions and seeds together. The gain "
         "is over the better of the two direct arms.\n",
         "![Curves](label_efficiency.png)\n",
@@ -302,12 +333,18 @@ def page(result: Mapping[str, Any]) -> str:
     ]
     parts += ["## Chosen on held-out questions\n", markdown_table(("answers", "arm", "steps of 16", "rate"), chosen)]
     parts += ["## Targets\n", *(f"- {bar.line()}" for bar in bars(result)), ""]
-    parts += [
-        f"{result['processor']}, {result['cores']} cores, torch {result['torch']}, "
-        f"commit `{str(result['commit'])[:12]}`{' with uncommitted changes' if result['uncommitted_changes'] else ''}; "
-        f"{result['training_minutes']} minutes of training.\n"
-    ]
+    parts += ["## Runs\n", *map(run_line, result["runs"]), ""]
     return "\n".join(parts)
+
+
+def run_line(run: Mapping[str, Any]) -> str:
+    """Return where and how some numbers of answers were measured."""
+    return (
+        f"- {', '.join(f'{size:,}' for size in run['sizes'])} answers: `{run['command'].strip()}`, {run['processor']}, "
+        f"{run['cores']} cores, torch {run['torch']}, commit `{str(run['commit'])[:12]}`"
+        f"{' with uncommitted changes' if run['uncommitted_changes'] else ''}; "
+        f"{run['training_minutes']} minutes of training"
+    )
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -361,24 +398,35 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     given = build_parser().parse_args(argv)
     given.words = sys.argv[1:] if argv is None else argv
-    if given.check:
-        if not given.out.exists():
-            print(f"error: {given.out} does not exist; run without --check first", file=sys.stderr)
-            return 2
-        found = bars(json.loads(given.out.read_text()))
-    elif max(given.sizes) > given.scenes:
-        print(f"error: {max(given.sizes)} answers need as many scenes, got --scenes {given.scenes}", file=sys.stderr)
+    try:
+        found = checked(given) if given.check else measured(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    else:
-        result = measure(given)
-        found = bars(result)
-        given.out.write_text(json.dumps({**result, "bars": [bar.to_json() for bar in found]}, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(page(result))
-        draw(result, given.out.with_suffix(".png"))
-        print(f"written: {given.out}, its page and its figure")
     for bar in found:
         print(bar.line())
     return int(given.check and not all_met(found))
+
+
+def checked(given: argparse.Namespace) -> list[Bar]:
+    """Return the targets of the stored result. Raises ValueError if there is none."""
+    if not given.out.exists():
+        raise ValueError(f"{given.out} does not exist; run without --check first")
+    return bars(json.loads(given.out.read_text()))
+
+
+def measured(given: argparse.Namespace) -> list[Bar]:
+    """Measure, write the result, its page and its figure; return the targets. Raises ValueError for wrong numbers."""
+    if max(given.sizes) > given.scenes:
+        raise ValueError(f"{max(given.sizes)} answers need as many scenes, got --scenes {given.scenes}")
+    before = kept(json.loads(given.out.read_text()), given) if given.out.exists() else {"answers": {}, "runs": []}
+    result = joined(measure(given), before)
+    found = bars(result)
+    given.out.write_text(json.dumps({**result, "bars": [bar.to_json() for bar in found]}, indent=1) + "\n")
+    given.out.with_suffix(".md").write_text(page(result))
+    draw(result, given.out.with_suffix(".png"))
+    print(f"written: {given.out}, its page and its figure")
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import label_efficiency
-from benchmarks.label_efficiency import ARMS, CURVES, STYLES, Cell, bars, figures, main, page, tune
+from benchmarks.label_efficiency import ARMS, CURVES, STYLES, Cell, bars, figures, joined, kept, main, page, tune
 from perception.evaluation.scenes import Item, scene_items
 
 SCORES = {100: 0.4, 200: 0.5, 400: 0.6, 800: 0.6, 1600: 0.9}
@@ -28,6 +28,11 @@ def outcomes(items: list[Item], share: float) -> list[int]:
 def given(tmp_path: Path, **changes: object) -> argparse.Namespace:
     defaults = vars(label_efficiency.build_parser().parse_args([]))
     return argparse.Namespace(**{**defaults, "runs": str(tmp_path), "words": [], **changes})
+
+
+def run(commit: str, *sizes: int) -> dict[str, object]:
+    machine = {"processor": "x", "cores": 2, "torch": "2", "commit": commit, "uncommitted_changes": False}
+    return {"command": "made so", "sizes": list(sizes), **machine, "training_minutes": 1}
 
 
 def test_a_longer_run_is_taken_as_long_as_it_is_better(
@@ -63,15 +68,26 @@ def test_the_gain_is_over_the_better_of_the_direct_arms(items: list[Item]) -> No
         assert found["accuracy"]["drawing first"][row]["mean"] == 1
 
 
+def test_a_run_keeps_the_numbers_of_answers_that_it_does_not_measure(tmp_path: Path) -> None:
+    asked = given(tmp_path, sizes=[500, 10_000])
+    same = label_efficiency.settings(asked)
+    stored = {**same, "runs": [run("a", 100, 500), run("b", 10_000)], "answers": {"100": 1, "500": 2, "10000": 3}}
+    before = kept(stored, asked)
+    result = joined({**same, "runs": [run("c", 500, 10_000)], "answers": {"500": 4, "10000": 5}}, before)
+    assert result["answers"] == {"100": 1, "500": 4, "10000": 5} and next(iter(result["answers"])) == "100"
+    assert [(r["commit"], r["sizes"]) for r in result["runs"]] == [("a", [100]), ("c", [500, 10_000])]
+    with pytest.raises(ValueError, match="other seeds, scenes or numbers of questions for 100 answers"):
+        kept(stored, given(tmp_path, sizes=[500, 10_000], seeds=[0]))
+    assert kept(stored, given(tmp_path, sizes=[100, 500, 10_000], seeds=[0])) == {"answers": {}, "runs": []}
+
+
 def test_targets_and_page_come_from_the_stored_result(
     items: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell = figures({curve: [outcomes(items, 1 if "drawing" in curve else 0)] * 3 for curve in CURVES}, items)
     chosen = {arm: {"steps": 200, "learning_rate": 5e-4, "scores": {}} for arm in ARMS}
     result = {
-        **{"command": "python -m benchmarks.label_efficiency --sizes 500", "seeds": [0, 1, 2], "scenes": 40_000},
-        **{"processor": "x", "cores": 2, "torch": "2", "commit": "c", "uncommitted_changes": False},
-        "training_minutes": 1,
+        **{"seeds": [0, 1, 2], "scenes": 40_000, "runs": [run("c", 500)]},
         "answers": {"500": {"chosen": chosen, "styles": dict.fromkeys(STYLES, cell)}},
     }
     assert [(bar.figure, bar.bar) for bar in bars(result)] == [(100, 10), (100, 15)]
@@ -80,6 +96,7 @@ def test_targets_and_page_come_from_the_stored_result(
         assert [bar.bar for bar in bars(more)] == wanted, "all answers are one about every scene"
     text = page(result)
     assert "## Counting, shifted style" in text and "| 500 | drawing first | 200 | 0.0005 |" in text
+    assert "- 500 answers: `made so`, x, 2 cores, torch 2, commit `c`; 1 minutes of training" in text
     out = tmp_path / "r.json"
     out.write_text(json.dumps(result))
     assert main(["--check", "--out", str(out)]) == 0
