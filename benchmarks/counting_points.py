@@ -49,7 +49,7 @@ BASE = ROOT / "models" / "tiny-base"
 FORMS = ("boxes", "points")
 QUESTIONS = 4
 """Most questions about one scene, in the turns of one row"""
-STEPS, ROWS, RATE = 1500, 16, 1e-3
+STEPS, ROWS, RATE = 800, 16, 1e-3
 BATCH = 50
 Counts = dict[str, list[int | None]]
 """By "said" and "drawn": a number per question"""
