@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import arm_config, interval, run_folder, trained_model
+from benchmarks.label_efficiency import arm_config, interval, run_folder, trained_model, training_minutes
 from perception.chains import CHAIN_COUNT, DIRECT_COUNT
 from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
@@ -176,7 +175,6 @@ def constants(questions: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    start = time.monotonic()
     parts = {
         part: [record for record in read_part(given, part) if record.example.task == DIRECT_COUNT]
         for part in ("val", "test")
@@ -190,15 +188,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     for kind, name in CELLS.items():
         if not pick(questions, (kind,)):
             raise ValueError(f"{given.cells} has no question about {kind} to test on; call them {name} in the labels")
-    found = {}
+    found, models = {}, []
     for count in given.sizes:
         counts: dict[str, list[list[int | None]]] = {}
         chosen = {}
         for arm in TAUGHT:
             steps, scores = tune(arm, count, train, parts, given)
             chosen[arm] = {"steps": steps, "scores": scores}
+            models += [training(arm, count, int(tried), given.seeds[0], given).out for tried in scores]
             for seed in given.seeds:
                 config = training(arm, count, steps, seed, given)
+                models.append(config.out)
                 for curve, values in counted(config, arm, labelled(train, count, seed), "test", parts).items():
                     counts.setdefault(curve, []).append(values)
         found[str(count)] = {"chosen": chosen} | figures(counts, questions)
@@ -208,7 +208,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "photographs": {"train": total, "test": len({record.image for record in questions})},
         "most boxes of a question to train on": max(drawn),
         **provenance(),
-        "minutes": round((time.monotonic() - start) / 60, 1),
+        "training_minutes": training_minutes(models),
         "one and the same number": constants(questions),
         "labelled": found,
     }

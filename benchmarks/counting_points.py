@@ -137,7 +137,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     store = ScenesConfig(given.scenes, given.store).build()
     items = {style: scene_items(style, given.num_count, 0) for style in STYLES}
     right: dict[str, dict[str, dict[str, list[list[bool]]]]] = {style: {} for style in STYLES}
-    minutes = 0.0
+    models = []
     for form in FORMS:
         write_records(store, Path(given.runs), form)
         for seed in given.seeds:
@@ -146,7 +146,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 for name, values in counted(config, form, style, items[style]).items():
                     correct = [value == item.answer for value, item in zip(values, items[style], strict=True)]
                     right[style].setdefault(name, {}).setdefault(form, []).append(correct)
-            minutes += training_minutes(given, Path(config.out).parent.name)
+            models.append(config.out)
     return {
         "command": "python -m benchmarks.counting_points " + " ".join(given.words),
         "seeds": given.seeds,
@@ -155,7 +155,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "rows of a step": ROWS,
         "questions": given.num_count,
         **provenance(),
-        "training_minutes": round(minutes),
+        "training_minutes": training_minutes(models),
         "styles": {style: figures(right[style]) for style in STYLES},
     }
 

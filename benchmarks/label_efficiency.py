@@ -22,7 +22,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -223,7 +223,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "command": "python -m benchmarks.label_efficiency " + " ".join(given.words),
         "sizes": given.sizes,
         **provenance(),
-        "training_minutes": round(sum(training_minutes(given, name) for name in used)),
+        "training_minutes": training_minutes(Path(given.runs) / name / "model" for name in used),
     }
     return {**settings(given), "runs": [run], "answers": found}
 
@@ -261,9 +261,10 @@ def joined(result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def training_minutes(given: argparse.Namespace, name: str) -> float:
-    """Return how long a finished training took."""
-    return float(json.loads((Path(given.runs) / name / "model" / "training.json").read_text())["minutes"])
+def training_minutes(models: Iterable[str | Path]) -> int:
+    """Return how long the trainings of these models took together, each counted once."""
+    files = {Path(model) / "training.json" for model in models}
+    return round(sum(float(json.loads(file.read_text())["minutes"]) for file in files))
 
 
 def figures(correct: Mapping[str, Sequence[Sequence[int]]], items: Sequence[Item]) -> dict[str, Any]:

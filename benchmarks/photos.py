@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from benchmarks.label_efficiency import (
     pick,
     run_folder,
     trained_model,
+    training_minutes,
 )
 from benchmarks.perception_tiny import on_marked
 from perception.datasets.photographs import Photographs
@@ -102,15 +102,16 @@ def constants(items: Sequence[Item]) -> dict[str, float]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    start = time.monotonic()
     items = photo_items(Photographs(given.photos, "test"), SIZE, each=given.each)
     total = len(Photographs(given.photos))
-    found = {}
+    found, models = {}, []
     for answers in given.sizes:
         correct: dict[str, list[list[int]]] = {}
         for arm in ARMS:
             for seed in given.seeds:
-                made = outcomes(training(arm, min(answers, total), seed, given), arm, items)
+                config = training(arm, min(answers, total), seed, given)
+                models.append(config.out)
+                made = outcomes(config, arm, items)
                 for curve, values in made.items():
                     correct.setdefault(curve, []).append(values)
         found[str(answers)] = figures(correct, items)
@@ -120,7 +121,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "photographs": {"train": total, "test": len({id(item.scene) for item in items})},
         "questions": {row: len(pick(items, row)) for row in ROWS},
         **provenance(),
-        "minutes": round((time.monotonic() - start) / 60, 1),
+        "training_minutes": training_minutes(models),
         "the most common answer": constants(items),
         "start": perceives(given.base, items),
         "answers": found,

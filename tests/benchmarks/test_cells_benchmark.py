@@ -45,7 +45,7 @@ def measured(tmp_path_factory, photo_base):
 @pytest.mark.slow
 def test_the_result_has_every_way_to_count_and_a_figure(measured):
     folder, _, result = measured
-    assert result["photographs"] == {"train": 4, "test": 2} and result["commit"]
+    assert result["photographs"] == {"train": 4, "test": 2} and result["commit"] and "training_minutes" in result
     cell = result["labelled"]["2"]
     assert {arm: choice["steps"] for arm, choice in cell["chosen"].items()} == {"direct": 1, "drawing": 1}
     for curve in cells.CURVES:

@@ -81,6 +81,13 @@ def test_a_run_keeps_the_numbers_of_answers_that_it_does_not_measure(tmp_path: P
     assert kept(stored, given(tmp_path, sizes=[100, 500, 10_000], seeds=[0])) == {"answers": {}, "runs": []}
 
 
+def test_the_minutes_of_a_training_count_once(tmp_path: Path) -> None:
+    for name, minutes in (("a", 2.4), ("b", 1.2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps({"minutes": minutes}))
+    assert label_efficiency.training_minutes([tmp_path / "a", str(tmp_path / "a"), tmp_path / "b"]) == 4
+
+
 def test_targets_and_page_come_from_the_stored_result(
     items: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
