@@ -2,7 +2,8 @@
 
 A box is four location tokens and a point two. Two models learn from the same rendered scenes and the same counting
 questions, several about each scene, to draw what they count and then to say the number. One draws the boxes of the
-things, the other their centres, in the same order; all else is the same, the words of the questions too. Both start
+things, the other their centres, in the same order, and the words of the questions are the same. One thing is not: half
+of the images of the model that draws boxes are mirrored, as records with boxes are, and none with points. Both start
 from `models/tiny-base`, which has never drawn either. They are asked about held-out scenes of both styles. Intervals
 are over questions and seeds together. Trainings and answers stay in --runs, so that a benchmark that was stopped goes
 on. Writes `benchmarks/results/counting_points.json`.
@@ -83,9 +84,14 @@ def examples(scene: Scene, seed: int, form: str) -> tuple[Example, ...]:
     )
 
 
-def write_records(store: SceneStore, folder: Path, form: str) -> Path:
-    """Write the scenes' images and records to train on; return the file of the records. What is there stays."""
-    file = folder / f"{form}.jsonl"
+def records_file(form: str, given: argparse.Namespace) -> Path:
+    """Return the file of the records to train on."""
+    return Path(given.runs) / f"{form}-{given.scenes}.jsonl"
+
+
+def write_records(store: SceneStore, form: str, given: argparse.Namespace) -> None:
+    """Write the scenes' images and records to train on. What is there stays."""
+    file, folder = records_file(form, given), Path(given.runs)
     if not file.exists():
         (folder / "images").mkdir(parents=True, exist_ok=True)
         records = []
@@ -96,18 +102,17 @@ def write_records(store: SceneStore, folder: Path, form: str) -> Path:
             first, *more = examples(Scene.from_store(store, index), store.seeds[index], form)
             records.append(Record(ImageFile(image), first, f"scene {store.seeds[index]}", more=tuple(more)))
         RecordSet(tuple(records)).write(file)
-    return file
 
 
 def training(form: str, seed: int, given: argparse.Namespace) -> AuroraConfig:
     """Return the configuration of one training."""
-    folder = Path(given.runs) / f"{form}-{given.steps}-{seed}"
+    folder = Path(given.runs) / f"{form}-{given.scenes}-{given.steps}-{seed}"
     return AuroraConfig(
         base=str(BASE),
         out=str(folder / "model"),
         run_dir=str(folder / "training"),
         batch_size=ROWS,
-        data=SourcesConfig(scenes=ScenesConfig(0), records=(str(Path(given.runs) / f"{form}.jsonl"),)),
+        data=SourcesConfig(scenes=ScenesConfig(0), records=(str(records_file(form, given)),)),
         curriculum=CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0),
         loop=LoopConfig(
             steps=given.steps, learning_rate=RATE, weight_decay=0.05, warmup_steps=0.1, precision="bf16", seed=seed
@@ -139,7 +144,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     right: dict[str, dict[str, dict[str, list[list[bool]]]]] = {style: {} for style in STYLES}
     models = []
     for form in FORMS:
-        write_records(store, Path(given.runs), form)
+        write_records(store, form, given)
         for seed in given.seeds:
             config = training(form, seed, given)
             for style in STYLES:

@@ -400,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
     given = build_parser().parse_args(argv)
     given.words = sys.argv[1:] if argv is None else argv
     try:
-        found = checked(given) if given.check else measured(given)
+        found = stored_bars(given) if given.check else renew(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -409,14 +409,14 @@ def main(argv: list[str] | None = None) -> int:
     return int(given.check and not all_met(found))
 
 
-def checked(given: argparse.Namespace) -> list[Bar]:
+def stored_bars(given: argparse.Namespace) -> list[Bar]:
     """Return the targets of the stored result. Raises ValueError if there is none."""
     if not given.out.exists():
         raise ValueError(f"{given.out} does not exist; run without --check first")
     return bars(json.loads(given.out.read_text()))
 
 
-def measured(given: argparse.Namespace) -> list[Bar]:
+def renew(given: argparse.Namespace) -> list[Bar]:
     """Measure, write the result, its page and its figure; return the targets. Raises ValueError for wrong numbers."""
     if max(given.sizes) > given.scenes:
         raise ValueError(f"{max(given.sizes)} answers need as many scenes, got --scenes {given.scenes}")
