@@ -91,3 +91,28 @@ class Scene:
             moved.append(replace(item, box_xyxy=box))
         image = canvas[0].permute(1, 2, 0).round().to(torch.uint8)
         return Scene(image, self.depth[:0], self.object_ids[:0], moved)
+
+    def reframed(self, window_xyxy: tuple[float, float, float, float]) -> Scene:
+        """A window of the scene at the size of the whole, as if the field of view were another.
+
+        Beyond its edges the scene goes on as its mirror image, where pixels keep their depth. A thing may so be seen
+        twice or in part: `object_ids` keep the numbers, and there are no `objects`.
+
+        Args:
+            window_xyxy: corners (x1, y1, x2, y2) in [0, 1] of the image; each may lie less than a side beyond it.
+
+        Raises:
+            ValueError: the window is empty, or reaches beyond the mirror images.
+        """
+        height, width = self.depth.shape
+        x1, y1, x2, y2 = (round(edge * side) for edge, side in zip(window_xyxy, (width, height) * 2, strict=True))
+        beyond = [max(0, -x1), max(0, x2 - width), max(0, -y1), max(0, y2 - height)]
+        if x1 >= x2 or y1 >= y2 or max(beyond[:2]) >= width or max(beyond[2:]) >= height:
+            raise ValueError(f"the window {window_xyxy} is empty or reaches beyond the mirror images of the scene")
+        layers = torch.cat([self.image.permute(2, 0, 1), self.depth[None], self.object_ids[None]])
+        whole = F.pad(layers[None], beyond, mode="reflect")
+        left, top = x1 + beyond[0], y1 + beyond[2]
+        window = whole[..., top : top + y2 - y1, left : left + x2 - x1]
+        image = F.interpolate(window[:, :3], (height, width), mode="bilinear", antialias=True)
+        depth, numbers = F.interpolate(window[:, 3:], (height, width), mode="nearest-exact")[0]
+        return Scene(image[0].permute(1, 2, 0).round().to(torch.uint8), depth, numbers.long(), [])
