@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from transformers import AutoModelForImageTextToText
 
 from perception.chains import (
     ATOMIC_BOXES,
+    ATOMIC_DEPTH,
     ATOMIC_MASKS,
     ATOMIC_READINGS,
     CHAIN_COUNT,
@@ -281,7 +283,7 @@ def test_fixed_answers_are_the_same_whenever_they_are_asked(world, tmp_path):
 
 
 def test_varied_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
-    """Answers stay, boxes shrink with the image; tasks of depth see whole images."""
+    """Answers stay, and boxes shrink with the image."""
     made = scenes_of(captured(world, tmp_path)["batches"])
     zoomed = replace(made, varied=1.0)
     for task in (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT):
@@ -300,11 +302,41 @@ def test_varied_scenes_ask_the_same_with_smaller_boxes(world, tmp_path):
         [rows._row(DIRECT_COUNT, np.random.default_rng(s)).example for s in range(12)] for rows in (limited, plain)
     ]
     assert {(e.question, e.answer) for e in asked[0]} == {(e.question, e.answer) for e in asked[1]}
-    rows = [made._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
-    same = [zoomed._row(DIRECT_DEPTH, np.random.default_rng(seed)) for seed in range(4)]
-    assert [row.image.tobytes() for row in rows] == [row.image.tobytes() for row in same]
     with pytest.raises(ValueError, match=r"varied must lie in \[0, 1\], got 2"):
         ScenesConfig(count=8, varied=2)
+
+
+def test_varied_scenes_of_depth_are_seen_through_other_frames(world, tmp_path):
+    """The map to be drawn and the answer are those of what is seen; a fixed question stays as it was."""
+    made = scenes_of(captured(world, tmp_path)["batches"])
+    framed = replace(made, varied=1.0, curriculum=replace(made.curriculum, foreign_maps=0.0))
+    seen = []
+
+    def kept(self, task, scene, codes, *others):
+        seen.append((scene, codes))
+        return TaskMaker.make(self, task, scene, codes, *others)
+
+    class Watched(TaskMaker):
+        make = kept
+
+    tokenizer = copy.deepcopy(made.maker.tokenizer).train()
+    tokenizer(torch.from_numpy(made.store.depth[:16].astype(np.float32)))  # its first batch becomes its codebook
+    tokenizer.eval()
+    watched = replace(framed, maker=Watched(made.maker.vocabulary, tokenizer))
+    for task in (ATOMIC_DEPTH, CHAIN_DEPTH, DIRECT_DEPTH):
+        for seed in range(6):
+            row = watched._row(task, np.random.default_rng(seed))
+            scene, codes = seen[-1]
+            assert not any(np.array_equal(scene.image, image) for image in made.store.images)
+            expected = tokenizer.to_sequence(tokenizer.encode(scene.depth[None]))[0]
+            assert codes.tolist() == expected.tolist()
+            if task == ATOMIC_DEPTH:
+                assert list(row.example.target[0].codes) == expected.tolist() and not row.more
+    assert len({tuple(codes.tolist()) for _, codes in seen}) > 6
+    limited, plain = replace(framed, answers=2), replace(made, answers=2)
+    for seed in range(4):
+        rows = [rows._row(DIRECT_DEPTH, np.random.default_rng(seed)) for rows in (limited, plain)]
+        assert rows[0].image.tobytes() == rows[1].image.tobytes() and rows[0].example == rows[1].example
 
 
 def test_more_answers_than_scenes_are_refused():
