@@ -88,9 +88,10 @@ class ScenesConfig:
     Perception tasks use all scenes. 0: every scene is asked a new question each time, so there are answers without
     end"""
     varied: float = 0.0
-    """share of the images with other saturation and hues; the same share of those of counting tasks, with boxes or
-    without, is made smaller and put at random on a blurred copy of itself, and of those of depth tasks is seen with a
-    narrower or wider field of view (docs/results.md says what it changed)"""
+    """share of the images with other saturation and hues, and with dark patterns on the things; the same
+    share of those of counting tasks, with boxes or without, is made smaller and put at random on a blurred copy of
+    itself, and of those of depth tasks is seen with a narrower or wider field of view (docs/results.md says what it
+    changed)"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -360,6 +361,8 @@ class SceneRows:
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
             scene, codes = self.scene(index, mirrored, bool(labelled), rng)
+            if happens(self.varied, rng):
+                scene = scene.retextured(rng)
             if task in _ZOOMED and happens(self.varied, rng):
                 scene = scene.zoomed_out(*_draw_zoom(rng))
             reframed = task in _REFRAMED and not labelled and happens(self.varied, rng)
