@@ -100,6 +100,21 @@ def test_zooming_out_moves_things_and_their_boxes_alike(scenes):
     assert torch.equal(scene.zoomed_out((1.0, 1.0), (0.0, 0.0)).image, scene.image)
 
 
+def test_other_textures_darken_things_and_keep_their_hues(scenes):
+    for scene in scenes:
+        other = scene.retextured(np.random.default_rng(0))
+        assert torch.equal(other.image, scene.retextured(np.random.default_rng(0)).image)
+        assert torch.equal(other.depth, scene.depth) and other.objects == scene.objects
+        thing = scene.object_ids > 0
+        assert torch.equal(other.image[~thing], scene.image[~thing]), "floor and wall stay"
+        before, now = scene.image[thing].float(), other.image[thing].float()
+        assert (now <= before).all() and (now >= 0.4 * before - 1).all()
+        kept = now.sum(1, keepdim=True) / before.sum(1, keepdim=True)
+        assert ((now - kept * before).abs() < 1.01).all(), "all channels alike"
+        patterns = [float((kept[scene.object_ids[thing] == n]).std()) for n in scene.object_ids.unique()[1:]]
+        assert not patterns or max(patterns) > 0.02, "a pattern, not a shade"
+
+
 def test_another_frame_keeps_every_pixel_with_its_depth(scenes):
     """Image, depth and numbers of things move together; beyond its edges a scene is its own mirror image."""
     scene = scenes[0]
