@@ -7,8 +7,8 @@ fixed question of each kind per scene. Three arms learn from the same N answers:
 - auxiliary: `models/perception-tiny` learns to answer directly, with tasks of perception between;
 - drawing: `models/perception-tiny` learns to draw first; its maps are read by the package and by the model itself.
 
-Each arm has its own number of steps and learning rate for every N: a longer run is tried as long as it is better on
-held-out questions of the standard style. All arms then answer the same test questions of both styles, with three
+Each arm has its own number of steps and learning rate for every N: longer runs are tried until two in a row are no
+better on held-out questions of the standard style. All arms then answer the same test questions of both styles, with three
 seeds. Intervals are over questions and seeds together. Every training and its outcomes stay in --runs, so that a
 benchmark that was stopped goes on. Writes `benchmarks/results/label_efficiency.json`, its page `.md`, and the figure
 `.png`. Numbers of answers that are in the file and not in --sizes stay there, with the run that measured them.
@@ -49,7 +49,7 @@ from vqvae.files import write_whole
 RESULT = ROOT / "benchmarks" / "results" / "label_efficiency.json"
 SIZES = (100, 500, 2000, 10_000, 40_000)
 STEPS = (100, 200, 400, 800, 1600, 3200, 6400)
-"""Lengths of training that are tried, the next one as long as it is better"""
+"""Lengths of training that are tried, until two in a row are no better"""
 RATES = (5e-4, 1e-3)
 """Learning rates; the second one is tried at the best length"""
 VALIDATION_SEED = HELD_OUT_SEED + 7_000_000
@@ -186,11 +186,13 @@ def tune(arm: str, answers: int, given: argparse.Namespace, items: Sequence[Item
 
     best = Cell(arm, answers, STEPS[0], RATES[0], given.seeds[0])
     tried(best)
+    worse = 0
     for steps in STEPS[1:]:
-        longer = replace(best, steps=steps)
-        if steps > given.most_steps or tried(longer) <= scores[best.name]:
+        if steps > given.most_steps or worse == 2:
             break
-        best = longer
+        longer = replace(best, steps=steps)
+        worse = 0 if tried(longer) > scores[best.name] else worse + 1
+        best = best if worse else longer
     for rate in RATES[1:]:
         other = replace(best, learning_rate=rate)
         if tried(other) > scores[best.name]:
