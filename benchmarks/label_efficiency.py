@@ -8,8 +8,8 @@ fixed question of each kind per scene. Three arms learn from the same N answers:
 - drawing: `models/perception-tiny` learns to draw first; its maps are read by the package and by the model itself.
 
 Each arm has its own number of steps and learning rate for every N: longer runs are tried until two in a row are no
-better on held-out questions of the standard style. All arms then answer the same test questions of both styles, with three
-seeds. Intervals are over questions and seeds together. Every training and its outcomes stay in --runs, so that a
+better on held-out questions of the standard style. All arms then answer the same test questions of both styles, with
+three seeds. Intervals are over questions and seeds together. Every training and its outcomes stay in --runs, so that a
 benchmark that was stopped goes on. Writes `benchmarks/results/label_efficiency.json`, its page `.md`, and the figure
 `.png`. Numbers of answers that are in the file and not in --sizes stay there, with the run that measured them.
 
