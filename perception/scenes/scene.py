@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +15,6 @@ from perception.scenes.store import SceneStore
 
 _BLURRED = 4
 """side of the image that a canvas is a blurred copy of"""
-_MOST_CONTRAST = 0.6
-"""share of its light that a pattern takes from a pixel of a thing, at most"""
 
 
 @dataclass(frozen=True)
@@ -94,50 +91,3 @@ class Scene:
             moved.append(replace(item, box_xyxy=box))
         image = canvas[0].permute(1, 2, 0).round().to(torch.uint8)
         return Scene(image, self.depth[:0], self.object_ids[:0], moved)
-
-    def retextured(self, rng: np.random.Generator) -> Scene:
-        """The scene with a random pattern on every thing, which darkens it: another texture, another light.
-
-        A pattern is noise of 2 to 12 cells a side across the thing, turned by any angle. Hues stay as they are.
-        """
-        image = self.image.float()
-        for number in range(1, len(self.objects) + 1):
-            y, x = torch.where(self.object_ids == number)
-            if not len(y):
-                continue
-            places = torch.stack([x, y], 1).float()  # (n, 2)
-            low, high = places.amin(0), places.amax(0)
-            places = (2 * places - low - high) / (high - low).amax().clamp_min(1)  # in [-1, 1]
-            angle, contrast = rng.random() * math.pi, _MOST_CONTRAST * rng.random()
-            turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-            sides = np.round(2 * 6 ** rng.random(2)).astype(int)
-            cells = torch.from_numpy(rng.random(sides, np.float32))[None, None]
-            mode = "nearest" if rng.random() < 0.5 else "bilinear"
-            dark = F.grid_sample(cells, (places @ turn)[None, None], mode, "reflection", align_corners=False)[0, 0, 0]
-            image[y, x] *= 1 - contrast * dark[:, None]
-        return replace(self, image=image.round().to(torch.uint8))
-
-    def reframed(self, window_xyxy: tuple[float, float, float, float]) -> Scene:
-        """A window of the scene at the size of the whole, as if the field of view were another.
-
-        Beyond its edges the scene goes on as its mirror image, where pixels keep their depth. A thing may so be seen
-        twice or in part: `object_ids` keep the numbers, and there are no `objects`.
-
-        Args:
-            window_xyxy: corners (x1, y1, x2, y2) in [0, 1] of the image; each may lie less than a side beyond it.
-
-        Raises:
-            ValueError: the window is empty, or reaches beyond the mirror images.
-        """
-        height, width = self.depth.shape
-        x1, y1, x2, y2 = (round(edge * side) for edge, side in zip(window_xyxy, (width, height) * 2, strict=True))
-        beyond = [max(0, -x1), max(0, x2 - width), max(0, -y1), max(0, y2 - height)]
-        if x1 >= x2 or y1 >= y2 or max(beyond[:2]) >= width or max(beyond[2:]) >= height:
-            raise ValueError(f"the window {window_xyxy} is empty or reaches beyond the mirror images of the scene")
-        layers = torch.cat([self.image.permute(2, 0, 1), self.depth[None], self.object_ids[None]])
-        whole = F.pad(layers[None], beyond, mode="reflect")
-        left, top = x1 + beyond[0], y1 + beyond[2]
-        window = whole[..., top : top + y2 - y1, left : left + x2 - x1]
-        image = F.interpolate(window[:, :3], (height, width), mode="bilinear", antialias=True)
-        depth, numbers = F.interpolate(window[:, 3:], (height, width), mode="nearest-exact")[0]
-        return Scene(image[0].permute(1, 2, 0).round().to(torch.uint8), depth, numbers.long(), [])

@@ -18,7 +18,7 @@ from perception.datasets.photographs import Photographs, PhotoScene, Window
 from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.scenes import SceneRows, TaskMaker, codes_of
+from train.data.scenes import SceneRows, TaskMaker
 from vqvae import VQVAE
 
 FARTHEST = 0.4
@@ -90,6 +90,11 @@ class PhotoRows(SceneRows):
         window = Window() if whole else Window.draw(rng)
         scene = self.store.scene(index, self.image_size, window, bool(mirrored))
         return scene, codes_of(self.maker.tokenizer, scene.depth[None])[0]
+
+
+def codes_of(tokenizer: VQVAE, depth: torch.Tensor) -> np.ndarray:
+    """Return the codes (B, h * w) of depth maps (B, H, W)."""
+    return tokenizer.to_sequence(tokenizer.encode(depth)).numpy().astype(np.int16)
 
 
 def photo_rows(

@@ -59,8 +59,6 @@ _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
 _ZOOMED = (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT)
 _LEAST_SCALE, _LEAST_RATIO = 0.6, 0.85  # of an image that is zoomed out; a ratio for each side
-_REFRAMED = (chains.ATOMIC_DEPTH, chains.CHAIN_DEPTH, chains.DIRECT_DEPTH)
-_NARROWEST, _WIDEST = 0.7, 1.4  # sides of the frame that a scene of a depth task is seen through
 _ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
 
@@ -88,10 +86,8 @@ class ScenesConfig:
     Perception tasks use all scenes. 0: every scene is asked a new question each time, so there are answers without
     end"""
     varied: float = 0.0
-    """share of the images with other saturation and hues, and with dark patterns on the things; the same
-    share of those of counting tasks, with boxes or without, is made smaller and put at random on a blurred copy of
-    itself, and of those of depth tasks is seen with a narrower or wider field of view (docs/results.md says what it
-    changed)"""
+    """share of the images with other saturation and hues; the same share of those of counting tasks, with boxes or
+    without, is made smaller and put at random on a blurred copy of itself (docs/results.md says what it changed)"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -124,11 +120,6 @@ def depth_codes(store: SceneStore, tokenizer: VQVAE) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def codes_of(tokenizer: VQVAE, depth: Tensor) -> np.ndarray:
-    """Return the codes (B, h * w) of depth maps (B, H, W)."""
-    return tokenizer.to_sequence(tokenizer.encode(depth)).cpu().numpy().astype(np.int16)
-
-
 @torch.no_grad()
 def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
     both: list[list[np.ndarray]] = [[], []]
@@ -137,7 +128,8 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
     for start in track(range(0, len(store), _ENCODED_AT_ONCE), description="depth codes", transient=True):
         depth = torch.from_numpy(store.depth[start : start + _ENCODED_AT_ONCE].astype(np.float32)).to(device)
         for mirrored in (0, 1):
-            both[mirrored].append(codes_of(tokenizer, depth.flip(2) if mirrored else depth))
+            encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)
+            both[mirrored].append(tokenizer.to_sequence(encoded).to(torch.int16).cpu().numpy())
     codes = np.stack([np.concatenate(part) for part in both])
     write_whole(path, lambda partial: _save_array(partial, codes))
 
@@ -161,17 +153,6 @@ def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator)
     """Replace a random share of the codes (h * w,), at most `MOST_NOISE`, by random codes."""
     hit = rng.random(codes.shape) < rng.random() * MOST_NOISE
     return np.where(hit, rng.integers(codebook_size, size=codes.shape), codes)
-
-
-def _draw_window(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """Draw the frame that a scene of a depth task is seen through; see `Scene.reframed`.
-
-    Both sides are drawn, so that things get narrower or wider as well as smaller or larger. A frame that is higher than
-    the image ends where the image ends below: in a mirror image the floor would go on into the distance there.
-    """
-    width, height = (float(side) for side in _NARROWEST * (_WIDEST / _NARROWEST) ** rng.random(2))
-    left, up = (1 - width) * rng.random(), max(0.0, 1 - height) * rng.random()
-    return left, 1 - up - height, left + width, 1 - up
 
 
 @dataclass(frozen=True)
@@ -361,14 +342,8 @@ class SceneRows:
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
             scene, codes = self.scene(index, mirrored, bool(labelled), rng)
-            if happens(self.varied, rng):
-                scene = scene.retextured(rng)
             if task in _ZOOMED and happens(self.varied, rng):
                 scene = scene.zoomed_out(*_draw_zoom(rng))
-            reframed = task in _REFRAMED and not labelled and happens(self.varied, rng)
-            if reframed:
-                scene = scene.reframed(_draw_window(rng))
-                codes = codes_of(self.maker.tokenizer, scene.depth[None])[0]
             codes = self._mosaic(rng) if foreign else codes
             shown = codes if foreign else None
             if noisy:
@@ -376,7 +351,7 @@ class SceneRows:
             asking = np.random.default_rng((_QUESTIONS, index)) if labelled else rng
             made = self.maker.make(task, scene, codes, asking, shown, foreign)
             if made is not None:
-                turns = curriculum.box_turns if task in chains.ATOMIC and not reframed else 0
+                turns = curriculum.box_turns if task in chains.ATOMIC else 0
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
                 if task == chains.ATOMIC_READINGS:
                     more = (self.maker.read_at_random(codes if shown is None else shown, rng), *more)

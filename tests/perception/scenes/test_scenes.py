@@ -100,50 +100,6 @@ def test_zooming_out_moves_things_and_their_boxes_alike(scenes):
     assert torch.equal(scene.zoomed_out((1.0, 1.0), (0.0, 0.0)).image, scene.image)
 
 
-def test_other_textures_darken_things_and_keep_their_hues(scenes):
-    for scene in scenes:
-        other = scene.retextured(np.random.default_rng(0))
-        assert torch.equal(other.image, scene.retextured(np.random.default_rng(0)).image)
-        assert torch.equal(other.depth, scene.depth) and other.objects == scene.objects
-        thing = scene.object_ids > 0
-        assert torch.equal(other.image[~thing], scene.image[~thing]), "floor and wall stay"
-        before, now = scene.image[thing].float(), other.image[thing].float()
-        assert (now <= before).all() and (now >= 0.4 * before - 1).all()
-        kept = now.sum(1, keepdim=True) / before.sum(1, keepdim=True)
-        assert ((now - kept * before).abs() < 1.01).all(), "all channels alike"
-        patterns = [float((kept[scene.object_ids[thing] == n]).std()) for n in scene.object_ids.unique()[1:]]
-        assert not patterns or max(patterns) > 0.02, "a pattern, not a shade"
-
-
-def test_another_frame_keeps_every_pixel_with_its_depth(scenes):
-    """Image, depth and numbers of things move together; beyond its edges a scene is its own mirror image."""
-    scene = scenes[0]
-    size = scene.depth.shape[0]
-    part = size // 4
-    coded = replace(scene, image=(20 * scene.depth).round().clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, 3))
-    whole = coded.reframed((0.0, 0.0, 1.0, 1.0))
-    for name in ("image", "depth", "object_ids"):
-        assert torch.equal(getattr(whole, name), getattr(coded, name))
-    aside = coded.reframed((0.25, 0.0, 1.25, 1.0))
-    for name in ("image", "depth", "object_ids"):
-        seen, before = getattr(aside, name), getattr(coded, name)
-        assert seen.dtype == before.dtype
-        assert torch.equal(seen[:, : size - part], before[:, part:])
-        assert torch.equal(seen[:, size - part :], before[:, size - 1 - part : size - 1].flip(1))
-    for window in ((0.1, 0.3, 0.8, 1.0), (-0.4, -0.2, 1.3, 1.0)):
-        seen = coded.reframed(window)
-        assert seen.image.shape == scene.image.shape and seen.objects == []
-        assert set(seen.depth.flatten().tolist()) <= set(scene.depth.flatten().tolist())
-        off = (seen.image[..., 0] - 20 * seen.depth).abs()
-        assert off.median() < 2, "the image shows the depth that stands beside it"
-
-
-@pytest.mark.parametrize("window", [(0.5, 0, 0.5, 1), (0.5, 0, 0.2, 1), (-1.1, 0, 1, 1), (0, 0, 1, 2.0)])
-def test_an_impossible_frame_is_refused(scenes, window):
-    with pytest.raises(ValueError, match="is empty or reaches beyond the mirror images of the scene"):
-        scenes[0].reframed(window)
-
-
 def box_share(scene: Scene, box_xyxy: tuple[float, ...]) -> float:
     """Share of white in a box, edges left out."""
     x1, y1, x2, y2 = (round(80 * value) for value in box_xyxy)
