@@ -69,12 +69,16 @@ PERCEPTION = (
 )
 """More of what `models/perception-tiny` was trained with last; the tower has had a training of its own"""
 ANSWERS = (
-    "--curriculum.schedule constant --curriculum.atomic_end 0.35 --curriculum.chain_share 0.85 "
-    "--curriculum.depth_share 0.45 --curriculum.points_share 0 --curriculum.readings_share 0.25 "
-    "--curriculum.foreign_maps 0.3 --loop.learning_rate 0.0005 --loop.schedule wsd --loop.decay_share 0.25"
+    "--data.scenes.varied 0.5 --curriculum.schedule constant --curriculum.atomic_end 0.4 "
+    "--curriculum.chain_share 0.95 --curriculum.depth_share 0.4 --curriculum.points_share 0.05 "
+    "--curriculum.readings_share 0.15 --curriculum.box_turns 2 --curriculum.foreign_maps 0.25 "
+    "--loop.learning_rate 0.0008 --loop.schedule wsd --loop.decay_share 0.4"
 )
 """The mixture that `models/aurora-tiny` ended with"""
-DIRECT = "--arm direct --curriculum.depth_share 0.45 --loop.schedule wsd --loop.decay_share 0.25"
+DIRECT = (
+    "--arm direct --data.scenes.varied 0.5 --curriculum.depth_share 0.4 --loop.learning_rate 0.0008 --loop.schedule wsd"
+)
+"""The baseline of `benchmarks.aurora_vs_direct`"""
 TRAINING_SECONDS = 900.0
 """For the steps of all four runs together"""
 _OF_TOWER, _PERCEPTION = 0.2, 0.62
