@@ -40,7 +40,7 @@ def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> Countin
     span = thought.span("boxes")
     drawn = 0 if span is None else len(span.codes) // 4
     if thought.done:
-        value = "no number could be read" if thought.value is None else str(thought.value)
+        value = "no number" if thought.value is None else str(thought.value)
         answer = f"{value} (boxes drawn: {drawn})"
         if thought.caution:
             answer += f". {thought.caution}"
@@ -63,7 +63,7 @@ def count(model: PerceptionModel, image_path: str | None, question: str | None) 
         yield _view(model, thought)
     assert thought is not None
     at_once = last(think(model, image, asked, "direct"))
-    yield _view(model, thought, "no number could be read" if at_once.value is None else str(at_once.value))
+    yield _view(model, thought, "no number" if at_once.value is None else str(at_once.value))
 
 
 def boxes_of(thought: Thought, model: PerceptionModel) -> np.ndarray:

@@ -86,7 +86,7 @@ def _view(
     drawn = 0 if span is None else len(span.codes)
     if thought.done:
         order = _order(nearness, points)
-        value = "no letter could be read" if thought.value is None else str(thought.value)
+        value = "no letter" if thought.value is None else str(thought.value)
         answer = f"{value} is closest. On the map, from near to far: {order}" if thought.value else value
         if thought.caution:
             answer += f". {thought.caution}"
@@ -119,7 +119,7 @@ def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple
         yield _view(model, thought, points)
     assert thought is not None
     at_once = last(think(model, asked, question, "direct"))
-    said = "no letter could be read" if at_once.value is None else f"{at_once.value} is closest"
+    said = "no letter" if at_once.value is None else f"{at_once.value} is closest"
     yield _view(model, thought, points, said)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from perception.chains import Answer, doubt, encode_target, prompt_for, read_ids
+from perception.chains import Answer, doubt, encode_target, read_ids
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -53,8 +53,7 @@ class Thought:
     @property
     def caution(self) -> str:
         """What speaks against the answer, in one line; empty where nothing does."""
-        said = [f"the answer does not agree with the drawing: {self.warning}"] if self.warning else []
-        said += filter(None, [doubt(self.confidence)])
+        said = filter(None, (self.warning, doubt(self.confidence)))
         return ". ".join(part[0].upper() + part[1:] for part in said)
 
 
@@ -97,6 +96,7 @@ def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
         yield thought
     prompt = thought.prompt
     answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, prompt.kind, prompt.question)
+    answer = model.judged(answer, thought.question, prompt.kind)
     confidence = model.confidence(prompt, ids) if answer.spans else None
     yield replace(thought, done=True, value=answer.value, warning=answer.warning, confidence=confidence)
 
@@ -113,7 +113,7 @@ def think(
     Raises:
         ValueError: for an empty question, an unknown mode, or a chain that fits no question.
     """
-    text, kind = prompt_for(question, mode)
+    text, kind = model.put(question, mode)
     known = tuple(points) if mode == "chain" and model.reads_maps() else ()
     yield from _follow(model, Thought(image, question, Prompt(image, text, kind, points=known)))
 

@@ -134,6 +134,11 @@ def asks_for_farthest(question: str) -> bool:
     return re.search(rf"\b(?:{_FAR})\b", question, re.IGNORECASE) is not None
 
 
+def asks_for_nearest(question: str) -> bool:
+    """True if a depth question asks for the nearer or nearest, in these words."""
+    return re.search(rf"\b(?:{_NEAR})\b", question, re.IGNORECASE) is not None
+
+
 def _compared(text: str, letters: str, question: str) -> str | None:
     """The letter that the last comparison of depths makes the answer; None where none does."""
     letter = rf"[(\[]?\b([{letters}])\b"
@@ -190,7 +195,7 @@ def read_number(text: str, question: str = "") -> float | None:
 
 _LINKS = frozenset(re.findall(r"\w+", "of the these those all visible different more total other"))
 """Words that may stand between a number and its thing without narrowing it"""
-_ENDS = frozenset(
+ENDS = frozenset(
     re.findall(
         r"\w+",
         "is are was were be do does did can could have has had in on at with that which who whose there but and or "
@@ -246,7 +251,7 @@ def _words(text: str) -> list[str]:
 
 
 def _singular(word: str) -> str:
-    if word in _ENDS or word in _LINKS:
+    if word in ENDS or word in _LINKS:
         return word
     if word in _IRREGULAR:
         return _IRREGULAR[word]
@@ -258,7 +263,7 @@ def _singular(word: str) -> str:
 
 def _name(words: Sequence[str]) -> tuple[str, ...]:
     """The words in front of the first one that ends names."""
-    return tuple(words[: next((n for n, word in enumerate(words) if word in _ENDS), len(words))])
+    return tuple(words[: next((n for n, word in enumerate(words) if word in ENDS), len(words))])
 
 
 def asked_thing(question: str) -> tuple[str, ...]:

@@ -281,14 +281,21 @@ def _points_in(question: str) -> int:
     return named if named > 1 else len(POINT_LETTERS)
 
 
+def check_question(question: str) -> None:
+    """Raise ValueError for a question that is no text, or an empty one."""
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {type(question).__name__}")
+    if not question.strip():
+        raise ValueError("the question is empty; ask something, such as 'How many red cubes are there?'")
+
+
 def choose_mode(question: str, mode: str) -> str:
     """Choose how to answer a question: "chain" or "direct". Mode "auto" is "chain" where a chain fits the question.
 
     Raises:
-        ValueError: for an empty question, an unknown mode, or mode "chain" with a question that no chain fits.
+        ValueError: as `check_question`; for an unknown mode, or mode "chain" with a question that no chain fits.
     """
-    if not question.strip():
-        raise ValueError("the question is empty; ask something, such as 'How many red cubes are there?'")
+    check_question(question)
     if mode not in ("chain", "direct", "auto"):
         raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct, auto")
     fits = kind_of_question(question) is not None

@@ -15,7 +15,6 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from rich.progress import track
 
-from perception.chains import prompt_for
 from perception.evaluation.published_scores import published_room
 from perception.model.devices import find_device
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -89,8 +88,8 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
             raise ValueError(
                 f"{task}, document {doc_id}: got {len(images)} images, {NAME} takes one; choose another task"
             )
-        text, kind = prompt_for(context.replace("<image>", "").strip(), "auto" if self.mode == "chain" else "direct")
-        return Prompt(images[0], text, kind)
+        question = context.replace("<image>", "").strip()
+        return Prompt(images[0], *self.perception.put(question, "auto" if self.mode == "chain" else "direct"))
 
     def _limit(self, settings: Mapping[str, Any]) -> int:
         own = int(settings.get("max_new_tokens") or 0)

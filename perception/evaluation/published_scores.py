@@ -12,8 +12,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from perception.answers import final_answer, read_number, read_option, same_answer
-from perception.chains import Answer, kind_of_question, prompt_for
+from perception.answers import LETTERS, final_answer, read_number, read_option, same_answer
+from perception.chains import Answer, kind_of_question
 from perception.datasets.lines import text_lines
 from perception.evaluation.bootstrap import Interval, bootstrap_interval
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
@@ -89,11 +89,16 @@ def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> 
         raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
     def answer(items: Sequence[PublishedItem]) -> list[Answer]:
-        put = [prompt_for(item.question, "auto" if mode == "chain" else "direct") for item in items]
+        put = [model.put(item.question, "auto" if mode == "chain" else "direct", _points_of(item)) for item in items]
         prompts = [Prompt(item.image.load(), text, kind) for item, (text, kind) in zip(items, put, strict=True)]
         return model.answer(prompts, max_new_tokens)
 
     return answer
+
+
+def _points_of(item: PublishedItem) -> int:
+    """Number of lettered points in the image of a question whose options are their letters; else 0."""
+    return len(item.options) if item.options == tuple(LETTERS[: len(item.options)]) else 0
 
 
 def answer_published(

@@ -20,6 +20,7 @@ from perception.chains import (
     ChainRoom,
     ChatPrompt,
     asks_to_draw,
+    check_question,
     choose_mode,
     is_depth_chain,
     kind_of_question,
@@ -48,6 +49,7 @@ from perception.model.image_inputs import (
 )
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
+from perception.model.wording import TAUGHT, taught_words
 from perception.scenes.markers import lettered
 from perception.scenes.questions import depth_text, letters_text
 from perception.tokenizers.masks import MaskTokenizer
@@ -235,10 +237,10 @@ class PerceptionModel:
             image = self.marked(image, places)
         chosen = choose_mode(question, mode)
         known = places if chosen == "chain" and self.reads_maps(read) else ()
-        prompt = Prompt(self.prepare_image(image), *prompt_for(question, chosen), points=known)
+        prompt = Prompt(self.prepare_image(image), *self.put(question, chosen), points=known)
         (ids,) = self.generate_ids([prompt], max_new_tokens, read)
         answer = replace(self._read(prompt, ids), mode=chosen, confidence=self.confidence(prompt, ids))
-        return self._judged(answer, question, prompt.kind)
+        return self.judged(answer, question, prompt.kind)
 
     def ask_many(
         self,
@@ -263,6 +265,8 @@ class PerceptionModel:
             ValueError: as `ask`, for questions and modes before anything is answered; or where the numbers of images or
                 modes do not match the number of questions.
         """
+        if isinstance(questions, str):
+            raise ValueError("questions must be a list of texts, got one text; give [text], or use ask")
         count = len(questions)
         per_question = list(images) if isinstance(images, list | tuple) else [images] * count
         asked_modes = [modes] * count if isinstance(modes, str) else list(modes)
@@ -279,16 +283,39 @@ class PerceptionModel:
             batch = {id(per_question[i]): per_question[i] for i in rows}
             # Images of earlier batches are let go.
             prepared = {key: prepared.get(key) or self.prepare_image(image) for key, image in batch.items()}
-            prompts = [Prompt(prepared[id(per_question[i])], *prompt_for(questions[i], chosen[i])) for i in rows]
+            prompts = [Prompt(prepared[id(per_question[i])], *self.put(questions[i], chosen[i])) for i in rows]
             found = self.answer(prompts, max_new_tokens, read)
             for i, prompt, answer in zip(rows, prompts, found, strict=True):
-                answers.append(self._judged(replace(answer, mode=chosen[i]), questions[i], prompt.kind))
+                answers.append(self.judged(replace(answer, mode=chosen[i]), questions[i], prompt.kind))
         return answers
 
-    def _judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
-        """Take back the value of an answer to a question that the model was not taught, and warn why."""
+    def put(self, question: str, mode: str, points: int = 0) -> tuple[str, str | None]:
+        """Return the text that puts a question to this model in a mode, and the question's kind.
+
+        A model that knows some kinds of questions alone (`taught`) is asked in the words that it was taught, where they
+        say all that the question does (`perception.model.wording`).
+
+        Args:
+            points: number of lettered points in the image, where a question of depth names none.
+
+        Raises:
+            ValueError: as `choose_mode`.
+        """
+        check_question(question)
+        known = kind_of_question(question) in self.taught
+        words = taught_words(question, self.taught_things, points) if known else None
+        return prompt_for(words or question, mode)
+
+    def judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
+        """Take back the value of an answer to a question that the model was not taught, and warn why; warn, too, where
+        it was not asked in the words that it was taught."""
         said = self._untaught(question, kind)
-        return replace(answer, value=None, warning=said) if said else answer
+        if said:
+            return replace(answer, value=None, warning=said)
+        if kind in self.taught and taught_words(question, self.taught_things) is None:
+            said = f"the model was taught the question {TAUGHT[kind]} alone, and this one says more or other things"
+            return replace(answer, warning="; ".join(filter(None, (said, answer.warning))))
+        return answer
 
     def _untaught(self, question: str, kind: str | None) -> str:
         """Return why a question of a kind is not one that the model was taught; empty where it may be one."""
@@ -535,15 +562,18 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
         points: (x, y) in [0, 1].
 
     Raises:
-        ValueError: where there are not two to five points, one lies outside the image, or the question is not one of
-            depth or names other letters.
+        ValueError: where there are not two to five points, one lies outside the image, two are the same, or the
+            question is not one of depth or names other letters.
     """
+    check_question(question)
     places = np.asarray(points, dtype=np.float64)
     most, said = len(POINT_LETTERS), question.strip()
     if places.ndim != 2 or places.shape[1] != 2 or not 2 <= len(places) <= most:
         raise ValueError(f"points must be two to {most} places (x, y), got an array of shape {places.shape}")
     if not ((places >= 0) & (places <= 1)).all():
         raise ValueError(f"points must lie in [0, 1] of the image's width and height, got {places.tolist()}")
+    if len(np.unique(places, axis=0)) < len(places):
+        raise ValueError(f"two points are at the same place, and neither is closer: {places.tolist()}")
     letters, named = set(POINT_LETTERS[: len(places)]), letters_in(said)
     if named and named != letters:
         raise ValueError(

@@ -72,7 +72,7 @@ def test_the_caption_says_that_the_number_and_the_boxes_differ(
     monkeypatch.setattr(model, "stream_ids", lambda prompt: iter([ids]))
     other = counting._view(model, last(think(model, end.image, QUESTION, "chain")))
     assert other.answer == (
-        f"9 (boxes drawn: {drawn}). The answer does not agree with the drawing: 9 said, {drawn} boxes drawn. The model "
+        f"9 (boxes drawn: {drawn}). 9 said, {drawn} boxes drawn. The model "
         "is unsure: it gives this answer a probability of 0 %"
     )
 
@@ -95,7 +95,7 @@ def test_the_depth_caption_says_that_the_letter_and_the_map_differ(
     monkeypatch.setattr(model, "stream_ids", other_letter)
     *_, other = depth.judge(model, str(scene_examples()[-1]), POINTS)
     assert other.answer.startswith("A is closest")
-    said = r"The answer does not agree with the drawing: A said, readings A \d+, B \d+\. The model is unsure: .* 25 %$"
+    said = r"A said, readings A \d+, B \d+\. The model is unsure: .* 25 %$"
     assert re.search(said, other.answer)
 
 

@@ -130,6 +130,11 @@ def test_many_questions_about_one_image_prepare_it_once():
     assert calls == [1]
 
 
+def test_one_text_is_no_list_of_questions():
+    with pytest.raises(ValueError, match="questions must be a list of texts, got one text; give .text., or use ask"):
+        build_perception(0).ask_many(noise(), "How many cubes are there?")
+
+
 @pytest.mark.parametrize(
     ("images", "modes", "said"),
     [

@@ -1,0 +1,90 @@
+"""Questions in the words of people and of published sets, put into the words that small models are taught.
+
+A model that learned one wording of each kind of question from nothing fails on others, even on "How many red cubes do
+you see?". A question that says no more than the taught one is put in its words; one that says more ("How many cats are
+asleep?") is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from perception.answers import ENDS, POINT_LETTERS, asked_thing, asks_for_farthest, asks_for_nearest
+from perception.chains import kind_of_question, letters_in
+from perception.scenes.questions import depth_text
+
+_FILLING = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the this that these those and or of in on at from to with are is was were be do does did can could would "
+        "there here you we i me us your it please tell say give look find spot detect identify notice observe see seen "
+        "make out what s how many much count number total altogether overall all exactly just visible shown appear "
+        "appears present depicted pictured exist exists image picture photo photograph pic scene shot view frame "
+        "answer answers question choices choice option options select choose pick following best correct respond reply "
+        "directly only single word phrase letter using digit digits integer numeral",
+    )
+)
+"""Words that a counting question may hold beside the name of what it counts, with those of published sets' options"""
+_OF_DEPTH = _FILLING | frozenset(
+    re.findall(
+        r"\w+",
+        "which one point points marker markers dot dots circle circles circled ring rings disc discs marked labeled "
+        "labelled lettered letters beside each by among between them two three four five some several closer closest "
+        "nearer nearest farther farthest further furthest most away camera viewer observer photographer lens taking "
+        "lies lie looks b c d e",
+    )
+)
+_LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "please", "exactly", "overall"))
+"""Words around the name of what is counted"""
+
+
+TAUGHT = {
+    "count": "'How many cubes are there?'",
+    "depth": "'Which point is closest to the camera, A or B?' (or farthest from it, and up to five letters)",
+}
+"""The words that the recipes teach, by kind of question"""
+
+
+def taught_words(question: str, things: Sequence[str] = (), points: int = 0) -> str | None:
+    """Return a question of counting or depth in the words that the recipes teach; None where it says more or neither.
+
+    Args:
+        things: names of all kinds of things that the model was taught to count; () for any.
+        points: number of lettered points in the image, where a question of depth names none.
+    """
+    kind = kind_of_question(question)
+    if kind == "count":
+        return _counting(question, things)
+    return _depth(question, points) if kind == "depth" else None
+
+
+def _counting(question: str, things: Sequence[str]) -> str | None:
+    asked = re.search(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", question, re.IGNORECASE)
+    if asked is None:
+        return None
+    words = _words(asked[1])
+    end = next((n for n, word in enumerate(words) if word in ENDS), len(words))
+    name = " ".join(word for word in words[:end] if word not in _LINKS)
+    rest = [*_words(question[: asked.start()]), *words[end:], *_words(question[asked.end() :])]
+    thing = asked_thing(f"How many {name}?")
+    known = not things or thing in {asked_thing(f"How many {each}?") for each in things}
+    if not known or not thing or len(thing) < len(name.split()):  # a word such as "different" is no name
+        return None
+    if not all(word in _FILLING or word.isdigit() or len(word) == 1 for word in rest):
+        return None
+    return f"How many {name} are there?"
+
+
+def _depth(question: str, points: int) -> str | None:
+    named, far = letters_in(question), asks_for_farthest(question)
+    count = len(named) or points
+    if not 2 <= count <= len(POINT_LETTERS) or named - set(POINT_LETTERS[:count]) or far == asks_for_nearest(question):
+        return None
+    if not all(word in _OF_DEPTH for word in _words(question)):
+        return None
+    return depth_text(count, far)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())

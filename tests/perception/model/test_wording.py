@@ -1,0 +1,104 @@
+"""Questions in other words than those that small models are taught."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from perception import PerceptionModel
+from perception.evaluation.published_scores import asker
+from perception.evaluation.published_sets import OPTION, PublishedItem
+from perception.model.shipped import shipped
+from perception.model.wording import taught_words
+
+BLINK = (
+    "Two points are circled on the image, labeled by A and B beside each circle. Which point is closer to the camera?\n"
+    "Select from the following choices.\n(A) A is closer\n(B) B is closer"
+)
+THINGS = ("cat", "person", "wine glass", "dining table")
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("How many cats do you see?", "How many cats are there?"),
+        ("what number of cats is visible in this photo", "How many cats are there?"),
+        ("Please count all the cats.", "How many cats are there?"),
+        ("How many people can be seen in the picture?", "How many people are there?"),
+        ("What is the total number of dining tables?", "How many dining tables are there?"),
+        ("How many cats are there?\nSelect from the following choices.\n(A) 3\n(B) 2", "How many cats are there?"),
+        ("How many cats are there?", "How many cats are there?"),
+        ("which is nearer, A or B", "Which point is closest to the camera, A or B?"),
+        (BLINK, "Which point is closest to the camera, A or B?"),
+        ("Which of the markers A, B, C is furthest away?", "Which point is farthest from the camera, A, B or C?"),
+    ],
+)
+def test_what_says_no_more_is_put_in_the_taught_words(question: str, words: str) -> None:
+    assert taught_words(question, THINGS) == words
+    assert taught_words(words, THINGS) == words
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "How many cats are asleep?",
+        "How many cats are on the right?",
+        "How many cats and dogs are there?",
+        "How many cats are there? Only count the black ones.",
+        "How many different cats are there?",
+        "In the kitchen, how many cats are there?",
+        "How many cats are not visible?",
+        "Is the number of cats greater than 3?",
+        "How many unicorns are there?",
+        "How many are there?",
+        "Which of A and B is closer to the car?",
+        "Which is closest, B or C?",
+        "Which marker is closest?",
+        "Which is closer, A or B, and which is farther?",
+        "Is A closer than B?",
+        "What colour is the cat?",
+        "",
+    ],
+)
+def test_what_says_more_or_other_things_is_not(question: str) -> None:
+    assert taught_words(question, THINGS) is None
+
+
+def test_any_thing_may_be_counted_where_none_are_listed() -> None:
+    assert taught_words("Count the red cubes, please!") == "How many red cubes are there?"
+    assert taught_words("Which marker is closest?", points=3) == "Which point is closest to the camera, A, B or C?"
+    assert taught_words("Which is closest, A or B?", points=3) == "Which point is closest to the camera, A or B?"
+
+
+@pytest.mark.parametrize("question", ["What number of cats do you see?", "count the cats", "How many cats are shown?"])
+def test_the_shipped_model_counts_a_cat_in_other_words(question: str) -> None:
+    model = PerceptionModel.from_pretrained(shipped("photo-tiny"))
+    answer = model.ask("demos/examples/photo-chelsea.jpg", question)
+    assert answer.value == 1 and len(answer.spans) == 1
+    assert model.put(question, "chain") == model.put("How many cats are there?", "auto")
+
+
+def test_the_answer_warns_where_the_question_says_more() -> None:
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    picture = "demos/examples/scene-standard-70000008.png"
+    plain, more = model.ask_many(picture, ["Count the objects.", "How many objects are behind the cone?"])
+    assert (plain.value, plain.warning) == (3, "")
+    assert "the question 'How many cubes are there?' alone, and this one says" in more.warning
+    assert "A or B?" in model.ask(picture, "Which marker is closest?").warning
+    model.taught = ()
+    assert model.put("Count the objects.", "direct") == ("Count the objects.", "count")
+
+
+def test_published_questions_are_put_in_the_taught_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    put: list[str] = []
+    monkeypatch.setattr(model, "answer", lambda prompts, _: put.extend(p.question for p in prompts) or [])
+
+    class Kept:
+        def load(self) -> Image.Image:
+            return Image.new("RGB", (80, 80))
+
+    texts = {BLINK: ("A is closer", "B is closer"), "Which lettered point is nearest?": ("A", "B", "C")}
+    items = [PublishedItem(str(n), "depth", Kept(), q, "A", OPTION, o) for n, (q, o) in enumerate(texts.items())]  # type: ignore[arg-type]
+    asker(model, "direct", 8)(items)
+    assert put == ["Which point is closest to the camera, A or B?", "Which point is closest to the camera, A, B or C?"]
