@@ -90,10 +90,14 @@ def ask(
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.", min=1)] = None,
 ) -> None:
     """Ask a question about an image."""
+    from PIL import Image
+
     from perception.model.images import load_image
 
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
+    if draw is not None and (draw.is_dir() or draw.suffix.lower() not in Image.registered_extensions()):
+        raise ValueError(f"--draw {draw} is no name of a picture; end it in .png or .jpg")
     loaded_image = load_image(image)
     room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     points = [_place(text) for text in point] if point else None
@@ -113,7 +117,10 @@ def ask(
     else:
         if perception.trained_on:
             console.print(f"trained on {perception.trained_on}", style="dim", markup=False, soft_wrap=True)
-        if mode == "auto":
+        from perception.chains import asks_to_draw
+
+        only_drawn = asks_to_draw(question) and answer.value is None and bool(answer.spans)
+        if mode == "auto" and not only_drawn:
             chose = {"chain": "draw first", "direct": "answer at once"}[answer.mode]
             console.print(f"auto chose to {chose}", style="dim", markup=False)
         from perception.vocabulary.spans import GROUP_SIZES
@@ -122,11 +129,13 @@ def ask(
             words = {"depth": "a depth map, codes", "masks": "a mask, codes"}
             number = len(span.split[1]) // GROUP_SIZES.get(span.modality, 1)
             console.print(f"drew {words.get(span.modality, span.modality)}: {number}", style="dim")
-        console.print(f"said: {answer.text}", style="dim", markup=False)
+        if answer.text or not only_drawn:
+            console.print(f"said: {answer.text}", style="dim", markup=False)
         for warning in filter(None, (answer.warning, answer.doubt)):
             console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-        value = "no answer could be read" if answer.value is None else str(answer.value)
-        console.print(value, style="bold", markup=False, highlight=False)
+        if not only_drawn:
+            value = "no answer could be read" if answer.value is None else str(answer.value)
+            console.print(value, style="bold", markup=False, highlight=False)
     if draw is not None:
         from perception.evaluation.report import drawn_answer
         from perception.scenes.markers import lettered

@@ -115,10 +115,12 @@ class FinetuneConfig:
     base: str = "models/tiny-base"
     """folder or hub name of any image-text-to-text model of transformers"""
     out: str = "runs/finetune/model"
+    """folder of the finished model, which replaces a model that is there"""
     save: Literal["model", "adapter"] = "model"
     """what is written to out: the whole model, or an adapter, which holds LoRA, the new rows and the projector for the
     same base"""
     run_dir: str = "runs/finetune"
+    """folder of checkpoints and logs; the same command goes on with a run that was stopped"""
     depth_tokenizer: str = "tokenizers/depth-scenes-100"
     """folder or hub name; empty: the data hold codes of a tokenizer that is not available, as AURORA's do"""
     depth_codes: int = 128
@@ -533,6 +535,7 @@ def _note_what_is_taught(model_config: Any, data: SourcesConfig) -> None:
     if data.any_records:
         model_config.taught_questions = model_config.taught_things = None
     elif getattr(model_config, "taught_questions", None):
+        model_config.taught_questions = ["count", "depth", *(["farthest"] if data.photos.folder else [])]
         alone = data.photos.folder and not data.scenes.count
         model_config.taught_things = list(data.photos.build().kinds) if alone else None
 

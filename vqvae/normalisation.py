@@ -123,6 +123,10 @@ def depth_to_nearness(depth: Tensor, depth_range: Tensor, config: VQVAEConfig) -
 
 def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig) -> Tensor:
     """Depth (B, H, W) in the unit of `depth_range` (B, 2); the inverse of `depth_to_nearness`."""
+    if not isinstance(depth_range, Tensor):
+        raise ValueError(
+            f"depth_range must be a tensor (B, 2), got {type(depth_range).__name__}; pass normalise(depth).depth_range"
+        )
     if depth_range.shape != (nearness.shape[0], 2):
         raise ValueError(
             f"depth_range must be (B, 2) = ({nearness.shape[0]}, 2), near and far of each map, got "

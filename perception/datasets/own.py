@@ -45,6 +45,7 @@ from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 
+_TOO_MANY = "(values without a column)"
 _NEEDED = ("image", "question", "answer")
 _KNOWN = (*_NEEDED, "boxes", "things", "id")
 CONVERSATIONS = ("messages", "conversations")
@@ -187,6 +188,8 @@ def _text(row: dict[str, Any], column: str) -> str:
 
 def _check_values(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The row, with one image. Raises ValueError for a list or an object where a text is meant."""
+    if _TOO_MANY in row:
+        raise ValueError(f"{where} has more values than columns; put text that holds the separator in quotes")
     images = row.get("images") if "image" not in row else row["image"]
     if isinstance(images, list):
         if len(images) != 1:
@@ -208,7 +211,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .json; got {path.suffix!r}")
     read = _csv_rows if path.suffix.lower() in (".csv", ".tsv") else _json_rows
     for where, row in read(path):
-        unknown = [str(column) for column in row if column not in _KNOWN and column != "images"]
+        unknown = [str(column) for column in row if column not in (*_KNOWN, "images", _TOO_MANY)]
         if unknown:
             hint = "; give a table of messages as data.dataset" if set(unknown) & set(CONVERSATIONS) else ""
             raise ValueError(f"{where}: unknown column {', '.join(unknown)}; known: {', '.join(_KNOWN)}{hint}")
@@ -223,9 +226,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     else:
         separator, begun = max(_SEPARATORS, key=first.count), 0
         lines.seek(0)
-    reader = csv.DictReader(
-        lines, delimiter=separator or ",", restkey="(a value without a column)", skipinitialspace=True
-    )
+    reader = csv.DictReader(lines, delimiter=separator or ",", restkey=_TOO_MANY, skipinitialspace=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for row in reader:

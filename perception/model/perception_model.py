@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 Read = Literal["decoded", "model"]
 Places = tuple[tuple[float, float], ...]
 """(x, y) of each point, in [0, 1] of the image's width and height"""
+_APART = 0.01
+"""Smallest distance of two points, as a share of the image's side"""
 _MARKED_SIDE = 448
 """Side, in pixels, of the picture that markers are drawn on for a model that reads images of any size"""
 
@@ -118,7 +120,8 @@ class PerceptionModel:
         self.stop_ids = _stop_ids(model, tokenizer, self.pad_id)
         self.room = ChainRoom.of(tokenizer, vocabulary, self.stop_ids)
         self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
-        """Kinds of questions that the model knows alone ("count", "depth"); empty for a model that knows others"""
+        """Kinds of questions that the model knows alone ("count", "depth", and "farthest" where it compares points both
+        ways); empty for a model that knows others"""
         self.taught_things: tuple[str, ...] = tuple(getattr(model.config, "taught_things", None) or ())
         """Names of the things that the model can count; empty for a model that knows others"""
         self.trained_on: str = getattr(model.config, "trained_on", None) or ""
@@ -267,6 +270,7 @@ class PerceptionModel:
         """
         if isinstance(questions, str):
             raise ValueError("questions must be a list of texts, got one text; give [text], or use ask")
+        questions = list(questions)
         count = len(questions)
         per_question = list(images) if isinstance(images, list | tuple) else [images] * count
         asked_modes = [modes] * count if isinstance(modes, str) else list(modes)
@@ -326,9 +330,12 @@ class PerceptionModel:
             return ""
         if kind not in self.taught:
             asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
-            return f"the model was taught questions of {' and '.join(self.taught)} alone, {asked}"
+            known_kinds = " and ".join(name for name in self.taught if name != "farthest")
+            return f"the model was taught questions of {known_kinds} alone, {asked}"
         if kind == "depth" and not names_points(question):
             return "the model was taught to compare lettered points alone, and this question names none"
+        if kind == "depth" and asks_for_farthest(question) and "farthest" not in self.taught:
+            return "the model was taught to name the nearest point alone, and this question asks for the farthest"
         return ""
 
     def marked(self, image: ImageLike, points: Sequence[Sequence[float]]) -> Image.Image:
@@ -410,6 +417,8 @@ class PerceptionModel:
             ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer, or
                 sweeps where one token at a time is decoded.
         """
+        if not prompts:
+            return []
         most, limits = self._most(prompts, max_new_tokens), [self.room.limits(p.question) for p in prompts]
         slow = sorted(set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"})
         if sweeps is not None and (slow or not fast):
@@ -505,7 +514,7 @@ class PerceptionModel:
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int | None = None, read: Read | None = None, **kwargs: Any
     ) -> list[Answer]:
-        """Answer a batch of prompts; arguments as in `generate_ids`."""
+        """Answer a batch of prompts, which may be empty; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)
         return [self._read(prompt, ids) for ids, prompt in zip(rows, prompts, strict=True)]
 
@@ -562,7 +571,7 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
         points: (x, y) in [0, 1].
 
     Raises:
-        ValueError: where there are not two to five points, one lies outside the image, two are the same, or the
+        ValueError: where there are not two to five points, one lies outside the image, two are hardly apart, or the
             question is not one of depth or names other letters.
     """
     check_question(question)
@@ -572,8 +581,9 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
         raise ValueError(f"points must be two to {most} places (x, y), got an array of shape {places.shape}")
     if not ((places >= 0) & (places <= 1)).all():
         raise ValueError(f"points must lie in [0, 1] of the image's width and height, got {places.tolist()}")
-    if len(np.unique(places, axis=0)) < len(places):
-        raise ValueError(f"two points are at the same place, and neither is closer: {places.tolist()}")
+    apart = np.abs(places[:, None] - places[None]).max(2) + np.eye(len(places))  # (P, P)
+    if apart.min() < _APART:
+        raise ValueError(f"two points are less than {_APART} apart, too close to compare: {places.tolist()}")
     letters, named = set(POINT_LETTERS[: len(places)]), letters_in(said)
     if named and named != letters:
         raise ValueError(

@@ -24,6 +24,8 @@ MIN_SPACING = 0.17
 _MARGIN = 0.08
 _DRAWS = 25  # tries for an easy or a hard set before the other kind is tried
 _DISC_RADIUS = 0.066
+_LETTERED = 20
+"""Shortest side of an image in pixels that letters fit on"""
 
 _GLYPHS = {  # 5 x 5
     "A": (".###.", "#...#", "#####", "#...#", "#...#"),
@@ -139,7 +141,10 @@ def disc_radius(height: int, width: int) -> float:
 
 
 def lettered(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
-    """Return a copy of an image with lettered discs centred on points (x, y) in [0, 1]."""
+    """Return a copy of an image with lettered discs centred on points (x, y) in [0, 1]. An image that is too small for
+    letters is enlarged."""
+    if (least := min(image.size)) < _LETTERED:
+        image = image.resize((-(-_LETTERED // least) * image.width, -(-_LETTERED // least) * image.height))
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return Image.fromarray(draw_markers(pixels, np.asarray(points, dtype=np.float32)).numpy())
 

@@ -181,3 +181,25 @@ def test_export_tokenizer_writes_two_programs(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["decoder.pt2", "encoder.pt2"]
     wrong = error_of(monkeypatch, capsys, "export-tokenizer", "-t", tokenizer, "-o", out, "--format", "x")
     assert wrong == "error: unknown form 'x'; known: onnx, torch"
+
+
+def test_a_drawing_alone_is_no_failed_answer(tmp_path):
+    said = run(
+        "ask", "demos/examples/scene-standard-70000008.png", "Draw the depth map.", "--draw", tmp_path / "map.png"
+    )
+    assert "drew a depth map, codes: 100" in said and (tmp_path / "map.png").exists()
+    assert "no answer" not in said and "auto chose" not in said and "said:" not in said
+
+
+def test_points_are_drawn_on_images_of_any_size(tmp_path):
+    for width, height in ((1, 1), (4, 400)):
+        Image.new("RGB", (width, height), "blue").save(tmp_path / "small.png")
+        points = ("--point", "0.3,0.2", "--point", "0.6,0.9")
+        run("ask", tmp_path / "small.png", "Which point is closest?", *points, "--draw", tmp_path / "drawn.png")
+        assert min(Image.open(tmp_path / "drawn.png").size) >= 16
+
+
+@pytest.mark.parametrize("name", ["drawn.xyz", "drawn", "."])
+def test_a_name_of_no_picture_is_refused_before_the_model_is_asked(picture, name, tmp_path, monkeypatch, capsys):
+    said = error_of(monkeypatch, capsys, "ask", picture, QUESTION, "--model", "nowhere", "--draw", tmp_path / name)
+    assert "is no name of a picture; end it in .png or .jpg" in said

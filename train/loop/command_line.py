@@ -16,6 +16,7 @@ import io
 import re
 import shlex
 import sys
+import tempfile
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ Config = TypeVar("Config")
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NONES = {"none": None, "null": None}
 _RULES = ConstructorRegistry()
+_OF_MODELS = {"config.json", "adapter_config.json", "training.json", "draft_network.safetensors"}
+"""A folder with one of these files holds a model, which a new one may replace"""
 
 
 def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -52,9 +55,43 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None) 
         named = [word.removeprefix("--").split("=")[0] for word in flags if word.startswith("--") and word != "--help"]
         _refuse_unknown("flag", [name.replace("-", "_") for name in named], known, "--")
         words = [word for name, value in given.items() for word in _words(name, value)]
-        return _parsed(config_class, [*words, *flags], program)
+        config = _parsed(config_class, [*words, *flags], program)
+        check_folders(getattr(config, "out", ""), getattr(config, "run_dir", ""))
+        return config
     except ValueError as error:
         parser.exit(2, f"{program}: error: {error}\n")
+
+
+def check_folders(out: str, run_dir: str) -> None:
+    """Check, before anything is done, that a run can write its folders and that its result replaces nothing of others.
+
+    A finished model takes the place of the whole folder `out`, so that folder must be new, empty, or a model's.
+
+    Raises:
+        ValueError: for a folder that cannot be written; for an `out` that holds something else, or the run itself.
+    """
+    for name, folder in (("out", out), ("run_dir", run_dir)):
+        if folder:
+            place = Path(folder).resolve()
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"--{name} {folder} is a file; name a folder")
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=place if place.is_dir() else place.parent):
+                    pass
+            except OSError as error:
+                raise ValueError(
+                    f"--{name} {folder} cannot be written ({error.strerror}); name another folder"
+                ) from None
+    if not (out and run_dir):
+        return
+    place, run = Path(out).resolve(), Path(run_dir).resolve()
+    if run.is_relative_to(place):
+        raise ValueError(f"--out {out} would take the place of --run_dir {run_dir}; name another folder")
+    held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+    if held and not set(held) & _OF_MODELS:
+        named = ", ".join(held[:3]) + (", .." if len(held) > 3 else "")
+        raise ValueError(f"--out {out} holds {named} and no model, and would be replaced by one; name a new folder")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -189,3 +189,15 @@ def test_boxes_that_no_task_uses_are_reported(tmp_path: Path) -> None:
     alone = {name: value for name, value in CUPS.items() if name != "boxes"}
     made = read_questions(jsonl(tmp_path, {**alone, "things": "cups"}), 100)
     assert "things are named and there are no boxes" in made.skipped[0]
+
+
+def test_a_row_with_a_comma_too_many_is_left_out(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    file = tmp_path / "questions.csv"
+    file.write_text('image,question,answer\na.png,How many red, green cubes?,2\na.png,"How many red, green cubes?",2\n')
+    made = read_questions(file, 100, skip_bad=True)
+    assert [record.example.question for record in made.records] == ["How many red, green cubes?"]
+    said = "questions.csv, line 2 has more values than columns; put text that holds the separator in quotes"
+    assert made.skipped == (said,)
+    with pytest.raises(ValueError, match=said):
+        read_questions(file, 100)

@@ -106,7 +106,7 @@ def test_points_given_to_ask_are_marked_and_lettered():
 @pytest.mark.parametrize(
     ("points", "question", "said"),
     [
-        ([(0.5, 0.5)] * 2, "Which is closest?", "two points are at the same place, and neither is closer"),
+        ([(0.5, 0.5), (0.505, 0.5)], "Which is closest?", "two points are less than 0.01 apart, too close to compare"),
         ([(0.5, 0.5)], "Which is closest?", r"two to 5 places \(x, y\), got an array of shape \(1, 2\)"),
         ([(0.5, 0.5), (0.2, 1.2)], "Which is closest?", r"must lie in \[0, 1\]"),
         (KNOWN, "How many cups are there?", "points go with a question of depth"),

@@ -102,3 +102,14 @@ def test_published_questions_are_put_in_the_taught_words(monkeypatch: pytest.Mon
     items = [PublishedItem(str(n), "depth", Kept(), q, "A", OPTION, o) for n, (q, o) in enumerate(texts.items())]  # type: ignore[arg-type]
     asker(model, "direct", 8)(items)
     assert put == ["Which point is closest to the camera, A or B?", "Which point is closest to the camera, A, B or C?"]
+
+
+def test_the_farthest_point_has_a_value_from_models_that_learned_it_alone() -> None:
+    asked, points = "Which point is farthest?", [(0.2, 0.9), (0.6, 0.2)]
+    scene = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    answer = scene.ask("demos/examples/scene-standard-70000008.png", asked, points=points)
+    assert answer.value is None and answer.warning.endswith("alone, and this question asks for the farthest")
+    photo = PerceptionModel.from_pretrained(shipped("photo-tiny"))
+    answer = photo.ask("demos/examples/photo-chelsea.jpg", asked, points=[(0.58, 0.8), (0.9, 0.1)])
+    assert answer.value == "B" and "farthest" not in answer.warning
+    assert "count and depth alone" in photo.ask("demos/examples/photo-chelsea.jpg", "What colour is it?").warning

@@ -14,6 +14,7 @@ from perception.datasets.interleaved.ocr import OCR_ENGINES, OcrEngine
 from perception.scenes.styles import STYLES, StyleName
 from train.aurora import AuroraConfig
 from train.data.interleaved import REGIONS, RegionName
+from train.finetune import FinetuneConfig
 from train.interleave import InterleaveConfig
 from train.loop.command_line import command_line, flatten, parse_config
 from train.prepare import PrepareConfig
@@ -185,3 +186,47 @@ def test_choices_that_do_not_exist_are_refused_with_those_that_do(
 )
 def test_choices_are_the_keys_of_their_tables(names: Any, table: dict[str, Any]) -> None:
     assert get_args(names) == tuple(table)
+
+
+@pytest.mark.parametrize(
+    ("out", "run_dir", "said"),
+    [
+        (
+            "mine",
+            "run",
+            "--out mine holds sub, thesis.txt and no model, and would be replaced by one; name a new folder",
+        ),
+        ("new", "new", "--out new would take the place of --run_dir new; name another folder"),
+        ("model", "model/run", "--out model would take the place of --run_dir model/run"),
+        ("mine/thesis.txt", "run", "--out mine/thesis.txt is a file; name a folder"),
+        ("new", "mine/thesis.txt/run", "--run_dir mine/thesis.txt/run cannot be written"),
+        ("/proc/new", "run", "--out /proc/new cannot be written"),
+    ],
+)
+def test_folders_that_a_run_may_not_write_are_refused_before_it_begins(
+    out: str,
+    run_dir: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.txt").write_text("thesis")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        parse_config(FinetuneConfig, ["--out", out, "--run_dir", run_dir])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "thesis"
+
+
+def test_a_model_an_empty_folder_and_a_new_one_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    for out in ("empty", "model", "new/deep"):
+        config = parse_config(FinetuneConfig, ["--out", str(tmp_path / out), "--run_dir", str(tmp_path / "run")])
+        assert config.out == str(tmp_path / out)
+    assert not (tmp_path / "new" / "deep").exists()
