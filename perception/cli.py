@@ -30,7 +30,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Folder or hub name of a model or adapter, or the name of one that ships; default: aurora-tiny.",
+        help="Folder or hub name of a model or adapter, or the name of one that ships; default: aurora-tiny, in mode "
+        "interleaved chart-tiny.",
     ),
 ]
 Device = Annotated[
@@ -189,7 +190,7 @@ def evaluate(
     ] = "scenes",
     model: Model = None,
     style: Annotated[str, typer.Option(help="standard or shifted.")] = "standard",
-    mode: Annotated[str, typer.Option(help="chain, direct, or interleaved for maths.")] = "chain",
+    mode: Annotated[str, typer.Option(help="chain, direct, or, on published sets of problems, interleaved.")] = "chain",
     num_count: Annotated[int, typer.Option(help="Counting questions.", min=1)] = 200,
     num_depth: Annotated[int, typer.Option(help="Depth questions for each of 2 to 5 points.", min=1)] = 60,
     data: Annotated[Path | None, typer.Option(help="Folder with a downloaded published set.")] = None,
