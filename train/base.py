@@ -67,7 +67,7 @@ class BaseConfig:
     """Configuration of the base model's training."""
 
     run_dir: str = "runs/base"
-    out: str = "models/tiny-base"
+    out: str = "runs/base/model"
     """folder of the finished model, in half precision"""
     tower: str = "runs/tower/tower"
     store: str = "runs/scenes/standard"
