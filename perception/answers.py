@@ -266,9 +266,13 @@ def _name(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words[: next((n for n, word in enumerate(words) if word in ENDS), len(words))])
 
 
+COUNTED = re.compile(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", re.IGNORECASE)
+"""A question after a number of things, and the words behind it, which begin with their name"""
+
+
 def asked_thing(question: str) -> tuple[str, ...]:
     """Singular words that name what a question counts, the thing itself last: ("red", "cube"); empty if it does not."""
-    asked = re.search(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", question, re.IGNORECASE)
+    asked = COUNTED.search(question)
     return tuple(word for word in _name(_words(asked[1])) if word not in _LINKS) if asked else ()
 
 

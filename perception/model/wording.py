@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perception.answers import ENDS, POINT_LETTERS, asked_thing, asks_for_farthest, asks_for_nearest
+from perception.answers import COUNTED, ENDS, POINT_LETTERS, asked_thing, asks_for_farthest, asks_for_nearest
 from perception.chains import kind_of_question, letters_in
 from perception.scenes.questions import depth_text
 
@@ -41,7 +41,7 @@ _LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "p
 
 TAUGHT = {
     "count": "'How many cubes are there?'",
-    "depth": "'Which point is closest to the camera, A or B?' (or farthest from it, and up to five letters)",
+    "depth": "'Which point is closest to the camera, A or B?', with up to five letters,",
 }
 """The words that the recipes teach, by kind of question"""
 
@@ -60,7 +60,7 @@ def taught_words(question: str, things: Sequence[str] = (), points: int = 0) -> 
 
 
 def _counting(question: str, things: Sequence[str]) -> str | None:
-    asked = re.search(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", question, re.IGNORECASE)
+    asked = COUNTED.search(question)
     if asked is None:
         return None
     words = _words(asked[1])
