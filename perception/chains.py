@@ -478,6 +478,10 @@ def read_ids(
     return Answer(text, spans, value, warning=_mismatch(kind, value, spans, text, question))
 
 
+def _boxes(count: int, which: str = "") -> str:
+    return f"{count} {which}box{'es' if count != 1 else ''}"
+
+
 def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], text: str, question: str) -> str:
     """How an answer differs from what was drawn or read before it; empty where it agrees, or nothing was.
 
@@ -486,9 +490,9 @@ def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], 
     drawn = any(span.modality == "boxes" for span in spans)
     boxes = [span.codes[i : i + 4] for span in spans if span.modality == "boxes" for i in range(0, len(span.codes), 4)]
     if kind == "count" and drawn and value != len(boxes):
-        return f"{'no number' if value is None else value} said, {len(boxes)} boxes drawn"
+        return f"{'no number' if value is None else value} said, {_boxes(len(boxes))} drawn"
     if kind == "count" and len(set(boxes)) < len(boxes):
-        return f"{value} said, {len(set(boxes))} different boxes drawn"
+        return f"{value} said, {_boxes(len(set(boxes)), 'different ')} drawn"
     readings = {letter: int(number) for letter, number in re.findall(rf"\b([{POINT_LETTERS}]) (\d+)\b", text)}
     if kind == "depth" and any(span.modality == "depth" for span in spans) and len(readings) > 1:
         pick = min if asks_for_farthest(question) else max

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +26,22 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Perception tokens in vision-language models.")
 console = Console()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("perception-tokens"))
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 Model = Annotated[
     str | None,
@@ -296,6 +314,8 @@ def ablate(
     seeds: Annotated[int, typer.Option(help="Number of draws of each random replacement.", min=1)] = 3,
     out: Annotated[Path, typer.Option(help="Folder for the results and their page.")] = Path("ablation"),
     batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 32,
+    device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Test whether a model uses what it draws: replace its spans and see what becomes of its answers.
 
@@ -306,7 +326,9 @@ def ablate(
     from perception.evaluation.span_ablation import NAMES, ablate_spans, ablation_table, write_ablation
 
     kinds: list[str] = list(NAMES) if kind == "all" else [kind]
-    asked, perception = _ablation_questions(task, data, model, kinds, questions)
+    out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made costs none
+    loaded = partial(_load, model, device, dtype)
+    asked, perception = _ablation_questions(task, data, loaded, kinds, questions)
     tests = []
     for name, group in asked.items():
         tests.append(ablate_spans(perception, group, name, read, range(seeds), batch_size))
@@ -317,7 +339,7 @@ def ablate(
 
 
 def _ablation_questions(
-    task: str, data: Path | None, model: str | None, kinds: list[str], most: int
+    task: str, data: Path | None, load: Callable[[], PerceptionModel], kinds: list[str], most: int
 ) -> tuple[dict[str, list[ChainQuestion]], PerceptionModel]:
     """The questions of each test by its name, and the model; what costs no waiting is checked first."""
     from perception.evaluation.published_sets import SETS, read_published_set
@@ -335,10 +357,10 @@ def _ablation_questions(
         if not groups:
             wanted = " or ".join(NAMES[kind] for kind in kinds)
             raise ValueError(f"{task} in {data} has no {wanted} questions that a chain fits; try another set or --kind")
-        return groups, _load(model)
+        return groups, load()
     if data is not None:
         raise ValueError("--data goes with a published set; name it, or leave --data out to test on rendered scenes")
-    perception = _load(model)
+    perception = load()
     if "depth" in kinds:
         depth_tokenizer_of(perception)
     groups = {}

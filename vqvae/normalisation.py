@@ -133,6 +133,11 @@ def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig
             f"{tuple(depth_range.shape)}; pass normalise(depth).depth_range"
         )
     near, far = depth_range.to(nearness).unbind(1)
+    if not bool(((near > 0) & (near <= far) & far.isfinite()).all()):
+        raise ValueError(
+            f"depth_range must hold 0 < near <= far of each map, got {depth_range.tolist()}; pass "
+            "normalise(depth).depth_range"
+        )
     near, far = near[:, None, None], far[:, None, None]
     if _inverts(config):
         return 1 / (1 / far + nearness * (1 / near - 1 / far))

@@ -206,7 +206,8 @@ def _check_values(row: dict[str, Any], where: str) -> dict[str, Any]:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file and line, row)."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a CSV or JSON lines file with {', '.join(_NEEDED)}")
+        missing = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {missing}; give a CSV or JSON lines file with {', '.join(_NEEDED)}")
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".json"):
         raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .json; got {path.suffix!r}")
     read = _csv_rows if path.suffix.lower() in (".csv", ".tsv") else _json_rows

@@ -89,6 +89,8 @@ class SpanGrammar:
         ours = set(self.vocabulary.ids.values())
         if self.eos_id in ours or ours & set(self.banned_ids):
             raise ValueError("eos_id and banned_ids must not be ids of perception tokens; use allow= to ban modalities")
+        if self.eos_id is not None and not 0 <= self.eos_id < (self.vocab_size or self.eos_id + 1):
+            raise ValueError(f"eos_id ({self.eos_id}) must be an id of the {self.vocab_size} of vocab_size")
         if self.vocab_size is not None and self.vocab_size <= max(ours):
             raise ValueError(
                 f"vocab_size ({self.vocab_size}) must exceed perception ids, up to {max(ours)}; pass len(tokenizer)"

@@ -15,6 +15,7 @@ What a file holds becomes one upright 8-bit RGB picture:
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ def load_image(image: ImageLike) -> Image.Image:
         return image.image
     if isinstance(image, str | Path):
         path = Path(image)
+        if re.match(r"\w{2,}:/", str(image)):
+            raise ValueError(f"{image} is an address; fetch the image, and give its path")
         if not path.is_file():
             raise ValueError(f"{path} does not exist or is not a file; give the path of an image")
         try:

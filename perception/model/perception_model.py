@@ -38,6 +38,7 @@ from perception.decoding.sampling import Sampling
 from perception.grammar.automaton import SpanGrammar
 from perception.grammar.processor import GrammarMasks, SpanLogitsProcessor, mask_scores
 from perception.model.adapter import is_adapter, read_adapter
+from perception.model.devices import find_device
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import (
     accepted_inputs,
@@ -157,11 +158,12 @@ class PerceptionModel:
             base: folder or hub name of an adapter's base, where it is not the one that the adapter names.
 
         Raises:
-            ValueError: naming the file that is missing, half written, or does not match its weights; or for an adapter
-                of another base or vocabulary.
+            ValueError: naming the file that is missing, half written, or does not match its weights; for an adapter
+                of another base or vocabulary; or for a device that is not there.
         """
         from vqvae import VQVAE
 
+        where = find_device(device) if isinstance(device, str) else device
         folder = find_folder(path)
         if is_adapter(folder):
             model, processor, vocabulary = read_adapter(folder, dtype, base)
@@ -177,7 +179,7 @@ class PerceptionModel:
         masks = folder / "mask_tokenizer"
         mask_tokenizer = VQVAE.from_pretrained(masks).eval() if masks.exists() else None
         drafts = DraftNetwork.load(folder)
-        return cls(model.to(device), processor, vocabulary, depth_tokenizer, drafts, mask_tokenizer)
+        return cls(model.to(where), processor, vocabulary, depth_tokenizer, drafts, mask_tokenizer)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a stock transformers folder, and the vocabulary, tokenizers and draft network beside it."""

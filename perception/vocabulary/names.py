@@ -396,6 +396,8 @@ class PerceptionVocabulary:
 
     def _check_extendable(self, model: Any, tokenizer: Any) -> None:
         """Raise ValueError where model or tokenizer hold another vocabulary; this one without masks is none."""
+        if not hasattr(tokenizer, "get_vocab"):
+            raise ValueError(f"extend takes a tokenizer, got {type(tokenizer).__name__}; give processor.tokenizer")
         remedy = "start from the original model and tokenizer, or use the vocabulary they were extended with"
         settings = getattr(model.config, CONFIG_KEY, None)
         held = self if settings == self.settings else self.without_masks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, NamedTuple, TypeVar
 
 MODALITIES = ("depth", "boxes", "points", "masks")
@@ -31,7 +32,10 @@ class Span:
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
             raise ValueError(f"modality must be one of {MODALITIES}, got {self.modality!r}")
-        object.__setattr__(self, "codes", tuple(int(code) for code in self.codes))
+        try:
+            object.__setattr__(self, "codes", tuple(index(code) for code in self.codes))
+        except TypeError as error:
+            raise ValueError(f"codes must be integers, got {self.codes!r:.80}") from error
 
     @property
     def split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,7 @@ def test_mistakes_are_one_line_and_exit_code_1(folder, picture, tmp_path, monkey
 
     assert "not an image" in said("ask", text, QUESTION, "-m", folder)
     assert "does not exist" in said("ask", tmp_path / "none.png", QUESTION, "-m", folder)
+    assert "is an address; fetch the image" in said("ask", "https://a.org/b.png", QUESTION, "-m", folder)
     assert "question is empty" in said("ask", picture, " ", "-m", folder)
     assert "known modes: chain, direct, auto" in said("ask", picture, QUESTION, "-m", folder, "--mode", "fast")
     assert "is not a folder" in said("ask", picture, QUESTION, "-m", folder, "--draw", tmp_path / "no" / "a.png")
@@ -167,6 +169,10 @@ def test_a_process_of_its_own_says_the_error_and_ends_with_1(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr == f"error: {image} does not exist or is not a file; give the path of an image\n"
+
+
+def test_version():
+    assert run("--version").strip() == version("perception-tokens")
 
 
 def test_export_tokenizer_writes_two_programs(tmp_path, monkeypatch, capsys):

@@ -94,6 +94,13 @@ def test_maps_of_one_pixel_and_very_wide_ones_come_back_in_their_size(tiny: VQVA
     assert 2 - 1e-4 <= float(decoded.min()) and float(decoded.max()) <= 7 + 1e-4
 
 
+@pytest.mark.parametrize("wrong", [(0.0, 2.0), (3.0, 2.0), (1.0, torch.inf), (torch.nan, 2.0)])
+def test_a_range_that_no_map_has_is_refused(tiny: VQVAE, wrong: tuple[float, float]) -> None:
+    codes = torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="0 < near <= far"):
+        tiny.decode(codes, torch.tensor([wrong]))
+
+
 def test_one_measured_pixel_is_enough(tiny: VQVAE) -> None:
     depth = torch.full((1, 40, 40), torch.nan)
     depth[0, 17, 33] = 4.0

@@ -152,6 +152,7 @@ def test_padding_rows_and_placeholders() -> None:
         ({"eos_id": SMALL.start_id("depth")}, "must not be ids of perception tokens"),
         ({"banned_ids": [SMALL.start_id("depth")]}, "must not be ids of perception tokens"),
         ({"vocab_size": NUM_TEXT}, "must exceed"),
+        ({"eos_id": 10**9, "vocab_size": 400}, "must be an id of the 400 of vocab_size"),
     ],
 )
 def test_bad_grammars(arguments: dict[str, Any], message: str) -> None:

@@ -7,8 +7,10 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
@@ -258,6 +260,12 @@ def test_bad_arguments_leave_all_as_it_was(arguments: dict[str, Any], message: s
     assert len(tokenizer) == weights(model)[0].shape[0] == 290
 
 
+def test_a_processor_in_place_of_its_tokenizer() -> None:
+    tokenizer = build_tokenizer()
+    with pytest.raises(ValueError, match="takes a tokenizer, got SimpleNamespace; give processor.tokenizer"):
+        SMALL.extend(build_llama(tokenizer), SimpleNamespace(tokenizer=tokenizer))
+
+
 # Text
 
 
@@ -328,6 +336,10 @@ def test_span_errors() -> None:
         SMALL.span_text(Span("points", (3, 10)))
     with pytest.raises(ValueError, match="must be one of"):
         Span("faces", ())
+    for codes in ((1.5, 2), "12"):
+        with pytest.raises(ValueError, match="codes must be integers"):
+            Span("points", codes)  # type: ignore[arg-type]
+    assert Span("points", tuple(np.array([3, 9]))).codes == (3, 9)
     with pytest.raises(ValueError, match="no ids yet"):
         SMALL.span_ids(Span("points", (3, 9)))
 
