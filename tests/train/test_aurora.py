@@ -156,7 +156,7 @@ def test_batches_are_functions_of_the_step_and_hold_every_task(taken):
 
 def test_only_targets_are_supervised_and_spans_are_whole(world, tmp_path):
     """Labels are the target and its end; every span in them parses; prompts hold none."""
-    as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, foreign_maps=0.0, noisy_maps=0.0)
+    as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, foreign_maps=0.0)
     batches = captured(world, tmp_path, curriculum=as_drawn)["batches"]
     vocabulary, tokenizer = batches.encoder.vocabulary, batches.encoder.processor.tokenizer
     for part in batches(3, 0, 1):
@@ -322,9 +322,7 @@ def test_maps_to_be_read_are_pieced_together(taken):
 
 
 def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
-    curriculum = CurriculumConfig(
-        "constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0, noisy_maps=1.0
-    )
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0)
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
     depth_ids = made.encoder.vocabulary.code_ids("depth")
     differ = 0

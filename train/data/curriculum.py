@@ -51,9 +51,8 @@ class CurriculumConfig:
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
     """share of the atomic depth tasks that read a map, first at the points marked in the image and then at random ones,
-    and say which of a few is nearest. Two in five of the maps are mosaics of other images' maps, which are not learned;
-    on the image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to
-    learn, and a chain does it only two to five times"""
+    and say which of a few is nearest; of the marked points, that is not learned from the image's own map. Finding a
+    place on a map takes long to learn, and a chain does it only two to five times"""
     masks_share: float = 0.0
     """share of the atomic counting tasks that draw masks of one to three things instead of boxes; needs mask_tokenizer
     in the recipe"""
@@ -61,12 +60,10 @@ class CurriculumConfig:
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""
     foreign_maps: float = 0.35
-    """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
-    reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""
-    noisy_maps: float = 0.3
-    """share of the other maps in which a random part of the codes that the model reads is random. It learns to continue
-    after mistakes, and to draw from the image rather than from its last tokens, which also makes it possible to draw
-    many tokens at once (`perception.decoding.decoder`)"""
+    """share of the depth chains, and of the atomic tasks that read maps, that have a mosaic of other images' maps where
+    their own would stand. The model reads it and answers from it: otherwise it could take the answer from the image and
+    ignore its map. It learns to draw its own image's map all the same, so from the image and not from the codes before,
+    which are its own when it is used, mistakes included. A map that is drawn and not read always has such a mosaic"""
 
     def __post_init__(self) -> None:
         check_choices(self)
