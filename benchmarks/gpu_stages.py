@@ -71,7 +71,7 @@ PERCEPTION = (
 ANSWERS = (
     "--data.scenes.varied 0.5 --curriculum.schedule constant --curriculum.atomic_end 0.4 "
     "--curriculum.chain_share 0.95 --curriculum.depth_share 0.4 --curriculum.points_share 0.05 "
-    "--curriculum.readings_share 0.15 --curriculum.box_turns 2 --curriculum.foreign_maps 0.25 "
+    "--curriculum.readings_share 0.15 --curriculum.box_turns 2 "
     "--loop.learning_rate 0.0008 --loop.schedule wsd --loop.decay_share 0.4"
 )
 """The mixture that `models/aurora-tiny` ended with"""

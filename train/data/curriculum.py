@@ -59,11 +59,12 @@ class CurriculumConfig:
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""
-    foreign_maps: float = 0.35
+    foreign_maps: float = 0.65
     """share of the depth chains, and of the atomic tasks that read maps, that have a mosaic of other images' maps where
     their own would stand. The model reads it and answers from it: otherwise it could take the answer from the image and
-    ignore its map. It learns to draw its own image's map all the same, so from the image and not from the codes before,
-    which are its own when it is used, mistakes included. A map that is drawn and not read always has such a mosaic"""
+    ignore its map. Behind it, it learns to draw its own image's map: behind its own map's codes it would learn to
+    continue them, and when it is used these are its own, mistakes included. So a map that is drawn and not read always
+    has a mosaic before it, and a map of its own is read and not learned"""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -44,6 +44,8 @@ class Row:
     example: Example
     shown: np.ndarray | None = None
     """depth codes that the model reads instead of those that `example` has it draw"""
+    map_given: bool = False
+    """True if the depth codes are there to be read alone; they are then not learned"""
     more: tuple[Example, ...] = ()
     """further turns of the conversation, without depth maps; the image tokens are read once for all of them. Where the
     chat template takes one question, they are left out"""
@@ -82,7 +84,7 @@ class RowEncoder:
         """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, row.example.question)
-        read, target, weight = self._answer(row.example, row.shown)
+        read, target, weight = self._answer(row.example, row.shown, row.map_given)
         turns = (*row.more, *row.extra) if self.prompt.between is not None else ()
         for number, example in enumerate(turns):
             asked = self.prompt.next_ids(tokenizer, vocabulary, example.question)
@@ -133,7 +135,7 @@ class RowEncoder:
         kept |= {name: torch.tensor([values]) for name, values in types.items() if name in self.accepted}
         return (ids, labels, weight), kept
 
-    def _answer(self, example: Example, shown: np.ndarray | None = None) -> Encoded:
+    def _answer(self, example: Example, shown: np.ndarray | None = None, map_given: bool = False) -> Encoded:
         """Return the ids that the model reads, the ids that it learns, and their weights; see `Row`."""
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
@@ -141,7 +143,8 @@ class RowEncoder:
         depth = set(depth_ids)
         locations = {*vocabulary.code_ids("boxes"), *vocabulary.code_ids("masks")}  # a mask says where a thing is, too
         of_place = self.weights.location if example.places_given else 0.0
-        weight = [self.weights.depth if i in depth else of_place if i in locations else self.weights.text for i in tail]
+        of_map = 0.0 if map_given else self.weights.depth
+        weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
         if not example.concludes:
             last = 1 + len(encode_target(tokenizer, vocabulary, example.target[-1:]))
             weight[-last:-1] = [0.0] * (last - 1)

@@ -339,7 +339,7 @@ class SceneRows:
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
                 if task == chains.ATOMIC_READINGS:
                     more = (self.maker.read_at_random(codes if shown is None else shown, rng), *more)
-                return self.row(index, made[0], Row(None, made[1], shown, more))
+                return self.row(index, made[0], Row(None, made[1], shown, reads and not foreign, more))
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
     def unaltered(self, step: int, count: int, rng: np.random.Generator) -> list[Row]:
