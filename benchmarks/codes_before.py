@@ -1,0 +1,186 @@
+"""Measure what the codes before do to a drawn map (`python -m benchmarks.codes_before --photos FOLDER`).
+
+A language model writes a depth map code by code, and each code follows those before. Trained behind the true codes, it
+trusts them; when it is used, the codes before are its own, mistakes included (exposure bias, Ranzato et al., arXiv
+1511.06732). Each map is drawn four times: by the model itself, and all codes at once behind codes that are given: the
+true ones, those of another image, and what the model itself has drawn. Where a model draws from the image alone, all
+are alike.
+
+Measured are the loss of the true codes, how far the decoded map lies from the true one, and whether it is nearest at
+the right one of the true points. The models are `models/aurora-tiny` on held-out scenes, and with --photos
+`models/photo-tiny` on the photographs of the test part of a folder (docs/data.md shows the layout). Writes
+`benchmarks/results/codes_before.json`.
+
+With --check it looks at few maps and writes nothing. --model FOLDER measures another model in place of photo-tiny and
+writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.bars import Bar, all_met
+from benchmarks.label_efficiency import pick
+from benchmarks.perception_tiny import ask, drawn
+from benchmarks.photos import SIZE
+from perception import chains
+from perception.answers import POINT_LETTERS
+from perception.datasets.photographs import Photographs
+from perception.evaluation.bootstrap import bootstrap_interval
+from perception.evaluation.photos import photo_items
+from perception.evaluation.scenes import Item, depth_tokenizer_of, scene_items
+from perception.model.image_inputs import accepted_inputs
+from perception.model.perception_model import PerceptionModel
+from perception.model.shipped import shipped
+from perception.tokenizers.depth import readings_at
+from perception.vocabulary.names import Span
+from train.data.photos import codes_of
+from train.data.rows import Row, RowEncoder, TokenWeights
+from train.loop.provenance import ROOT, provenance
+
+RESULT = ROOT / "benchmarks" / "results" / "codes_before.json"
+SCENES, PHOTOGRAPHS = "aurora-tiny", "photo-tiny"
+DEPTH = "depth, 3-5 points"
+OWN, TRUE, OTHER = "its own", "the true ones", "another image's"
+MOST_LOST = 1.0
+"""Most points of right maps that a model's own codes may cost, over another image's"""
+_BATCH = 25
+
+
+@torch.no_grad()
+def logits_behind(model: PerceptionModel, items: Sequence[Item], codes: np.ndarray, before: np.ndarray) -> Tensor:
+    """Return the logits (B, h * w, K) of maps' codes (B, h * w) where the model reads the codes `before` (B, h * w)."""
+    encoder = RowEncoder(model.vocabulary, model.processor, model.prompt, TokenWeights(), accepted_inputs(model.model))
+    depth_ids, found = torch.tensor(model.vocabulary.code_ids("depth")), list[Tensor]()
+    for start in range(0, len(items), _BATCH):
+        rows = [
+            Row(
+                Image.fromarray(items[n].image.numpy()),
+                chains.atomic_depth(Span("depth", tuple(codes[n].tolist()))),
+                before[n],
+            )
+            for n in range(start, min(start + _BATCH, len(items)))
+        ]
+        (batch,) = encoder.batches(rows, 1)
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "task")}
+        logits = model.model(**inputs, use_cache=False).logits.float()
+        places = torch.isin(batch["labels"], depth_ids).nonzero()  # (B * h * w, 2)
+        found.append(logits[places[:, 0], places[:, 1] - 1][:, depth_ids].view(len(rows), codes.shape[1], -1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def judged(model: PerceptionModel, items: Sequence[Item], drawn_codes: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+    """Return how far drawn maps lie from the true ones, and the share that is nearest at the right true point."""
+    tokenizer = depth_tokenizer_of(model)
+    ours, true = (tokenizer.decode(torch.from_numpy(part.astype(np.int64))) for part in (drawn_codes, codes))
+    right = [
+        POINT_LETTERS[int(readings_at(near[None], item.points_xy).argmax())] == item.answer
+        for near, item in zip(ours, items, strict=True)
+    ]
+    return {
+        "error": asdict(bootstrap_interval((ours - true).abs().mean((1, 2)).tolist())),
+        "right": asdict(bootstrap_interval([float(hit) for hit in right])),
+    }
+
+
+def _another(items: Sequence[Item], at: int) -> int:
+    """Return the number of the next item about another image."""
+    following = [n % len(items) for n in range(at + 1, at + len(items))]
+    return next(n for n in following if items[n].scene is not items[at].scene)
+
+
+def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the figures of all ways to draw the maps of items with 3 to 5 points."""
+    asked = [items[n] for n in pick(items, DEPTH)]
+    codes = codes_of(depth_tokenizer_of(model), torch.stack([item.scene.depth for item in asked]))
+    maps = [
+        drawn(answer, "depth") for answer in ask(model, asked, [chains.ATOMIC_DEPTH_QUESTION] * len(asked), "model")
+    ]
+    own = np.array([spans[0].codes for spans in maps], dtype=codes.dtype)
+    found = {"drawn by itself": judged(model, asked, own, codes)}
+    others = codes[[_another(asked, at) for at in range(len(asked))]]
+    for name, before in ((OWN, own), (TRUE, codes), (OTHER, others)):
+        logits = logits_behind(model, asked, codes, before)
+        loss = F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(codes.astype(np.int64)), reduction="none").mean(
+            1
+        )
+        at_once = logits.argmax(-1).numpy()
+        found[f"behind {name}"] = {
+            "loss": asdict(bootstrap_interval(loss.tolist())),
+            **judged(model, asked, at_once, codes),
+        }
+        if name == OTHER:
+            found["codes that are the same by itself and at once"] = float((at_once == own).mean())
+    return {"maps": len(asked), **found}
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """Return the targets: what a model draws by itself is as good as what it draws behind another image's codes."""
+    return [
+        Bar(
+            f"{name}: right maps drawn by itself, over those behind another image's codes",
+            100 * (rows["drawn by itself"]["right"]["mean"] - rows[f"behind {OTHER}"]["right"]["mean"]),
+            -MOST_LOST,
+        )
+        for name, rows in found.items()
+    ]
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the result as lines of text."""
+    said = []
+    for name, rows in found.items():
+        for way, row in rows.items():
+            if isinstance(row, dict):
+                loss = f"loss {row['loss']['mean']:.2f}, " if "loss" in row else ""
+                right = " ".join(f"{100 * row['right'][end]:.1f}" for end in ("mean", "low", "high"))
+                off = 100 * row["error"]["mean"]
+                said.append(f"{name}, {way}: {loss}off by {off:.2f} of 100, nearest at the right point in % {right}")
+    return said
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the targets on few maps; write nothing")
+    parser.add_argument("--photos", help="folder of labelled photographs; default: scenes alone")
+    parser.add_argument("--split", default="test", help="part of the photographs")
+    parser.add_argument("--model", help="measure another model on the photographs alone; write nothing")
+    given = parser.parse_args(argv)
+    if given.model and not given.photos:
+        parser.error("--model is measured on photographs; give --photos FOLDER")
+    found = {}
+    if not given.model:
+        model = PerceptionModel.from_pretrained(shipped(SCENES))
+        for style in ("standard", "shifted"):
+            found[f"{SCENES}, {style} style"] = measure(model, scene_items(style, 0, 5 if given.check else 100))
+    if given.photos:
+        name = given.model or PHOTOGRAPHS
+        photos = Photographs(given.photos, given.split)
+        items = photo_items(photos, SIZE, each=10 if given.check else None)
+        found[f"{name}, photographs"] = measure(PerceptionModel.from_pretrained(given.model or shipped(name)), items)
+    made = bars(found)
+    print(*lines(found), *(bar.line() for bar in made), sep="\n")
+    if given.check:
+        return 0 if all_met(made) else 1
+    if not given.model:
+        words = " --photos FOLDER" if given.photos else ""
+        record = {"command": f"python -m benchmarks.codes_before{words}", **provenance(), "maps": found}
+        RESULT.write_text(json.dumps(record | {"bars": [bar.to_json() for bar in made]}, indent=1) + "\n")
+        print(f"written: {RESULT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
