@@ -87,8 +87,8 @@ def ask(
     mode: Annotated[
         str,
         typer.Option(
-            help="chain draws first; direct answers at once; auto draws first where the question counts or asks for "
-            "depth; interleaved selects visual tokens at each step."
+            help="chain draws first; direct answers at once; interleaved selects visual tokens at each step; auto draws "
+            "first where the question counts or asks for depth, and is interleaved for a model that learned that."
         ),
     ] = "auto",
     point: Annotated[
@@ -111,6 +111,8 @@ def ask(
     """Ask a question about an image."""
     from PIL import Image
 
+    from perception.interleave.selector import CONFIG_FILE
+    from perception.model.folder import find_folder
     from perception.model.images import load_image
 
     if draw is not None and not draw.absolute().parent.is_dir():
@@ -120,6 +122,8 @@ def ask(
     loaded_image = load_image(image)
     room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     points = [_place(text) for text in point] if point else None
+    if mode == "auto" and model is not None and (find_folder(model) / CONFIG_FILE).is_file():
+        mode = "interleaved"
     if mode == "interleaved":
         if points:
             raise ValueError(
