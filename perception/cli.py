@@ -87,8 +87,8 @@ def ask(
     mode: Annotated[
         str,
         typer.Option(
-            help="chain draws first; direct answers at once; interleaved selects visual tokens at each step; auto draws "
-            "first where the question counts or asks for depth, and is interleaved for a model that learned that."
+            help="chain draws first; direct answers at once; interleaved selects visual tokens at each step; auto "
+            "draws first where the question counts or asks for depth, and is interleaved for a model that learned that."
         ),
     ] = "auto",
     point: Annotated[
