@@ -51,10 +51,11 @@ from train.loop.provenance import ROOT, provenance
 
 RESULT = ROOT / "benchmarks" / "results" / "codes_before.json"
 SCENES, PHOTOGRAPHS = "aurora-tiny", "photo-tiny"
+ON_PHOTOS = ", photographs"
 DEPTH = "depth, 3-5 points"
 OWN, TRUE, OTHER = "its own", "the true ones", "another image's"
 MOST_LOST = 1.0
-"""Most points of right maps that a model's own codes may cost, over another image's"""
+"""Most points of right maps that another image's codes may cost, over a model's own"""
 _BATCH = 25
 
 
@@ -127,14 +128,16 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
-    """Return the targets: what a model draws by itself is as good as what it draws behind another image's codes."""
+    """Return the target, where photographs were asked about: maps behind another image's codes are as good as its own,
+    so the model draws from the image."""
     return [
         Bar(
-            f"{name}: right maps drawn by itself, over those behind another image's codes",
-            100 * (rows["drawn by itself"]["right"]["mean"] - rows[f"behind {OTHER}"]["right"]["mean"]),
+            f"{name}: right maps behind another image's codes, over those drawn by itself",
+            100 * (rows[f"behind {OTHER}"]["right"]["mean"] - rows["drawn by itself"]["right"]["mean"]),
             -MOST_LOST,
         )
         for name, rows in found.items()
+        if name.endswith(ON_PHOTOS)
     ]
 
 
@@ -169,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         name = given.model or PHOTOGRAPHS
         photos = Photographs(given.photos, given.split)
         items = photo_items(photos, SIZE, each=10 if given.check else None)
-        found[f"{name}, photographs"] = measure(PerceptionModel.from_pretrained(given.model or shipped(name)), items)
+        found[f"{name}{ON_PHOTOS}"] = measure(PerceptionModel.from_pretrained(given.model or shipped(name)), items)
     made = bars(found)
     print(*lines(found), *(bar.line() for bar in made), sep="\n")
     if given.check:

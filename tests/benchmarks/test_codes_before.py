@@ -53,7 +53,7 @@ def test_the_other_image_is_another_one() -> None:
     assert codes_before._another(twice, 0) == 2 and codes_before._another(twice, len(twice) - 1) == 0
 
 
-def test_a_model_that_trusts_its_codes_misses_the_target() -> None:
-    rows = {"drawn by itself": {"right": {"mean": 0.8}}, f"behind {codes_before.OTHER}": {"right": {"mean": 0.9}}}
-    (bar,) = codes_before.bars({"a": rows})
-    assert not bar.met
+def test_a_model_that_trusts_the_codes_before_misses_the_target() -> None:
+    rows = {"drawn by itself": {"right": {"mean": 0.9}}, f"behind {codes_before.OTHER}": {"right": {"mean": 0.7}}}
+    (bar,) = codes_before.bars({"a, photographs": rows, "b, shifted style": rows})
+    assert not bar.met and bar.figure == pytest.approx(-20)
