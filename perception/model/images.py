@@ -230,7 +230,9 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
     black."""
     values = np.asarray(image).astype(np.float64)  # (H, W)
     finite = np.isfinite(values)
-    low, high = (float(end(values[finite])) for end in (np.min, np.max)) if finite.any() else (0.0, 0.0)
+    if not finite.any():
+        raise ImageError("holds no finite value; give a picture that shows something")
+    low, high = (float(end(values[finite])) for end in (np.min, np.max))
     _say_once(
         "range",
         f"{name} is grey with more than 8 bits and was scaled from {low:g}..{high:g} to 0..255; such images are each "

@@ -153,7 +153,8 @@ def test_flat_and_broken_values_of_floating_point() -> None:
     assert np.asarray(load_image(flat)).max() == 0
     values = np.array([[np.nan, 0.0], [1.0, np.inf]], np.float32)
     assert np.asarray(load_image(Image.fromarray(values)))[..., 0].tolist() == [[0, 0], [255, 0]]
-    assert np.asarray(load_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))).max() == 0
+    with pytest.raises(ValueError, match="holds no finite value"):
+        load_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
 # Colours of more than 8 bits
