@@ -31,14 +31,14 @@ PHOTO_SECONDS = 740.0
 _OF_NECK, _OF_BASE, _OF_TINY = 0.3, 0.33, 0.37
 BASE = (
     "--curriculum.schedule constant --curriculum.atomic_end 1 --curriculum.depth_share 0.8 "
-    "--curriculum.readings_share 0.15 --curriculum.points_share 0.55 "
+    "--curriculum.readings_share 0.15 --curriculum.points_share 0.55 --curriculum.maps_from_image "
     "--curriculum.box_turns 2 --loop.learning_rate 0.001 --loop.schedule wsd --loop.decay_share 0.35"
 )
 """docs/photos.md's model that draws and has seen no answer"""
 TINY = (
     "--curriculum.schedule constant --curriculum.atomic_end 0.4 --curriculum.chain_share 0.95 "
     "--curriculum.depth_share 0.6 --curriculum.points_share 0.5 --curriculum.readings_share 0.2 "
-    "--curriculum.box_turns 2 --loop.learning_rate 0.0008 --loop.schedule wsd "
+    "--curriculum.box_turns 2 --curriculum.maps_from_image --loop.learning_rate 0.0008 --loop.schedule wsd "
     "--loop.decay_share 0.4 --loop.seed 10"
 )
 """The mixture of `models/photo-tiny`"""

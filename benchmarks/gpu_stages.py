@@ -65,13 +65,13 @@ def device_tests(file: str, chosen: str, place: Place, found: Mapping[str, Any])
 PERCEPTION = (
     "--base perception-tiny --tower_lr_ratio 0 --curriculum.schedule constant --curriculum.atomic_end 1.0 "
     "--curriculum.depth_share 0.75 --curriculum.points_share 0.05 --curriculum.readings_share 0.6 "
-    "--curriculum.box_turns 3 --loop.schedule wsd --loop.decay_share 0.25"
+    "--curriculum.noisy_maps 0.5 --curriculum.box_turns 3 --loop.schedule wsd --loop.decay_share 0.25"
 )
 """More of what `models/perception-tiny` was trained with last; the tower has had a training of its own"""
 ANSWERS = (
     "--data.scenes.varied 0.5 --curriculum.schedule constant --curriculum.atomic_end 0.4 "
     "--curriculum.chain_share 0.95 --curriculum.depth_share 0.4 --curriculum.points_share 0.05 "
-    "--curriculum.readings_share 0.15 --curriculum.box_turns 2 "
+    "--curriculum.readings_share 0.15 --curriculum.box_turns 2 --curriculum.foreign_maps 0.25 "
     "--loop.learning_rate 0.0008 --loop.schedule wsd --loop.decay_share 0.4"
 )
 """The mixture that `models/aurora-tiny` ended with"""

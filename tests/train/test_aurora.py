@@ -157,15 +157,13 @@ def test_batches_are_functions_of_the_step_and_hold_every_task(taken):
 
 def test_only_targets_are_supervised_and_spans_are_whole(world, tmp_path):
     """Labels are the target and its end; every span in them parses; prompts hold none."""
-    as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, points_share=1.0, foreign_maps=0.0)
+    as_drawn = CurriculumConfig("constant", atomic_end=0.4, readings_share=0.0, foreign_maps=0.0, noisy_maps=0.0)
     batches = captured(world, tmp_path, curriculum=as_drawn)["batches"]
     vocabulary, tokenizer = batches.encoder.vocabulary, batches.encoder.processor.tokenizer
     for part in batches(3, 0, 1):
         for ids, labels, weights in zip(part["input_ids"], part["labels"], part["weights"], strict=True):
             supervised = labels >= 0
-            read_alone = torch.isin(labels, torch.tensor(vocabulary.code_ids("depth")))  # the image's own map
-            assert torch.equal(labels[supervised], ids[supervised])
-            assert torch.equal(weights > 0, supervised & ~read_alone)
+            assert torch.equal(labels[supervised], ids[supervised]) and bool((weights[supervised] > 0).all())
             assert bool((weights[~supervised] == 0).all())
             target = labels[supervised].tolist()
             assert target[-1] == tokenizer.eos_token_id
@@ -174,10 +172,25 @@ def test_only_targets_are_supervised_and_spans_are_whole(world, tmp_path):
             assert not set(prompt) & set(vocabulary.ids.values())
 
 
+def test_a_foreign_map_is_read_and_not_learned(world, tmp_path):
+    """The chain goes through another image's map: readings and answer are the map's, and its codes weigh nothing."""
+    curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=1.0)
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    batch = made(3, 0, 1)
+    vocabulary = made.encoder.vocabulary
+    depth = torch.isin(batch[0]["labels"], torch.tensor(vocabulary.code_ids("depth")))
+    assert depth.any() and not batch[0]["weights"][depth].any()
+    assert (batch[0]["weights"][(batch[0]["labels"] >= 0) & ~depth] > 0).all()
+    example = scenes_of(made)._row(CHAIN_DEPTH, np.random.default_rng(0)).example
+    text = "".join(part for part in example.target if isinstance(part, str))  # " A 63, B 41, so A."
+    said = dict(re.findall(r"([A-E]) (\d+)", text))
+    assert example.answer == max(said, key=lambda letter: int(said[letter]))
+
+
 @pytest.mark.parametrize("task", [ATOMIC_DEPTH, ATOMIC_READINGS, CHAIN_DEPTH])
-def test_a_foreign_map_is_read_and_the_own_one_is_learned(world, tmp_path, task):
-    """The chain goes through other images' maps: readings and answer are theirs, the codes to draw are the image's."""
-    curriculum = CurriculumConfig("constant", atomic_end=0.5, foreign_maps=1.0)
+def test_a_map_from_the_image_is_learned_behind_other_maps(world, tmp_path, task):
+    """Readings and conclusion are those of other images' maps, and the codes that are learned are the image's."""
+    curriculum = CurriculumConfig("constant", atomic_end=0.5, foreign_maps=0.0, noisy_maps=0.0, maps_from_image=True)
     made = captured(world, tmp_path, curriculum=curriculum)["batches"]
     scenes, depth_ids = scenes_of(made), made.encoder.vocabulary.code_ids("depth")
     own = {tuple(codes) for codes in scenes.codes.reshape(-1, scenes.codes.shape[-1]).tolist()}
@@ -201,18 +214,18 @@ def reading_rows(made) -> dict[bool, Row]:
     """One row of readings of a mosaic and one of the image's own map, by whether the map is foreign."""
     scenes = scenes_of(made)
     rows = [scenes._row(ATOMIC_READINGS, np.random.default_rng(seed)) for seed in range(20)]
-    return {row.shown is not None: row for row in rows}
+    return {row.map_given: row for row in rows}
 
 
 def test_what_is_learned_of_readings(world, tmp_path):
-    """Places of marked points, never those of random ones; map and conclusion behind other images' maps alone."""
+    """Places of marked points, never those of random ones; the image's own map or the conclusion, never both."""
     made = captured(world, tmp_path, curriculum=ALL_READINGS)["batches"]
     vocabulary, tokenizer = made.encoder.vocabulary, made.encoder.processor.tokenizer
     for foreign, row in reading_rows(made).items():
         ids, labels, weights = (np.array(part) for part in made.encoder.encode(replace(row, more=()), ()))
         labels = labels[-len(weights) :]
         learned = {name: weights[np.isin(labels, vocabulary.code_ids(name))] > 0 for name in ("depth", "boxes")}
-        assert learned["depth"].any() == learned["depth"].all() == foreign
+        assert learned["depth"].any() == learned["depth"].all() == (not foreign)
         points = sum(isinstance(part, Span) and part.modality == "points" for part in row.example.target)
         assert learned["boxes"].tolist() == [True] * 2 * points, "points are written in the tokens of boxes"
         end = vocabulary.encode_plain(tokenizer, row.example.target[-1])
@@ -326,6 +339,23 @@ def test_maps_to_be_read_are_pieced_together(taken):
     mosaics = [replace(batches, codes=maps)._mosaic(np.random.default_rng(seed)) for seed in range(40)]
     assert all(m.shape == batches.codes.shape[2:] and np.isin(m, maps).all() for m in mosaics)
     assert np.mean([len(set(m.tolist())) > 1 for m in mosaics]) > 0.5
+
+
+def test_a_noisy_map_is_drawn_as_it_should_be_and_read_as_it_stands(world, tmp_path):
+    curriculum = CurriculumConfig(
+        "constant", atomic_end=0.0, chain_share=1.0, depth_share=1.0, foreign_maps=0.0, noisy_maps=1.0
+    )
+    made = captured(world, tmp_path, curriculum=curriculum)["batches"]
+    depth_ids = made.encoder.vocabulary.code_ids("depth")
+    differ = 0
+    for seed in range(8):  # how many codes are hit is drawn too
+        row = scenes_of(made)._row(CHAIN_DEPTH, np.random.default_rng(seed))
+        drawn = next(part for part in row.example.target if isinstance(part, Span) and part.modality == "depth")
+        differ += tuple(row.shown) != drawn.codes
+        ids, labels, _ = made.encoder.encode(row, ())
+        assert [depth_ids.index(i) for i in ids if i in depth_ids] == row.shown.tolist()
+        assert [depth_ids.index(i) for i in labels if i in depth_ids] == list(drawn.codes)
+    assert differ
 
 
 def test_the_baseline_sees_direct_tasks_only(world, tmp_path):

@@ -39,7 +39,7 @@ from train.tower import GRID, TowerBatches, cell_of
 from vqvae import VQVAE
 
 ACCEPTED = frozenset(["pixel_values"])
-CURRICULUM = CurriculumConfig("constant", atomic_end=0.5, foreign_maps=0.0)
+CURRICULUM = CurriculumConfig("constant", atomic_end=0.5, noisy_maps=0.0, foreign_maps=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -51,20 +51,26 @@ class CurriculumConfig:
     """share of the atomic depth tasks that draw marked points instead of the map"""
     readings_share: float = 0.3
     """share of the atomic depth tasks that read a map, first at the points marked in the image and then at random ones,
-    and say which of a few is nearest; of the marked points, that is not learned from the image's own map. Finding a
-    place on a map takes long to learn, and a chain does it only two to five times"""
+    and say which of a few is nearest. Two in five of the maps are mosaics of other images' maps, which are not learned;
+    on the image's own, what is nearest of the marked points is not learned. Finding a place on a map takes long to
+    learn, and a chain does it only two to five times"""
     masks_share: float = 0.0
     """share of the atomic counting tasks that draw masks of one to three things instead of boxes; needs mask_tokenizer
     in the recipe"""
     box_turns: int = 0
     """number of further questions for boxes in every row with an atomic task: a conversation of several turns about one
     image, which costs far less than a row for every question. None with a chat template that takes one question"""
-    foreign_maps: float = 0.65
-    """share of the depth chains, and of the atomic tasks that read maps, that have a mosaic of other images' maps where
-    their own would stand. The model reads it and answers from it: otherwise it could take the answer from the image and
-    ignore its map. Behind it, it learns to draw its own image's map: behind its own map's codes it would learn to
-    continue them, and when it is used these are its own, mistakes included. So a map that is drawn and not read always
-    has a mosaic before it, and a map of its own is read and not learned"""
+    foreign_maps: float = 0.35
+    """share of the depth chains whose map is a mosaic of other images' maps. The model does not learn to draw it, but
+    reads it and answers from it. Otherwise it could take the answer from the image and ignore the map that it drew"""
+    noisy_maps: float = 0.3
+    """share of the other maps in which a random part of the codes that the model reads is random. It learns to continue
+    after mistakes, and to draw from the image rather than from its last tokens, which also makes it possible to draw
+    many tokens at once (`perception.decoding.decoder`)"""
+    maps_from_image: bool = False
+    """learn every map behind a mosaic of other images' maps, and none behind its own codes, which are mistaken when the
+    model draws. foreign_maps and noisy_maps then do not apply: all maps that are read are mosaics. It pays where the
+    model draws much worse than it learns (`benchmarks.codes_before`), as on photographs"""
 
     def __post_init__(self) -> None:
         check_choices(self)

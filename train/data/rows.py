@@ -142,8 +142,8 @@ class RowEncoder:
         depth_ids = vocabulary.code_ids("depth")
         depth = set(depth_ids)
         locations = {*vocabulary.code_ids("boxes"), *vocabulary.code_ids("masks")}  # a mask says where a thing is, too
-        of_place = self.weights.location if example.places_given else 0.0
         of_map = 0.0 if map_given else self.weights.depth
+        of_place = self.weights.location if example.places_given else 0.0
         weight = [of_map if i in depth else of_place if i in locations else self.weights.text for i in tail]
         if not example.concludes:
             last = 1 + len(encode_target(tokenizer, vocabulary, example.target[-1:]))

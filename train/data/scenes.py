@@ -47,9 +47,12 @@ from train.loop.config import check_choices
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
+MOST_NOISE = 1.0
+"""Largest share of random codes in a noisy map. Where little is left of the map, the model has to look at the image."""
 SHOWN_GAP = 3
-"""Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign map."""
+"""Smallest lead of the nearest marker over the next, in readings of 0 to 99, on a foreign or noisy map."""
 _READINGS = 10  # fewest random points at which a map is read
+_FOREIGN = 0.4  # share of mosaics in the atomic task that reads maps; the others are the image's own
 _MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be named: late letters are rare otherwise
 _MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
@@ -146,6 +149,12 @@ def _draw_zoom(rng: np.random.Generator) -> tuple[tuple[float, float], tuple[flo
     return (float(scale[0]), float(scale[1])), (float(rng.random()), float(rng.random()))
 
 
+def noisy_codes(codes: np.ndarray, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Replace a random share of the codes (h * w,), at most `MOST_NOISE`, by random codes."""
+    hit = rng.random(codes.shape) < rng.random() * MOST_NOISE
+    return np.where(hit, rng.integers(codebook_size, size=codes.shape), codes)
+
+
 @dataclass(frozen=True)
 class TaskMaker(Generic[AnyScene]):
     """Maker of task examples from scenes of one class."""
@@ -218,13 +227,15 @@ class TaskMaker(Generic[AnyScene]):
         codes: np.ndarray,
         rng: np.random.Generator,
         shown: np.ndarray | None = None,
+        foreign: bool = False,
     ) -> tuple[Tensor, Example] | None:
         """Make an image and an example of the task; return None if the scene does not suit the task.
 
         Args:
             codes: depth codes (h * w,) to be drawn, of `scene` (which may be mirrored).
-            shown: codes (h * w,) of other images that the model reads instead of `codes`; a depth chain then takes its
-                answer from them. None: the model reads `codes`.
+            shown: codes (h * w,) that the model reads instead of `codes`, either noisy or other images'; a depth chain
+                then takes its answer from them. None: the model reads `codes`.
+            foreign: True if `shown` is of other images.
         """
         depth = Span("depth", tuple(int(c) for c in codes))
         if task == chains.ATOMIC_DEPTH:
@@ -254,7 +265,7 @@ class TaskMaker(Generic[AnyScene]):
         readings = self.readings(codes if shown is None else shown, question.points_xy)
         places = [self._points(point[None]) for point in question.points_xy]
         if task == chains.ATOMIC_READINGS:
-            return question.image, chains.atomic_readings(depth, places, readings.tolist(), shown is not None)
+            return question.image, chains.atomic_readings(depth, places, readings.tolist(), foreign)
         signed = -readings if asks_for_farthest(question.text) else readings
         said = POINT_LETTERS[int(signed.argmax())]
         if shown is not None and np.diff(np.sort(signed))[-1] < SHOWN_GAP:
@@ -323,7 +334,11 @@ class SceneRows:
     def _row(self, task: str, rng: np.random.Generator) -> Row:
         curriculum = self.curriculum
         reads = task in (chains.ATOMIC_READINGS, chains.CHAIN_DEPTH)
-        foreign = task == chains.ATOMIC_DEPTH or (reads and happens(curriculum.foreign_maps, rng))
+        with_map = reads or task == chains.ATOMIC_DEPTH
+        share = _FOREIGN if task == chains.ATOMIC_READINGS else curriculum.foreign_maps
+        from_image = with_map and curriculum.maps_from_image
+        foreign = from_image or (reads and happens(share, rng))
+        noisy = with_map and not foreign and happens(curriculum.noisy_maps, rng)
         labelled = self.answers if task not in chains.ATOMIC else 0
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
@@ -332,14 +347,16 @@ class SceneRows:
             if task in _ZOOMED and happens(self.varied, rng):
                 scene = scene.zoomed_out(*_draw_zoom(rng))
             shown = self._mosaic(rng) if foreign else None
+            if noisy:
+                shown = noisy_codes(codes, self.maker.tokenizer.config.codebook_size, rng)
             asking = np.random.default_rng((_QUESTIONS, index)) if labelled else rng
-            made = self.maker.make(task, scene, codes, asking, shown)
+            made = self.maker.make(task, scene, codes, asking, shown, foreign)
             if made is not None:
                 turns = curriculum.box_turns if task in chains.ATOMIC else 0
                 more = self.maker.more_boxes(scene, made[1], turns, rng)
                 if task == chains.ATOMIC_READINGS:
                     more = (self.maker.read_at_random(codes if shown is None else shown, rng), *more)
-                return self.row(index, made[0], Row(None, made[1], shown, reads and not foreign, more))
+                return self.row(index, made[0], Row(None, made[1], shown, foreign and not from_image, more))
         raise ValueError(f"no scene out of {_ATTEMPTS} of {self.store.folder} suits the task {task!r}")
 
     def unaltered(self, step: int, count: int, rng: np.random.Generator) -> list[Row]:
