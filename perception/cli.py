@@ -330,9 +330,8 @@ def ablate(
     from perception.evaluation.span_ablation import NAMES, ablate_spans, ablation_table, write_ablation
 
     kinds: list[str] = list(NAMES) if kind == "all" else [kind]
+    asked, perception = _ablation_questions(task, data, partial(_load, model, device, dtype), kinds, questions)
     out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made costs none
-    loaded = partial(_load, model, device, dtype)
-    asked, perception = _ablation_questions(task, data, loaded, kinds, questions)
     tests = []
     for name, group in asked.items():
         tests.append(ablate_spans(perception, group, name, read, range(seeds), batch_size))

@@ -216,7 +216,7 @@ def test_what_the_model_drew_is_found(model):
 
 @pytest.mark.parametrize("follows", [True, False])
 def test_the_command_writes_results_and_a_page(follows, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_load", lambda name: scripted(build_perception(), follows))
+    monkeypatch.setattr(cli, "_load", lambda *_: scripted(build_perception(), follows))
     args = ["ablate", "--questions", "6", "--seeds", "2", "--read", "model", "--out", str(tmp_path)]
     result = CliRunner().invoke(cli.app, args, catch_exceptions=False)
     assert result.exit_code == 0 and "box moved" in result.output
@@ -238,7 +238,7 @@ def test_the_command_writes_results_and_a_page(follows, tmp_path, monkeypatch):
 
 def test_mistakes_of_the_command_are_one_line(tmp_path, monkeypatch, capsys):
     def said(model, *args: object) -> str:
-        monkeypatch.setattr(cli, "_load", lambda name: model)
+        monkeypatch.setattr(cli, "_load", lambda *_: model)
         monkeypatch.setattr(sys, "argv", ["perception", "ablate", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -268,7 +268,7 @@ def test_a_published_set_has_no_oracle(tmp_path, monkeypatch):
         (tmp_path / f"counting_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for n in range(4):
         Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{n}.png")
-    monkeypatch.setattr(cli, "_load", lambda name: scripted(build_perception()))
+    monkeypatch.setattr(cli, "_load", lambda *_: scripted(build_perception()))
     args = ["ablate", "blink-counting", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "1"]
     result = CliRunner().invoke(cli.app, args, catch_exceptions=False)
     assert result.exit_code == 0, result.output
