@@ -110,7 +110,7 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
         drawn(answer, "depth") for answer in ask(model, asked, [chains.ATOMIC_DEPTH_QUESTION] * len(asked), "model")
     ]
     own = np.array([spans[0].codes for spans in maps], dtype=codes.dtype)
-    found = {"drawn by itself": judged(model, asked, own, codes)}
+    found: dict[str, Any] = {"drawn by itself": judged(model, asked, own, codes)}
     others = codes[[_another(asked, at) for at in range(len(asked))]]
     for name, before in ((OWN, own), (TRUE, codes), (OTHER, others)):
         logits = logits_behind(model, asked, codes, before)
