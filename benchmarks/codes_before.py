@@ -1,10 +1,9 @@
 """Measure what the codes before do to a drawn map (`python -m benchmarks.codes_before --photos FOLDER`).
 
-A language model writes a depth map code by code, and each code follows those before. Trained behind the true codes, it
-trusts them; when it is used, the codes before are its own, mistakes included (exposure bias, Ranzato et al., arXiv
-1511.06732). Each map is drawn four times: by the model itself, and all codes at once behind codes that are given: the
-true ones, those of another image, and what the model itself has drawn. Where a model draws from the image alone, all
-are alike.
+A language model writes a depth map code by code. If it learns each code after the true ones, it learns to trust them;
+when it is used, the codes before are its own, mistakes included (exposure bias, Ranzato et al., arXiv 1511.06732). Each
+map is drawn by the model itself, and three times all codes at once, after codes that are given: those that it drew
+itself, the true ones, and those of another image. A model that draws from the image alone draws the same four times.
 
 Measured are the loss of the true codes, how far the decoded map lies from the true one, and whether it is nearest at
 the right one of the true points. The models are `models/aurora-tiny` on held-out scenes, and with --photos
@@ -33,6 +32,7 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import pick
 from benchmarks.perception_tiny import ask, drawn
+from benchmarks.photo_tiny import DEPTH
 from benchmarks.photos import SIZE
 from perception import chains
 from perception.answers import POINT_LETTERS
@@ -48,11 +48,11 @@ from perception.vocabulary.names import Span
 from train.data.photos import codes_of
 from train.data.rows import Row, RowEncoder, TokenWeights
 from train.loop.provenance import ROOT, provenance
+from train.models.losses import target_logits
 
 RESULT = ROOT / "benchmarks" / "results" / "codes_before.json"
 SCENES, PHOTOGRAPHS = "aurora-tiny", "photo-tiny"
 ON_PHOTOS = ", photographs"
-DEPTH = "depth, 3-5 points"
 OWN, TRUE, OTHER = "its own", "the true ones", "another image's"
 MOST_LOST = 1.0
 """Most points of right maps that another image's codes may cost, over a model's own"""
@@ -74,10 +74,8 @@ def logits_behind(model: PerceptionModel, items: Sequence[Item], codes: np.ndarr
             for n in range(start, min(start + _BATCH, len(items)))
         ]
         (batch,) = encoder.batches(rows, 1)
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "task")}
-        logits = model.model(**inputs, use_cache=False).logits.float()
-        places = torch.isin(batch["labels"], depth_ids).nonzero()  # (B * h * w, 2)
-        found.append(logits[places[:, 0], places[:, 1] - 1][:, depth_ids].view(len(rows), codes.shape[1], -1))
+        logits, labels, _ = target_logits(model.model, batch)
+        found.append(logits[torch.isin(labels, depth_ids)][:, depth_ids].view(len(rows), codes.shape[1], -1))
     return torch.cat(found)
 
 
@@ -114,9 +112,8 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     others = codes[[_another(asked, at) for at in range(len(asked))]]
     for name, before in ((OWN, own), (TRUE, codes), (OTHER, others)):
         logits = logits_behind(model, asked, codes, before)
-        loss = F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(codes.astype(np.int64)), reduction="none").mean(
-            1
-        )
+        true = torch.from_numpy(codes.astype(np.int64))
+        loss = F.cross_entropy(logits.transpose(1, 2), true, reduction="none").mean(1)
         at_once = logits.argmax(-1).numpy()
         found[f"behind {name}"] = {
             "loss": asdict(bootstrap_interval(loss.tolist())),
@@ -158,7 +155,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets on few maps; write nothing")
     parser.add_argument("--photos", help="folder of labelled photographs; default: scenes alone")
-    parser.add_argument("--split", default="test", help="part of the photographs")
     parser.add_argument("--model", help="measure another model on the photographs alone; write nothing")
     given = parser.parse_args(argv)
     if given.model and not given.photos:
@@ -170,8 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             found[f"{SCENES}, {style} style"] = measure(model, scene_items(style, 0, 5 if given.check else 100))
     if given.photos:
         name = given.model or PHOTOGRAPHS
-        photos = Photographs(given.photos, given.split)
-        items = photo_items(photos, SIZE, each=10 if given.check else None)
+        items = photo_items(Photographs(given.photos, "test"), SIZE, each=10 if given.check else None)
         found[f"{name}{ON_PHOTOS}"] = measure(PerceptionModel.from_pretrained(given.model or shipped(name)), items)
     made = bars(found)
     print(*lines(found), *(bar.line() for bar in made), sep="\n")

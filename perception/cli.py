@@ -35,7 +35,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _whole(
+def _options(
     _: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
@@ -124,6 +124,8 @@ def ask(
     points = [_place(text) for text in point] if point else None
     if mode == "auto" and model is not None and (find_folder(model) / CONFIG_FILE).is_file():
         mode = "interleaved"
+        if not as_json:
+            console.print("auto chose to select visual tokens at each step", style="dim", markup=False)
     if mode == "interleaved":
         if points:
             raise ValueError(

@@ -122,7 +122,11 @@ def depth_to_nearness(depth: Tensor, depth_range: Tensor, config: VQVAEConfig) -
 
 
 def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig) -> Tensor:
-    """Depth (B, H, W) in the unit of `depth_range` (B, 2); the inverse of `depth_to_nearness`."""
+    """Depth (B, H, W) in the unit of `depth_range` (B, 2); the inverse of `depth_to_nearness`.
+
+    Raises:
+        ValueError: for a depth_range that is no tensor (B, 2) of 0 < near <= far.
+    """
     if not isinstance(depth_range, Tensor):
         raise ValueError(
             f"depth_range must be a tensor (B, 2), got {type(depth_range).__name__}; pass normalise(depth).depth_range"

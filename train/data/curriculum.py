@@ -68,9 +68,10 @@ class CurriculumConfig:
     after mistakes, and to draw from the image rather than from its last tokens, which also makes it possible to draw
     many tokens at once (`perception.decoding.decoder`)"""
     maps_from_image: bool = False
-    """learn every map behind a mosaic of other images' maps, and none behind its own codes, which are mistaken when the
-    model draws. foreign_maps and noisy_maps then do not apply: all maps that are read are mosaics. It pays where the
-    model draws much worse than it learns (`benchmarks.codes_before`), as on photographs"""
+    """learn every map after codes of other images' maps (a mosaic) instead of its own true codes. When the model draws,
+    the codes before are its own, mistakes included, so it should draw from the image and not continue them. All maps
+    that are read are then mosaics, and foreign_maps and noisy_maps do not apply. It pays where a model draws much worse
+    than it does after true codes (`benchmarks.codes_before`), as on photographs"""
 
     def __post_init__(self) -> None:
         check_choices(self)
