@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from perception import answers, chains
 from perception.datasets.boxes import DeclaredBoxes, Resize
 from perception.datasets.images import ImageFile, check_exists
-from perception.datasets.lines import json_rows, read_text
+from perception.datasets.lines import json_objects, read_text
 from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
@@ -83,8 +83,9 @@ def read_questions(
     declared = DeclaredBoxes(boxes_format, resize)
     tokenizer, records, seen = BoxTokenizer(num_locations), list[Record](), set[str]()
     skipped: list[str] = []
-    for where, row in _rows(path):
-        with bad_row(skipped if skip_bad else None):
+    bad = skipped if skip_bad else None
+    for where, row in _rows(path, bad):
+        with bad_row(bad):
             name = _text(row, "id")
             if name and name in seen:
                 raise ValueError(f"{where}: id {name} is there twice; give each row a unique id")
@@ -203,15 +204,15 @@ def _check_values(row: dict[str, Any], where: str) -> dict[str, Any]:
     return row
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file and line, row)."""
+def _rows(path: Path, skipped: list[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line, row). `skipped` is that of `json_objects`."""
     if not path.is_file():
         missing = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {missing}; give a CSV or JSON lines file with {', '.join(_NEEDED)}")
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".json"):
         raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .json; got {path.suffix!r}")
-    read = _csv_rows if path.suffix.lower() in (".csv", ".tsv") else _json_rows
-    for where, row in read(path):
+    is_csv = path.suffix.lower() in (".csv", ".tsv")
+    for where, row in _csv_rows(path) if is_csv else json_objects(path, skipped):
         unknown = [str(column) for column in row if column not in (*_KNOWN, "images", _TOO_MANY)]
         if unknown:
             hint = "; give a table of messages as data.dataset" if set(unknown) & set(CONVERSATIONS) else ""
@@ -235,11 +236,3 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path.name}, line {reader.line_num + begun}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num + begun} is not CSV ({error}); save it again") from error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, row in json_rows(path, "write one object per line"):
-        where = f"{path.name}, {place}"
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} must be a JSON object, got {type(row).__name__}; write one object per line")
-        yield where, row

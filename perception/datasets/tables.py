@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.datasets.boxes import DeclaredBoxes, Resize
-from perception.datasets.lines import json_rows
+from perception.datasets.lines import json_objects
 from perception.datasets.messages import conversation_records, with_messages
 from perception.datasets.own import CONVERSATIONS, question_records
 from perception.datasets.records import Record, RecordSet, bad_row
@@ -55,9 +55,10 @@ def read_table(
     """
     declared, tokenizer = DeclaredBoxes(boxes_format, resize), BoxTokenizer(num_locations)
     records, skipped = list[Record](), list[str]()
+    bad = skipped if skip_bad else None
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    for where, row in _rows(source, subset, split):
-        with bad_row(skipped if skip_bad else None):
+    for where, row in _rows(source, subset, split, bad):
+        with bad_row(bad):
             row = with_messages(row, where)
             paths = [_image_path(image, folder, images, where) for image in _images(row)]
             if any(row.get(name) for name in (*CONVERSATIONS, "objects")):
@@ -107,14 +108,11 @@ def _image_path(image: Any, folder: Path, images: Path, where: str) -> Path:
     return folder / name.removeprefix("file://")
 
 
-def _rows(source: str, subset: str, split: str) -> _Rows:
-    """Yield (file and row, row)."""
+def _rows(source: str, subset: str, split: str, skipped: list[str] | None) -> _Rows:
+    """Yield (file and row, row). `skipped` is that of `json_objects`."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
-        for place, row in json_rows(path, "write one object per line"):
-            if not isinstance(row, dict):
-                raise ValueError(f"{path.name}, {place} must be a JSON object, got {type(row).__name__}")
-            yield f"{path.name}, {place}", row
+        yield from json_objects(path, skipped)
     elif path.is_file() and path.suffix.lower() == ".parquet":
         yield from _parquet_rows(path)
     elif path.is_dir() or (not path.exists() and not path.suffix and _HUB_NAME.fullmatch(source)):

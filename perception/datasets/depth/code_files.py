@@ -125,11 +125,15 @@ def join_files(files: Sequence[Path], out: Path) -> DepthCodes:
     """Join the files that the shards of one job wrote, in the order in which one job would have written the maps.
 
     Raises:
-        ValueError: if a shard of those that the names count (-00001-of-00004) is missing, or as `DepthCodes.read` and
-            `DepthCodes.joined` do.
+        ValueError: if files are shards of several jobs, if a shard of those that the names count (-00001-of-00004) is
+            missing, or as `DepthCodes.read` and `DepthCodes.joined` do.
     """
     check_ending(out)
-    found = {(int(name[1]), int(name[2])) for file in files if (name := _SHARD.search(file.stem))}
+    named = [(file, name) for file in files if (name := _SHARD.search(file.stem))]
+    jobs = {(name.string[: name.start()], name[2]): file.name for file, name in named}
+    if len(jobs) > 1:
+        raise ValueError(f"{' and '.join(sorted(jobs.values())[:2])} are shards of different jobs; join those of one")
+    found = {(int(name[1]), int(name[2])) for _, name in named}
     missing = [f"{i:05d}-of-{n:05d}" for n in {n for _, n in found} for i in range(n) if (i, n) not in found]
     if missing:
         raise ValueError(f"the shard {missing[0]} is missing; run its job, and give all shards")

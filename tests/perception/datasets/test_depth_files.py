@@ -301,6 +301,9 @@ def test_shards_make_up_the_whole(folder: Path, tmp_path: Path, model: VQVAE) ->
     (tmp_path / "0.txt").rename(tmp_path / "c-00000-of-00003.txt")
     with pytest.raises(ValueError, match="the shard 00001-of-00003 is missing"):
         join_files([tmp_path / "c-00000-of-00003.txt"], tmp_path / "j.txt")
+    for other in ("d-00001-of-00002.txt", "c-00001-of-00004.txt"):
+        with pytest.raises(ValueError, match=f"c-00000-of-00002.txt and {other} are shards of different jobs"):
+            join_files([tmp_path / "c-00000-of-00002.txt", tmp_path / other], tmp_path / "j.txt")
     with pytest.raises(ValueError, match="make fewer shards"):
         tokenize(folder, tmp_path / "x.txt", model, shard=(7, 8))
 

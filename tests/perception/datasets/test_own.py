@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from perception import chains
 from perception.datasets.boxes import FORMATS, resize_rule
 from perception.datasets.own import read_questions
 from perception.datasets.records import RecordSet
+from perception.datasets.tables import read_table
 from perception.tokenizers.boxes import BoxTokenizer
 
 CUPS = {"image": "a.png", "question": "How many cups are there?", "answer": 1, "boxes": [[20, 10, 60, 40]]}
@@ -157,6 +159,24 @@ def test_rows_that_cannot_be_used_are_named_and_left_out(tmp_path: Path) -> None
         read_questions(jsonl(tmp_path, {**CUPS, "answer": 7}), 100, skip_bad=True)
     with pytest.raises(ValueError, match="unknown column messages; .*give a table of messages as data.dataset"):
         read_questions(jsonl(tmp_path, {"messages": [], "images": []}), 100, skip_bad=True)
+
+
+def test_lines_that_are_no_json_objects_are_named_and_left_out(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, CUPS)
+    good = file.read_text().rstrip("\n")
+    file.write_text(f"{good}\n{good[:-9]}\n[1, 2]\n{good}\n")
+    made = read_questions(file, 100, skip_bad=True)
+    assert [record.source[-6:] for record in made.records] == ["line 1"] * 2 + ["line 4"] * 2
+    cut, no_object = made.skipped
+    assert re.search(r"questions\.jsonl, line 2 is not complete JSON \(.*\); write one object per line$", cut)
+    assert no_object == "questions.jsonl, line 3 must be a JSON object, got list; write one object per line"
+    table = read_table(str(file), 100, tmp_path / "images", skip_bad=True)
+    assert (table.records, table.skipped) == (made.records, made.skipped)
+    with pytest.raises(ValueError, match="line 2 is not complete JSON"):
+        read_questions(file, 100)
+    file.write_text(f"[{good}")
+    with pytest.raises(ValueError, match=r"questions\.jsonl is not complete JSON"):
+        read_questions(file, 100, skip_bad=True)
 
 
 @pytest.mark.parametrize(
