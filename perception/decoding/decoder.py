@@ -3,8 +3,8 @@
 Each forward pass reads the last confirmed id and a window of guesses after it (`perception.decoding.drafts`). Guesses
 that the model itself would have chosen are confirmed, and so is the id that it chose after them. The other guesses are
 dropped, and the model's predictions become the next ones. Greedy answers have the same ids as decoding one at a time,
-in float32 and float16 up to rare ties; in bfloat16 near-ties differ, as they do in plain decoding between two batch
-sizes (docs/fast_decoding.md).
+in float32 up to rare ties; in half precision near-ties differ, as they do in plain decoding between two batch sizes
+(docs/fast_decoding.md).
 Sampled answers have the same distribution: a guess is accepted with the probability that the model gives it, and where
 it is rejected the id is drawn from the remaining probability (speculative sampling, Leviathan et al., arXiv 2211.17192,
 with drafts of probability 1).

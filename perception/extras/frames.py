@@ -2,8 +2,8 @@
 
 `FrameDepth` keeps the newest frame of each sequence and its codes. For the next frame, the codes of unchanged cells are
 given to the model as if it had written them, and the changed ones are decoded under the grammar, several per forward
-pass, with the ids of decoding one at a time (in bfloat16 up to near-ties). MolmoAct2 reuses depth tokens in a similar
-way. A threshold of 0 decodes every cell again.
+pass, with the ids of decoding one at a time (in half precision up to near-ties). MolmoAct2 reuses depth tokens in a
+similar way. A threshold of 0 decodes every cell again.
 
 Codes are relative to a map's nearest and farthest point: if one of these moves all codes change, and unchanged pixels
 do not show it.

@@ -258,7 +258,7 @@ class PerceptionModel:
     ) -> list[Answer]:
         """Answer several questions in batches, with the same answers as `ask`; kinds and modes may be mixed.
 
-        In bfloat16 near-ties of two ids may fall otherwise in another batch size.
+        In half precision near-ties of two ids may fall otherwise in another batch size.
 
         Args:
             images: one for all questions, or a list or tuple with one per question; an object that occurs several times
@@ -411,7 +411,7 @@ class PerceptionModel:
             max_new_tokens: per answer, forced ids not counted; left out as in `ask`.
             read: as in `ask`; it concerns prompts that ask for a depth map before the answer.
             fast: False decodes with transformers' `generate`, one token per forward pass. The ids are the same in
-                float32 and float16, up to rare ties; in bfloat16 near-ties differ, as between two batch sizes.
+                float32, up to rare ties; in half precision near-ties differ, as between two batch sizes.
             sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
             kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
 
