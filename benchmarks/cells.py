@@ -12,7 +12,8 @@ examples/cells says how it is made), train its neck too, and see random parts of
 Each arm takes the number of steps with which its first seed counts best on the photographs of the validation part. All
 are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
 photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
-Writes `benchmarks/results/cells.json` and a figure beside it.
+Writes `benchmarks/results/cells.json` and a figure beside it; numbers of photographs that were measured before from the
+same base stay in both.
 
 With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
 """
@@ -30,12 +31,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bars import Bar, all_met
-from benchmarks.label_efficiency import arm_config, interval, run_folder, trained_model, training_minutes
+from benchmarks.label_efficiency import arm_config, interval, joined, kept, run_folder, trained_model, training_minutes
 from perception.chains import CHAIN_COUNT, DIRECT_COUNT
 from perception.datasets.detection import CountRules
 from perception.datasets.plurals import plural
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.voc import read_voc
+from perception.model.adapter import base_digest
 from perception.model.folder import find_folder
 from train.aurora import AuroraConfig
 from train.data.records import SourcesConfig
@@ -188,6 +190,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     for kind, name in CELLS.items():
         if not pick(questions, (kind,)):
             raise ValueError(f"{given.cells} has no question about {kind} to test on; call them {name} in the labels")
+    photographs = {"train": total, "test": len({record.image for record in questions})}
+    common = {"seeds": given.seeds, "photographs": photographs, "base": base_digest(find_folder(given.base))[:16]}
+    before = kept(given, common, "labelled")
     found, models = {}, []
     for count in given.sizes:
         counts: dict[str, list[list[int | None]]] = {}
@@ -202,16 +207,19 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 for curve, values in counted(config, arm, labelled(train, count, seed), "test", parts).items():
                     counts.setdefault(curve, []).append(values)
         found[str(count)] = {"chosen": chosen} | figures(counts, questions)
-    return {
+    run = {
         "command": "python -m benchmarks.cells " + " ".join(given.words),
-        "seeds": given.seeds,
-        "photographs": {"train": total, "test": len({record.image for record in questions})},
-        "most boxes of a question to train on": max(drawn),
+        "sizes": given.sizes,
         **provenance(),
         "training_minutes": training_minutes(models),
+    }
+    result = common | {
+        "most boxes of a question to train on": max(drawn),
         "one and the same number": constants(questions),
+        "runs": [run],
         "labelled": found,
     }
+    return joined(result, before, "labelled")
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:

@@ -236,30 +236,37 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     return {"seeds": given.seeds, "scenes": given.scenes, "questions": questions}
 
 
-def kept(stored: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """Return what a run keeps of a stored result: the numbers of answers that it does not measure, and their runs.
+def kept(given: argparse.Namespace, common: Mapping[str, Any], table: str = "answers") -> dict[str, Any]:
+    """Return what a run keeps of the stored result: the sizes that it does not measure, and their runs.
+
+    Args:
+        given: `sizes` to measure, and `out`, the file of the result, which need not exist.
+        common: what all sizes in a file must have in common.
+        table: name of what a result holds by size.
 
     Raises:
-        ValueError: they were measured with other seeds, scenes or numbers of questions.
+        ValueError: they were measured with other values of `common`.
     """
-    answers = {size: cell for size, cell in stored["answers"].items() if int(size) not in given.sizes}
-    if answers and any(stored[name] != value for name, value in settings(given).items()):
+    stored = json.loads(given.out.read_text()) if given.out.exists() else {table: {}, "runs": []}
+    cells = {size: cell for size, cell in stored[table].items() if int(size) not in given.sizes}
+    other = [name for name, value in common.items() if stored.get(name) != value]
+    if cells and other:
         raise ValueError(
-            f"{given.out} holds other seeds, scenes or numbers of questions for {', '.join(answers)} answers; "
-            "give another --out, or measure these --sizes too"
+            f"{given.out} holds {', '.join(cells)} with other {', '.join(other)}; give another --out, or measure these "
+            "--sizes too"
         )
-    left = [[size for size in run["sizes"] if str(size) in answers] for run in stored["runs"]]
+    left = [[size for size in run["sizes"] if str(size) in cells] for run in stored["runs"]]
     runs = [{**run, "sizes": sizes} for run, sizes in zip(stored["runs"], left, strict=True) if sizes]
-    return {"answers": answers, "runs": runs}
+    return {table: cells, "runs": runs}
 
 
-def joined(result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result together with what it keeps of the one before, in the order of the numbers of answers."""
-    answers = {**before["answers"], **result["answers"]}
+def joined(result: Mapping[str, Any], before: Mapping[str, Any], table: str = "answers") -> dict[str, Any]:
+    """Return a result together with what it keeps of the one before, in the order of the sizes."""
+    cells = {**before[table], **result[table]}
     return {
         **result,
         "runs": [*before["runs"], *result["runs"]],
-        "answers": {size: answers[size] for size in sorted(answers, key=int)},
+        table: {size: cells[size] for size in sorted(cells, key=int)},
     }
 
 
@@ -422,7 +429,7 @@ def renew(given: argparse.Namespace) -> list[Bar]:
     """Measure, write the result, its page and its figure; return the targets. Raises ValueError for wrong numbers."""
     if max(given.sizes) > given.scenes:
         raise ValueError(f"{max(given.sizes)} answers need as many scenes, got --scenes {given.scenes}")
-    before = kept(json.loads(given.out.read_text()), given) if given.out.exists() else {"answers": {}, "runs": []}
+    before = kept(given, settings(given))
     result = joined(measure(given), before)
     found = bars(result)
     given.out.write_text(json.dumps({**result, "bars": [bar.to_json() for bar in found]}, indent=1) + "\n")

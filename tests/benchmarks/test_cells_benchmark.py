@@ -45,7 +45,9 @@ def measured(tmp_path_factory, photo_base):
 @pytest.mark.slow
 def test_the_result_has_every_way_to_count_and_a_figure(measured):
     folder, _, result = measured
-    assert result["photographs"] == {"train": 4, "test": 2} and result["commit"] and "training_minutes" in result
+    assert result["photographs"] == {"train": 4, "test": 2}
+    (run,) = result["runs"]
+    assert run["commit"] and run["sizes"] == [2] and "training_minutes" in run
     cell = result["labelled"]["2"]
     assert {arm: choice["steps"] for arm, choice in cell["chosen"].items()} == {"direct": 1, "drawing": 1}
     for curve in cells.CURVES:
@@ -59,9 +61,15 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
 
 
 @pytest.mark.slow
-def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured):
+def test_a_second_run_trains_nothing_gives_the_same_figures_and_keeps_other_sizes(measured):
     folder, words, first = measured
-    assert measure_again(cells, words, folder / "again.json", STEPS=(1,))["labelled"] == first["labelled"]
+    cell, (run,) = first["labelled"]["2"], first["runs"]
+    file = folder / "again.json"
+    file.write_text(json.dumps({**first, "labelled": {"1": cell}, "runs": [{**run, "sizes": [1]}]}))
+    again = measure_again(cells, words, file, STEPS=(1,))
+    assert again["labelled"] == {"1": cell, "2": cell} and [run["sizes"] for run in again["runs"]] == [[1], [2]]
+    file.write_text(json.dumps({**again, "base": "another"}))
+    assert cells.main([*words, "--out", str(file)]) == 1, "sizes that were measured from another base do not stay"
 
 
 def test_a_seed_draws_photographs_whole(records):

@@ -69,16 +69,20 @@ def test_the_gain_is_over_the_better_of_the_direct_arms(items: list[Item]) -> No
 
 
 def test_a_run_keeps_the_numbers_of_answers_that_it_does_not_measure(tmp_path: Path) -> None:
-    asked = given(tmp_path, sizes=[500, 10_000])
+    asked = given(tmp_path, sizes=[500, 10_000], out=tmp_path / "label_efficiency.json")
     same = label_efficiency.settings(asked)
     stored = {**same, "runs": [run("a", 100, 500), run("b", 10_000)], "answers": {"100": 1, "500": 2, "10000": 3}}
-    before = kept(stored, asked)
+    assert kept(asked, same) == {"answers": {}, "runs": []}, "there is no file"
+    asked.out.write_text(json.dumps(stored))
+    before = kept(asked, same)
     result = joined({**same, "runs": [run("c", 500, 10_000)], "answers": {"500": 4, "10000": 5}}, before)
     assert result["answers"] == {"100": 1, "500": 4, "10000": 5} and next(iter(result["answers"])) == "100"
     assert [(r["commit"], r["sizes"]) for r in result["runs"]] == [("a", [100]), ("c", [500, 10_000])]
-    with pytest.raises(ValueError, match="other seeds, scenes or numbers of questions for 100 answers"):
-        kept(stored, given(tmp_path, sizes=[500, 10_000], seeds=[0]))
-    assert kept(stored, given(tmp_path, sizes=[100, 500, 10_000], seeds=[0])) == {"answers": {}, "runs": []}
+    other = {**same, "seeds": [0]}
+    with pytest.raises(ValueError, match=r"label_efficiency\.json holds 100 with other seeds; give another --out"):
+        kept(asked, other)
+    asked.sizes.append(100)
+    assert kept(asked, other) == {"answers": {}, "runs": []}
 
 
 def test_the_minutes_of_a_training_count_once(tmp_path: Path) -> None:
