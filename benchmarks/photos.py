@@ -11,7 +11,8 @@ maps, boxes and points and has never seen an answer (docs/photos.md has the comm
 All are asked about the photographs of the test part, whose answers are the teachers' too: they bound what can be
 learned, and are no truth. Also measured is what the common start perceives: where it says that the marked points are,
 and whether its maps are nearest at the right one of them. Trainings and outcomes stay in --runs, so that a benchmark
-that was stopped goes on. Writes `benchmarks/results/photos.json`.
+that was stopped goes on. Writes `benchmarks/results/photos.json`; numbers of answers that were measured before from the
+same base stay in it.
 
 With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
 """
@@ -33,6 +34,8 @@ from benchmarks.label_efficiency import (
     ROWS,
     arm_config,
     figures,
+    joined,
+    kept,
     pick,
     run_folder,
     trained_model,
@@ -43,6 +46,8 @@ from perception.datasets.photographs import Photographs
 from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
 from perception.evaluation.scenes import Item, evaluate_items
+from perception.model.adapter import base_digest
+from perception.model.folder import find_folder
 from perception.model.perception_model import PerceptionModel
 from train.aurora import AuroraConfig
 from train.data.photos import PhotosConfig
@@ -104,6 +109,13 @@ def constants(items: Sequence[Item]) -> dict[str, float]:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     items = photo_items(Photographs(given.photos, "test"), SIZE, each=given.each)
     total = len(Photographs(given.photos))
+    common = {
+        "seeds": given.seeds,
+        "photographs": {"train": total, "test": len({id(item.scene) for item in items})},
+        "questions": {row: len(pick(items, row)) for row in ROWS},
+        "base": base_digest(find_folder(given.base))[:16],
+    }
+    before = kept(given, common)
     found, models = {}, []
     for answers in given.sizes:
         correct: dict[str, list[list[int]]] = {}
@@ -115,17 +127,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 for curve, values in made.items():
                     correct.setdefault(curve, []).append(values)
         found[str(answers)] = figures(correct, items)
-    return {
+    run = {
         "command": "python -m benchmarks.photos " + " ".join(given.words),
-        "seeds": given.seeds,
-        "photographs": {"train": total, "test": len({id(item.scene) for item in items})},
-        "questions": {row: len(pick(items, row)) for row in ROWS},
+        "sizes": given.sizes,
         **provenance(),
         "training_minutes": training_minutes(models),
-        "the most common answer": constants(items),
-        "start": perceives(given.base, items),
-        "answers": found,
     }
+    seen = {"the most common answer": constants(items), "start": perceives(given.base, items)}
+    return joined(common | seen | {"runs": [run], "answers": found}, before)
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:
@@ -181,7 +190,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if all_met(found) else 1
     if not given.photos:
         parser.error("give --photos FOLDER")
-    result = measure(given)
+    try:
+        result = measure(given)
+    except ValueError as error:
+        print(f"photos: {error}", file=sys.stderr)
+        return 1
     result["bars"] = [bar.to_json() for bar in bars(result)]
     write_whole(given.out, json.dumps(result, indent=1) + "\n")
     print(*lines(result), f"written: {given.out}", sep="\n")

@@ -27,7 +27,8 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
             row = cell["accuracy"][curve]["counting"]
             assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
     assert 0 < result["the most common answer"]["counting"] <= 1
-    assert result["command"].startswith("python -m benchmarks.photos --photos FOLDER --base ")
+    (run,) = result["runs"]
+    assert run["sizes"] == [4, 9] and run["command"].startswith("python -m benchmarks.photos --photos FOLDER --base ")
     assert set(result["start"]) >= {"point named where it is", "map nearest at the right one of the true points"}
 
 
