@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 import torch.nn.functional as F
 
 from perception.answers import POINT_LETTERS, asks_for_farthest, read_answer
@@ -42,6 +43,8 @@ _AND_READ_IT = "Draw the depth map and read it"
 
 LOW_CONFIDENCE = 0.5
 """Confidence below which the model holds another answer to be likelier than its own, all others together"""
+
+_SAME_THING = 0.8  # IoU from which two boxes of an answer are one thing drawn twice
 
 _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
@@ -482,17 +485,35 @@ def _boxes(count: int, which: str = "") -> str:
     return f"{count} {which}box{'es' if count != 1 else ''}"
 
 
+def _different(boxes: Sequence[Sequence[int]]) -> int:
+    """Number of boxes (x1, y1, x2, y2) without those that overlap one before them by `_SAME_THING` or more."""
+    found: list[Sequence[int]] = []
+    for box in boxes:
+        if all(_iou(box, other) < _SAME_THING for other in found):
+            found.append(box)
+    return len(found)
+
+
+def _iou(one: Sequence[int], other: Sequence[int]) -> float:
+    """Intersection over union of two boxes in bins; a box covers the bins of all its sides."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])  # (2,) each
+    shared = float(np.clip(high + 1 - low, 0, None).prod())
+    areas = [(x2 + 1 - x1) * (y2 + 1 - y1) for x1, y1, x2, y2 in (one, other)]
+    return shared / (sum(areas) - shared)
+
+
 def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], text: str, question: str) -> str:
     """How an answer differs from what was drawn or read before it; empty where it agrees, or nothing was.
 
-    The grammar allows a repeated box, since two things may lie in the same bins; the answer says that there is one.
+    The grammar allows a box that is drawn again, in the same bins or in slightly other ones, since two things may lie
+    there; the answer says that there is one.
     """
     drawn = any(span.modality == "boxes" for span in spans)
     boxes = [span.codes[i : i + 4] for span in spans if span.modality == "boxes" for i in range(0, len(span.codes), 4)]
     if kind == "count" and drawn and value != len(boxes):
         return f"{'no number' if value is None else value} said, {_boxes(len(boxes))} drawn"
-    if kind == "count" and len(set(boxes)) < len(boxes):
-        return f"{value} said, {_boxes(len(set(boxes)), 'different ')} drawn"
+    if kind == "count" and (different := _different(boxes)) < len(boxes):
+        return f"{value} said, {_boxes(different, 'different ')} drawn"
     readings = {letter: int(number) for letter, number in re.findall(rf"\b([{POINT_LETTERS}]) (\d+)\b", text)}
     if kind == "depth" and any(span.modality == "depth" for span in spans) and len(readings) > 1:
         pick = min if asks_for_farthest(question) else max

@@ -19,6 +19,13 @@ DEPTH = Span("depth", tuple(i % 128 for i in range(100)))
 BOXES = Span("boxes", (1, 2, 30, 40, 50, 60, 70, 80))
 TWICE = Span("boxes", (*BOXES.codes, *BOXES.codes[4:]))
 POINTS = Span("points", (10, 20, 60, 70))
+
+
+def pair_of(shift):
+    """Two boxes of 20 x 20 bins, the second one to the right: 2 bins shifted they share 0.82, 3 bins shifted 0.74."""
+    return Span("boxes", (10, 10, 29, 29, 10 + shift, 10, 29 + shift, 29))
+
+
 READ = (DEPTH, " A", POINTS, " 63, B", POINTS)
 
 
@@ -115,6 +122,8 @@ def test_what_is_written_is_read_back(extended):
         ((BOXES, " many"), "count", "How many cubes?", "no number said, 2 boxes drawn"),
         ((TWICE, " 3."), "count", "How many cubes?", "3 said, 2 different boxes drawn"),
         ((TWICE, " 2."), "count", "How many cubes?", "2 said, 3 boxes drawn"),
+        ((pair_of(2), " 2."), "count", "How many cubes?", "2 said, 1 different box drawn"),
+        ((pair_of(3), " 2."), "count", "How many cubes?", ""),
         ((" 3.",), "count", "How many cubes?", ""),
         ((*READ, " 41, so A."), "depth", "Which is closest?", ""),
         ((*READ, " 41, so A."), "depth", "Which is farthest?", "A said, readings A 63, B 41"),
@@ -154,7 +163,8 @@ def test_a_chain_may_draw_what_it_needs(extended):
 def test_a_list_of_sixty_boxes_has_room_for_its_number(extended):
     _, tokenizer, vocabulary = extended
     room, grammar = ChainRoom.of(tokenizer, vocabulary), SpanGrammar(vocabulary)
-    boxes = BoxTokenizer(100).encode(np.random.default_rng(0).uniform([0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], (60, 4)))
+    corners = np.stack(np.meshgrid(np.arange(10) / 10, np.arange(6) / 6), -1).reshape(60, 2)
+    boxes = BoxTokenizer(100).encode(np.concatenate([corners, corners + 0.15], 1).clip(0, 1))
     example = chains.chain_count("How many cells are there?", Span("boxes", tuple(boxes)))
     ids = encode_target(tokenizer, vocabulary, example.target)
     assert len(ids) + len(("the end",)) <= room.default
