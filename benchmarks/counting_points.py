@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import STYLES, interval, trained_model, training_minutes
 from perception.chains import CHAIN_COUNT, Example
 from perception.datasets.images import ImageFile
+from perception.datasets.progress import track
 from perception.datasets.records import Record, RecordSet
 from perception.evaluation.scenes import Item, scene_items
 from perception.model.perception_model import Prompt
@@ -95,7 +95,7 @@ def write_records(store: SceneStore, form: str, given: argparse.Namespace) -> No
     if not file.exists():
         (folder / "images").mkdir(parents=True, exist_ok=True)
         records = []
-        for index in track(range(len(store)), description=f"records of {form}", transient=True):
+        for index in track(range(len(store)), f"records of {form}"):
             image = folder / "images" / f"{index}.png"
             if not image.exists():
                 Image.fromarray(np.asarray(store.images[index])).save(image)

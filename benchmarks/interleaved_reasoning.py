@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.reasoning_page import page
+from perception.datasets.progress import track
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.geometry.problems import Split
 from perception.model.shipped import shipped
@@ -232,7 +232,7 @@ def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: Split) 
     """Per arm: whether each of its seeds answers each problem of a split right, and the selection's F1."""
     problems = recipes.problems(replace(recipes.data, split=split, seed=1000, count=recipes.scale.test))
     table = {}
-    for name in track(seeds, description=split):
+    for name in track(seeds, split):
         found = {seed: outcomes(recipes, name, seed, problems, split) for seed in seeds[name]}
         scores = [one["selection_f1"] for one in found.values() if one["selection_f1"] is not None]
         table[name] = {

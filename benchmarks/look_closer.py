@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.comparison_page import markdown_table
 from benchmarks.interleaved_reasoning import Arm, chooser, gain
+from perception.datasets.progress import track
 from perception.evaluation.bootstrap import crossed_interval
 from perception.geometry.fine import PRINT
 from perception.geometry.problems import Split
@@ -268,7 +268,7 @@ def outcomes(recipes: Recipes, name: str, seed: int, split: Split) -> dict[str, 
 def measure(recipes: Recipes, names: Sequence[str], seeds: Sequence[int], split: Split) -> dict[str, dict[str, Any]]:
     """Per arm: whether each of its seeds answers each problem of a split right, and means over the seeds."""
     table = {}
-    for name in track(names, description=split):
+    for name in track(names, split):
         found = {seed: outcomes(recipes, name, seed, split) for seed in (seeds if name in EVERY_SEED else seeds[:1])}
         first = next(iter(found.values()))
         means = {key: float(np.mean([one[key] for one in found.values()])) for key in ("visual_tokens", "seconds")}

@@ -22,12 +22,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.depth_sets import scene_set
 from benchmarks.missing_depth import missing_figures
 from benchmarks.token_budgets import RUNS, STEPS, Variant, training
+from perception.datasets.progress import track
 from train.loop.provenance import ROOT, provenance
 from train.tokenizer import TokenizerConfig, train
 from vqvae import VQVAE
@@ -81,7 +81,7 @@ def measure(folder: Path, steps: int, scenes: int, seeds: tuple[int, ...], num_s
     depth = torch.cat(scene_set("standard", scenes, EVALUATION_SIZE).depth)
     jobs = [(arm, seed) for arm in ARMS for seed in seeds]
     found: dict[str, Any] = {arm.name: [] for arm in ARMS}
-    for arm, seed in track(jobs, description="training and measuring"):
+    for arm, seed in track(jobs, "training and measuring"):
         found[arm.name].append(missing_figures(finished(recipe(arm, seed, folder, steps, num_scenes)), depth))
     return found
 

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from benchmarks.bars import Bar, all_met
 from benchmarks.budget_page import draw_curves, write_page
 from benchmarks.depth_sets import DepthSet, figures, measured_set, reconstruct_with, scene_set
 from perception.datasets.depth.measured import measured_maps
+from perception.datasets.progress import track
 from train.loop.config import LoopConfig
 from train.loop.provenance import ROOT, provenance
 from train.tokenizer import TokenizerConfig, train
@@ -133,7 +132,7 @@ def measure(folder: Path, steps: int, scenes: int) -> list[dict[str, Any]]:
     """
     sets: dict[str, DepthSet] = {}
     rows = []
-    for variant in track(variants(), description="measuring"):
+    for variant in track(variants(), "measuring"):
         model = finished(variant, folder, steps)
         for tokens in variant.lengths:
             kept = folder / variant.name / f"figures-{tokens}-{scenes}-{model.fingerprint()}.json"

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor
 
 from perception.datasets.photographs import Photographs, PhotoScene
+from perception.datasets.progress import track
 from perception.model.cell_tower import CellTower, CellTowerConfig, features, without_batch_norms
 from perception.model.devices import find_device
 from perception.model.folder import find_folder, read_model, read_processor
@@ -171,7 +171,7 @@ def fit_projector(projector: Any, tower: CellTower, views: PhotoViews, meaning: 
         made = projector(torch.from_numpy(tokens[numbers]).to(device).float())
         return (made - target).square().mean(), target.var()
 
-    for _ in track(range(steps), description="projector", transient=True):
+    for _ in track(range(steps), "projector"):
         loss, _ = error(rng.integers(len(views) - held_out, size=_FIT_VIEWS))
         optimizer.zero_grad()
         loss.backward()

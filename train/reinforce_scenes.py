@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.progress import track
 
 from perception.answers import POINT_LETTERS
 from perception.chains import prompt_for
+from perception.datasets.progress import track
 from perception.evaluation.scenes import Item, scene_items
 from perception.interleave.triggers import InterleaveSettings
 from perception.model.folder import find_folder
@@ -99,7 +99,7 @@ def scene_problems(config: SceneReinforceConfig) -> tuple[Sequence[ChainProblem]
     for count, seed in ((config.questions, FIRST_SEED), (config.held_out, FIRST_SEED + 5_000_000)):
         numbers = (count, 0) if config.task == "counting" else (0, -(-count // 4))
         items = scene_items(config.style, *numbers, seed)
-        found.append([problem_of(item) for item in track(items[:count], description="rendering", transient=True)])
+        found.append([problem_of(item) for item in track(items[:count], "rendering")])
     return found[0], found[1]
 
 

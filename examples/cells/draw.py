@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from rich.progress import track
+
+from perception.datasets.progress import track
 
 WIDTH, HEIGHT = 400, 300
 RADII = {"RBC": 31.0, "WBC": 47.0, "Platelets": 9.0}
@@ -129,7 +130,7 @@ def main(folder: Path, train: int = 16, test: int = 4) -> None:
     for made in (folder / "JPEGImages", folder / "Annotations", lists):
         made.mkdir(parents=True, exist_ok=True)
     names = [f"blood-{number:02d}" for number in range(train + test)]
-    for number, name in enumerate(track(names, "drawing", transient=True)):
+    for number, name in enumerate(track(names, "drawing")):
         rng = np.random.default_rng(number)
         drawn, boxes = picture(place(rng), rng)
         drawn.save(folder / "JPEGImages" / f"{name}.jpg", quality=90)

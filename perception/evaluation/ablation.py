@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
+from perception.datasets.progress import Progress
 from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from perception.evaluation.replacement import Case, Replacement, Thought
 
@@ -95,11 +94,7 @@ def ablate(
     total = sum(len(rows[name]) * len(drawn) for name, drawn in chosen.items())
     right: dict[str, list[float]] = {}
     found: dict[str, Condition[Thought]] = {}
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"{title}: {total} answers", markup=False, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
+    with Progress(title, total) as progress:
         for name in sorted(chosen, key=lambda name: name != "own"):
             asked = [cases[i] for i in rows[name]]
             given: list[list[Any]] = [[] for _ in asked]
@@ -117,7 +112,7 @@ def ablate(
                         given[i].append(said)
                         if meant is not None:
                             followed[i].append(float(said == meant))
-                    progress.advance(task, len(answers))
+                    progress.advance(len(answers))
             right[name] = [
                 float(np.mean([said == case.truth for said in answers]))
                 for case, answers in zip(asked, given, strict=True)

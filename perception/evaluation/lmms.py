@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.model import lmms
 from PIL import Image
-from rich.progress import track
 
+from perception.datasets.progress import track
 from perception.evaluation.published_scores import published_room
 from perception.model.devices import find_device
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -72,7 +72,7 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
         """
         texts: list[str] = []
         batches = range(0, len(requests), self.batch_size)
-        for start in track(batches, description=NAME):
+        for start in track(batches, NAME):
             chunk = [request.args for request in requests[start : start + self.batch_size]]
             prompts = [self._prompt(*arguments) for arguments in chunk]
             limit = max(self._limit(settings) for _, settings, *_ in chunk)

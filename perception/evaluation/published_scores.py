@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from perception.answers import LETTERS, final_answer, read_number, read_option, same_answer
 from perception.chains import Answer, kind_of_question
 from perception.datasets.lines import text_lines
+from perception.datasets.progress import Progress
 from perception.evaluation.bootstrap import Interval, bootstrap_interval
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
 from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
@@ -117,21 +116,19 @@ def answer_published(
     open_items = [item for item in items if item.key not in given]
     # Similar questions go into one batch, as a batch is as slow as its longest answer.
     order = sorted(open_items, key=lambda item: (kind_of_question(item.question) or "", item.group))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(items), completed=len(items) - len(open_items))
-        with path.open("a", encoding="utf-8") as file:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                for item, answer in zip(batch, ask(batch), strict=True):
-                    said, right = score(item, answer.text)
-                    one = PublishedAnswer(
-                        item.key, item.group, item.question, item.truth, answer.text, said, right, answer.spans
-                    )
-                    given[item.key] = one
-                    file.write(one.to_json() + "\n")
-                file.flush()
-                progress.advance(task, len(batch))
+    before = len(items) - len(open_items)
+    with Progress(title, len(items), before) as progress, path.open("a", encoding="utf-8") as file:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for item, answer in zip(batch, ask(batch), strict=True):
+                said, right = score(item, answer.text)
+                one = PublishedAnswer(
+                    item.key, item.group, item.question, item.truth, answer.text, said, right, answer.spans
+                )
+                given[item.key] = one
+                file.write(one.to_json() + "\n")
+            file.flush()
+            progress.advance(len(batch))
     return [given[item.key] for item in items]
 
 

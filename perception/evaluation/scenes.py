@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from perception.answers import POINT_LETTERS
 from perception.chains import Answer, prompt_for
+from perception.datasets.progress import Progress
 from perception.model.perception_model import PerceptionModel, Prompt, Read
 from perception.scenes.questions import count_question, depth_question
 from perception.scenes.render import render_scenes
@@ -116,17 +115,13 @@ def evaluate_items(
     ]
     order = sorted(range(len(items)), key=lambda i: (items[i].kind, items[i].group, len(prompts[i].forced)))
     outcomes: dict[int, ScoredAnswer] = {}
-    console, title = Console(), title or f"answering ({mode})"
-    if not console.is_terminal:
-        console.print(f"{title}: {len(items)} questions", markup=False, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(items))
+    with Progress(title or f"answering ({mode})", len(items)) as progress:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             answers = model.answer([prompts[i] for i in rows], read=read, **settings)
             for i, answer in zip(rows, answers, strict=True):
                 outcomes[i] = ScoredAnswer(items[i].group, answer.value == items[i].answer, answer)
-            progress.advance(task, len(rows))
+            progress.advance(len(rows))
     return [outcomes[i] for i in range(len(items))]
 
 

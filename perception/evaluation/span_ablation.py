@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from perception.answers import LETTERS
 from perception.chains import Answer, kind_of_question, prompt_for, read_ids
+from perception.datasets.progress import Progress
 from perception.decoding.decoder import SpanDecoder
 from perception.decoding.drafts import DraftBook
 from perception.evaluation.ablation import AnswerCases, Condition, ablate, commonest_share
@@ -113,11 +112,7 @@ def draw_cases(
     """Let the model draw: the questions for which it draws the span that is to be replaced, with that span."""
     vocabulary, tokenizer = model.vocabulary, model.processor.tokenizer
     cases: list[Case[Span]] = []
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"{title}: {len(questions)} questions", markup=False, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(questions))
+    with Progress(title, len(questions)) as progress:
         for start in range(0, len(questions), batch_size):
             part = questions[start : start + batch_size]
             prompts = [Prompt(question.load(), question.text, question.kind) for question in part]
@@ -133,7 +128,7 @@ def draw_cases(
                     points = _named_points(model, read_ids(tokenizer, vocabulary, ids, question.kind))
                 asked = replace(question, points_xy=points, prefix=tuple(ids[:begin]))
                 cases.append(Case(asked, question.truth, own, question.oracle))  # type: ignore[arg-type]
-            progress.advance(task, len(part))
+            progress.advance(len(part))
     return cases
 
 

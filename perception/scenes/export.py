@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from perception.datasets.progress import track
 from perception.scenes.render import render_scenes
 from perception.scenes.styles import STYLES
 from vqvae.files import write_whole
@@ -61,7 +61,7 @@ def export_parquet(
 
     folder = Path(folder)
     paths = []
-    for start in track(range(0, len(seeds), rows_per_file), description=f"exporting {style} scenes", transient=True):
+    for start in track(range(0, len(seeds), rows_per_file), f"exporting {style} scenes"):
         part = list(seeds[start : start + rows_per_file])
         path = folder / f"{style}-{image_size}-{part[0]:09d}-{part[-1]:09d}.parquet"
         if not path.exists():

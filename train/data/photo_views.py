@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from torch.multiprocessing import get_context
 from perception.datasets.marking import mark
 from perception.datasets.photo_questions import question_about
 from perception.datasets.photographs import Photographs, PhotoScene, Window
+from perception.datasets.progress import track
 from perception.model.cell_tower import STRIDES
 from perception.model.devices import find_device
 from perception.scenes.markers import MIN_GAP, marker_nearness, scatter_markers
@@ -137,7 +137,7 @@ class PhotoViews:
         home = next(backbone.parameters()).device
         backbone.to(find_device())
         for wait in (False, True):  # first what no other process is making, then wait for those
-            for part in track(parts, description="views of photographs", transient=True):
+            for part in track(parts, "views of photographs"):
                 try:
                     with FileLock(self._path(part).with_suffix(".lock"), timeout=-1 if wait else 0):
                         if not self._path(part).exists():
@@ -195,7 +195,7 @@ class PhotoViews:
     def _write_tokens(self, path: Path, tower: Any) -> None:
         made, home, device = [], next(tower.parameters()).device, find_device()
         tower.to(device)
-        for part in track(range(self._parts), description="visual tokens", transient=True):
+        for part in track(range(self._parts), "visual tokens"):
             with safe_open(self._path(part), framework="pt") as file:
                 seen = [file.get_tensor(f"stride{stride}").to(device).float() for stride in STRIDES]
             made.append(tower.gather(seen).half().cpu().numpy())

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from torch import Tensor
 
 from perception.answers import MARKED, final_answer
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
+from perception.datasets.progress import track
 from perception.interleave.reasoner import visual_grid
 from perception.model.images import load_image
 from train.data.interleaved import ChainEncoder, ChainProblem, ChainStep
@@ -90,7 +90,7 @@ def read_published_problems(
     for file in data.files:
         rows = read_mint_cot(file, data.images or None)
         skipped += rows.skipped
-        for problem in track(rows.problems, description=Path(file).name, transient=True):
+        for problem in track(rows.problems, Path(file).name):
             try:
                 load_image(problem.image)
                 found.append((problem, _row(problem)))

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
-from rich.progress import track
 
 from perception.chains import (
     ATOMIC,
@@ -43,6 +42,7 @@ from perception.datasets.images import ImageFile
 from perception.datasets.labelling.jobs import read_prepared
 from perception.datasets.own import read_questions
 from perception.datasets.photographs import Window
+from perception.datasets.progress import track
 from perception.datasets.records import Record, RecordSet, bad_row
 from perception.datasets.tables import read_table
 from perception.datasets.voc import read_voc
@@ -469,7 +469,7 @@ def check_images(records: Sequence[Record], skipped: list[str] | None = None) ->
         return None
 
     with ThreadPoolExecutor() as pool:
-        faults = track(pool.map(fault, first), description="checking images", total=len(first), transient=True)
+        faults = track(pool.map(fault, first), "checking images", len(first))
         bad = {image: said for image, said in zip(first, faults, strict=True) if said is not None}
     if skipped is not None:
         faulty = [(record, image) for record in records for image in record.all_images if image in bad]

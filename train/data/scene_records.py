@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from perception import chains
 from perception.answers import POINT_LETTERS
 from perception.chains import Example
 from perception.datasets.images import ImageFile
+from perception.datasets.progress import track
 from perception.datasets.records import Record, RecordSet
 from perception.model.folder import find_folder
 from perception.scenes.captions import conversation
@@ -72,7 +72,7 @@ def write_scene_records(config: SceneRecordsConfig) -> dict[str, int]:
     )
     found: dict[str, list[Record]] = {CAPTIONS: [], CHAINS: [], DIRECT: []}
     seeds = range(config.first_seed, config.first_seed + config.count)
-    for start in track(range(0, config.count, _RENDER), description="rendering", transient=True):
+    for start in track(range(0, config.count, _RENDER), "rendering"):
         batch = render_scenes(list(seeds[start : start + _RENDER]), config.style, config.image_size)
         with torch.no_grad():
             codes = vqvae.to_sequence(vqvae.encode(batch.depth)).numpy()  # (b, h * w)

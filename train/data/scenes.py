@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from perception import chains
 from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import Example
+from perception.datasets.progress import track
 from perception.model.devices import find_device
 from perception.scenes.questions import (
     CountQuestion,
@@ -125,7 +125,7 @@ def _encode(store: SceneStore, tokenizer: VQVAE, path: Path) -> None:
     both: list[list[np.ndarray]] = [[], []]
     device = find_device()
     tokenizer = copy.deepcopy(tokenizer).to(device)
-    for start in track(range(0, len(store), _ENCODED_AT_ONCE), description="depth codes", transient=True):
+    for start in track(range(0, len(store), _ENCODED_AT_ONCE), "depth codes"):
         depth = torch.from_numpy(store.depth[start : start + _ENCODED_AT_ONCE].astype(np.float32)).to(device)
         for mirrored in (0, 1):
             encoded = tokenizer.encode(depth.flip(2) if mirrored else depth)  # (b, h, w)

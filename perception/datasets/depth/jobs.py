@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from perception.datasets.depth.code_files import DepthCodes, check_ending
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth, scale_hint, write_exr
 from perception.datasets.listing import stamp, stamps_digest
+from perception.datasets.progress import track
 from perception.datasets.shards import locked
 from perception.tokenizers.depth import DepthTokenizer
 from vqvae import VQVAE
@@ -85,7 +85,7 @@ def tokenize(
         done = {name for part in found for name in part.files}
         left = [file for file, name in names.items() if name not in done]
         starts = range(0, len(left), FILES_PER_PART)
-        for start in track(starts, description="encoding", transient=True, disable=len(starts) < 2):
+        for start in track(starts, "encoding"):
             chunk = left[start : start + FILES_PER_PART]
             maps = _maps(root, chunk, meant, skipped if skip_bad else None)
             try:
@@ -283,7 +283,7 @@ def detokenize(
         _check_millimetres(codes)
     written = []
     device = next(model.parameters()).device
-    for start in track(range(0, len(codes.names), batch_size), description="decoding", transient=True):
+    for start in track(range(0, len(codes.names), batch_size), "decoding"):
         chunk = slice(start, start + batch_size)
         nearness = (decode or model.decode)(torch.from_numpy(codes.codes[chunk]).to(device))  # (b, S, S)
         for index, name in enumerate(codes.names[chunk], start):

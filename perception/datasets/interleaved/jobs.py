@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from perception.datasets.interleaved.endpoint import KeywordError
 from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
 from perception.datasets.listing import stamp
+from perception.datasets.progress import Progress
 from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
 from vqvae.files import write_whole
 
@@ -120,20 +120,19 @@ def make_shards(
     with locked(out):
         Plan(out / PLAN, {**plan, "shard_size": shard_size, "copy_images": copy_images}).begin()
         done, kept = _finished(out, parts)
-        with Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
-            task = progress.add_task("making", total=len(rows))
+        with Progress("making", len(rows)) as progress, ThreadPoolExecutor(workers) as pool:
             held: list[_PendingShard] = []
             failures: list[_Skip] = []  # of the language model, since its last usable reply
             for number, part in enumerate(parts):
                 if number in done:
-                    progress.advance(task, len(part))
+                    progress.advance(len(part))
                     continue
                 problems, skipped = [], []
                 made = _in_order(pool, make, [row for row in part if row.key not in kept], root, workers)
                 for row in part:
                     before = kept.get(row.key)
                     found = next(made) if before is None else replace(before, name=row.name)
-                    progress.advance(task)
+                    progress.advance()
                     if isinstance(found, _Skip):
                         skipped.append(found)
                         failures += [found] if found.language else []
