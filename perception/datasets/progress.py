@@ -15,6 +15,12 @@ FIRST_PLAIN_SECONDS, PLAIN_SECONDS = 10.0, 60.0
 T = TypeVar("T")
 
 
+def hours(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds: 26:00:05 is more than a day."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
+
+
 class Progress:
     """Shows how much of a task is done. A bar is gone when the task ends; short tasks print no plain line.
 
@@ -51,7 +57,7 @@ class Progress:
         if not self._console.is_terminal and now >= self._due:
             self._due = now + PLAIN_SECONDS
             rate = (self._done - self._before) / (now - self._began)
-            left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / max(rate, 1e-9)))
+            left = hours((self._total - self._done) / max(rate, 1e-9))
             said = f"{self._title}: {self._done} of {self._total}, {left} left"
             self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 

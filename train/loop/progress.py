@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from perception.datasets.progress import hours
 from train.loop.trackers import start_trackers
 
 LOG_FILE = "log.jsonl"
@@ -98,8 +99,7 @@ class Display:
         if not self._enabled or not (self._live or step == self._steps or now >= self._due):
             return
         rate = (step - self._start) / max(now - self._began, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) / max(rate, 1e-9)))
-        pace = f"{rate:.2f} steps/s, {left} left"
+        pace = f"{rate:.2f} steps/s, {hours((self._steps - step) / max(rate, 1e-9))} left"
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self._smooth.items())
         figures += f", lr {lr:.2e}, waiting for data {wait_share:.1%}"
         if self._live is not None:

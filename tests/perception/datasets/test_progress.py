@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perception.datasets import progress
-from perception.datasets.progress import Progress, track
+from perception.datasets.progress import Progress, hours, track
 
 
 @pytest.fixture
@@ -35,3 +35,7 @@ def test_what_was_done_before_says_nothing_about_the_pace(clock: list[float], ca
 def test_short_work_says_nothing(capsys: object) -> None:
     assert list(track((n for n in range(3)), "checking", 3)) == [0, 1, 2]
     assert capsys.readouterr().err == ""  # type: ignore[attr-defined]
+
+
+def test_times_of_more_than_a_day_are_whole() -> None:
+    assert [hours(seconds) for seconds in (0, 59.6, 3599, 93_605)] == ["00:00:00", "00:01:00", "00:59:59", "26:00:05"]
