@@ -236,7 +236,7 @@ def test_a_card_is_written_from_the_run(trained: Path) -> None:
         "| training steps | 1 |",
         f"| loss at the end, on training data | {record['final_loss']} |",
         f"| records | {record['records']} |",
-        "`--data.own`: questions.csv",
+        "own questions: questions.csv",
         "Nothing was measured on held-out data.",
         "The base's card states llama2",
     ):
@@ -248,8 +248,12 @@ def test_a_card_is_written_from_the_run(trained: Path) -> None:
 def test_a_card_names_hub_data_whole_and_of_paths_the_last_part(tmp_path: Path) -> None:
     own = (str(tmp_path / "mine.csv"), "secret/mine.jsonl")
     assert describe_data(SourcesConfig(own=own, dataset=("owner/name", str(tmp_path)))) == [
-        "`--data.own`: mine.csv, mine.jsonl",
-        f"`--data.dataset`: owner/name, {tmp_path.name}",
+        "own questions: mine.csv, mine.jsonl",
+        f"data set: owner/name, {tmp_path.name}",
+    ]
+    split = ("/data/blood/ImageSets/Main/train.txt", "ImageSets/Main/val.txt", "labels")
+    assert describe_data(SourcesConfig(counts=split, counts_images="i")) == [
+        "boxes of things: blood/train.txt, val.txt, labels"
     ]
 
 

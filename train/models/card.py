@@ -26,22 +26,39 @@ _LABELS = {
 }
 
 
+_SPLITS = ("ImageSets", "Main")
+"""Folders of a data set in VOC's layout where the lists of its split lie"""
+_SOURCES = {
+    "own": "own questions",
+    "dataset": "data set",
+    "records": "records",
+    "aurora": "AURORA's files",
+    "counts": "boxes of things",
+    "depth": "depth maps",
+    "prepared": "images with labels of teacher models",
+}
+"""What the files of each field of `SourcesConfig` are"""
+
+
 def describe_data(config: SourcesConfig) -> list[str]:
-    """Return one line per source of data, with the names of its files and without their folders."""
+    """Return one line per source of data, with the names of its files and without the folders that these lie in."""
     lines = [f"{config.scenes.count} rendered scenes"] if config.scenes.count else []
     if config.photos.folder:
         lines.append(f"photographs with depth maps and boxes of teacher models: {_public(config.photos.folder)}")
     for field in fields(config):
         value = getattr(config, field.name)
         if value and isinstance(value, tuple):
-            lines.append(f"`--data.{field.name}`: {', '.join(_public(name) for name in value)}")
+            lines.append(f"{_SOURCES[field.name]}: {', '.join(_public(name) for name in value)}")
     return lines
 
 
 def _public(name: str) -> str:
-    """Return a hub name as it is, and of a path its last part alone."""
+    """Return a hub name as it is, and of a path its last part alone; a list of a VOC split is named after its set."""
     is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).suffix and not Path(name).exists()
-    return name if is_hub_name else Path(name).name
+    if is_hub_name:
+        return name
+    path = Path(name)
+    return f"{path.parts[-4]}/{path.name}" if path.parts[-3:-1] == _SPLITS and len(path.parts) > 3 else path.name
 
 
 def write_card(folder: Path, base: str, data: list[str], record: Mapping[str, Any]) -> None:
