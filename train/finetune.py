@@ -581,13 +581,7 @@ def build_encoder(config: FinetuneConfig, parts: Parts) -> RowEncoder:
     limits = [limit for limit in (max_positions(parts.model), config.max_length) if limit is not None]
     prompt = ChatPrompt.from_processor(parts.processor)
     return RowEncoder(
-        parts.vocabulary,
-        parts.processor,
-        prompt,
-        config.weights,
-        parts.accepted,
-        min(limits, default=None),
-        config.curriculum.noisy_boxes,
+        parts.vocabulary, parts.processor, prompt, config.weights, parts.accepted, min(limits, default=None)
     )
 
 
@@ -635,7 +629,7 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
         sources.append((of_records, config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):
         raise ValueError(f"a batch of {config.batch_size} rows has no room for scenes and records; raise batch_size")
-    return RowBatches(build_encoder(config, parts), tuple(sources), config.length_groups, loop.seed)
+    return RowBatches(build_encoder(config, parts), tuple(sources), config.length_groups)
 
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:

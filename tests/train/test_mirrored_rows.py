@@ -19,10 +19,9 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.folder import find_folder, read_processor
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
-from train.data.augmentation import shaken
 from train.data.curriculum import CurriculumConfig
 from train.data.records import RecordRows, may_mirror
-from train.data.rows import RowBatches, RowEncoder, TokenWeights
+from train.data.rows import RowEncoder, TokenWeights
 
 BOXES = np.random.default_rng(0).uniform([0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], (35, 4))
 SPAN = Span("boxes", tuple(BoxTokenizer(100).encode(BOXES)))
@@ -171,57 +170,17 @@ def test_an_image_is_read_once_for_three_questions(kinds: list[Record], augment:
     assert len(asked) == 3 * 4, "four kinds of things, in three tasks"
 
 
-@pytest.fixture
-def tiny_encoder() -> RowEncoder:
+def test_questions_that_do_not_fit_are_left_out(kinds: list[Record]) -> None:
+    """They are extra, and turns of a conversation are not."""
     folder = find_folder("models/perception-tiny")
     processor = read_processor(folder)
-    prompt, accepted = ChatPrompt.from_processor(processor), frozenset(["pixel_values"])
-    return RowEncoder(PerceptionVocabulary.load(folder), processor, prompt, TokenWeights(), accepted)
-
-
-def test_boxes_are_read_with_noise_and_learned_as_they_are(kinds: list[Record], tiny_encoder: RowEncoder) -> None:
-    curriculum = CurriculumConfig("constant", atomic_end=0.5, chain_share=1.0)
-    source = RecordRows(tuple(kinds), curriculum, 9, 0, 100)
-    noisy = RowBatches(replace(tiny_encoder, noisy_boxes=0.2), ((source, 8),), 1, seed=3)
-    places = torch.tensor(tiny_encoder.vocabulary.code_ids("boxes"))
-    moved = []
-    for step in range(4):
-        (plain,), (made,) = RowBatches(tiny_encoder, ((source, 8),), 1)(step, 0, 1), noisy(step, 0, 1)
-        assert torch.equal(made["labels"], plain["labels"]) and torch.equal(made["weights"], plain["weights"])
-        changed = made["input_ids"] != plain["input_ids"]
-        assert changed.any() and torch.isin(made["input_ids"][changed], places).all()
-        assert torch.isin(plain["input_ids"][changed], places).all()
-        assert torch.equal(noisy(step, 0, 1)[0]["input_ids"], made["input_ids"]), "a step is always the same"
-        moved.append((made["input_ids"] - plain["input_ids"])[changed])
-    assert not torch.equal(moved[0][:9], moved[1][:9])
-    (given,) = noisy.encoder.batches(source.rows(0, 0, 1, 8), 1)
-    (plain,) = tiny_encoder.batches(source.rows(0, 0, 1, 8), 1)
-    assert torch.equal(given["input_ids"], plain["input_ids"]), "held-out rows, which give no rng, have no noise"
-
-
-def test_shaken_boxes_are_off_by_a_share_of_their_sides() -> None:
-    boxes = np.array([[40, 40, 59, 59], [10, 70, 13, 73]] * 400)
-    off = np.array([shaken(boxes.ravel().tolist(), 100, 0.2, np.random.default_rng(n)) for n in range(9)])
-    off = np.abs(off.reshape(-1, 4) - np.tile(boxes, (9, 1)))
-    large, small = off[::2].mean(), off[1::2].mean()
-    assert 1 < large < 3 and 0 < small < large / 4, "sides of 19 and 3 bins"
-    assert shaken([0, 0, 99, 99, 98, 98, 99, 99], 100, 0.0, np.random.default_rng(0)) == (
-        0,
-        0,
-        99,
-        99,
-        98,
-        98,
-        100 - 1,
-        99,
+    tiny_encoder = RowEncoder(
+        PerceptionVocabulary.load(folder),
+        processor,
+        ChatPrompt.from_processor(processor),
+        TokenWeights(),
+        frozenset(["pixel_values"]),
     )
-    assert shaken([], 100, 0.2, np.random.default_rng(0)) == ()
-    corners = shaken([0, 0, 5, 5, 95, 95, 99, 99] * 50, 100, 1.0, np.random.default_rng(0))
-    assert min(corners) == 0 and max(corners) == 99
-
-
-def test_questions_that_do_not_fit_are_left_out(kinds: list[Record], tiny_encoder: RowEncoder) -> None:
-    """They are extra, and turns of a conversation are not."""
     curriculum = CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0)
     row = next(row for row in RecordRows(tuple(kinds), curriculum, 9, 0, 100).rows(0, 0, 1, 4) if row.extra)
     (whole,) = tiny_encoder.batches([row], 1)

@@ -1,9 +1,8 @@
-"""Augmentation: photometric of images, whose hues hardly change, so that colour names stay true; and noise in boxes."""
+"""Photometric augmentation of image batches. Hues hardly change, so that colour names stay true."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,23 +52,6 @@ def chromatic(images: Tensor, generator: torch.Generator) -> Tensor:
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(len(images), 3, 3)
     matrix = torch.linalg.inv(_YIQ) @ turn @ _YIQ  # (B, 3, 3)
     return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
-
-
-def shaken(codes: Sequence[int], num_locations: int, most: float, rng: np.random.Generator) -> tuple[int, ...]:
-    """Move and scale boxes at random, as a model's own are off; their order stays.
-
-    The error is drawn once for all of them: a share s of their sides, at most `most`. Centres move by s sides in
-    standard deviation, and sides are scaled by exp(s n), n normal.
-
-    Args:
-        codes: (4n,) location bins x1, y1, x2, y2 of boxes.
-    """
-    boxes, share = np.array(codes, dtype=np.float64).reshape(-1, 4), rng.uniform(0, most)
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 2)  # (n, 2)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 + share * sides * rng.normal(size=sides.shape)
-    half = sides / 2 * np.exp(share * rng.normal(size=sides.shape))
-    bins = np.concatenate([centres - half, centres + half], 1).round().clip(0, num_locations - 1)
-    return tuple(int(code) for code in bins.ravel())
 
 
 def recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -44,10 +44,6 @@ class CurriculumConfig:
     """share of chains among the tasks that are not atomic; the rest are direct answers"""
     temperature: tuple[float, float] = (0.3, 3.0)
     """softmax only: first and last temperature over the difficulties 0 (atomic), 1 (chain), 2 (direct)"""
-    noisy_boxes: float = 0.0
-    """largest error, as a share of their sides, of the boxes that the model reads while it learns the next ones. Its
-    own are off, too; after exact ones alone it does not learn to tell from such boxes what it has drawn, and where
-    there are many things it draws some of them again"""
 
     depth_share: float = 0.5
     """share of depth tasks in every kind; the rest are counting tasks"""
@@ -81,8 +77,6 @@ class CurriculumConfig:
         check_choices(self)
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
-        if not 0 <= self.noisy_boxes <= 1:
-            raise ValueError(f"noisy_boxes must lie in [0, 1], got {self.noisy_boxes}; 0 reads the true boxes")
         if self.box_turns < 0:
             raise ValueError(f"box_turns must not be negative, got {self.box_turns}; 0 asks one question per row")
         for name in (item.name for item in fields(self) if item.type in (float, "float")):

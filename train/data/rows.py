@@ -7,7 +7,7 @@ image inputs and the start of each prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,7 @@ from torch import Tensor
 from perception import chains
 from perception.chains import ChatPrompt, Example, encode_target
 from perception.model.image_inputs import batch_images, batch_types, pad_rows, token_types
-from perception.vocabulary.names import PerceptionVocabulary, Span
-from train.data.augmentation import shaken
+from perception.vocabulary.names import PerceptionVocabulary
 from train.data.conversations import ConversationPrompt
 from train.models.losses import IGNORE
 
@@ -80,23 +79,16 @@ class RowEncoder:
     """names of the inputs that the model's forward accepts"""
     max_length: int | None = None
     """number of tokens of a row at most; None: no limit"""
-    noisy_boxes: float = 0.0
-    """see `CurriculumConfig`"""
 
-    def encode(self, row: Row, head_ids: Sequence[int], rng: np.random.Generator | None = None) -> Encoded:
-        """Encode a row.
-
-        Args:
-            head_ids: of the prompt up to the question, with image tokens expanded.
-            rng: source of the noise in boxes that are read; None: there is none.
-        """
+    def encode(self, row: Row, head_ids: Sequence[int]) -> Encoded:
+        """Encode a row. `head_ids` are the ids of the prompt up to the question, with image tokens expanded."""
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         head = list(head_ids) + self.prompt.tail_ids(tokenizer, vocabulary, row.example.question)
-        read, target, weight = self._answer(row.example, row.shown, row.map_given, rng)
+        read, target, weight = self._answer(row.example, row.shown, row.map_given)
         turns = (*row.more, *row.extra) if self.prompt.between is not None else ()
         for number, example in enumerate(turns):
             asked = self.prompt.next_ids(tokenizer, vocabulary, example.question)
-            answer, learned, weights = self._answer(example, rng=rng)
+            answer, learned, weights = self._answer(example)
             length = len(head) + len(read) + len(asked) + len(answer)
             if number >= len(row.more) and self.max_length is not None and length > self.max_length:
                 continue
@@ -143,13 +135,7 @@ class RowEncoder:
         kept |= {name: torch.tensor([values]) for name, values in types.items() if name in self.accepted}
         return (ids, labels, weight), kept
 
-    def _answer(
-        self,
-        example: Example,
-        shown: np.ndarray | None = None,
-        map_given: bool = False,
-        rng: np.random.Generator | None = None,
-    ) -> Encoded:
+    def _answer(self, example: Example, shown: np.ndarray | None = None, map_given: bool = False) -> Encoded:
         """Return the ids that the model reads, the ids that it learns, and their weights; see `Row`."""
         vocabulary, tokenizer = self.vocabulary, self.processor.tokenizer
         tail = [*encode_target(tokenizer, vocabulary, example.target), tokenizer.eos_token_id]
@@ -163,34 +149,20 @@ class RowEncoder:
             last = 1 + len(encode_target(tokenizer, vocabulary, example.target[-1:]))
             weight[-last:-1] = [0.0] * (last - 1)
         read = list(tail)
-        if rng is not None and self.noisy_boxes:
-            read[:-1] = encode_target(tokenizer, vocabulary, [self._shaken(part, rng) for part in example.target])
         if shown is not None:
             codes = iter(shown.tolist())
-            read = [depth_ids[next(codes)] if i in depth else i for i in read]
+            read = [depth_ids[next(codes)] if i in depth else i for i in tail]
         return read, tail, weight
 
-    def _shaken(self, part: str | Span, rng: np.random.Generator) -> str | Span:
-        """Return a part of a target, with noise if it is a span of boxes."""
-        if isinstance(part, str) or part.modality != "boxes":
-            return part
-        return replace(part, codes=shaken(part.codes, self.vocabulary.num_locations, self.noisy_boxes, rng))
-
-    def batches(
-        self, rows: Sequence[Row], groups: int, rng: np.random.Generator | None = None
-    ) -> list[dict[str, Tensor]]:
-        """Split rows into batches of similar length, so that short rows are not padded to the length of long ones.
-
-        Args:
-            rng: as in `encode`.
-        """
+    def batches(self, rows: Sequence[Row], groups: int) -> list[dict[str, Tensor]]:
+        """Split rows into batches of similar length, so that short rows are not padded to the length of long ones."""
         plain = [n for n, row in enumerate(rows) if row.images is None and row.tokens is None]
         pictures = dict(zip(plain, self._pictures([rows[n].image for n in plain]), strict=True))
         pictures |= self._seen_before({n: row for n, row in enumerate(rows) if row.tokens is not None})
         made: list[tuple[Encoded, dict[str, Tensor]]] = []
         for n, row in enumerate(rows):
             made.append(
-                (self.encode(row, pictures[n][0], rng), pictures[n][1]) if n in pictures else self._conversation(row)
+                (self.encode(row, pictures[n][0]), pictures[n][1]) if n in pictures else self._conversation(row)
             )
         encoded = [row for row, _ in made]
         cut = split_by_length([len(ids) for ids, _, _ in encoded], min(groups, len(rows)))
@@ -287,9 +259,7 @@ class RowBatches:
     sources: tuple[tuple[RowSource, int], ...]
     """pairs of a source and its number of rows per batch"""
     groups: int
-    seed: int = 0
-    """of the noise in boxes"""
 
     def __call__(self, step: int, shard: int, num_shards: int) -> list[dict[str, Tensor]]:
         rows = [row for source, count in self.sources for row in source.rows(step, shard, num_shards, count)]
-        return self.encoder.batches(rows, self.groups, np.random.default_rng((self.seed, 5, step, shard)))
+        return self.encoder.batches(rows, self.groups)
