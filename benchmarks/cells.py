@@ -7,8 +7,8 @@ photograph is asked about all three kinds of cells:
 - direct: learns to answer directly;
 - drawing: learns to draw the boxes first. Its count is the number of its boxes, or the number that it says after them.
 
-Both start from one model that has learned to draw the boxes of drawn cells and has seen no real one (--base;
-examples/cells says how it is made), train its neck too, and see random parts of the photographs, turned and recoloured.
+Both start from one model that has learned to draw the boxes of drawn cells and has seen no real one
+(models/cells-base), train its neck too, and see random parts of the photographs, turned and recoloured.
 Each arm takes the number of steps with which its first seed counts best on the photographs of the validation part. All
 are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
 photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
     parser.add_argument("--cells", help="folder of the photographs: Annotations, ImageSets and JPEGImages")
-    parser.add_argument("--base", default="runs/cells/base", help="model that both arms start from")
+    parser.add_argument("--base", default="models/cells-base", help="model that both arms start from")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 50, 100, 205], help="numbers of photographs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", default="runs/cells/arms", help="folder of the trainings and their answers")
