@@ -17,13 +17,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perception.chains import prompt_for
+from perception.datasets.progress import Progress
 from perception.datasets.shards import PLAN, Plan
 from perception.decoding.draft_network import FILE_NAME, DraftNetwork, DraftNetworkConfig, prompt_states
 from perception.evaluation.scenes import DEPTH_COUNTS, scene_items
@@ -185,15 +184,9 @@ def _written(config: DraftsConfig, missing: Sequence[Path]) -> Iterator[Path]:
 
 
 def _shown(paths: Iterator[Path], total: int, done: int) -> Iterator[Path]:
-    console = Console()
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"parts of {PART} answers", total=total, completed=done)
+    with Progress(f"parts of {PART} answers", total, done) as progress:
         for path in paths:
-            done += 1
-            progress.advance(task)
-            if not console.is_terminal:
-                console.print(f"{path.name}: {done} of {total} parts", highlight=False)
+            progress.advance()
             yield path
 
 

@@ -24,9 +24,9 @@ from zlib import error as DeflateError
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from perception.datasets.lines import read_text, text_lines
+from perception.datasets.progress import Progress
 from perception.datasets.shards import PLAN, Plan, check_settings, locked
 from vqvae.files import full_disk_named, write_whole
 
@@ -170,16 +170,15 @@ def _build(
     missing = [number for number, file in enumerate(files) if not (file.exists() and _is_whole(file))]
     write = partial(_write_part, parts, make)
     workers = min(workers, max(1, len(missing)))
-    with Progress(transient=True, disable=num_parts < 2) as progress:
-        task = progress.add_task(title, total=num_parts, completed=num_parts - len(missing))
+    with Progress(title, num_parts, num_parts - len(missing)) as progress:
         if workers == 1:
             for number in missing:
                 write(number)
-                progress.advance(task)
+                progress.advance()
         else:  # "spawn": a forked child of a process that has used torch's threads can hang
             with multiprocessing.get_context("spawn").Pool(workers, _begin_worker) as pool:
                 for _ in pool.imap_unordered(write, missing):
-                    progress.advance(task)
+                    progress.advance()
     found = [_read_texts(file) for file in files]
     count, notes = sum(len(rows) for rows, _ in found), [note for _, noted in found for note in noted]
     if check is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.pairs import DepthPair
@@ -24,6 +23,7 @@ from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
 from perception.datasets.listing import files_beneath, stamp
 from perception.datasets.plurals import plural, readable
+from perception.datasets.progress import Progress
 from perception.datasets.records import Record, RecordSet
 from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
 from perception.tokenizers.boxes import BoxTokenizer
@@ -131,10 +131,9 @@ def prepare_folder(
         chunks = [tuple(left[start : start + shard_size]) for start in range(0, len(left), shard_size)]
         shards = [Shard(n, chunk) for n, chunk in zip(free, chunks, strict=False)]
         make = ShardMaker(labeller, out, plan)
-        with Progress(transient=True) as progress:
-            task = progress.add_task("labelling", total=len(names), completed=len(names) - len(left))
+        with Progress("labelling", len(names), len(names) - len(left)) as progress:
             for record in engine(shards, make):
-                progress.advance(task, record["images"] + len(record["skipped"]))
+                progress.advance(record["images"] + len(record["skipped"]))
         write_skipped(out)
     return _report(out, time.monotonic() - begun, len(left))
 
