@@ -50,6 +50,9 @@ _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|th
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
 _SPACES = "\u0120\u010a\u0109\u010d\u2581"
 """How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""
+_SMALL = rf"\(?\b[{POINT_LETTERS.lower()}]\b\)?"
+_SMALL_LETTERS = re.compile(rf"{_SMALL}(?:(?:\s*,(?:\s*(?:or|and)\b)?|\s+(?:or|and)\b)\s*{_SMALL}(?![.']\w))+")
+"""A list of small letters: "a or b", "(a), (b) and (c)\""""
 _YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
 
 
@@ -197,8 +200,9 @@ def asks_to_draw(question: str) -> bool:
 
 
 def letters_in(question: str) -> set[str]:
-    """Letters of points that a question names."""
-    return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question))
+    """Letters of points that a question names; small ones count in a list alone ("a or b"), as "a" is an article."""
+    small = " ".join(found[0] for found in _SMALL_LETTERS.finditer(question))
+    return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question + " " + re.sub(r"\b(and|or)\b", " ", small).upper()))
 
 
 def names_points(question: str) -> bool:
@@ -521,4 +525,6 @@ def _mismatch(kind: str | None, value: int | str | None, spans: Sequence[Span], 
         if value is None or readings.get(str(value)) != best:
             listed = ", ".join(f"{letter} {number}" for letter, number in readings.items())
             return f"{'no letter' if value is None else value} said, readings {listed}"
+        if len(same := [letter for letter, number in readings.items() if number == best]) > 1:
+            return f"{' and '.join(same)} have the same reading"
     return ""

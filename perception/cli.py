@@ -117,7 +117,7 @@ def ask(
 
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
-    if draw is not None and (draw.is_dir() or draw.suffix.lower() not in Image.registered_extensions()):
+    if draw is not None and (draw.is_dir() or Image.registered_extensions().get(draw.suffix.lower()) not in Image.SAVE):
         raise ValueError(f"--draw {draw} is no name of a picture; end it in .png or .jpg")
     loaded_image = load_image(image)
     room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
@@ -238,7 +238,12 @@ def evaluate(
     if task != "scenes":
         _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens, device, dtype)
         return
-    from perception.evaluation.bootstrap import bootstrap_interval
+    if data is not None or limit is not None:
+        raise ValueError(
+            "--data and --limit go with a published set; name it (evaluate hardblink --data FOLDER), or leave them out "
+            "to score rendered scenes"
+        )
+    from perception.evaluation.bootstrap import accuracy_interval
     from perception.evaluation.scenes import evaluate_items, scene_items
 
     perception = _load(model, device, dtype)
@@ -247,7 +252,7 @@ def evaluate(
     outcomes = evaluate_items(perception, items, mode, **room)
     table = Table("task", "n", "accuracy, %", title=f"{style} style, {mode}", title_justify="left")
     for group in dict.fromkeys(item.group for item in items):
-        interval = bootstrap_interval([float(o.correct) for o in outcomes if o.group == group])
+        interval = accuracy_interval([float(o.correct) for o in outcomes if o.group == group])
         table.add_row(group, str(interval.count), str(interval))
     console.print(table)
 
@@ -270,10 +275,15 @@ def _evaluate_published(
         accuracies,
         answer_published,
         asker,
+        mean_of_sources,
         published_room,
+        unlike_taught,
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published_set
+    from perception.model.adapter import base_digest
+    from perception.model.folder import find_folder
+    from perception.model.shipped import shipped
 
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}; known: scenes, {', '.join(SETS)}")
@@ -285,8 +295,10 @@ def _evaluate_published(
     answering = (_load_reasoner if mode == "interleaved" else _load)(model, device, dtype)
     stem = out / f"{name}-{mode}"
     room = published_room(answering) if max_new_tokens is None else max_new_tokens
-    settings = {"set": name, "mode": mode, "model": model, "max_new_tokens": room}
-    settings |= {"dtype": dtype} if dtype != "float32" else {}  # runs begun before there was a choice go on
+    weights = base_digest(find_folder(model or shipped("chart-tiny" if mode == "interleaved" else "aurora-tiny")))[:16]
+    settings = {
+        "set": name, "mode": mode, "model": model, "weights": weights, "max_new_tokens": room, "dtype": dtype
+    }  # fmt: skip
     Plan(stem.with_suffix(".plan.json"), settings).begin()
     ask = asker(answering, mode, room)
     with _stoppable():
@@ -294,7 +306,11 @@ def _evaluate_published(
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
     for group, interval in accuracies(given).items():
         table.add_row(group, str(interval.count), str(interval))
+    if (mean := mean_of_sources(items, given)) is not None:
+        table.add_row("the set's own mean, over its sources", str(len(given)), f"{100 * mean:.1f}")
     console.print(table)
+    if strange := unlike_taught(answering, items):
+        console.print(f"warning: {strange}", style="yellow", markup=False, soft_wrap=True)
     page = write_page(stem.with_suffix(".html"), f"{name}, {mode}", answering, items, given, room)
     console.print(f"answers: {stem.with_suffix('.jsonl')}\npage: {page}", style="dim", markup=False, soft_wrap=True)
 

@@ -34,6 +34,19 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> I
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
+def accuracy_interval(right: Sequence[float]) -> Interval:
+    """Interval of the share of right answers (N,), each 1 or 0; shares in between count as they are.
+
+    Where all answers are right, or all are wrong, resampling says nothing; the end inside [0, 1] is then the exact one
+    (Clopper and Pearson 1934). Raises ValueError for no values.
+    """
+    found = bootstrap_interval(right)
+    reach = 0.025 ** (1 / found.count)
+    if found.low == found.high == 1:
+        return Interval(1.0, reach, 1.0, found.count)
+    return Interval(0.0, 0.0, 1 - reach, found.count) if found.low == found.high == 0 else found
+
+
 def paired_difference(
     first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import Interval, accuracy_interval, paired_difference
 from perception.evaluation.replacement import INTERVENTIONS, forced_chains
 from perception.evaluation.scenes import DEPTH_COUNTS, Item, ScoredAnswer, evaluate_items, map_order_accuracy
 from perception.model.perception_model import PerceptionModel
@@ -70,7 +70,7 @@ def _evenly(rows: Sequence[int], most: int | None) -> list[int]:
 
 
 def _interval(outcomes: Sequence[ScoredAnswer], rows: Sequence[int]) -> Interval:
-    return bootstrap_interval([float(outcomes[i].correct) for i in rows])
+    return accuracy_interval([float(outcomes[i].correct) for i in rows])
 
 
 def compare(
@@ -119,13 +119,13 @@ def compare_with(
     }
     rows = {name: _rows(items, name) for name in GROUPS}
     accuracy = {
-        name: {arm: bootstrap_interval([values[i] for i in rows[name]]) for arm, values in correct.items()}
+        name: {arm: accuracy_interval([values[i] for i in rows[name]]) for arm, values in correct.items()}
         for name in GROUPS
         if rows[name]
     }
     for name, arms in accuracy.items():
         if all(i in read_correct for i in rows[name]):
-            arms["chain, model reads"] = bootstrap_interval([read_correct[i] for i in rows[name]])
+            arms["chain, model reads"] = accuracy_interval([read_correct[i] for i in rows[name]])
     gain = {
         name: paired_difference([correct["chain"][i] for i in rows[name]], [correct["direct"][i] for i in rows[name]])
         for name in accuracy

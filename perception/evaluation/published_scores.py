@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from perception.answers import LETTERS, final_answer, read_number, read_option, 
 from perception.chains import Answer, kind_of_question
 from perception.datasets.lines import text_lines
 from perception.datasets.progress import Progress
-from perception.evaluation.bootstrap import Interval, bootstrap_interval
+from perception.evaluation.bootstrap import Interval, accuracy_interval
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
 from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
 from perception.interleave.reasoner import Reasoner, draw_reasoning
@@ -95,6 +96,15 @@ def asker(model: PerceptionModel | Reasoner, mode: str, max_new_tokens: int) -> 
     return answer
 
 
+def unlike_taught(model: PerceptionModel | Reasoner, items: Sequence[PublishedItem]) -> str:
+    """Say how many questions a small model was taught in other words, or not at all; empty where there are none."""
+    if isinstance(model, Reasoner):
+        return ""
+    said = [model.strange(item.question, _points_of(item)) for item in items]
+    strange = [one for one in said if one]
+    return f"{len(strange)} of {len(items)} questions are strange to the model: {strange[0]}" if strange else ""
+
+
 def _points_of(item: PublishedItem) -> int:
     """Number of lettered points in the image of a question whose options are their letters; else 0."""
     return len(item.options) if item.options == tuple(LETTERS[: len(item.options)]) else 0
@@ -141,8 +151,13 @@ def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, PublishedAnsw
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a killed run
         item = by_key.get(one.key)
-        if item is not None and (item.question, item.truth) != (one.question, one.truth):
-            raise ValueError(f"{path} holds answers to other questions ({one.key}); give another --out, or delete it")
+        if item is not None:
+            if (item.question, item.truth) != (one.question, one.truth):
+                raise ValueError(
+                    f"{path} holds answers to other questions ({one.key}); give another --out, or delete it"
+                )
+            said, right = score(item, one.text)  # as texts are read today
+            one = replace(one, said=said, right=right)
         kept[one.key] = one
     return kept
 
@@ -150,10 +165,25 @@ def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, PublishedAnsw
 def accuracies(given: Sequence[PublishedAnswer]) -> dict[str, Interval]:
     """Accuracy per group, and over all groups where there are several, with 95 % bootstrap intervals."""
     groups = dict.fromkeys(one.group for one in given)
-    found = {group: bootstrap_interval([float(one.right) for one in given if one.group == group]) for group in groups}
+    found = {group: accuracy_interval([float(one.right) for one in given if one.group == group]) for group in groups}
     if len(groups) > 1:
-        found["all"] = bootstrap_interval([float(one.right) for one in given])
+        found["all"] = accuracy_interval([float(one.right) for one in given])
     return found
+
+
+def mean_of_sources(items: Sequence[PublishedItem], given: Sequence[PublishedAnswer]) -> float | None:
+    """Return the accuracy that counts every source of a set alike: the mean of its widest, each that of those in it.
+
+    CV-Bench's own score (arXiv 2406.16860): the mean of 2D, which is that of ADE20K and COCO, and 3D. None where a set
+    names no sources.
+    """
+    right: dict[str, dict[str, list[float]]] = {}
+    for item, one in zip(items, given, strict=True):
+        if not item.source:
+            return None
+        wide, narrow = item.source
+        right.setdefault(wide, {}).setdefault(narrow, []).append(float(one.right))
+    return fmean(fmean(fmean(values) for values in parts.values()) for parts in right.values())
 
 
 def write_page(

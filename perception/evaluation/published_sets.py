@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class PublishedItem:
     scoring: str
     options: tuple[str, ...] = ()
     """Texts of the options A, B, ...; empty for open questions"""
+    source: tuple[str, ...] = ()
+    """Where the set says that its image is from, from the widest name to the narrowest: ("2D", "COCO")"""
 
 
 def read_published_set(name: str, folder: str | Path) -> list[PublishedItem]:
@@ -370,9 +372,10 @@ def _cvbench(folder: Path) -> Iterator[PublishedItem]:
     for row in _parquet_rows(folder, "test"):
         key, task = str(row["idx"]), str(row["task"])
         if task == "Count":
-            yield from _counts([(row, key, row.image("image"), row["choices"])])
+            found = _counts([(row, key, row.image("image"), row["choices"])])
         else:
-            yield _choice(row, key, task.lower(), row.image("image"))
+            found = iter([_choice(row, key, task.lower(), row.image("image"))])
+        yield from (replace(item, source=(str(row["type"]), str(row["source"]))) for item in found)
 
 
 def _seedbench(folder: Path) -> Iterator[PublishedItem]:

@@ -29,10 +29,12 @@ _FILLING = frozenset(
 _OF_DEPTH = _FILLING | frozenset(
     re.findall(
         r"\w+",
-        "which one point points marker markers dot dots circle circles circled ring rings disc discs marked labeled "
-        "labelled lettered letters beside each by among between them two three four five some several closer closest "
-        "nearer nearest farther farthest further furthest most away camera viewer observer photographer lens taking "
-        "lies lie looks b c d e",
+        "which one point points marker markers dot dots circle circles circled ring rings disc discs spot spots marked "
+        "labeled labelled lettered letters label labels letter annotated indicated highlighted drawn placed overlaid "
+        "red white black beside near next inside above each every respectively by as among amongst between them their "
+        "two three four five some several multiple various few given based closer closest nearer nearest farther "
+        "farthest further furthest most away distance position positions location locations camera viewer observer "
+        "photographer lens taking lies lie looks b c d e",
     )
 )
 _LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "please", "exactly", "overall"))
@@ -56,7 +58,7 @@ def taught_words(question: str, things: Sequence[str] = (), points: int = 0) -> 
     kind = kind_of_question(question)
     if kind == "count":
         return _counting(question, things)
-    return _depth(question, points) if kind == "depth" else None
+    return depth_words(question, points) if kind == "depth" else None
 
 
 def _counting(question: str, things: Sequence[str]) -> str | None:
@@ -76,12 +78,14 @@ def _counting(question: str, things: Sequence[str]) -> str | None:
     return f"How many {name} are there?"
 
 
-def _depth(question: str, points: int) -> str | None:
+def depth_words(question: str, points: int) -> str | None:
+    """Return a question after the nearest or farthest of `points` lettered points, or of those that it names, in the
+    taught words; None where it says more or something else."""
     named, far = letters_in(question), asks_for_farthest(question)
     count = len(named) or points
     if not 2 <= count <= len(POINT_LETTERS) or named - set(POINT_LETTERS[:count]) or far == asks_for_nearest(question):
         return None
-    if not all(word in _OF_DEPTH for word in _words(question)):
+    if not all(word in _OF_DEPTH or word.isdigit() for word in _words(question)):
         return None
     return depth_text(count, far)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,12 @@ from typer.testing import CliRunner
 from perception import cli
 from perception.chains import Answer, ChainRoom, kind_of_question
 from perception.datasets.shards import Plan
+from perception.evaluation.bootstrap import accuracy_interval, bootstrap_interval
 from perception.evaluation.published_scores import (
     PublishedAnswer,
     accuracies,
     answer_published,
+    mean_of_sources,
     published_room,
     score,
 )
@@ -268,6 +271,7 @@ def test_cvbench(tmp_path: Path) -> None:
     ]
     table(tmp_path / "test-00000-of-00001.parquet", rows)
     count, depth = read_published_set("cvbench", tmp_path)
+    assert count.source == ("2D", "COCO")
     assert (count.truth, count.question, count.group) == ("2", "How many dogs?", "count")
     assert (depth.truth, depth.question, depth.group) == ("A", "p (A) 1 (B) 2", "depth")
 
@@ -389,6 +393,21 @@ def test_scores_read_letters_numbers_and_expressions(tmp_path: Path) -> None:
     assert score(free, "Step 1: so.\nAnswer: 0.5") == ("0.5", True)
 
 
+def test_the_mean_of_sources_is_cv_bench_s() -> None:
+    right = {("2D", "ADE20K"): [1, 1, 1], ("2D", "COCO"): [0, 0], ("3D", "Omni3D"): [0, 0, 0, 0]}
+    flat = [(source, one) for source, values in right.items() for one in values]
+    items = [PublishedItem(str(n), "count", None, "?", "1", "number", (), s) for n, (s, _) in enumerate(flat)]  # type: ignore[arg-type]
+    given = [PublishedAnswer(str(n), "count", "?", "1", "1", "1", bool(one)) for n, (_, one) in enumerate(flat)]
+    assert mean_of_sources(items, given) == 0.25  # (mean of 1 and 0, and 0) / 2
+    assert mean_of_sources([replace(item, source=()) for item in items], given) is None
+
+
+def test_intervals_of_all_right_and_all_wrong_are_exact() -> None:
+    assert (accuracy_interval([1.0] * 3).low, accuracy_interval([1.0] * 3).high) == (pytest.approx(0.292, abs=1e-3), 1)
+    assert (accuracy_interval([0.0]).low, accuracy_interval([0.0]).high) == (0, pytest.approx(0.975))
+    assert accuracy_interval([0.0, 1.0, 1.0]) == bootstrap_interval([0.0, 1.0, 1.0])
+
+
 class Teller:
     """Says B to everything, with a span; stops answering behind so many batches."""
 
@@ -418,6 +437,8 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
     kept = [PublishedAnswer.from_json(line) for line in path.read_text().splitlines()]
     assert sorted(kept, key=lambda one: one.key) == sorted(given, key=lambda one: one.key)
     assert str(accuracies(given)["depth-2"]).startswith("40.0")
+    path.write_text(path.read_text().replace('"right": false', '"right": true'))  # of another reader of texts
+    assert answer_published(items, rest, path) == given and not rest.asked[1:]
     path.write_text(path.read_text().replace("closer", "farther"))
     with pytest.raises(ValueError, match="other questions"):
         answer_published(items, rest, path)
@@ -451,6 +472,16 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
     assert len(answers) == 4
     page = (tmp_path / "out" / f"blink-depth-{mode}.html").read_text()
     assert page.count("<figure>") == 4 and "data:image/png" in page
+    shutil.rmtree(folder.with_name("other"), ignore_errors=True)
+    build_perception(1).save_pretrained(folder.with_name("other"))
+    own = folder.rename(folder.with_name("own"))
+    folder.with_name("other").rename(folder)  # another model under the same name
+    with pytest.raises(ValueError, match="weights was"):
+        CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    shutil.rmtree(folder)
+    own.rename(folder)
+    with pytest.raises(ValueError, match="go with a published set"):
+        CliRunner().invoke(cli.app, ["evaluate", "--data", str(data)], catch_exceptions=False)
     with pytest.raises(ValueError, match="needs --data"):
         CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
     with pytest.raises(ValueError, match="unknown set 'scene'"):
@@ -501,5 +532,5 @@ def test_the_page_is_made_with_the_settings_of_the_answers(tmp_path: Path, monke
     assert result.exit_code == 0 and rooms == [7, 7]
     plan = json.loads((tmp_path / "out" / "geoqa-interleaved.plan.json").read_text())
     assert (plan["dtype"], plan["max_new_tokens"]) == ("bfloat16", 7)
-    with pytest.raises(ValueError, match="dtype was 'bfloat16' and is None"):
+    with pytest.raises(ValueError, match="dtype was 'bfloat16' and is 'float32'"):
         CliRunner().invoke(cli.app, command[:-2], catch_exceptions=False)

@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from perception import PerceptionModel
+from perception.chains import Answer, letters_in
 from perception.evaluation.published_scores import asker
 from perception.evaluation.published_sets import OPTION, PublishedItem
+from perception.model.perception_model import check_places
 from perception.model.shipped import shipped
 from perception.model.wording import taught_words
 
@@ -30,6 +32,8 @@ THINGS = ("cat", "person", "wine glass", "dining table")
         ("How many cats are there?", "How many cats are there?"),
         ("which is nearer, A or B", "Which point is closest to the camera, A or B?"),
         (BLINK, "Which point is closest to the camera, A or B?"),
+        ("which is nearer, a or b?", "Which point is closest to the camera, A or B?"),
+        ("Which point is closest to the camera, (a), (b) or (c)?", "Which point is closest to the camera, A, B or C?"),
         ("Which of the markers A, B, C is furthest away?", "Which point is farthest from the camera, A, B or C?"),
     ],
 )
@@ -68,6 +72,49 @@ def test_any_thing_may_be_counted_where_none_are_listed() -> None:
     assert taught_words("Count the red cubes, please!") == "How many red cubes are there?"
     assert taught_words("Which marker is closest?", points=3) == "Which point is closest to the camera, A, B or C?"
     assert taught_words("Which is closest, A or B?", points=3) == "Which point is closest to the camera, A or B?"
+
+
+AURORA = "circled on the image, labeled by letters beside each circle. Which point is the closest to the camera?"
+"""The end of what AURORA's models are asked on HardBLINK"""
+
+
+@pytest.mark.parametrize("question", [f"Multiple points are {AURORA}", f"3 points are {AURORA}", "Closest point?"])
+def test_points_that_are_in_the_image_alone_need_no_letters(question: str) -> None:
+    assert taught_words(question, (), 3) == "Which point is closest to the camera, A, B or C?"
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Which point is closest?", "Which point is closest to the camera, A or B?"),
+        ("closest?", "Which point is closest to the camera, A or B?"),
+        ("Which point is closest to the dog?", "Which point is closest to the dog, A or B?"),
+        ("Which point is NOT the closest?", "Which point is NOT the closest, A or B?"),
+        ("Which is closest, a or b?", "Which is closest, a or b?"),
+    ],
+)
+def test_points_given_to_a_question_do_not_change_what_it_asks(question: str, asked: str) -> None:
+    assert check_places([(0.1, 0.2), (0.8, 0.9)], question)[1] == asked
+
+
+@pytest.mark.parametrize("question", ["What colour is the nearest car?", "Where is the nearest exit?", "Is it a dog?"])
+def test_points_go_with_questions_of_depth_alone(question: str) -> None:
+    with pytest.raises(ValueError, match="points go with a question of depth"):
+        check_places([(0.1, 0.2), (0.8, 0.9)], question)
+
+
+def test_a_small_a_is_an_article_but_in_a_list_of_letters() -> None:
+    assert letters_in("Is a dog or a cat closer?") == letters_in("Is it near, e.g. a car?") == set()
+    assert letters_in("a or b") == {"A", "B"} and letters_in("is it (a), (c) or d?") == {"A", "C", "D"}
+
+
+def test_an_answer_that_the_question_does_not_name_is_taken_back() -> None:
+    model = PerceptionModel.from_pretrained(shipped("photo-tiny"))
+    given = Answer("so B.", (), "B")
+    assert model.judged(given, "Which point is closest, A or B?", "depth") == given
+    judged = model.judged(given, "Which point is closest, A or C?", "depth")
+    assert judged.value is None and "the answer was B, and the question is about A and C" in judged.warning
+    assert model.strange("Which point is closest?", 3) == "" and "says more" in model.strange("Which point is closest?")
 
 
 @pytest.mark.parametrize("question", ["What number of cats do you see?", "count the cats", "How many cats are shown?"])
