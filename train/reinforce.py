@@ -38,7 +38,15 @@ from train.loop.command_line import command_line, fingerprint, parse_config
 from train.loop.evaluation import Evaluation
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.rl.answers import accuracy, answer_problems, answer_text
-from train.rl.policy import SAMPLED, Selection, chain_log_probs, group_advantages, policy_loss, reference_kl
+from train.rl.policy import (
+    SAMPLED,
+    Selection,
+    chain_log_probs,
+    equal_groups,
+    group_advantages,
+    policy_loss,
+    reference_kl,
+)
 from train.rl.rewards import PERCEPTION_REWARDS, REWARDS
 
 _LEAST_ENTROPY = 1e-3
@@ -226,7 +234,7 @@ class GRPO:
             reference = self.reference.to(device)
             before = chain_log_probs(reference(batch, self.features(reference, share)), *how)
         norm = config.max_completion_length
-        equal = advantages.view(-1, config.num_generations).abs().amax(1) == 0
+        equal = equal_groups(total, config.num_generations).to(device)
         # A group with nothing to compare is left out, divergence and all, whatever groups share its device; its
         # gradients, zeros, are still there for the other devices.
         compared = (~equal).repeat_interleave(config.num_generations)  # (B,)

@@ -167,7 +167,8 @@ def without_bars() -> Iterator[None]:
 
 
 def read_processor(folder: Path) -> Any:
-    """Load the transformers processor of a folder. Raises ValueError where it cannot be built."""
+    """Load the transformers processor of a folder, made to show whole images (`show_whole`). Raises ValueError where it
+    cannot be built."""
     from transformers import AutoProcessor
 
     from perception.model.cell_tower import register
@@ -182,7 +183,18 @@ def read_processor(folder: Path) -> Any:
         ) from error
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"{folder} has no processor of images and text, got a {type(processor).__name__}; {_REMEDY}")
+    show_whole(processor.image_processor)
     return processor
+
+
+def show_whole(image_processor: Any) -> None:
+    """Let an image processor that cuts out an image's middle square, as LLaVA-1.5's does, squeeze the image into it.
+
+    Boxes, points and maps are of the whole image: a model must not be taught, or asked, about what it cannot see.
+    """
+    if getattr(image_processor, "do_center_crop", False):
+        image_processor.size = type(image_processor.size)(**dict(image_processor.crop_size))
+        image_processor.do_center_crop = False
 
 
 def _some(names: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,9 +51,10 @@ from perception.model.image_inputs import (
 )
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
-from perception.model.wording import TAUGHT, taught_words
+from perception.model.replies import decode_plainly, keep_spans_in_replies, know_end
+from perception.model.wording import TAUGHT, depth_words, taught_words
 from perception.scenes.markers import lettered
-from perception.scenes.questions import depth_text, letters_text
+from perception.scenes.questions import letters_text
 from perception.tokenizers.masks import MaskTokenizer
 from perception.tokenizers.points import PointTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
@@ -110,6 +112,7 @@ class PerceptionModel:
         _check_mask_tokenizer(mask_tokenizer, vocabulary)
         self.model = model.eval()
         use_float32_logits(self.model)
+        decode_plainly(self.model)
         self.processor = processor
         self.vocabulary = vocabulary
         self.depth_tokenizer = depth_tokenizer
@@ -136,6 +139,7 @@ class PerceptionModel:
         self._masks = GrammarMasks(self.grammar)
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
         self.drafts = DraftBook()
+        self._selector_files: tuple[Path, ...] = ()
         reads = depth_tokenizer is not None and {"depth", "points"} <= set(vocabulary.modalities)
         self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if reads and depth_tokenizer else None
 
@@ -179,10 +183,15 @@ class PerceptionModel:
         masks = folder / "mask_tokenizer"
         mask_tokenizer = VQVAE.from_pretrained(masks).eval() if masks.exists() else None
         drafts = DraftNetwork.load(folder)
-        return cls(model.to(where), processor, vocabulary, depth_tokenizer, drafts, mask_tokenizer)
+        made = cls(model.to(where), processor, vocabulary, depth_tokenizer, drafts, mask_tokenizer)
+        made._selector_files = tuple(sorted(folder.glob("interleave*")))
+        return made
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a stock transformers folder, and the vocabulary, tokenizers and draft network beside it."""
+        """Write a stock transformers folder, as training does, and beside it the vocabulary, the tokenizers, the draft
+        network and the selector of a model that was loaded with one."""
+        know_end(self.model, self.processor.tokenizer)
+        keep_spans_in_replies(self.model, self.processor)
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
         if self.depth_tokenizer is not None:
@@ -191,6 +200,9 @@ class PerceptionModel:
             self.mask_tokenizer.save_pretrained(Path(path) / "mask_tokenizer")
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
+        for file in self._selector_files:
+            if not (Path(path) / file.name).exists():
+                shutil.copyfile(file, Path(path) / file.name)
         self.vocabulary.save(path)
 
     def compile(self, **settings: Any) -> None:
@@ -313,17 +325,34 @@ class PerceptionModel:
         return prompt_for(words or question, mode)
 
     def judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
-        """Take back the value of an answer to a question that the model was not taught, and warn why; warn, too, where
-        it was not asked in the words that it was taught."""
+        """Take back the value of an answer to a question that the model was not taught, or with a letter that the
+        question does not name, and warn why; warn, too, where it was not asked in the words that the model was taught.
+        """
         said = self._untaught(question, kind)
         if said:
             return replace(answer, value=None, warning=said)
-        if kind in self.taught and taught_words(question, self.taught_things) is None:
-            said = f"the model was taught the question {TAUGHT[kind]} alone, and this one says more or other things"
-            return replace(answer, warning="; ".join(filter(None, (said, answer.warning))))
-        return answer
+        named = letters_in(question)
+        if kind == "depth" and len(named) > 1 and answer.value in set(POINT_LETTERS) - named:
+            said = f"the answer was {answer.value}, and the question is about {' and '.join(sorted(named))}"
+            answer = replace(answer, value=None)
+        said = "; ".join(filter(None, (self._in_other_words(question, kind), said, answer.warning)))
+        return replace(answer, warning=said) if said else answer
 
-    def _untaught(self, question: str, kind: str | None) -> str:
+    def strange(self, question: str, points: int = 0) -> str:
+        """Say why a question is none that the model was taught, or is in other words; empty where it is one.
+
+        Args:
+            points: as in `put`.
+        """
+        kind = kind_of_question(question)
+        return self._untaught(question, kind, points) or self._in_other_words(question, kind, points)
+
+    def _in_other_words(self, question: str, kind: str | None, points: int = 0) -> str:
+        if kind not in self.taught or taught_words(question, self.taught_things, points) is not None:
+            return ""
+        return f"the model was taught the question {TAUGHT[kind]} alone, and this one says more or other things"
+
+    def _untaught(self, question: str, kind: str | None, points: int = 0) -> str:
         """Return why a question of a kind is not one that the model was taught; empty where it may be one."""
         known, thing = self.taught_things, asked_thing(question)
         if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
@@ -334,7 +363,7 @@ class PerceptionModel:
             asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
             known_kinds = " and ".join(name for name in self.taught if name != "farthest")
             return f"the model was taught questions of {known_kinds} alone, {asked}"
-        if kind == "depth" and not names_points(question):
+        if kind == "depth" and not (names_points(question) or points):
             return "the model was taught to compare lettered points alone, and this question names none"
         if kind == "depth" and asks_for_farthest(question) and "farthest" not in self.taught:
             return "the model was taught to name the nearest point alone, and this question asks for the farthest"
@@ -414,13 +443,16 @@ class PerceptionModel:
                 float32, up to rare ties; in half precision near-ties differ, as between two batch sizes.
             sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
             kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
+                Settings that the model's own generation config chose scores by are dropped (`decode_plainly`).
 
         Raises:
-            ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer, or
-                sweeps where one token at a time is decoded.
+            ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer,
+                sweeps where one token at a time is decoded, or num_return_sequences.
         """
         if not prompts:
             return []
+        if kwargs.get("num_return_sequences", 1) != 1:
+            raise ValueError("num_return_sequences must be 1, as each prompt gets one answer; repeat the prompts")
         most, limits = self._most(prompts, max_new_tokens), [self.room.limits(p.question) for p in prompts]
         slow = sorted(set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"})
         if sweeps is not None and (slow or not fast):
@@ -445,7 +477,8 @@ class PerceptionModel:
                 )
         width = inputs["input_ids"].shape[1]
         processor = SpanLogitsProcessor(self.grammar, width + most, limits)
-        settings = {"do_sample": False, "max_new_tokens": most} | kwargs
+        settings = {"do_sample": False, "max_new_tokens": most} | ({"top_k": 0} if kwargs.get("do_sample") else {})
+        settings |= kwargs
         settings = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id} | settings
         out = self.model.generate(**inputs, logits_processor=[processor, DueIds(dues, width)], **settings)
         return [
@@ -566,8 +599,8 @@ class PerceptionModel:
 
 
 def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Places, str]:
-    """Return points that a question of depth is about, and the question with their letters, in the words of
-    `depth_text` where it names none.
+    """Return points that a question of depth is about, and the question with their letters. One that names none is put
+    in the words of `depth_text` where these say as much; else the letters follow its own.
 
     Args:
         points: (x, y) in [0, 1].
@@ -592,10 +625,11 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
             f"the question names the points {', '.join(sorted(named))} and {len(places)} places are given, which are "
             f"{letters_text(len(places))}; name these, or none"
         )
-    if kind_of_question(said if named else f"{said} A or B?") != "depth":
+    taught = None if named else depth_words(said, len(places))
+    if taught is None and kind_of_question(said) != "depth":
         raise ValueError(f'points go with a question of depth ("Which point is closest?"), got {question!r}')
-    if not named:  # in the words that small models know
-        said = depth_text(len(places), asks_for_farthest(said))
+    if not named:
+        said = taught or f"{said.rstrip(' ?.')}, {letters_text(len(places))}?"
     return tuple((float(x), float(y)) for x, y in places), said
 
 

@@ -91,11 +91,11 @@ class CachedFeatures:
                 own = {name: image.get(name, pixels.device, pixels.dtype) for name in tensors}
                 image.features[key] = self.original(**own, **rest)
         found = [image.features[key] for image in images]
-        return found[0] if len(found) == 1 else _join_outputs(found)
+        return _join_outputs(found)  # never the kept outputs themselves: generate repeats them in place for beams
 
 
 def _join_outputs(outputs: Sequence[Any]) -> Any:
-    """Features of several images, as the model would have returned them for all at once."""
+    """Return features of all images as the model would have at once, in a new output."""
     if isinstance(outputs[0], Tensor | list) or not hasattr(outputs[0], "keys"):
         return _join(outputs)
     made = {}

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from perception.chains import ChatPrompt
 from perception.model.adapter import write_adapter
 from perception.model.folder import without_bars
+from perception.model.replies import decode_plainly, keep_spans_in_replies, know_end
 from perception.vocabulary.names import PerceptionVocabulary
 from train.models.card import CARD, is_written
 from vqvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
@@ -34,6 +34,7 @@ def save_perception_model(
     depth_tokenizer: Path | None = None,
     write_more: Callable[[Path], None] | None = None,
     mask_tokenizer: Path | None = None,
+    declared: str | None = None,
 ) -> None:
     """Write a standard transformers folder atomically. A README.md of your own that is already in it is kept.
 
@@ -45,14 +46,16 @@ def save_perception_model(
         depth_tokenizer: folder whose config and weights are copied into `out/depth_tokenizer`.
         write_more: called with the folder, to write further files into it.
         mask_tokenizer: likewise copied into `out/mask_tokenizer`.
+        declared: precision that the config names for loading (`declared_dtype`); None: the one that the model has.
     """
 
     tokenizers = {"depth_tokenizer": depth_tokenizer, "mask_tokenizer": mask_tokenizer}
+    decode_plainly(model)
     know_end(model, processor.tokenizer)
     keep_spans_in_replies(model, processor)
 
     def write(folder: Path) -> None:
-        save_as(model, folder, dtype)
+        save_as(model, folder, dtype, declared)
         processor.save_pretrained(folder)
         vocabulary.save(folder)
         _write_beside(folder, out, record, tokenizers, write_more)
@@ -110,45 +113,17 @@ def _write_beside(
         shutil.copyfile(out / CARD, folder / CARD)
 
 
-def know_end(model: Any, tokenizer: Any) -> None:
-    """Add the tokenizer's end of sequence, which answers are trained to end with, to the model's generation config.
-
-    Engines that read this config alone then stop there, too. The model's own ids are kept.
-    """
-    if not model.can_generate():
-        return
-    settings, end = model.generation_config, tokenizer.eos_token_id
-    own = settings.eos_token_id
-    if own is None:
-        settings.eos_token_id = end
-    elif end not in (known := [own] if isinstance(own, int) else list(own)):
-        settings.eos_token_id = [end, *known]
-    if settings.pad_token_id is None:
-        settings.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def keep_spans_in_replies(model: Any, processor: Any) -> None:
-    """Let transformers' server write perception tokens in its replies; without a template it leaves special tokens out.
-
-    Qwen's models have a template of their own there, which keeps them and reads tool calls, too.
-    """
-    tokenizer = processor.tokenizer
-    begin = ChatPrompt.from_processor(processor).after.strip()
-    if not begin or getattr(tokenizer, "response_template", None) or model.config.model_type.startswith("qwen"):
-        return
-    content = {"close": [tokenizer.eos_token], "content": "text"}
-    tokenizer.response_template = {
-        "defaults": {"role": "assistant"}, "start_anchor": begin, "fields": {"content": content}
-    }  # fmt: skip
-
-
 def save_half(model: Any, folder: Path) -> None:
     """Write a float16 copy of a model; the model itself does not change."""
     save_as(model, folder, torch.float16)
 
 
-def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a copy of a model in precision `dtype`; the model itself does not change. Tied weights are written once."""
+def save_as(model: Any, folder: Path, dtype: torch.dtype, declared: str | None = None) -> None:
+    """Write a copy of a model in precision `dtype`; the model itself does not change. Tied weights are written once.
+
+    Args:
+        declared: as in `save_perception_model`.
+    """
     cast: dict[int, Tensor] = {}
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -157,6 +132,21 @@ def save_as(model: Any, folder: Path, dtype: torch.dtype) -> None:
         state[name] = cast[id(value)]
     with without_bars():
         model.save_pretrained(folder, state_dict=state)
+    if declared is not None:
+        config = folder / CONFIG_NAME
+        config.write_text(json.dumps(_declare(json.loads(config.read_text()), declared), indent=2) + "\n")
+
+
+def _declare(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config that names `dtype` wherever it, or a config inside it, names one."""
+    inner = {name: _declare(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
+    return inner | ({"dtype": dtype} if "dtype" in inner else {})
+
+
+def declared_dtype(folder: Path) -> str:
+    """Return the precision that a model's config names for loading; that of its weights if it names none."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    return str(config.get("dtype") or config.get("torch_dtype") or str(stored_dtype(folder)).removeprefix("torch."))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -83,11 +83,20 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """Compute the advantages (B,) of rewards (B,) within groups of `group_size` (GRPO).
 
     The group's mean is subtracted, and the result is divided by the group's standard deviation. A group whose rewards
-    are all equal gets advantages of 0.
+    are all equal (`equal_groups`) gets advantages of 0.
     """
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
+    centred = centred.masked_fill(
+        equal_groups(rewards, group_size)[:, None], 0
+    )  # the mean of equals is off by rounding
     return (centred / (groups.std(1, unbiased=False, keepdim=True) + 1e-4)).flatten()
+
+
+def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """Return which groups of rewards (B,) are all equal, so with nothing to compare: (B / group_size,) bool."""
+    groups = rewards.view(-1, group_size)
+    return groups.amax(1) == groups.amin(1)
 
 
 def policy_loss(

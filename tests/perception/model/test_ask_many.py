@@ -51,6 +51,17 @@ def test_one_prepared_image_serves_all_questions_and_changes_no_id():
     assert model.prepare_image(prepared) is prepared
 
 
+def test_beams_leave_the_features_of_a_prepared_image_as_they_are():
+    """`generate` repeats encoder outputs for beams in place."""
+    model = build_perception()
+    images = [model.prepare_image(noise(n)) for n in (3, 4)]
+    batch = [Prompt(image, "How many?") for image in images]
+    plain = model.generate_ids(batch, max_new_tokens=8)
+    beams = [model.generate_ids([prompt], max_new_tokens=8, num_beams=3)[0] for prompt in batch]
+    assert model.generate_ids(batch, max_new_tokens=8, num_beams=3) == beams
+    assert model.generate_ids(batch, max_new_tokens=8) == plain
+
+
 def test_prepared_and_other_images_share_a_batch():
     model = build_perception(2)
     images = [noise(3), model.prepare_image(noise(4)), noise(5)]

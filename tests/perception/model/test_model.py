@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_perception import NUM_CODES, build_depth_tokenizer, build_perception
+from transformers import AutoProcessor, CLIPImageProcessor
 
 from perception.chains import encode_target
+from perception.interleave.reasoner import Reasoner
 from perception.model.images import load_image
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.model.shipped import shipped
@@ -43,6 +45,47 @@ def noise(seed: int = 0) -> np.ndarray:
 
 def prompts(forced: tuple[int, ...] = ()) -> list[Prompt]:
     return [Prompt(noise(i), question, None, forced) for i, question in enumerate(QUESTIONS)]
+
+
+def test_settings_of_the_base_choose_no_ids(tmp_path):
+    """A chat model's penalties and sampling settings are for chats."""
+    model = build_perception()
+    model.model.generation_config.update(repetition_penalty=1.8, top_k=1, no_repeat_ngram_size=2, max_length=77)
+    model = PerceptionModel(model.model, model.processor, model.vocabulary, model.depth_tokenizer)
+    assert model.generate_ids(prompts(), max_new_tokens=30, fast=False) == model.generate_ids(prompts(), 30)
+    torch.manual_seed(0)
+    drawn = [model.generate_ids(prompts()[:1], 12, fast=False, do_sample=True)[0] for _ in range(4)]
+    assert len({tuple(ids) for ids in drawn}) > 1
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert "repetition_penalty" not in written and written["max_length"] == 77
+    with pytest.raises(ValueError, match="num_return_sequences must be 1"):
+        model.generate_ids(prompts(), 12, do_sample=True, num_return_sequences=2)
+
+
+def test_a_written_model_keeps_what_training_wrote(tmp_path):
+    """The end that it was trained to write, and the selector of a model that reasons with looks."""
+    model = build_perception()
+    model.model.generation_config.eos_token_id = 7
+    model.save_pretrained(tmp_path / "one")
+    written = json.loads((tmp_path / "one" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [model.processor.tokenizer.eos_token_id, 7]
+    PerceptionModel.from_pretrained(shipped("geometry-tiny")).save_pretrained(tmp_path / "two")
+    assert Reasoner.from_pretrained(tmp_path / "two").settings == Reasoner.from_pretrained("geometry-tiny").settings
+
+
+def test_a_processor_that_crops_shows_the_whole_image(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "crops")
+    side = build_perception().processor.image_processor.size["height"]
+    cropping = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    processor = AutoProcessor.from_pretrained(saved)
+    processor.image_processor = cropping
+    processor.save_pretrained(tmp_path / "crops")
+    model = PerceptionModel.from_pretrained(tmp_path / "crops")
+    wide = np.zeros((30, 120, 3), np.uint8)
+    wide[:, :20] = 255  # at the left edge, outside the middle square
+    pixels = model.prepare_image(wide).get("pixel_values", torch.device("cpu"), torch.float32)
+    assert pixels.shape[-2:] == (side, side) and pixels[..., 0].min() > pixels[..., -1].max()
 
 
 # Images

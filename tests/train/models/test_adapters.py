@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from train.finetune import FinetuneConfig, Parts, build_parts
 from train.loop.optimizer import parameter_groups
 from train.models.adapters import LoraSettings, adapt, merged
 from train.models.parts import projector_names, tower_parameters, vision_tower
-from train.models.saving import save_perception_model
+from train.models.saving import declared_dtype, save_perception_model
 
 pytest.importorskip("peft")
 SETTINGS = {"depth_tokenizer": "", "depth_codes": 8, "depth_side": 2, "num_locations": 10}
@@ -205,6 +206,22 @@ def test_a_saved_model_stops_at_the_trained_end(tmp_path: Path, own: Any, expect
     save_perception_model(model, processor, vocabulary, tmp_path / "model")
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").generation_config
     assert saved.eos_token_id == expected and saved.pad_token_id == processor.tokenizer.pad_token_id
+
+
+def test_a_saved_model_keeps_the_base_s_declared_precision_and_drops_its_penalties(tmp_path: Path) -> None:
+    """So that stock loading takes no more memory than the base, and engines draw what the package draws."""
+    base = save_family("llava", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["dtype"] = config["text_config"]["dtype"] = "bfloat16"
+    (base / "config.json").write_text(json.dumps(config))
+    processor, model = read_processor(base), read_model(base, torch.float32)
+    vocabulary = PerceptionVocabulary(8, (2, 2), 10).extend(model, processor.tokenizer)
+    model.generation_config.repetition_penalty, model.generation_config.do_sample = 1.05, True
+    declared = declared_dtype(base)
+    save_perception_model(model, processor, vocabulary, tmp_path / "model", dtype=torch.bfloat16, declared=declared)
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert found.dtype == found.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert found.generation_config.repetition_penalty in (None, 1) and not found.generation_config.do_sample
 
 
 # peft's own options

@@ -16,6 +16,7 @@ from train.rl.policy import (
     DETERMINISTIC,
     ChainLogProbs,
     chain_log_probs,
+    equal_groups,
     group_advantages,
     look_log_probs,
     policy_loss,
@@ -81,6 +82,14 @@ def test_the_gradient_goes_through_a_model_that_reads_what_it_selected(tmp_path:
 def test_advantages_compare_within_a_group_and_equal_groups_teach_nothing() -> None:
     advantages = group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), 2)
     assert advantages.tolist() == pytest.approx([1, -1, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("reward", "size"), [(0.1, 8), (1.1, 10), (0.7, 7)])
+def test_rewards_whose_mean_is_off_by_rounding_are_equal(reward: float, size: int) -> None:
+    tied = torch.full((2 * size,), reward)
+    tied[-1] = 0
+    assert equal_groups(tied, size).tolist() == [True, False]
+    assert group_advantages(tied, size)[:size].abs().max() == 0 < group_advantages(tied, size)[size:].abs().min()
 
 
 def test_banned_ids_take_no_part_and_the_divergence_from_itself_is_nothing(tmp_path: Path) -> None:
