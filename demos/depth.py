@@ -22,6 +22,7 @@ from perception.scenes.render import render_scenes
 from perception.tokenizers.depth import DepthTokenizer, readings_at
 from perception.vocabulary.names import Span
 
+_EXAMPLES = Path(__file__).parent / "examples"
 _EXAMPLE = re.compile(r"scene-(standard|shifted)-(\d+)\.png$")
 
 
@@ -77,15 +78,13 @@ def marked(image: Image.Image, points: Sequence[tuple[float, float]]) -> Image.I
     return draw_points(image, np.asarray(points, dtype=np.float64).reshape(-1, 2)) if points else enlarged(image)
 
 
-def _view(
-    model: PerceptionModel, thought: Thought, points: Sequence[tuple[float, float]], direct: str = ""
-) -> DepthView:
+def _view(model: PerceptionModel, thought: Thought, direct: str = "") -> DepthView:
     tokenizer = depth_tokenizer(model)
     span = thought.span("depth")
     nearness = nearness_so_far(span, tokenizer)
     drawn = 0 if span is None else len(span.codes)
     if thought.done:
-        order = _order(nearness, points)
+        order = _order(nearness, thought.points)
         value = "no letter" if thought.value is None else str(thought.value)
         answer = f"{value} is closest. On the map, from near to far: {order}" if thought.value else value
         if thought.caution:
@@ -116,11 +115,11 @@ def judge(model: PerceptionModel, image_path: str | None, points: Sequence[tuple
     question = depth_text(len(points))
     thought: Thought | None = None
     for thought in think(model, asked, question, "chain", points):
-        yield _view(model, thought, points)
+        yield _view(model, thought)
     assert thought is not None
     at_once = last(think(model, asked, question, "direct"))
     said = "no letter" if at_once.value is None else f"{at_once.value} is closest"
-    yield _view(model, thought, points, said)
+    yield _view(model, thought, said)
 
 
 def cell_at(model: PerceptionModel, place: tuple[float, float]) -> tuple[int, int]:
@@ -149,12 +148,12 @@ def draw_cell(model: PerceptionModel, thought: Thought, cell: tuple[int, int]) -
 def rejudge(
     model: PerceptionModel,
     thought: Thought,
-    points: Sequence[tuple[float, float]],
     cell: tuple[int, int],
     code: int,
     reach: int = 0,
 ) -> Iterator[DepthView]:
-    """Answer again from a map in which a cell (row, column), and those up to `reach` cells away, have a new code.
+    """Answer again, about the same points, from a map in which a cell (row, column) has a new code, with those up to
+    `reach` cells away.
 
     Raises:
         Refused: if there is no whole map, or no such code.
@@ -170,13 +169,15 @@ def rejudge(
         if abs(row - cell[0]) <= reach and abs(column - cell[1]) <= reach:
             codes[place] = code
     for step in rethink(model, thought, Span("depth", tuple(codes))):
-        yield _view(model, step, points)
+        yield _view(model, step)
 
 
 def true_map(image_path: str | None) -> Image.Image | None:
-    """The true depth of an example, found by its name; None for any other image."""
+    """The true depth of an example, by the number in its name; None for any other image, whatever it is called."""
     found = _EXAMPLE.search(Path(image_path).name) if image_path else None
-    if found is None:
+    if found is None or image_path is None or not (example := _EXAMPLES / found[0]).is_file():
+        return None
+    if example.read_bytes() != Path(image_path).read_bytes():
         return None
     depth = render_scenes([int(found.group(2))], found.group(1), 160).depth[0]
     inverse = 1 / depth

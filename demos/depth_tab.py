@@ -117,12 +117,12 @@ def depth_tab(offered: Mapping[str, Offer]) -> None:
 
     @friendly_steps
     def on_change(
-        old: Any, clicked: list[Any], place: Any, code: float, brush: str, said: str, name: str | None
+        old: Any, place: Any, code: float, brush: str, said: str, name: str | None
     ) -> Iterator[tuple[Any, ...]]:
         if old is None or place is None:
             raise Refused("ask first, then click a cell of the map")
         model = find_offer(offered, name)
-        for view in depth.rejudge(model, old, clicked, place, int(code), _BRUSHES.get(brush, 0)):
+        for view in depth.rejudge(model, old, place, int(code), _BRUSHES.get(brush, 0)):
             picture, answer, _, new, figure = shown(view)
             yield picture, answer, said, new, figure
 
@@ -132,7 +132,7 @@ def depth_tab(offered: Mapping[str, Offer]) -> None:
     clear.click(on_clear, [image], [marked, points], **hidden)
     asked = ask.click(on_ask, [image, points, chosen], outputs, **hidden, **MODEL_LIMITS)
     picture.select(on_cell, [thought, chosen], [picture, cell, hint], **hidden)
-    edit = [thought, points, cell, level, reach, direct, chosen]
+    edit = [thought, cell, level, reach, direct, chosen]
     changed = change.click(on_change, edit, outputs, **hidden, **MODEL_LIMITS)
     stop.click(None, cancels=[asked, changed], **hidden)
 

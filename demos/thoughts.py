@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from perception.chains import Answer, doubt, encode_target, read_ids
+from perception.chains import doubt, encode_target
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
@@ -30,6 +30,8 @@ class Thought:
     image: Image.Image
     question: str
     prompt: Prompt
+    points: tuple[tuple[float, float], ...] = ()
+    """Places of the points that the question is about, where they were given"""
     parts: tuple[Part, ...] = ()
     """Text and spans in order; an open span can only be the last"""
     done: bool = False
@@ -95,8 +97,7 @@ def _follow(model: PerceptionModel, thought: Thought) -> Iterator[Thought]:
         thought = replace(thought, parts=read_partial(model, ids), tokens=len(ids))
         yield thought
     prompt = thought.prompt
-    answer: Answer = read_ids(model.processor.tokenizer, model.vocabulary, ids, prompt.kind, prompt.question)
-    answer = model.judged(answer, thought.question, prompt.kind)
+    answer = model.judged(model.read_back(prompt, ids), thought.question, prompt.kind)
     confidence = model.confidence(prompt, ids) if answer.spans else None
     yield replace(thought, done=True, value=answer.value, warning=answer.warning, confidence=confidence)
 
@@ -115,7 +116,7 @@ def think(
     """
     text, kind = model.put(question, mode)
     known = tuple(points) if mode == "chain" and model.reads_maps() else ()
-    yield from _follow(model, Thought(image, question, Prompt(image, text, kind, points=known)))
+    yield from _follow(model, Thought(image, question, Prompt(image, text, kind, points=known), tuple(points)))
 
 
 def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[Thought]:
@@ -135,7 +136,7 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
     kept = [part for part in thought.parts[:place] if not isinstance(part, OpenSpan)]
     forced = encode_target(model.processor.tokenizer, model.vocabulary, [*kept, edited])
     prompt = replace(thought.prompt, forced=tuple(forced))
-    yield from _follow(model, Thought(thought.image, thought.question, prompt))
+    yield from _follow(model, Thought(thought.image, thought.question, prompt, thought.points))
 
 
 def last(thoughts: Iterator[Thought]) -> Thought:

@@ -155,7 +155,7 @@ def _figure_html(figure: CaptionedImage) -> str:
     buffer = io.BytesIO()
     figure.image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    alt = html.escape(figure.caption.split("</b>")[0].removeprefix("<b>"))
+    alt = html.escape(html.unescape(figure.caption.split("</b>")[0].removeprefix("<b>")))
     picture = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
     return f"<figure>{picture}<figcaption>{figure.caption}</figcaption></figure>"
 

@@ -256,7 +256,8 @@ class PerceptionModel:
         known = places if chosen == "chain" and self.reads_maps(read) else ()
         prompt = Prompt(self.prepare_image(image), *self.put(question, chosen), points=known)
         (ids,) = self.generate_ids([prompt], max_new_tokens, read)
-        answer = replace(self._read(prompt, ids), mode=chosen, confidence=self.confidence(prompt, ids))
+        answer = self.read_back(prompt, ids, max_new_tokens)
+        answer = replace(answer, mode=chosen, confidence=self.confidence(prompt, ids))
         return self.judged(answer, question, prompt.kind)
 
     def ask_many(
@@ -551,10 +552,20 @@ class PerceptionModel:
     ) -> list[Answer]:
         """Answer a batch of prompts, which may be empty; arguments as in `generate_ids`."""
         rows = self.generate_ids(prompts, max_new_tokens, read, **kwargs)
-        return [self._read(prompt, ids) for ids, prompt in zip(rows, prompts, strict=True)]
+        return [self.read_back(prompt, ids, max_new_tokens) for ids, prompt in zip(rows, prompts, strict=True)]
 
-    def _read(self, prompt: Prompt, ids: Sequence[int]) -> Answer:
-        return read_ids(self.processor.tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
+    def read_back(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int | None = None) -> Answer:
+        """Read the ids of an answer, as `generate_ids` gave them; warn where its list of boxes filled its room."""
+        answer = read_ids(self.processor.tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
+        most = self._most([prompt], max_new_tokens)
+        drawn = [span for span in answer.spans if span.modality == "boxes"]
+        if self.room.limits(prompt.question) is None or not drawn:
+            return answer
+        end = max(n for n, token in enumerate(ids) if token == self.vocabulary.end_id("boxes"))
+        if most - (end - len(prompt.forced)) >= len(("x1", "y1", "x2", "y2", "END")) + self.room.conclusion:
+            return answer
+        said = f"there was no room for more than {len(drawn[-1].codes) // 4} boxes in max_new_tokens={most}"
+        return replace(answer, warning="; ".join(filter(None, (said, answer.warning))))
 
     @torch.no_grad()
     def confidence(self, prompt: Prompt, ids: Sequence[int]) -> float:

@@ -142,8 +142,8 @@ def test_a_map_edited_around_a_point_makes_it_the_closest(model: PerceptionModel
     *_, end = depth.judge(model, str(scene_examples()[-1]), POINTS)
     assert end.answer.startswith("B is closest")
     cell = depth.cell_at(model, POINTS[0])
-    *_, edited = depth.rejudge(model, end.thought, POINTS, cell, code=127, reach=1)
-    assert edited.answer.startswith("A is closest")
+    *_, edited = depth.rejudge(model, end.thought, cell, code=127, reach=1)
+    assert edited.answer.startswith("A is closest") and "near to far: A (" in edited.answer
     assert depth.code_at(model, edited.thought, cell) == 127
     far = (cell[0] + 4, cell[1] + 4)
     assert depth.code_at(model, edited.thought, far) == depth.code_at(model, end.thought, far)
@@ -179,7 +179,14 @@ def test_points_that_cannot_be_asked_about(model: PerceptionModel, places: list,
 
 def test_true_depth_is_known_of_examples_alone(tmp_path: Path) -> None:
     assert depth.true_map(str(scene_examples()[0])) is not None
-    assert depth.true_map(str(tmp_path / "mine.png")) is None
+    for name in (
+        "mine.png",
+        f"my-{scene_examples()[0].name}",
+        scene_examples()[0].name,
+        f"scene-standard-{'9' * 20}.png",
+    ):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+        assert depth.true_map(str(tmp_path / name)) is None
 
 
 def test_a_map_becomes_tokens_and_comes_back(tokenizer: DepthTokenizer) -> None:

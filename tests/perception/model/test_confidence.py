@@ -11,6 +11,7 @@ from tiny_perception import NUM_LOCATIONS, build_perception
 
 from perception.chains import BOXES_FIRST, DEPTH_FIRST, Answer
 from perception.model.perception_model import PerceptionModel, Prompt
+from perception.model.shipped import shipped
 from perception.vocabulary.names import Span
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
@@ -64,3 +65,11 @@ def test_ask_gives_it_and_says_where_it_is_low():
     assert Answer("7", (), 7).doubt == "" and Answer("7", (), 7, confidence=0.5).doubt == ""
     unsure = Answer("7", (), 7, confidence=0.314).doubt
     assert unsure == "the model is unsure: it gives this answer a probability of 31 %"
+
+
+def test_a_list_that_fills_its_room_says_so() -> None:
+    model = PerceptionModel.from_pretrained(shipped("aurora-tiny"))
+    picture = "demos/examples/scene-standard-70000008.png"
+    whole, cut = (model.ask(picture, "How many objects are there?", max_new_tokens=n) for n in (None, 14))
+    assert (whole.value, whole.warning) == (3, "")
+    assert cut.warning.startswith("there was no room for more than")
