@@ -1,8 +1,10 @@
 """Read answers: option letters, digits and number words in a model's text.
 
 Published sets are scored by letters and numbers, and models answer "(B)", "B.", "The answer is B", "three", "There are
-3 cars". Where a text holds several letters or numbers, the one after the last "answer" counts, then an option that
-opens the text, then the last one.
+3 cats: 2 on the left and 1 on the right". All readers first read what a text announces as its answer
+(`announcements`), the last one first, then the whole text. Of several options they take the one that opens the text,
+then the one that is called right, then the one that a comparison of depths makes the answer, then the last one that is
+not ruled out; of several numbers the one of the thing that the question counts (`read_number`).
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LETTERS = "ABCDEFGH"
 """Letters of options"""
 POINT_LETTERS = LETTERS[:5]
 """Letters of the points that a depth question may mark"""
+_SMALL = rf"\(?\b[{POINT_LETTERS.lower()}]\b\)?"
+_SMALL_LETTERS = re.compile(rf"{_SMALL}(?:(?:\s*,(?:\s*(?:or|and)\b)?|\s+(?:or|and)\b)\s*{_SMALL}(?![.']\w))+")
+"""A list of small letters, such as "a or b" or "(a), (b) and (c)" with its brackets"""
 _BELOW_20 = re.findall(
     r"\w+",
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -31,7 +36,10 @@ _NONE = (
     r"longer|doubt|idea|way|other|further|matter|there|it|they|i)\b)[a-z])"
 )
 """Says 0: "no trucks", "none", "not a single one"; not "no, .." or "no more than" """
-_DIGITS = r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?!\d|(?:st|nd|rd|th|d)\b)"
+_DIGITS = (
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u202f]\d{3})+)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?!\d|(?:st|nd|rd|th|d)\b)"
+)
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_BELOW_20[:9])}))?|{'|'.join(_BELOW_20[::-1])})"
 _BELOW_1000 = rf"(?:(?:(?:{_BELOW_100}|an?)\s+)?hundred(?:\s+(?:and\s+)?{_BELOW_100})?|{_BELOW_100})"
 _SPELT = (
@@ -40,14 +48,13 @@ _SPELT = (
 )
 _NUMBER = re.compile(rf"(?P<none>{_NONE})|(?:{_DIGITS})(?:\s+(?:{'|'.join(_SCALES)})\b)?|{_SPELT}", re.IGNORECASE)
 _ARTICLE = re.compile(r"\ban?\b", re.IGNORECASE)
-_COMMITTED = re.compile(r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*", re.IGNORECASE)
-_BRACKETED = r"[(\[]([{0}])[)\]]"
-_BARE = r"(?<![\w'])([{0}])(?![\w'])"
 
 _PLAIN = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
-MARKED = re.compile(r"\\boxed\{(?P<boxed>[^{}]*)\}|[Aa]nswer\s*(?:is|:|=)?")
-"""Announces a final answer"""
 _OPTION = re.compile(r"\(?([A-H])\)?\.?")
+_LETTER_OF_OPTION = re.compile(r"(?:(?i:the\s+)?(?i:option|choice|letter|point)\s+)?[(\[]?([A-Ha-h])[)\]]?")
+_GROUPING = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|[ \u00a0\u202f])(?=\d{3}(?!\d))")
+"""What groups the digits of a number by thousands"""
+_FRACTION = re.compile(r"^\$?([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}\$?$")
 _TOLERANCE = 1e-4
 """Relative difference below which two numbers are the same answer"""
 
@@ -62,71 +69,48 @@ def read_letter(text: str, question: str = "") -> str | None:
     """Return the letter of the point that a text names as the answer; None where there is none.
 
     In a sentence that compares it is the letter that the question asks for ("A is closer than B" is A where the closest
-    is asked for), else the last lone capital letter.
+    is asked for).
     """
-    letters = re.findall(rf"\b([{POINT_LETTERS}])\b", text)
-    return _compared(text, POINT_LETTERS, question) or (letters[-1] if letters else None)
-
-
-def read_answer(text: str, kind: str | None, question: str = "") -> int | str | None:
-    """Return the final answer of a text: a number for kind "count", a letter for "depth", else the stripped text.
-
-    None where there is none.
-    """
-    if kind == "count":
-        return read_count(text, question)
-    return read_letter(text, question) if kind == "depth" else text.strip() or None
-
-
-# Tolerant of the wording, for published sets
-
-
-def committed(text: str) -> str:
-    """Return the text after the last "answer", "option" or "choice"; the whole text where there is none."""
-    found = [match for match in _COMMITTED.finditer(text) if text[match.end() :].strip(" .:")]
-    return text[found[-1].end() :] if found else text
-
-
-def read_option(text: str, options: Sequence[str], question: str = "") -> str | None:
-    """Return the letter of the option that a text chooses, by letter or by words; None where it chooses none.
-
-    Args:
-        options: the texts of A, B, ..; only their letters are read where two of them are equal.
-        question: says which of several numbers or letters is the answer (see `read_number`, `read_letter`).
-    """
-    letters = LETTERS[: len(options)]
-    said = committed(text)
-    for part in (said, text):
-        found: str | None = _by_letter(part, letters, question) or _by_words(part, options, question)
-        if found is not None:
-            return found
+    for part in (*_announced(text), text):
+        chosen = _choose(_mark_letters(part, POINT_LETTERS), question, len(letters_in(question)))
+        if chosen is not None:
+            return LETTERS[chosen]
     return None
 
 
-def _by_letter(text: str, letters: str, question: str) -> str | None:
-    opening = re.match(rf"\s*[(\[]?([{letters}{letters.lower()}])(?:[)\].:,]|\s*$)", text)
-    if opening:
-        return opening[1].upper()
-    if compared := _compared(text, letters, question):
-        return compared
-    bracketed = re.findall(_BRACKETED.format(letters), text)
-    if bracketed:
-        return str(bracketed[-1])
-    bare = [found[1] for found in re.finditer(_BARE.format(letters), text) if not _is_article(text, found)]
-    return str(bare[-1]) if bare else None
+def read_answer(text: str, kind: str | None, question: str = "", lettered: bool = False) -> int | str | None:
+    """Return the final answer of a text: a number for kind "count", a letter for "depth", else the stripped text.
+
+    A depth question after things, not after lettered points ("Which is closer, the cup or the spoon?"), is answered by
+    their names: the value is the text, unless that is a letter alone. None where there is no answer.
+
+    Args:
+        lettered: True if the answer is known to be about lettered points, whatever the question says.
+    """
+    if kind == "count":
+        return read_count(text, question)
+    if kind == "depth" and (lettered or not question or names_points(question) or _LETTER_ALONE.fullmatch(text)):
+        return read_letter(text, question)
+    return text.strip() or None
 
 
-def _is_article(text: str, found: re.Match[str]) -> bool:
-    """True if an A begins a noun phrase: "A red car is closest"."""
-    behind = text[found.end(1) :]
-    return (
-        found[1] == "A"
-        and re.match(r"\s+[a-z]", behind) is not None
-        and not re.match(r"\s+(?:is|has|lies|appears|looks|seems|and|or|because|since|as)\b", behind)
-    )
+_LETTER_ALONE = re.compile(rf"\s*(?:so\s+)?[(\[]?[{POINT_LETTERS}][)\]]?[.!]?\s*")
 
+
+# Questions of depth
 
 _NEAR, _FAR = r"closer|closest|nearer|nearest", r"farther|farthest|further|furthest"
+
+
+def letters_in(question: str) -> set[str]:
+    """Letters of points that a question names; small ones count in a list alone ("a or b"), as "a" is an article."""
+    small = " ".join(found[0] for found in _SMALL_LETTERS.finditer(question))
+    return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question + " " + re.sub(r"\b(and|or)\b", " ", small).upper()))
+
+
+def names_points(question: str) -> bool:
+    """True for a question about points of the image: "Which marker is closest?", "Which is nearer, A or B?"."""
+    return re.search(r"\b(points?|markers?)\b", question, re.IGNORECASE) is not None or len(letters_in(question)) > 1
 
 
 def asks_for_farthest(question: str) -> bool:
@@ -139,34 +123,235 @@ def asks_for_nearest(question: str) -> bool:
     return re.search(rf"\b(?:{_NEAR})\b", question, re.IGNORECASE) is not None
 
 
-def _compared(text: str, letters: str, question: str) -> str | None:
-    """The letter that the last comparison of depths makes the answer; None where none does."""
-    letter = rf"[(\[]?\b([{letters}])\b"
-    comparison = rf"{letter}(?P<words>(?:(?!{letter})[^.;!?\n])*?)\b(?:(?P<near>{_NEAR})|(?:{_FAR}))\b"
-    than = rf"(?:(?!{letter})[^.;!?\n])*?\bthan\b(?:(?!{letter})[^.;!?\n])*?{letter}"
-    asked_far, answer = asks_for_farthest(question), None
-    for found in re.finditer(comparison, text):
-        if _is_article(text, found) or re.search(r"\bnot\b|n't\b", found["words"]):
-            continue
-        if (found["near"] is None) == asked_far:
-            answer = found[1]
-        elif other := re.match(than, text[found.end() :]):
-            answer = other.groups()[-1]
-    return answer
+# Announcements
 
 
-def _by_words(text: str, options: Sequence[str], question: str) -> str | None:
-    lowered = [option.strip().strip(".").lower() for option in options]
-    if len(set(lowered)) < len(lowered):
+@dataclass(frozen=True)
+class Announcement:
+    """An answer that a text announces: <answer>12</answer>, \\boxed{12}, "Answer: 12", "The answer is 12."."""
+
+    start: int
+    """Place in the text where the announcement begins"""
+    said: str
+    """The answer, to the end of its sentence, box or tag"""
+    mark: str
+    """"tag", "box" or "words" """
+
+
+_ANNOUNCING = re.compile(
+    r"(?P<tag><answer>)|(?P<box>\\boxed\s*\{)|"
+    r"(?P<words>\b(?:answer|(?:correct|right|best|final|chosen|my)\s+(?:option|choice)|(?:option|choice)(?=\s*[:=]))\b"
+    r"(?:\s+(?:to|for)\b[^.:=\n]*?)?[*\s]*(?:\b(?:is|was|(?:would|should|must|will)\s+be)\b|[:=])[*\s:=]*)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\d!)(?=\s)|\n")
+_TEXT_IN_MATHS = re.compile(r"\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{([^{}]*)\}")
+_SAYS = re.compile(r"[\d\\=^]|(?<![\w'])(?:A|[B-Zb-z])(?![\w'])")
+"""Holds a number, a letter or maths, as final answers do: not "The answer is found." """
+
+
+def announcements(text: str) -> list[Announcement]:
+    """Return the answers that a text announces, in order. One inside another is what the outer one announces."""
+    found, end = list[Announcement](), 0
+    for match in _ANNOUNCING.finditer(text):
+        inner = match.start() < end
+        close = _end_of(str(match.lastgroup), text, match.end())
+        said = _TEXT_IN_MATHS.sub(r"\1", text[match.end() : min(close, end) if inner else close]).strip().strip("*")
+        if inner:
+            found[-1] = replace(found[-1], said=said)
+        else:
+            found.append(Announcement(match.start(), said, str(match.lastgroup)))
+            end = close
+    return found
+
+
+def _end_of(mark: str, text: str, start: int) -> int:
+    """Where the answer ends that is announced by a mark up to `start`; the end of its line for a box left open."""
+    if mark == "tag":
+        close = text.find("</answer>", start)
+        return close if close >= 0 else len(text)
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]) if mark == "box" else ():
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return start + brace.start()
+    close_of_sentence = _SENTENCE_END.search(text, start)
+    return close_of_sentence.start() if close_of_sentence else len(text)
+
+
+def _by_trust(text: str) -> list[Announcement]:
+    """Announcements, the most trusted first: <answer> before others, later before earlier ones."""
+    return sorted(reversed(announcements(text)), key=lambda one: one.mark != "tag")
+
+
+def _announced(text: str) -> list[str]:
+    """What a text announces, the most trusted first."""
+    return [one.said for one in _by_trust(text)]
+
+
+def final_announcement(text: str) -> Announcement | None:
+    """Return the announcement of a text's final answer: the most trusted one that says something; None without any."""
+    found = _by_trust(text)
+    said = (one for one in found if one.mark != "words" or _SAYS.search(one.said))
+    return next(said, found[0] if found else None)
+
+
+# Choices. An option that a text names, by letter or by words, is replaced by a mark, so that the same rules read both.
+
+_MARKS = "".join(chr(0xE000 + n) for n in range(len(LETTERS)))
+"""One private character per option"""
+_MARK = f"[{_MARKS}]"
+_VERB = (
+    r"(?:(?:is|are|was|were|has|have|does|do|lies?|sits?|stands?|appears?|looks?|seems?|can|could|would|should|must|"
+    r"may|might)\b|isn't|aren't|wasn't)"
+)
+_AFTER_LETTER = rf"(?:{_VERB}|(?:and|or|but|because|since|as|then|than|not|at|in|on|with|to)\b)"
+"""What may follow the letter A, and follows no article"""
+_OPENING = re.compile(
+    rf"[\s*$\"']*(?P<mark>{_MARK})[*$\"']*(?!:?\s*{_VERB}|:?\s*(?:,|and|or|&|/)\s*(?:(?:and|or)\s+)?{_MARK})"
+    r"(?=\s*$|\s*[\n.,:;)\]\u2013\u2014]|\s+(?:-|(?:because|since|as|for|then)\b))",
+    re.IGNORECASE,
+)
+"""An option that opens a text and is neither the subject of a sentence nor one of several that are listed"""
+_LABEL = re.compile(rf"(?:({_MARK})[:)]|(?:^|[\n,;])\s*({_MARK})\.)\s*(?!{_VERB})\w", re.IGNORECASE)
+_CALLED_RIGHT = re.compile(
+    rf"({_MARK}):?\s+(?:is|was|seems|(?:would|must|should)\s+be)\s+(?:(?!not\b)\w+\s+){{0,2}}?"
+    r"(?:correct\b|answer\b|(?:right|best)(?=\s*(?:$|[.,;!]|answer|option|choice|one\b)))",
+    re.IGNORECASE,
+)
+_RULED_OUT = re.compile(
+    r"(?:\b(?:not|nor|neither|without|unlike|rather\s+than|other\s+than|instead\s+of)|n't)\s+"
+    rf"(?:(?:in|on|at|to|be|the|an?)\s+)*{_MARK}|"
+    rf"{_MARK}:?\s+(?:is|are|was|were|does|do|can|could|would)\s*(?:n't\b|not\b|(?:\w+\s+)?(?:wrong|incorrect|false)\b)",
+    re.IGNORECASE,
+)
+_NEARER, _FARTHER = rf"{_NEAR}|in\s+front\s+of", rf"{_FAR}|behind"
+_COMPARISON = re.compile(rf"(?<!second[ -])(?<!third[ -])(?<!next[ -])\b(?:{_NEARER}|{_FARTHER})\b", re.IGNORECASE)
+_NAMED_BEHIND = re.compile(
+    rf"(?P<words>(?:(?!{_COMPARISON.pattern})[^,{_MARKS}])*?(?:\b(?:is|are|was|be)\b|[:=])\s*(?:\w+\s+){{0,3}}?)"
+    rf"(?P<mark>{_MARK})",
+    re.IGNORECASE,
+)
+"""Follows a comparison whose subject comes last: "The closest point is B" """
+_NAMED_IN_FRONT = re.compile(rf"(?P<mark>{_MARK})(?P<words>[^{_MARKS}]*)$")
+_COMPARED_WITH = re.compile(
+    rf"(?:[^{_MARKS}]*?\bthan\b|(?<=in front of)|(?<=behind))[^{_MARKS}]*?({_MARK})", re.IGNORECASE
+)
+
+
+def read_option(text: str, options: Sequence[str], question: str = "") -> str | None:
+    """Return the letter of the option that a text chooses, by letter or by words; None where it chooses none.
+
+    Args:
+        options: the texts of A, B, ..; only their letters are read where two of them are equal.
+        question: says which of several numbers or letters is the answer (see `read_number`, `read_letter`).
+    """
+    options = options[: len(LETTERS)]
+    for part in (*_announced(text), text):
+        chosen = _choose(_mark_letters(part, LETTERS[: len(options)]), question, len(options))
+        chosen = _by_words(part, options, question) if chosen is None else chosen
+        if chosen is not None:
+            return LETTERS[chosen]
+    return None
+
+
+def _by_words(text: str, options: Sequence[str], question: str) -> int | None:
+    names = [option.strip().strip(".") for option in options]
+    if len({name.lower() for name in names}) < len(names):
         return None
-    numbers = [read_number(option) if _NUMBER.fullmatch(option.strip().strip(".")) else None for option in options]
+    numbers = [read_number(name) if _NUMBER.fullmatch(name) else None for name in names]
     if all(number is not None for number in numbers):
         value = read_number(text, question)
-        return LETTERS[numbers.index(value)] if value in numbers else None
-    places = {n: text.lower().rfind(option) for n, option in enumerate(lowered) if option and option in text.lower()}
-    # "blue car" contains "car": the longer option is the one that was said.
-    longest = [n for n in places if not any(lowered[n] in lowered[m] for m in places if m != n)]
-    return LETTERS[max(longest, key=lambda n: places[n])] if longest else None
+        return numbers.index(value) if value in numbers else None
+    return _choose(_mark_words(text, names), question, len(options))
+
+
+def _mark_letters(text: str, letters: str) -> str:
+    """The text with marks for option letters: "(B)", "option b", "B", and a small letter that opens it; not articles.
+
+    A letter in brackets is a label, and its mark gets a colon.
+    """
+    small = letters.lower()
+
+    def mark(found: re.Match[str]) -> str:
+        letter = found["bracketed"] or found["bare"] or found["small"] or found["opening"]
+        if found["bare"] and _is_article(text, found):
+            return found[0]
+        return _MARKS[letters.index(letter.upper())] + (":" if found["bracketed"] else "")
+
+    named = (
+        r"(?i:\b(?P<of>option|choice|point|letter|marker)\s+)?(?:(?<!\w)[(\[](?P<bracketed>[{0}{1}])[)\]]|"
+        r"(?P<bare>(?<![\w'-])[{0}](?!\w|['-]\w))|(?(of)(?P<small>[{1}])(?=\s*$|[).,:;]|\s+is\b)|(?!)))|"
+        r"^\s*(?P<opening>[{1}])(?=[).:,]|\s*$)"
+    )
+    return re.sub(named.replace("{0}", letters).replace("{1}", small), mark, text)
+
+
+def _is_article(text: str, found: re.Match[str]) -> bool:
+    """True if an A begins a noun phrase: "A red car is closest"."""
+    behind = text[found.end() :]
+    return (
+        found[0] == "A"
+        and re.match(r"\s+[a-z]", behind) is not None
+        and re.match(rf"\s+{_AFTER_LETTER}", behind) is None
+    )
+
+
+def _mark_words(text: str, names: Sequence[str]) -> str:
+    """The text with marks for the names of options, as whole words; "blue car" is not the option "car"."""
+    places = {re.sub(r"^(?:the|an?)\s+", "", name.lower()): n for n, name in enumerate(names) if name}
+    longest_first = sorted(places, key=len, reverse=True)
+    either = "|".join((r"(?<![.,-])" if name[0].isdigit() else "") + re.escape(name) for name in longest_first)
+    named = re.compile(rf"(?<!\w)(?:(?:the|an?)\s+)?({either})(?:e?s)?(?!\w|[.,]\d)", re.IGNORECASE)
+    return named.sub(lambda found: _MARKS[places[found[1].lower()]], text) if places else text
+
+
+def _choose(text: str, question: str, count: int) -> int | None:
+    """The option that a text with marks chooses: see `_chosen`, else the last one that is not ruled out."""
+    chosen = _chosen(text, question, count)
+    if chosen is None and (named := re.findall(_MARK, _RULED_OUT.sub("", text))):
+        chosen = _MARKS.index(named[-1])
+    return chosen
+
+
+def _chosen(text: str, question: str = "", count: int = 0) -> int | None:
+    """The option that a text with marks opens with, calls right, or makes the answer by a comparison of depths.
+
+    Args:
+        count: number of options; 0 if unknown.
+    """
+    opening = _OPENING.match(text)
+    if opening and len({one or other for one, other in _LABEL.findall(text)}) < 2:
+        return _MARKS.index(opening["mark"])
+    if called := _CALLED_RIGHT.findall(text):
+        return _MARKS.index(called[-1])
+    return _compared(text, question, count)
+
+
+def _compared(text: str, question: str, count: int) -> int | None:
+    """The option that comparisons of depths make the answer: the last one by "closest", else the last by "closer"."""
+    asked_far = asks_for_farthest(question) or (not asks_for_nearest(question) and "behind" in question.lower())
+    answers: dict[bool, str] = {}
+    for sentence in re.split(r"[.!?](?=\s|$)|[;\n]", text):
+        for found in _COMPARISON.finditer(sentence):
+            front = re.sub(rf"\bthan\b[^{_MARKS}]*{_MARK}", "", sentence[: found.start()])  # compared with, not subject
+            subject = _NAMED_BEHIND.match(sentence, found.end()) or _NAMED_IN_FRONT.search(front)
+            if subject is None:
+                continue
+            is_far = re.fullmatch(_FARTHER, found[0], re.IGNORECASE) is not None
+            denied = re.search(r"\bnot\b|n't\b", subject["words"]) is not None
+            other = _COMPARED_WITH.match(sentence, found.end())
+            if (is_far == asked_far) != denied:
+                answer = subject["mark"]
+            elif other:
+                answer = other[1]
+            elif count == 2:
+                answer = _MARKS[1 - _MARKS.index(subject["mark"])]
+            else:
+                continue
+            answers[found[0].lower().endswith("est")] = answer
+    decided = answers.get(True) or answers.get(False)
+    return _MARKS.index(decided) if decided else None
 
 
 # Numbers
@@ -177,14 +362,15 @@ def read_number(text: str, question: str = "") -> float | None:
 
     Args:
         question: names what is counted. Of several numbers the one of that thing counts: "3 cars and no trucks" is 3
-            where cars are asked for, and 0 where trucks are. Where the thing has no number of its own its parts are
-            added: "two red cubes and a ball" are 3 objects. Without a question, or where the text does not name the
-            thing, it is the last number.
+            where cars are asked for, and 0 where trucks are; "2 of the 5 cars are red" is 2 where red cars are asked
+            for, and 5 where cars are. Where the thing has no number of its own its parts are added: "two red cubes and
+            a ball" are 3 objects, "2 cats on the left and 3 cats on the right" are 5 cats. Without a question, or where
+            the text does not name the thing, it is the last number.
     """
-    thing = asked_thing(question)
-    for part in (committed(text), text):
+    thing, details = asked_thing(question), _asked_details(question)
+    for part in (*_announced(text), text):
         stated = _stated_numbers(part)
-        found = _number_of(stated, thing) if thing else None
+        found = _number_of(stated, thing, details) if thing else None
         numbers = [number.value for number in stated if not number.is_article]
         if found is not None:
             return found
@@ -198,12 +384,25 @@ _LINKS = frozenset(re.findall(r"\w+", "of the these those all visible different 
 ENDS = frozenset(
     re.findall(
         r"\w+",
-        "is are was were be do does did can could have has had in on at with that which who whose there but and or "
+        "is are was were be do does did can could has have had in on at with that which who whose there but and or "
         "while from to by for under over behind near next inside outside if when you we i it they this so as than "
         "shown seen appear appears present depicted pictured standing sitting parked altogether",
     )
 )
 """Words that end the name of a thing"""
+_VERBS = frozenset(re.findall(r"\w+", "is are was were do does did can could has have had"))
+_PLACING = frozenset(re.findall(r"\w+", "in on at with from to by for under over behind near next inside outside"))
+_GENERAL = (_LINKS | _VERBS | ENDS - {"standing", "sitting", "parked"}) - _PLACING | frozenset(
+    re.findall(
+        r"\w+",
+        "a an see here overall just only exactly about number count image picture photo photograph scene view frame",
+    )
+)
+"""Words that say nothing of the things that a number counts"""
+_BREAKS = frozenset((",", "and", "or", "but", "while", "so"))
+"""What ends the words that say where things are, or what they do"""
+_POOL = frozenset(("of", "out", "the", "these", "those", "all"))
+"""Words between two numbers of which the first counts some of the things that the second counts: "2 of the 5 cars" """
 _GENERIC = {"object", "thing", "item", "shape"}
 _IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "feet": "foot"}
 _IRREGULAR |= {
@@ -221,33 +420,46 @@ class _Stated:
     """One number of a text."""
 
     value: float
-    after: tuple[str, ...]
-    """Singular words behind it that may name its thing: up to the next number, or a word that ends names"""
+    behind: tuple[str, ...]
+    """Singular words and commas behind it: up to the next number, or the end of its sentence"""
     before: tuple[str, ...]
-    """Singular words in front of it, in its clause; its label where nothing is behind it: "cars: 3" """
-    joined: bool
-    """True if it goes on with the list that the number before it is in"""
+    """Singular words in front of it, in its clause; its label where no name is behind it: "cars: 3" """
+    sentence: int
+    """Number of its sentence"""
     is_article: bool = False
+    is_share: bool = False
+    """True if it counts some of the things that another number counts: "2 of them" """
 
-    def narrows(self, thing: tuple[str, ...]) -> set[str] | None:
-        """Words that narrow a thing down ("red" of cubes); None if the number is of another thing."""
+    @property
+    def name(self) -> tuple[str, ...]:
+        """Words behind it that may name its thing: up to one that ends names"""
+        return _name(tuple(word for word in self.behind if word != ","))
+
+    def described(self, thing: tuple[str, ...]) -> frozenset[str] | None:
+        """Words that narrow a thing down ("red", "on left" of cubes); None if the number is of another thing."""
         *kind, head = thing
-        if self.after:
-            if head not in self.after:
+        if head in self.name:
+            place = self.behind.index(head)
+            words, rest = self.behind[:place], self.behind[place + 1 :]
+            if self.is_article and {*words} & {"lot", "few", "number", "group", "of"}:
                 return None
-            words = set(self.after[: self.after.index(head)])
-            if self.is_article and words & {"lot", "few", "number", "group", "of"}:
-                return None
-        elif head in self.before and not self.is_article:
-            words = set(self.before)
-            return set() if set(kind) <= words else None
+        elif head in self.before and not self.name and not self.is_article:
+            words, rest = self.before, self.behind
         else:
             return None
-        return words - set(kind) - _LINKS if set(kind) - _LINKS <= words | _LINKS else None
+        end = next((n for n, word in enumerate(rest) if word in _BREAKS), len(rest))
+        found = frozenset((*words, *rest[:end])) - {head}
+        return found - {*kind} if {*kind} - _LINKS <= found else None
+
+    def says_of(self, thing: tuple[str, ...]) -> bool:
+        """True if its sentence says something of the things ("2 cats are asleep") instead of stating their number."""
+        place = self.behind.index(thing[-1]) + 1 if thing[-1] in self.name else 0
+        return place < len(self.behind) and self.behind[place] in _VERBS
 
 
 def _words(text: str) -> list[str]:
-    return [_singular(word) for word in re.findall(r"[^\W\d_]+", text.lower())]
+    """Singular words of a text, and its commas."""
+    return [_singular(word) for word in re.findall(r"[^\W\d_]+|,", text.lower())]
 
 
 def _singular(word: str) -> str:
@@ -276,37 +488,70 @@ def asked_thing(question: str) -> tuple[str, ...]:
     return tuple(word for word in _name(_words(asked[1])) if word not in _LINKS) if asked else ()
 
 
+def _asked_details(question: str) -> frozenset[str]:
+    """Words that say more of the counted things behind their name: "on left" in "How many cars are on the left?"."""
+    asked = COUNTED.search(question)
+    words = _words(asked[1]) if asked else []
+    details = frozenset(words[len(_name(words)) :]) - _GENERAL
+    return details if details - _PLACING else frozenset()
+
+
+_FOLLOWS_ON = re.compile(
+    r"(?:^|[.,;:!?(\n]|&|\b(?:and|but|plus|of\s+(?:which|whom|these|those|them)))\s*(?:there\s+(?:is|are)\s*)?"
+    r"(?:only\s+|just\s+)?$",
+    re.IGNORECASE,
+)
+"""Text between two numbers that ends so leaves the second without a label of its own"""
+
+
 def _stated_numbers(text: str) -> list[_Stated]:
     found = [(match, False) for match in _NUMBER.finditer(text)]
     taken = [match.span() for match, _ in found]
     articles = [m for m in _ARTICLE.finditer(text) if not any(start <= m.start() < end for start, end in taken)]
     found = sorted([*found, *((match, True) for match in articles)], key=lambda pair: pair[0].start())
     stated: list[_Stated] = []
+    sentence, pool = 0, False
     for n, (match, is_article) in enumerate(found):
         behind = text[match.end() : found[n + 1][0].start() if n + 1 < len(found) else None]
         front = text[found[n - 1][0].end() if n else 0 : match.start()]
-        sentence = re.split(r"[.!?](?=\s|$)|[\n;:()]", behind)[0]
-        after = () if re.match(r"\s*[,)]", behind) else _name(_words(sentence))
+        sentence += re.search(r"[.!?](?=\s)|[\n;:(]", front) is not None
+        words = () if re.match(r"\s*[,)]", behind) else tuple(_words(re.split(r"[.!?](?=\s|$)|[\n;:()]", behind)[0]))
         clause = re.split(r"[.!?](?=\s)|[\n;,]", re.sub(r"[\s:=(-]+$", "", front))[-1]
+        one = _Stated(1.0 if is_article else _value(match), words, tuple(_words(clause)), sentence, is_article)
         is_pronoun = (
             match[0].lower() == "one"
-            and not after
+            and not one.name
             and re.search(
                 r"\b(?:the|this|that|each|every|another|any)\s+(?:\w+\s+)?$", text[: match.start()], re.IGNORECASE
             )
         )
-        if not is_pronoun:
-            joined = bool(stated) and re.search(r"(?:,|\b(?:and|plus|but)|&)\s*$", front) is not None
-            value = 1.0 if is_article else _value(match)
-            stated.append(_Stated(value, after, tuple(_words(clause)), joined, is_article))
+        if is_pronoun:
+            continue
+        if pool:
+            stated[-1] = replace(stated[-1], behind=words, is_share=True)
+            one = replace(one, behind=one.name)
+        elif stated and _FOLLOWS_ON.search(front):
+            one = _with_name_of(one, stated[-1], front)
+        stated.append(one)
+        pool = words[:1] in (("of",), ("out",)) and {*words} <= _POOL
     return stated
+
+
+def _with_name_of(one: _Stated, previous: _Stated, front: str) -> _Stated:
+    """A number that says where things are, or what they do, and does not name them ("3 on the right"): it counts those
+    that the number before it counts."""
+    is_share = one.behind[:1] == ("of",) or re.search(r"\bof\s+\w+\s*$", front) is not None
+    says = {*one.behind} - _GENERAL - _PLACING - {",", "them"}
+    if {*one.name} - _LINKS - {"them"} or not says:
+        return replace(one, is_share=is_share)
+    return replace(one, behind=(*previous.name, *one.behind), before=previous.before, is_share=is_share)
 
 
 def _value(found: re.Match[str]) -> float:
     """The value of a match of `_NUMBER`."""
     if found["none"]:
         return 0.0
-    said = re.sub(r"(?<=[a-z])-", " ", found[0].lower()).replace(",", "")
+    said = re.sub(r"(?<=\d)\s(?=\d)|,", "", re.sub(r"(?<=[a-z])-", " ", found[0].lower()))
     total = current = 0.0
     for word in said.split():
         if word in ("thousand", "million"):
@@ -322,44 +567,50 @@ def _value(found: re.Match[str]) -> float:
     return total + current
 
 
-def _number_of(stated: Sequence[_Stated], thing: tuple[str, ...]) -> float | None:
-    """The number of a thing; None where none can be told from the last one."""
+def _number_of(stated: Sequence[_Stated], thing: tuple[str, ...], details: frozenset[str]) -> float | None:
+    """The number of a thing; None where none can be told from the last one.
+
+    Of the numbers of the thing those count that share most of the asked details, and those of all things before those
+    of a share of them. The last one that nothing else narrows down is the answer; else the parts are added that one
+    sentence gives, the last one that states numbers.
+    """
     if not stated:
         return None
-    narrowed = {n: words for n, number in enumerate(stated) if (words := number.narrows(thing)) is not None}
-    whole = [n for n, words in narrowed.items() if not words and not stated[n].is_article]
-    if whole:
-        return stated[whole[-1]].value
-    if narrowed:
-        return sum(stated[n].value for n in _last_list(stated, list(narrowed)))
-    if stated[-1].after and thing[-1] in _GENERIC:
-        return sum(stated[n].value for n in _last_list(stated, [n for n, one in enumerate(stated) if one.after]))
-    others = [one.value for one in stated if not one.is_article and (one.value or not one.after)]
+    described = {n: words for n, one in enumerate(stated) if (words := one.described(thing)) is not None}
+    if described:
+        most = max(len(details & words) for words in described.values())
+        fitting = [n for n, words in described.items() if len(details & words) == most]
+        fitting = [n for n in fitting if not stated[n].is_share] or fitting
+        known = details | _GENERAL | _PLACING | {","}
+        whole = [n for n in fitting if not described[n] - known and not stated[n].is_article]
+        if whole:
+            return stated[whole[-1]].value
+        stating = [n for n in fitting if not stated[n].says_of(thing)]
+        return _sum_of_last_sentence([stated[n] for n in fitting], stated[(stating or fitting)[-1]].sentence)
+    named = [one for one in stated if one.name]
+    if stated[-1].name and thing[-1] in _GENERIC:
+        return _sum_of_last_sentence(named, named[-1].sentence)
+    others = [one.value for one in stated if not one.is_article and (one.value or not one.name)]
     return others[-1] if others else None
 
 
-def _last_list(stated: Sequence[_Stated], places: Sequence[int]) -> list[int]:
-    """The last of some places, and those before it that are in the same list."""
-    first = places[-1]
-    while stated[first].joined and first - 1 in places:
-        first -= 1
-    return [n for n in places if n >= first]
+def _sum_of_last_sentence(numbers: Sequence[_Stated], sentence: int) -> float:
+    return sum(one.value for one in numbers if one.sentence == sentence)
 
 
 # Final answers of solutions
 
 
 def final_answer(completion: str) -> str:
-    """Return the final answer of a solution: the text after the last "answer" or in the last \\boxed{}, else an option
-    letter at the end ("so B."), else the last number; empty where there is none."""
-    marked = list(MARKED.finditer(completion))
-    if marked:
-        boxed = marked[-1]["boxed"]
-        said = completion[marked[-1].end() :].partition("\n")[0] if boxed is None else boxed
-        return said.strip().rstrip(".").strip()
-    if ending := re.search(r"(?<![\w'])([A-H])[)\].]*\s*$", completion):
-        return ending[1]
-    numbers = re.findall(_PLAIN, completion)
+    """Return the final answer of a solution: what it announces as one (`final_announcement`), else an option letter at
+    the end ("so B."), else the last number; empty where there is none."""
+    if announced := final_announcement(completion):
+        said = announced.said.rstrip(" .*")
+        alone = _LETTER_OF_OPTION.fullmatch(said)
+        return alone[1] if alone else said
+    if ending := re.search(r"(?:(?<![\w'])([A-H])|(?<!\w)[(\[]([A-Ha-h])[)\]])[)\].]*\s*$", completion):
+        return str(ending[1] or ending[2])
+    numbers = re.findall(_PLAIN, _GROUPING.sub("", completion))
     return numbers[-1] if numbers else ""
 
 
@@ -376,12 +627,11 @@ def _as_number(text: str) -> float | None:
 
 def same_answer(said: str, answer: str) -> bool:
     """True if two answers are the same option letter, number, or, where math-verify is installed, expression."""
-    said, answer = (re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip()) for text in (said, str(answer)))
+    said, answer = (_FRACTION.sub(r"\1\2/\3", _GROUPING.sub("", text.strip())) for text in (said, str(answer)))
     if not said:
         return False
     if option := _OPTION.fullmatch(answer):
-        given = re.match(r"\(?([A-H])\b", said)
-        return given is not None and given[1] == option[1]
+        return _chosen(_mark_letters(said, LETTERS)) == LETTERS.index(option[1])
     one, other = _as_number(said), _as_number(answer)
     plain = re.fullmatch(rf"\$?\s*{_PLAIN}\s*[^\d\s+*^/\\-]*\s*\$?", said) is not None
     if one is not None and other is not None and plain:

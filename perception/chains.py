@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 import torch.nn.functional as F
 
-from perception.answers import POINT_LETTERS, asks_for_farthest, read_answer
+from perception.answers import POINT_LETTERS, asks_for_farthest, letters_in, names_points, read_answer
 from perception.grammar.automaton import SpanLimits
 from perception.model.image_inputs import TOKEN_TYPES
 from perception.vocabulary.names import PerceptionVocabulary, Span
@@ -50,9 +50,6 @@ _COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|th
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
 _SPACES = "\u0120\u010a\u0109\u010d\u2581"
 """How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""
-_SMALL = rf"\(?\b[{POINT_LETTERS.lower()}]\b\)?"
-_SMALL_LETTERS = re.compile(rf"{_SMALL}(?:(?:\s*,(?:\s*(?:or|and)\b)?|\s+(?:or|and)\b)\s*{_SMALL}(?![.']\w))+")
-"""A list of small letters: "a or b", "(a), (b) and (c)\""""
 _YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
 
 
@@ -197,17 +194,6 @@ def kind_of_question(question: str) -> str | None:
 def asks_to_draw(question: str) -> bool:
     """True for a question that asks for a drawing alone: "Draw the boxes of the cubes."."""
     return bool(re.match(r"\s*(please\s+)?(draw|read)\b", question, re.IGNORECASE))
-
-
-def letters_in(question: str) -> set[str]:
-    """Letters of points that a question names; small ones count in a list alone ("a or b"), as "a" is an article."""
-    small = " ".join(found[0] for found in _SMALL_LETTERS.finditer(question))
-    return set(re.findall(rf"\b([{POINT_LETTERS}])\b", question + " " + re.sub(r"\b(and|or)\b", " ", small).upper()))
-
-
-def names_points(question: str) -> bool:
-    """True for a question about points of the image: "Which marker is closest?", "Which is nearer, A or B?"."""
-    return re.search(r"\b(points?|markers?)\b", question, re.IGNORECASE) is not None or len(letters_in(question)) > 1
 
 
 def is_depth_chain(question: str) -> bool:
@@ -481,7 +467,8 @@ def read_ids(
     parts.append(tokenizer.decode(run, skip_special_tokens=True))
     texts = [p for p in parts if isinstance(p, str)]
     spans = tuple(p for p in parts if isinstance(p, Span))
-    text, value = "".join(texts).strip(), read_answer(texts[-1], kind, question)
+    lettered = any(span.modality == "points" for span in spans)
+    text, value = "".join(texts).strip(), read_answer(texts[-1], kind, question, lettered)
     return Answer(text, spans, value, warning=_mismatch(kind, value, spans, text, question))
 
 

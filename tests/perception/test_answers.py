@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from perception.answers import read_answer, read_count, read_letter, read_number, read_option
+from perception.answers import (
+    announcements,
+    final_answer,
+    read_answer,
+    read_count,
+    read_letter,
+    read_number,
+    read_option,
+    same_answer,
+)
 
+THINGS, POINTS = "Which is closer, the cup or the spoon?", "Which point is closest, A or B?"
+CATS, PEOPLE, RED_CARS = "How many cats are there?", "How many people are there?", "How many cars are red?"
 CARS, TRUCKS, CUBES = "How many cars are there?", "How many trucks do you see?", "How many red cubes are in the image?"
 
 
@@ -43,6 +54,34 @@ CARS, TRUCKS, CUBES = "How many cars are there?", "How many trucks do you see?",
         ("a lot of cars", CARS, None),
         (" 4.", f"{CUBES} Draw their boxes first.", 4),
         ("I count 3 on the left and 2 on the right, so 5.", CARS, 5),
+        # a number for all of them, and numbers of some of them
+        ("In total there are 3 cats: 2 cats on the left and 1 cat on the right.", CATS, 3),
+        ("There are 3 cats. 2 cats are sleeping.", CATS, 3),
+        ("There are 3 cats on the sofa. 2 cats are sleeping.", CATS, 3),
+        ("There are 4 people. One person is sitting.", PEOPLE, 4),
+        ("There are two cats. One is sleeping and one is awake.", CATS, 2),
+        ("There are 3 cats on the sofa, 2 of them are black.", CATS, 3),
+        ("There are 3 cats, 2 of which are black.", CATS, 3),
+        ("The number of cats is 3. 2 cats are sleeping.", CATS, 3),
+        ("3 cats are visible in the image.", CATS, 3),
+        # parts of one sentence are added
+        ("There are 2 cats on the left and 3 cats on the right.", CATS, 5),
+        ("There are 2 cats on the left and 3 on the right.", CATS, 5),
+        ("2 cats on the left, a dog, and 3 cats on the right.", CATS, 5),
+        ("Cats: 2 on the left, 3 on the right.", CATS, 5),
+        ("I see 2 cats on the sofa. Wait, there are 3 cats on the sofa.", CATS, 3),
+        # the question itself asks for some of them
+        ("2 of the 5 cars are red.", RED_CARS, 2),
+        ("2 of the 5 cars are red.", CARS, 5),
+        ("2 of the 5 cars are red.", "How many red cars are there?", 2),
+        ("None of the 5 cars are red.", RED_CARS, 0),
+        ("Of the 5 cars, 2 are red.", RED_CARS, 2),
+        ("There are 5 cars. 2 are red.", RED_CARS, 2),
+        ("There are 5 cars. 2 are red.", CARS, 5),
+        ("There are 2 cats on the left and 3 cats on the right.", "How many cats are on the left?", 2),
+        ("There are 5 cats. 2 cats are in the box.", "How many cats are in the image?", 5),
+        ("There are 5 people. 3 people wear hats.", "How many people are wearing hats?", 3),
+        ("1 000 cars", CARS, 1000),
     ],
 )
 def test_the_count_of_the_thing_that_is_asked_for(text, question, count):
@@ -62,6 +101,10 @@ def test_the_count_of_the_thing_that_is_asked_for(text, question, count):
         ("a thousand", 1000),
         ("3 thousand", 3000),
         ("1,234", 1234),
+        ("12 345 678", 12345678),
+        ("in 2020 100", 100),
+        ("The answer is 3. There are 4 dogs.", 3),
+        ("Answer: 12\nThus the answer to the question is found.", 12),
         ("-3", -3),
         ("2.5", 2.5),
         (".5", 0.5),
@@ -99,3 +142,106 @@ def test_the_letter_that_a_comparison_makes_the_answer(text, question, letter):
 def test_options_that_are_numbers_are_chosen_by_the_thing_asked_for():
     assert read_option("There are 3 cars and no trucks", ["0", "1", "2", "3"], CARS) == "D"
     assert read_option("There are 3 cars and no trucks", ["0", "1", "2", "3"], TRUCKS) == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "question", "letter"),
+    [
+        # the announced answer, then the letter that opens the text
+        ("The answer is B because option A is farther away.", "AB", POINTS, "B"),
+        ("The correct answer is option B.", "AB", "", "B"),
+        ("<answer> (b) </answer> not A", "AB", "", "B"),
+        (r"\boxed{\text{B}}", "AB", "", "B"),
+        ("**Answer:** B\nA is farther.", "AB", "", "B"),
+        ("The answer is not A but B.", "AB", "", "B"),
+        ("The answer is not A.", "AB", "", None),
+        ("B, since A is farther.", "AB", POINTS, "B"),
+        ("b) blue car", ("red car", "blue car"), "", "B"),
+        # the opening letter is the subject of a sentence, or one of several
+        ("Option A is closer than option B.", "AB", "", "A"),
+        ("A, B and C are marked in the image. C is the closest to the camera.", "ABC", POINTS, "C"),
+        ("A: 2 m, B: 1 m. B is closer.", "AB", POINTS, "B"),
+        ("(A) cup: 2 m. (B) plate: 1 m. So (B).", ("cup", "plate"), POINTS, "B"),
+        ("(B) is the correct answer. Option (A) is wrong.", "AB", "", "B"),
+        ("So B, not A.", "AB", "", "B"),
+        # comparisons
+        ("The closest point is B, then A, then C.", "ABC", POINTS, "B"),
+        ("B is closest, and the farthest is A.", "AB", POINTS, "B"),
+        ("B is closest, and the farthest is A.", "AB", "Which point is farthest?", "A"),
+        ("A is closer than B and farther than C.", "ABC", POINTS, "C"),
+        ("C is the closest, B is the second closest.", "ABC", POINTS, "C"),
+        ("C is the closest, A is closer than B.", "ABC", POINTS, "C"),
+        ("A is closer.", "AB", "Which point is farther?", "B"),
+        # the same by words
+        ("The chair is closer to the camera than the table.", ("chair", "table"), "", "A"),
+        ("The table is farther than the chair.", ("chair", "table"), THINGS, "A"),
+        ("The table is behind the chair.", ("chair", "table"), THINGS, "A"),
+        ("The closest is not the chair but the table.", ("chair", "table"), THINGS, "B"),
+        ("I see the chair and the table, so the table.", ("chair", "table"), THINGS, "B"),
+        ("The closest car is on the left; the farthest is on the right.", ("left", "right"), THINGS, "A"),
+        ("It is red, not blue.", ("red", "blue"), "What colour is the car?", "A"),
+        ("The cats are closer.", ("dogs", "cat"), THINGS, "B"),
+        # whole words alone
+        ("It is located on the right.", ("cat", "dog"), "", None),
+        ("The described object is hard to tell.", ("bed", "sofa"), "", None),
+        ("It is 15 cm.", ("5 cm", "15 cm"), "", "B"),
+    ],
+)
+def test_the_option_that_a_text_chooses(text, options, question, letter):
+    assert read_option(text, list(options), question) == letter
+
+
+@pytest.mark.parametrize("text", [" cup.", " A chair is in front.", " Vitamin C bottle."])
+def test_a_depth_question_after_things_is_answered_by_their_names(text):
+    assert read_answer(text, "depth", THINGS) == text.strip()
+    assert read_letter(" A chair is in front.", POINTS) is None
+
+
+@pytest.mark.parametrize("question", [POINTS, "Which marker is nearest?", "Which is closest?", THINGS, ""])
+def test_a_letter_alone_is_read_whatever_the_question_names(question):
+    for text in (" A.", "A", "so A.", "(A)"):
+        assert read_answer(text, "depth", question) == "A"
+    assert read_answer(" A 63, B 41, so A.", "depth", question, lettered=True) == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer> 12 </answer>", "12"),
+        ("<answer>Answer: 12</answer>, so the answer is found in step 2", "12"),
+        (r"Hence \boxed{2\sqrt{3}}.", r"2\sqrt{3}"),
+        (r"x = \boxed{\frac{5}{2}}", r"\frac{5}{2}"),
+        (r"\boxed{\text{B}}", "B"),
+        (r"Answer: \boxed{12\text{ cm}}", "12 cm"),
+        ("The correct answer is option B.", "B"),
+        ("Answer: 12\nThus the answer to the question is found.", "12"),
+        ("The answer to the question is 12.", "12"),
+        ("We answer 3 questions, and it makes 4", "4"),
+        ("The answer is **12**.", "12"),
+        ("Answer: 12. Because 5 + 7.", "12"),
+        ("Answer: yes.", "yes"),
+        ("it makes 1,200", "1200"),
+    ],
+)
+def test_final_answers_are_what_is_announced(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("The answer is (b).", "B", True),
+        ("The answer is B because A is farther.", "B", True),
+        ("The answer is A or B.", "A", False),
+        (r"x = \boxed{\frac{5}{2}}", "2.5", True),
+        (r"x = \boxed{\frac{5}{2}}", "2", False),
+        (r"Answer: 1{,}000", "1000", True),
+    ],
+)
+def test_final_answers_are_scored(text, answer, right):
+    assert same_answer(final_answer(text), answer) is right
+
+
+def test_an_announcement_inside_another_is_one():
+    text = r"Step 1: it is 12. Answer: \boxed{12}" + "\n<answer>The answer is 12.</answer>"
+    assert [(one.mark, one.said) for one in announcements(text)] == [("words", "12"), ("tag", "12.")]

@@ -11,6 +11,7 @@ from tiny_models import build_llava, build_tokenizer
 from perception import chains
 from perception.answers import read_answer
 from perception.chains import ChainRoom, Example, encode_target, kind_of_question, prompt_for, read_ids
+from perception.datasets.aurora import example_of
 from perception.grammar.automaton import SpanGrammar
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
@@ -107,9 +108,10 @@ def test_what_is_written_is_read_back(extended):
     for example, kind in [
         (chains.chain_count("How many?", BOXES), "count"),
         (chains.chain_depth("Which is closest?", (POINTS, POINTS), DEPTH, [9, 41], "B"), "depth"),
+        (example_of("Which is closest?", (DEPTH, " A", POINTS, " 63, B", POINTS, " 41, so A.")), "depth"),
     ]:
         ids = encode_target(tokenizer, vocabulary, example.target)
-        answer = read_ids(tokenizer, vocabulary, ids, kind)
+        answer = read_ids(tokenizer, vocabulary, ids, kind, example.question)
         assert answer.spans == tuple(p for p in example.target if isinstance(p, Span))
         assert str(answer.value) == example.answer
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_families import save_family
+from tiny_models import build_llava, build_tokenizer
 from tiny_records import STEPS, config_for, make_records_world, same_weights
 
 from perception import chains
@@ -21,7 +22,7 @@ from perception.datasets.images import ImageFile
 from perception.datasets.records import Record, RecordSet
 from perception.evaluation.held_out import AnsweredExample, figures, held_out_picture
 from perception.model.perception_model import PerceptionModel
-from perception.vocabulary.names import Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
 from train import finetune
 from train.data.held_out import EvaluationConfig, chosen, split
 from train.data.records import SourcesConfig
@@ -94,6 +95,18 @@ def test_figures_of_answers_written_by_hand() -> None:
     assert found.pop("boxes_f1") == pytest.approx(2 * 3 / (3 + 4))
     assert found == {"accuracy/chain_count": 0.5, "accuracy/direct_other": 1.0, "points_found": 0.5}
     assert answered[3].correct is None and figures([], 100) == {}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [("Which is closer, the cup or the spoon?", "Cup"), ("Which is closest, A, B or C?", "B")]
+)
+def test_a_target_that_is_read_back_is_right(question: str, answer: str) -> None:
+    example = chains.direct(chains.direct_task(question), question, answer)
+    tokenizer = build_tokenizer()
+    vocabulary = PerceptionVocabulary().extend(build_llava(tokenizer), tokenizer)
+    ids = chains.encode_target(tokenizer, vocabulary, example.target)
+    read = chains.read_ids(tokenizer, vocabulary, ids, chains.kind_of_question(question), question)
+    assert AnsweredExample(Image.new("RGB", (8, 8)), example, read).correct
 
 
 def test_a_map_is_compared_by_its_order(world: Path) -> None:

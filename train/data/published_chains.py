@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from perception.answers import MARKED, final_answer
+from perception.answers import final_announcement, final_answer
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.datasets.progress import track
 from perception.interleave.reasoner import visual_grid
@@ -113,8 +113,8 @@ def _row(problem: InterleavedProblem) -> ChainProblem:
     answer = final_answer(texts[-1])
     if not answer:
         raise ValueError(f"its last step gives no answer: {texts[-1][-80:]!r}; end it with 'Answer: ..'")
-    announced = list(MARKED.finditer(texts[-1]))
-    if announced and announced[-1]["boxed"] is None:
-        texts[-1] = texts[-1][: announced[-1].start()].rstrip(" #*\n").removesuffix("The").rstrip()
+    announced = final_announcement(texts[-1])
+    if announced and announced.mark != "box":
+        texts[-1] = texts[-1][: announced.start].rstrip(" #*\n").removesuffix("The").rstrip()
     steps = tuple(ChainStep(text) for text in texts)
     return ChainProblem(None, problem.question, answer, steps, "published", opening=problem.opening)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.answers import MARKED, final_answer, same_answer
+from perception.answers import announcements, final_answer, same_answer
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from perception.vocabulary.spans import SpanError
@@ -37,9 +37,9 @@ def format_reward(completions: Sequence[str], heading: str = r"Step (\d+):", **_
     rewards = []
     for completion in completions:
         steps = list(re.finditer(heading, completion))
-        answers = list(MARKED.finditer(completion))
+        answers = announcements(completion)
         in_order = [int(step[1]) for step in steps] == list(range(1, len(steps) + 1))
-        follows = len(answers) == 1 and bool(steps) and answers[0].start() > steps[-1].start()
+        follows = len(answers) == 1 and bool(steps) and answers[0].start > steps[-1].start()
         rewards.append(float(in_order and follows))
     return rewards
 

@@ -76,6 +76,7 @@ def test_the_last_answer_counts_and_a_box_is_one() -> None:
 
 def test_the_format_wants_steps_in_order_and_one_answer_behind_them() -> None:
     good = "Step 1: a\nStep 2: b\nAnswer: 4"
+    assert format_reward([r"Step 1: I answer this first. Answer: \boxed{4}"]) == [1.0], "it is announced once"
     bad = ["Step 2: b\nStep 1: a\nAnswer: 4", "Answer: 4", "Step 1: a", "Answer: 4\nStep 1: a", good + "\nAnswer: 5"]
     assert format_reward([good, *bad]) == [1.0] + [0.0] * len(bad)
 
