@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae.normalisation import check_mask
+
 
 @dataclass(frozen=True)
 class DepthErrors:
@@ -41,19 +43,14 @@ def _check_shapes(predicted: Tensor, target: Tensor, mask: Tensor | None) -> Ten
         )
     if mask is None:
         mask = torch.ones_like(target, dtype=torch.bool)
+    check_mask(mask)
     if mask.shape != target.shape:
         raise ValueError(f"mask must have the maps' shape {tuple(target.shape)}, got {tuple(mask.shape)}")
     return mask.bool()
 
 
 def _mean_over_pixels(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error (B,) of the differences between neighbouring pixels, of nearness or depth (B, H, W).
-
-    It measures the cost of blur, above all at edges.
-
-    Raises:
-        ValueError: for shapes that differ.
-    """
+    """Mean (B,) of values (B, H, W) over the pixels inside `mask`."""
     return torch.where(mask, values, 0).sum((1, 2)) / mask.sum((1, 2))
 
 

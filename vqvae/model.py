@@ -19,7 +19,7 @@ from vqvae.holes import fill
 from vqvae.losses import GRADIENT_WEIGHT, L2_WEIGHT, Losses, reconstruction_losses
 from vqvae.nesting import random_budgets
 from vqvae.networks import Decoder, Encoder
-from vqvae.normalisation import Normalised, nearness_to_depth, normalise_depth
+from vqvae.normalisation import Normalised, check_mask, nearness_to_depth, normalise_depth
 from vqvae.published_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -49,6 +49,12 @@ class VQVAEOutput:
     losses: Losses
     perplexity: Tensor
     """Perplexity () of the batch's codes, 1 to codebook_size"""
+
+
+def _as_in(network: nn.Module, x: Tensor) -> Tensor:
+    """Convert the input of a network to its precision, which `half` and `bfloat16` change."""
+    weight = next(network.parameters(), None)
+    return x if weight is None else x.to(weight.dtype)
 
 
 class VQVAE(
@@ -107,13 +113,13 @@ class VQVAE(
         # Nothing to fill is the common case; a program that is being compiled or exported cannot look.
         if self.config.fill_holes and (torch.compiler.is_compiling() or not bool(mask.all())):
             values, mask = fill(values[:, 0], mask[:, 0])[:, None], torch.ones_like(mask)
-        x = torch.cat([values, mask.to(values.dtype)], 1)  # (B, 2, S, S)
+        x = _as_in(self.encoder, torch.cat([values, mask.to(values.dtype)], 1))  # (B, 2, S, S)
         z = self.encoder(x.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
         return z.permute(0, 2, 3, 1)  # (B, h, w, D)
 
     def _decode_vectors(self, quantized: Tensor) -> Tensor:
         """Decode vectors (B, h, w, D) to nearness (B, S, S), unclamped."""
-        return self.decoder(quantized.permute(0, 3, 1, 2)).float()
+        return self.decoder(_as_in(self.decoder, quantized.permute(0, 3, 1, 2))).float()
 
     @torch.no_grad()
     def encode(self, depth: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -124,7 +130,8 @@ class VQVAE(
             mask: (B, H, W), False or 0 where depth must not be used.
 
         Raises:
-            ValueError: for depth that is not (B, H, W), a mask of another shape, or a map without a valid pixel.
+            ValueError: for depth that is no tensor (B, H, W), a mask of another shape or that is no tensor, or a map
+                without a valid pixel.
         """
         z = self._vectors(self.normalise(depth, mask))  # (B, h, w, D)
         return self.quantizer.encode(z.flatten(0, 2)).view(z.shape[:3])
@@ -238,9 +245,10 @@ class VQVAE(
         shape = tuple(codes.shape)
         if shape[1:] != (grid, grid) and not (len(shape) == 2 and self._check_length(shape[1])):
             raise ValueError(f"codes must be (B, {grid}, {grid}) or (B, {grid * grid}), got {shape}; {self._lengths()}")
+        codes = codes.long()  # first: torch finds no extremes of uint16, uint32 and uint64
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise ValueError(f"codes must lie in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}")
-        return codes.long()
+        return codes
 
     def _finish(self, quantized: Tensor, depth_range: Tensor | None, size: tuple[int, int] | None) -> Tensor:
         nearness = self._decode_vectors(quantized).clamp(0, 1)  # (B, S, S)
@@ -263,6 +271,7 @@ class VQVAE(
         target = self.normalise(depth, mask)
         seen = target
         if visible is not None:
+            check_mask(visible, "visible")
             shown = F.interpolate(visible[:, None].float(), size=target.mask.shape[-2:]) > 0.5  # (B, 1, S, S)
             shown = shown & target.mask
             seen = Normalised(torch.where(shown, target.values, 0), shown, target.depth_range)

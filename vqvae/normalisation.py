@@ -39,11 +39,18 @@ def usable_pixels(depth: Tensor) -> Tensor:
     return depth.isfinite() & (depth >= torch.finfo(torch.float32).tiny)
 
 
+def check_mask(mask: Tensor, name: str = "mask") -> None:
+    """Raise ValueError for a mask that is no tensor of truth values or numbers."""
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"{name} must be a tensor (B, H, W), got {type(mask).__name__}; e.g. torch.as_tensor({name})")
+
+
 def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
     """Pixels (B, H, W) that hold a measurement: finite, positive, and inside `mask` if it is given.
 
     Raises:
-        ValueError: for depth that is not (B, H, W), a mask of another shape, or a map with no valid pixel.
+        ValueError: for depth that is not (B, H, W), a mask of another shape or that is no tensor, or a map with no
+            valid pixel.
     """
     if depth.ndim != 3:
         hint = "maps have no channels: depth[:, 0]" if depth.ndim == 4 else "add or drop dimensions, e.g. depth[None]"
@@ -52,6 +59,7 @@ def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
         raise ValueError(f"depth must hold at least one pixel, got shape {tuple(depth.shape)}")
     valid = usable_pixels(depth)
     if mask is not None:
+        check_mask(mask)
         if mask.shape != depth.shape:
             raise ValueError(
                 f"mask must have depth's shape {tuple(depth.shape)}, got {tuple(mask.shape)}; resize it with "
@@ -91,7 +99,8 @@ def depth_ranges(depth: Tensor, valid: Tensor, config: VQVAEConfig) -> Tensor:
 
     These are the nearest and the farthest valid pixel, or the percentiles that the config asks for. By default, an end
     is moved to the rest of the map if the 0.2 % of the pixels there are wild, as a false reading of the sensor is: they
-    lie apart from the rest by more than a quarter of its range. They are then clamped.
+    lie apart from the rest by more than a quarter of its range. They are then clamped. In inverse depth nothing lies
+    below 0, so the far end is never wild in a map whose rest spans 1 : 5 or more.
     """
     if config.normalisation == "metric":
         assert config.min_depth is not None and config.max_depth is not None

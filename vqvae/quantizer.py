@@ -95,7 +95,7 @@ class EMAQuantizer(nn.Module):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Distances (N, K) of vectors (N, D) from each code's row."""
-        return _distances(vectors.float(), self.codebook)
+        return _distances(vectors.float(), self.codebook.float())
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Codes (N,) of the nearest codebook rows of vectors (N, D)."""

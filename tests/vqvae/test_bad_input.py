@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_vqvae import TINY
 from torch import Tensor
 
 from vqvae import VQVAE, CheckpointError, VQVAEConfig
+from vqvae.holes import fill_holes
+from vqvae.metrics import depth_errors, slope_error
 
 SHIPPED = Path(__file__).parents[2] / "tokenizers" / "depth-scenes-100"
 
@@ -125,6 +131,44 @@ def test_one_measured_pixel_is_enough(tiny: VQVAE) -> None:
 def test_codes_that_cannot_be_are_refused(tiny: VQVAE, codes: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny.decode(codes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_codes_are_integers_of_any_kind(tiny: VQVAE, dtype: torch.dtype) -> None:
+    codes = torch.arange(16).view(1, 4, 4)
+    assert tiny.decode(codes.to(dtype)).equal(tiny.decode(codes))
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.15, got 1\.\.16"):
+        tiny.decode((codes + 1).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("quantizer", ["ema", "fsq"])
+def test_a_tokenizer_in_half_precision_encodes_and_decodes(depth: Tensor, quantizer: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    levels = {"fsq_levels": (4, 4), "codebook_dim": 2} if quantizer == "fsq" else {}
+    whole = VQVAE(replace(TINY, quantizer=quantizer, **levels)).eval()
+    half = copy.deepcopy(whole).to(dtype)
+    depth[0, 3:5, 2:9] = torch.nan
+    codes = half.encode(depth)
+    assert (codes == whole.encode(depth)).float().mean() > 0.8
+    decoded = half.decode(codes, half.normalise(depth).depth_range)
+    torch.testing.assert_close(decoded, whole.decode(codes, whole.normalise(depth).depth_range), rtol=0.1, atol=0.1)
+    assert half.encode_confidence(depth).shape == codes.shape
+    assert half(depth).reconstruction.isfinite().all()
+    likely = F.one_hot(codes.flatten(1), 16).float()
+    torch.testing.assert_close(half.decode_soft(likely), half.decode(codes), rtol=0.01, atol=0.01)
+
+
+def test_masks_that_are_no_tensors_are_refused(tiny: VQVAE, depth: Tensor) -> None:
+    mask: Any = np.ones(depth.shape, bool)
+    for asked in (tiny.encode, tiny.encode_confidence, tiny, tiny.sort_codebook, fill_holes):
+        with pytest.raises(ValueError, match="mask must be a tensor .* got ndarray; e.g. torch.as_tensor"):
+            asked(depth, mask)
+    with pytest.raises(ValueError, match="visible must be a tensor"):
+        tiny(depth, visible=mask)
+    for measured in (depth_errors, slope_error):
+        with pytest.raises(ValueError, match="mask must be a tensor"):
+            measured(depth, depth, mask)
 
 
 def test_no_codes_at_all_are_no_maps(tiny: VQVAE) -> None:

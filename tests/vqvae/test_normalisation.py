@@ -87,6 +87,21 @@ def test_a_wild_pixel_is_clamped_and_a_clean_map_keeps_its_ends(kind: str, value
     assert plain.tolist() == [[depth.min(), depth.max()]]
 
 
+@pytest.mark.parametrize(("far", "clamped"), [(4.0, True), (4.9, True), (5.2, False), (40.0, False)])
+def test_a_far_reading_is_wild_only_where_the_rest_spans_less_than_one_to_five(
+    tiny: VQVAE, far: float, clamped: bool
+) -> None:
+    """As docs/depth_tokenizer.md says."""
+    depth = torch.linspace(1, far, 40 * 40).view(1, 40, 40)
+    depth[0, 20, 20] = 1e9
+    ends = tiny.normalise(depth).depth_range[0]
+    assert (ends[1] < 2 * far) == clamped
+    assert (1 - 1 / far) / float(1 / ends[0] - 1 / ends[1]) >= 0.8, "the rest keeps four fifths of the range"
+    near = depth.clone()
+    near[0, 20, 20] = 0.01
+    assert tiny.normalise(near).depth_range[0, 0] > 0.9
+
+
 def test_a_near_object_is_not_wild() -> None:
     depth = torch.full((1, 60, 80), 6.0)
     depth[0, 20:28, 30:38] = 0.3  # 64 of 4,800 pixels
