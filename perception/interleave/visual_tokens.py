@@ -63,7 +63,8 @@ class VisualLayout:
                 reserved tokens.
 
         Raises:
-            ValueError: for a model without visual tokens.
+            ValueError: for a model without visual tokens, or one whose text model reads them otherwise than from left
+                to right, all of what came before.
         """
         config, core = model.config, unwrapped(model)
         image_id = getattr(config, "image_token_id", None)
@@ -71,6 +72,11 @@ class VisualLayout:
             raise ValueError(
                 f"{type(core).__name__} has no visual tokens (no image_token_id, or no get_image_features); "
                 "load an image-text-to-text model such as LLaVA, Qwen-VL or SmolVLM"
+            )
+        if (reason := _why_not_causal(core)) is not None:
+            raise ValueError(
+                f"{type(core).__name__} cannot reason interleaved: {reason}; use a model whose tokens attend to all "
+                "tokens before them and to no other, such as LLaVA, Qwen-VL or SmolVLM"
             )
         start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
         reserved = {i for i in (start, end, getattr(config, "video_token_id", None)) if i is not None}
@@ -81,6 +87,22 @@ class VisualLayout:
                 start = end = added[_FAKE]
         markers = [() if marker is None else (int(marker),) for marker in (start, end)]
         return cls(int(image_id), interleave_id, markers[0], markers[1], tuple(reserved))
+
+
+def _why_not_causal(model: Any) -> str | None:
+    """Describe where a model of transformers attends otherwise than causally; None where it does not.
+
+    `read_text` gives the text model a mask of padding, to which it adds the causal one. Classes that build another
+    mask, where visual tokens or whole prompts attend both ways, have a `create_masks_for_generate` of their own. A
+    window would count the padding that stands between a row's tokens until it is packed away.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if hasattr(model, "create_masks_for_generate"):
+        return "it builds an attention mask of its own (in Gemma 3 and PaliGemma, visual tokens attend both ways)"
+    layers = DynamicCache(config=model.config).layers
+    others = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
+    return f"its text model reads through a window or a state ({', '.join(others)})" if others else None
 
 
 def unwrapped(model: Any) -> Any:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_families import FAMILIES
 from tiny_models import build_llama, build_tokenizer
 from tiny_vlms import HIDDEN_SIZE, KINDS, TinyVLM
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration, MistralConfig
 from transformers.utils import ModelOutput
 
 from perception.interleave.chains import (
@@ -365,6 +367,28 @@ def test_a_model_without_visual_tokens_is_refused() -> None:
         VisualLayout.of(build_llama(tokenizer), 300, tokenizer)
     with pytest.raises(ValueError, match="must not be the image's"):
         VisualLayout.of(TinyVLM("llava").hf, 3)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_models_whose_visual_tokens_attend_both_ways_are_refused(family: str) -> None:
+    model, processor = FAMILIES[family](False, 0)
+    with pytest.raises(
+        ValueError, match=f"{type(model).__name__} cannot reason interleaved: it builds an attention mask"
+    ):
+        VisualLayout.of(model, 3, processor.tokenizer)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_models_that_read_through_a_window_are_refused(window: int | None) -> None:
+    config = TinyVLM("llava").hf.config
+    text = {name: getattr(config.text_config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    config.text_config = MistralConfig(**text, num_attention_heads=2, num_key_value_heads=1, sliding_window=window)
+    model = LlavaForConditionalGeneration(config)
+    if window is None:
+        assert VisualLayout.of(model, 3 + config.image_token_id).image_id == config.image_token_id
+        return
+    with pytest.raises(ValueError, match="reads through a window or a state .DynamicSlidingWindowLayer.; use a model"):
+        VisualLayout.of(model, 3 + config.image_token_id)
 
 
 def test_vision_markers_stand_where_the_model_has_them() -> None:
