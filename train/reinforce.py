@@ -47,11 +47,15 @@ from train.rl.policy import (
     policy_loss,
     reference_kl,
 )
-from train.rl.rewards import PERCEPTION_REWARDS, REWARDS
+from train.rl.rewards import PERCEPTION_REWARDS, REWARDS, TRUTHS
 
 _LEAST_ENTROPY = 1e-3
 """Nats per token. A policy below it has collapsed to one chain per problem: its groups are equal and teach nothing, so
 an evaluation that finds it counts as no improvement"""
+
+_UNCHANGED: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""Settings of `generate` that leave the model's probabilities as they are. Folders of models may hold others (Qwen-VL's
+do), and chains would then be drawn with other probabilities than those that are trained"""
 
 
 @dataclass(frozen=True)
@@ -145,18 +149,25 @@ class PromptBatches(ChainBatches):
     num_generations: int = 4
 
     def __call__(self, step: int, shard: int, num_shards: int) -> Mapping[str, Any]:
-        once = self.shares(step, shard, num_shards)
-        problems = [p for p in once for _ in range(self.num_generations)]
-        columns: dict[str, list[Any]] = {"answer": [problem.answer for problem in problems]}
+        problems, times = self.shares(step, shard, num_shards), self.num_generations
+        columns: dict[str, list[Any]] = {"answer": [problem.answer for problem in problems for _ in range(times)]}
         for name in problems[0].truths:
-            columns[name] = [problem.truths[name] for problem in problems]
-        inputs = self.encoder.inputs(problems)
-        native = self.encoder.native(problems, inputs)  # of every chain, and each image once
-        inputs.pop("pixel_values")
+            if all(name in problem.truths for problem in problems):
+                columns[name] = [problem.truths[name] for problem in problems for _ in range(times)]
+        once = self.encoder.inputs(problems)
+        native = self.encoder.native(problems, once)
+        inputs = {name: once[name].repeat_interleave(times, 0) for name in ("input_ids", "attention_mask")}
+        if "image_grid_thw" in once:  # positions of Qwen-VL's tokens; nothing else is needed beside encoded images
+            grids = once["image_grid_thw"].split([len(problem.images) for problem in problems])
+            inputs["image_grid_thw"] = torch.cat([own.repeat(times, 1) for own in grids])
         places = range(shard, self.batch_size, num_shards)  # of the problems among those of the step
-        seeds = [_seed(self.seed, step, place, n) for place in places for n in range(self.num_generations)]
-        images = images_of(self.encoder.inputs(once))
-        return {"inputs": inputs, "images": images, "native": native, "columns": columns, "seeds": seeds}
+        return {
+            "inputs": inputs,
+            "images": images_of(once),
+            "native": None if native is None else native.repeated(times),
+            "columns": columns,
+            "seeds": [_seed(self.seed, step, place, n) for place in places for n in range(times)],
+        }
 
 
 def _seed(*numbers: int) -> int:
@@ -199,8 +210,7 @@ class GRPO:
                 max_new_tokens=self.config.max_completion_length,
                 do_sample=True,
                 temperature=self.config.temperature,
-                top_k=0,
-                top_p=1.0,
+                **_UNCHANGED,
             )
         model.train(was_training)
         return found.answers
@@ -228,7 +238,9 @@ class GRPO:
         more = (rule, share["native"], self.encoder.settings.take_along)
         batch = build_batch(self.encoder.layout, on_cpu, answers, pad_id, *more)
         batch = batch.to(device)
-        how = (batch, self.banned, config.temperature, model.selector.offset if config.selection == SAMPLED else 0.0)
+        layout, most = self.encoder.layout, self.encoder.settings.max_looks
+        offset = model.selector.offset if config.selection == SAMPLED else 0.0
+        how = (batch, self.banned, config.temperature, offset, layout.interleave_id, most)
         chain = chain_log_probs(model(batch, self.features(model, share)), *how)
         with torch.no_grad():
             reference = self.reference.to(device)
@@ -274,6 +286,21 @@ class HeldOutReward:
         return Evaluation(math.inf if gone else -right, {"accuracy": right, "entropy": self.grpo.entropy})
 
 
+def check_truths(rewards: RewardWeights, problems: Sequence[ChainProblem]) -> None:
+    """Raises ValueError for a reward that compares with a truth that problems lack."""
+    needed = {name: TRUTHS[name] for name in rewards.used if name in TRUTHS}
+    # Problems that are read or drawn when they are asked for are all of one kind.
+    some = problems if isinstance(problems, list | tuple) else problems[: bool(needed)]
+    for number, problem in enumerate(some):
+        for name, truth in needed.items():
+            if truth not in problem.truths:
+                raise ValueError(
+                    f"rewards.{name} ({getattr(rewards, name)}) compares chains with the truth {truth}, and problem "
+                    f"{number} has {', '.join(problem.truths) or 'none'}; set rewards.{name} to 0, or train on "
+                    "problems with that truth, as train.reinforce_scenes does"
+                )
+
+
 def train(
     config: ReinforceConfig,
     problems: Sequence[ChainProblem] | None = None,
@@ -287,6 +314,9 @@ def train(
         problems: used instead of those of the config.
         held_out: used instead of those of the config.
         settings: where chains look; None for what the model was trained with.
+
+    Raises:
+        ValueError: for a reward that needs a truth which the problems lack.
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
@@ -295,6 +325,7 @@ def train(
     problems = read_problems(config.data) if problems is None else problems
     if held_out is None:
         held_out = read_problems(replace(config.data, seed=config.data.seed + 1, count=config.num_held_out))
+    check_truths(config.rewards, problems)
     reference = copy.deepcopy(folder.model).eval().requires_grad_(False)
     groups = interleaved_groups(folder.model, tower_lr_ratio=0.0)
     batches = PromptBatches(

@@ -12,6 +12,7 @@ A crop is named by its image and window. It is encoded once, however often a bat
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -327,6 +328,12 @@ class NativeImages:
     def new_crops(self) -> NativeCrops:
         """Start a batch of chains over these images."""
         return NativeCrops(self)
+
+    def repeated(self, times: int) -> NativeImages:
+        """The images of a batch in which every row is repeated `times` times; none is read again."""
+        more = copy.copy(self)
+        more.rows = [row for row in self.rows for _ in range(times)]
+        return more
 
     def __len__(self) -> int:
         return len(self.rows)

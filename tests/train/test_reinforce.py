@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.chains import Look, build_batch
-from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.chains import InterleavedModel, Look, build_batch
+from perception.interleave.generation import InterleavedGenerator, RowDraws
+from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings
-from perception.vocabulary.names import Span
+from perception.interleave.visual_tokens import VisualFeatures, VisualLayout
+from perception.vocabulary.names import PerceptionVocabulary, Span
 from train import reinforce
 from train.data.geometry import GeometryData
-from train.data.interleaved import ChainProblem
+from train.data.interleaved import ChainEncoder, ChainProblem
 from train.interleave import read_interleaved
 from train.loop.fit import LoopConfig
 from train.reinforce import GRPO, HeldOutReward, PromptBatches, ReinforceConfig, RewardWeights, train
+from train.rl.policy import ChainLogProbs, chain_log_probs
 
 PROBLEMS = toy_problems(6, 0, 32, (4, 4))
 OFTEN = InterleaveSettings(heading=r"[a-m]", max_looks=2)
@@ -192,6 +196,97 @@ def test_chains_of_perception_earn_by_their_truths(start: Path, tmp_path: Path) 
     found = grpo.reward([right, boxes, boxes[:3], [5]], share["columns"])
     assert set(found) == {"box_iou", "count"} and found["count"].tolist() == [1, 0, 0, 0]
     assert found["box_iou"][0] == found["box_iou"][1] > 0 and found["box_iou"][2:].tolist() == [0, 0]
+
+
+def test_chains_are_drawn_with_the_probabilities_that_are_trained(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind the last look, where generation bans the interleave token, and if the folder sets a penalty."""
+    settings = InterleaveSettings(trigger="generated", max_looks=1)
+    folder, reference = (read_interleaved(start, settings) for _ in range(2))
+    monkeypatch.setitem(reinforce.REWARDS, "answer", lambda completions, **_: [0.5] * len(completions))
+    model = folder.model.eval()
+    head, often = model.model.get_output_embeddings().weight, folder.vocabulary.interleave_id
+    torch.nn.init.normal_(head.data[often], std=1.0, generator=torch.Generator().manual_seed(1))
+    model.model.generation_config.repetition_penalty = 1.5
+    grpo = GRPO(config(start, tmp_path), folder.encoder, reference.model.eval())
+    share = PromptBatches(folder.encoder, PROBLEMS, 2, 0, num_generations=4)(0, 0, 1)
+    drawn, trained, answers = torch.zeros(8), list[ChainLogProbs](), list[list[int | Look]]()
+
+    def tokens(self, scores, rows=None, _tokens=RowDraws.tokens):
+        found = _tokens(self, scores, rows)
+        assert rows is not None
+        drawn[list(rows)] += scores.log_softmax(-1).gather(1, found[:, None])[:, 0]
+        return found
+
+    def log_probs(output, batch, *given):
+        trained.append(chain_log_probs(output, batch, *given))
+        return trained[-1]
+
+    def rollouts(self, *given, _rollouts=GRPO.rollouts):
+        answers.extend(_rollouts(self, *given))
+        return answers
+
+    monkeypatch.setattr(RowDraws, "tokens", tokens)
+    monkeypatch.setattr(reinforce, "chain_log_probs", log_probs)
+    monkeypatch.setattr(GRPO, "rollouts", rollouts)
+    grpo(model, share, 0)
+    written_behind = [len(answer) - 1 - n for answer in answers for n, p in enumerate(answer) if isinstance(p, Look)]
+    assert len(written_behind) > 2 and max(written_behind) > 2
+    torch.testing.assert_close(trained[0].tokens.sum(1), drawn, atol=1e-3, rtol=0)
+    assert trained[0].entropy.isfinite().all()
+
+
+@pytest.mark.parametrize(("reward", "truth"), [("count", "count"), ("box_iou", "boxes_xyxy"), ("depth_order",) * 2])
+def test_rewards_for_truths_that_problems_lack_are_refused(
+    start: Path, tmp_path: Path, reward: str, truth: str
+) -> None:
+    settings = config(start, tmp_path, rewards=RewardWeights(**{reward: 1.0}))
+    with pytest.raises(ValueError, match=rf"rewards.{reward} \(1.0\) .* truth {truth}, and problem 0 has none; set"):
+        train(settings, PROBLEMS, PROBLEMS[:1], OFTEN)
+    some = [replace(PROBLEMS[0], truths={truth: 1, "more": 2}), replace(PROBLEMS[1], truths={"more": 2})]
+    with pytest.raises(ValueError, match="problem 1 has more"):
+        train(settings, some, PROBLEMS[:1], OFTEN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_need_only_the_truths_that_are_rewarded(start: Path, tmp_path: Path) -> None:
+    some = [replace(p, truths={"count": n} | ({"more": 1} if n else {})) for n, p in enumerate(PROBLEMS)]
+    reinforce.check_truths(RewardWeights(count=1.0), some)
+    grpo, _ = grpo_of(start, tmp_path)
+    columns = PromptBatches(grpo.encoder, some, 6, 0, num_generations=2)(0, 0, 1)["columns"]
+    assert set(columns) == {"answer", "count"} and sorted(columns["count"]) == sorted([*range(6)] * 2)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])
+def test_a_step_processes_each_image_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and features of repeated prompts are those of prompts that were each made anew."""
+    model, processor = FAMILIES[family](False, 0)
+    vocabulary = PerceptionVocabulary(depth_codes=4, depth_grid=(2, 2), num_locations=6)
+    layout = VisualLayout.of(model, vocabulary.extend(model, processor.tokenizer).interleave_id, processor.tokenizer)
+    encoder = ChainEncoder(processor, vocabulary.bind(processor.tokenizer), layout, OFTEN)
+    first, second, third = (p.image.numpy() for p in PROBLEMS[:3])
+    problems = [replace(PROBLEMS[0], image=(first, second[:20])), replace(PROBLEMS[1], image=third)]
+    wanted = encoder.inputs([p for p in problems for _ in range(3)])
+    batches, calls = PromptBatches(encoder, problems, 2, 0, num_generations=3), list[int]()
+    monkeypatch.setattr(PromptBatches, "rows", lambda self, step: [0, 1])
+
+    kind = type(processor.image_processor)
+
+    def process(self, images, *given, _process=kind.__call__, **more):
+        calls.append(sum(len(one) if isinstance(one, list) else 1 for one in images))
+        return _process(self, images, *given, **more)
+
+    monkeypatch.setattr(kind, "__call__", process)
+    share = batches(0, 0, 1)
+    assert sum(calls) == 3
+    for name in share["inputs"]:
+        assert torch.equal(share["inputs"][name], wanted[name]), name
+    assert {"input_ids", "attention_mask"} <= set(share["inputs"])
+    grpo = GRPO(ReinforceConfig(num_generations=3), encoder, None)  # type: ignore[arg-type]
+    whole = InterleavedModel(model, VisualTokenSelector.for_model(model), layout)
+    found = grpo.features(whole, share)
+    torch.testing.assert_close(found.tokens, VisualFeatures.encode(model, wanted).tokens)
 
 
 def test_settings_that_cannot_be_are_named() -> None:

@@ -50,6 +50,8 @@ def chain_log_probs(
     banned: Sequence[int],
     temperature: float = 1.0,
     offset: float = 0.0,
+    interleave_id: int | None = None,
+    max_looks: int | None = None,
 ) -> ChainLogProbs:
     """Compute log-probabilities from a teacher-forced forward pass over generated chains.
 
@@ -59,11 +61,15 @@ def chain_log_probs(
         banned: ids that generation never writes; they are left out of the distribution.
         temperature: sampling temperature of the tokens.
         offset: added to the scores when the looks were drawn (`VisualTokenSelector.draw`).
+        interleave_id: the interleave token, where the model writes it; banned once a row has `max_looks` looks.
+        max_looks: largest number of looks of a row, as in `InterleaveSettings`.
     """
     written = batch.labels[:, 1:] != IGNORED  # (B, L - 1)
     logits = output.logits.float() / temperature  # (T, V)
-    ban = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    ban[[i for i in banned if i < len(ban)]] = True
+    ban = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    ban[:, [i for i in banned if i < ban.shape[1]]] = True
+    if interleave_id is not None and max_looks is not None and interleave_id < ban.shape[1]:
+        ban[:, interleave_id] |= (looks_before(batch) >= max_looks)[written]
     log_probs = logits.masked_fill(ban, -torch.inf).log_softmax(-1)
     of_labels = log_probs.gather(1, output.labels[:, None])[:, 0]  # (T,)
     entropy = -(log_probs.exp() * log_probs.masked_fill(ban, 0)).sum(-1)  # (T,)
@@ -71,6 +77,13 @@ def chain_log_probs(
     tokens = empty.masked_scatter(written, of_labels)
     spread = empty.masked_scatter(written, entropy)
     return ChainLogProbs(tokens, written, spread, output.scores.float() - offset, output.targets, output.candidates)
+
+
+def looks_before(batch: InterleavedBatch) -> Tensor:
+    """Count a row's looks before each of the columns 1 to L - 1, (B, L - 1)."""
+    columns = torch.arange(1, batch.ids.shape[1], device=batch.ids.device)[:, None]  # (L - 1, 1)
+    looks = batch.look_columns[:, None]  # (B, 1, S), -1 for none
+    return ((looks >= 0) & (looks < columns)).sum(-1)
 
 
 def look_log_probs(chain: ChainLogProbs) -> Tensor:

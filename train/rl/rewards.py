@@ -139,4 +139,6 @@ PERCEPTION_REWARDS: dict[str, Reward] = {
     "count": count_reward,
 }
 """Rewards that need completions with the names of perception tokens in them."""
+TRUTHS = {"box_iou": "boxes_xyxy", "depth_order": "depth_order", "count": "count"}
+"""Column that each of them compares completions with"""
 REWARDS: dict[str, Reward] = {"answer": answer_reward, "format": format_reward, **PERCEPTION_REWARDS}
