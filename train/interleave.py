@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
+from perception.interleave.reasoner import SETTINGS_FILE, read_settings
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
 from perception.interleave.triggers import SEEN, InterleaveSettings, Resolution, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
@@ -34,9 +36,8 @@ from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
 from train.models.attention import use_plain_attention
 from train.models.parts import keep_still, tower_parameters, vision_tower
-from train.models.saving import save_perception_model
+from train.models.saving import save_perception_model, stored_dtype
 
-SETTINGS_FILE = "interleave_settings.json"
 FREE = ("run_dir", "out", "export", "data.store")
 """Settings that do not decide what is trained"""
 Stage = Literal["text", "interleaved"]
@@ -143,21 +144,22 @@ class InterleavedFolder:
     processor: Any
     vocabulary: PerceptionVocabulary
     settings: InterleaveSettings
+    dtype: torch.dtype = torch.float16
+    """precision that the weights are saved in: that of the folder they were read from"""
 
     @property
     def encoder(self) -> ChainEncoder:
         return ChainEncoder(self.processor, self.vocabulary, self.model.layout, self.settings)
 
     def save(self, out: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        """Writes a stock transformers folder in half precision, with vocabulary, selector and settings beside it."""
+        """Writes a stock transformers folder in precision `dtype`, with vocabulary, selector and settings beside it."""
 
         def write_more(folder: Path) -> None:
             self.model.selector.save(folder)
             (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
-        save_perception_model(
-            self.model.model, self.processor, self.vocabulary, Path(out), record, write_more=write_more
-        )
+        model, out = self.model.model, Path(out)
+        save_perception_model(model, self.processor, self.vocabulary, out, record, self.dtype, write_more=write_more)
 
 
 def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None) -> InterleavedFolder:
@@ -165,6 +167,9 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
 
     Args:
         settings: None for those the model was trained with.
+
+    Raises:
+        ValueError: naming what is missing or damaged, or for a model that cannot reason interleaved.
     """
     path = find_folder(str(folder))
     check_files(path)
@@ -175,11 +180,20 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
         selector = VisualTokenSelector.load(path, model)
     else:
         selector = VisualTokenSelector.for_model(model, vocabulary.interleave_id)
-    if settings is None:
-        kept = path / SETTINGS_FILE
-        settings = InterleaveSettings(**json.loads(kept.read_text())) if kept.exists() else InterleaveSettings()
+    settings = read_settings(path) if settings is None else settings
     use_plain_attention(unwrapped(model).get_decoder())
-    return InterleavedFolder(InterleavedModel(model, selector, layout), processor, vocabulary, settings)
+    whole = InterleavedModel(model, selector, layout)
+    return InterleavedFolder(whole, processor, vocabulary, settings, weights_dtype(path))
+
+
+def weights_dtype(folder: Path) -> torch.dtype:
+    """Precision of the weights of a folder's model. `stored_dtype` would find the selector's, which are in float32."""
+    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
+    for path in sorted(folder.glob("model*.safetensors"))[:1]:
+        with safe_open(path, framework="pt") as file:
+            found = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118  (not a dict)
+        return next((halves[kind] for kind in found if kind in halves), torch.float32)
+    return stored_dtype(folder)
 
 
 def write_checkpoint(config: Any, folder: InterleavedFolder, record: Mapping[str, Any]) -> RunState:

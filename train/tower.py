@@ -33,7 +33,7 @@ from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.provenance import provenance
-from train.models.saving import save_perception_model
+from train.models.saving import save_perception_model, stored_dtype
 from vqvae import VQVAE
 
 GRID = 10
@@ -261,9 +261,8 @@ def train(config: TowerConfig) -> FitResult:
     if not fitted.is_main:
         return fitted
     record = {"command": command_line("train.tower", config), **provenance(), "config": flatten(config)}
-    save_perception_model(
-        whole, read_processor(base), vocabulary, run_dir / "model", record, depth_tokenizer=base / "depth_tokenizer"
-    )
+    out, depth = run_dir / "model", base / "depth_tokenizer"
+    save_perception_model(whole, read_processor(base), vocabulary, out, record, stored_dtype(base), depth)
     return fitted
 
 

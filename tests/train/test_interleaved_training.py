@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import socket
 import time
 from dataclasses import replace
@@ -14,13 +15,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny_families import FAMILIES
+from tokenizers.processors import TemplateProcessing
 from toy_figures import make_toy_folder, toy_problems
 
-from perception.interleave.chains import Look
+from perception.interleave.chains import InterleavedModel, Look, build_batch
+from perception.interleave.generation import InterleavedGenerator
+from perception.interleave.reasoner import SETTINGS_FILE
+from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import NATIVE, SEEN, HeadingTrigger, InterleaveSettings
+from perception.interleave.visual_tokens import VisualLayout
+from perception.model.perception_model import PerceptionModel, Prompt
+from perception.vocabulary.names import PerceptionVocabulary
 from train.data.geometry import GeometryData
-from train.data.interleaved import REGIONS, ChainBatches, with_regions
-from train.interleave import ChainLoss, InterleaveConfig, export, main, own_looks, read_interleaved, train
+from train.data.interleaved import REGIONS, ChainBatches, ChainEncoder, ChainProblem, ChainStep, with_regions
+from train.interleave import (
+    ChainLoss,
+    InterleaveConfig,
+    export,
+    main,
+    own_looks,
+    read_interleaved,
+    train,
+    weights_dtype,
+)
 from train.loop.command_line import command_line
 from train.loop.fit import FitResult, LoopConfig
 from train.rl.answers import answer_problems, selection_f1
@@ -156,11 +175,83 @@ def test_several_images_of_a_problem_stand_in_its_prompt(start: Path) -> None:
     torch.testing.assert_close(inputs["pixel_values"][0], encoder.inputs([LARGE[0]])["pixel_values"][0])
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma3", "paligemma")])
+def test_prompts_are_those_of_the_model_s_own_template_and_forward(family: str) -> None:
+    """With one, two and three images; a family's template says what stands around each of them."""
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family](False, 0)
+    vocabulary = PerceptionVocabulary(depth_codes=4, depth_grid=(2, 2), num_locations=6)
+    vocabulary = vocabulary.extend(model, processor.tokenizer)
+    layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
+    encoder = ChainEncoder(processor, vocabulary, layout, InterleaveSettings("generated"))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), np.uint8)
+    images = [(pixels[0],), (pixels[1], pixels[2, :, :40]), (pixels[3], pixels[4], pixels[5])]
+    problems = [ChainProblem(own, "How many?", "3", (ChainStep("see", (0, 2)),)) for own in images]
+    inputs = encoder.inputs(problems)
+    for problem, ids, mask in zip(problems, inputs["input_ids"], inputs["attention_mask"], strict=True):
+        content = [*[{"type": "image"}] * len(problem.images), {"type": "text", "text": problem.question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        stock = processor(text=text, images=list(problem.images), return_tensors="pt", add_special_tokens=False)
+        assert ids[mask.bool()].tolist() == stock["input_ids"][0].tolist()
+    looking = InterleavedModel(model, VisualTokenSelector.for_model(model), layout).eval()
+    more = {"mm_token_type_ids": (inputs["input_ids"] == layout.image_id).int()} if "image_grid_thw" in inputs else {}
+    with torch.no_grad():
+        batch = build_batch(layout, inputs, [[5], [5], [5]], 0)
+        found = model.get_output_embeddings()(looking.hidden(batch))[:, :-1]
+        stock = model(**inputs, **more).logits
+        real = inputs["attention_mask"].bool()
+        torch.testing.assert_close(found[real], stock[real], atol=1e-5, rtol=0)
+        assert looking(encoder.batch(problems)).logits.isfinite().all()
+    never = InterleavedGenerator(looking, InterleaveSettings("generated", max_looks=0))
+    answers = never.generate(inputs, max_new_tokens=4, do_sample=False).answers
+    banned = [[i] for i in (*layout.reserved, layout.interleave_id)]
+    wanted = model.generate(**inputs, **more, max_new_tokens=4, do_sample=False, bad_words_ids=banned)
+    pad = model.generation_config.pad_token_id
+    assert [[*answer, *[pad] * (4 - len(answer))] for answer in answers] == wanted[:, len(ids) :].tolist()
+    always = InterleavedGenerator(looking, InterleaveSettings(heading="^", max_looks=1), processor.tokenizer)
+    assert all(isinstance(answer[0], Look) for answer in always.generate(inputs, max_new_tokens=2).answers)
+
+
+def test_the_beginning_of_sequence_stands_where_the_tokenizer_writes_it(start: Path) -> None:
+    """As `PerceptionModel` asks: LLaVA-1.5's template leaves it to the tokenizer."""
+    folder = read_interleaved(start)
+    folder.processor.chat_template = folder.processor.chat_template.removeprefix("{{ bos_token }}")
+    tokenizer = folder.processor.tokenizer
+    first = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, first)]
+    )
+    ids = folder.encoder.inputs(PROBLEMS[:1])["input_ids"][0].tolist()
+    perception = PerceptionModel(folder.model.model, folder.processor, folder.vocabulary)
+    asked = perception.inputs([Prompt(Image.fromarray(PROBLEMS[0].image.numpy()), PROBLEMS[0].question)])
+    assert ids == asked["input_ids"][0].tolist() and ids[0] == first and first not in ids[1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_model_is_saved_in_the_precision_that_it_was_read_in(start: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = read_interleaved(start)
+    large = 1e5 if dtype != torch.float16 else 6e4  # float16 ends at 65,504
+    folder.model.model.get_input_embeddings().weight.data[7, 0] = large
+    replace(folder, dtype=dtype).save(tmp_path / "base")
+    again = read_interleaved(tmp_path / "base")
+    again.save(tmp_path / "out")
+    assert again.dtype == weights_dtype(tmp_path / "out") == dtype
+    kept = read_interleaved(tmp_path / "out").model.model.get_input_embeddings().weight[7, 0]
+    assert kept.item() == pytest.approx(large, rel=0.01)
+
+
+def test_settings_that_cannot_be_read_are_named(start: Path, tmp_path: Path) -> None:
+    shutil.copytree(start, tmp_path / "model")
+    (tmp_path / "model" / SETTINGS_FILE).write_text('{"trigger": "headings", "most_looks": 3}')
+    with pytest.raises(ValueError, match=f"{SETTINGS_FILE}: .*unexpected keyword.*; copy the folder again"):
+        read_interleaved(tmp_path / "model")
+
+
 def test_the_tower_stays_and_the_rest_moves(start: Path, tmp_path: Path) -> None:
     before = read_interleaved(start).model.state_dict()
     train(config(start, tmp_path), PROBLEMS)
     after = read_interleaved(tmp_path / "model").model.state_dict()
-    moved = {name for name in after if name in before and not torch.equal(after[name], before[name].half().float())}
+    moved = {name for name in after if name in before and not torch.equal(after[name], before[name])}
     assert not any("vision_tower" in name for name in moved)
     assert {"selector.embedding", "selector.query.weight", "selector.log_gamma"} <= moved
     assert any("language_model.layers" in name for name in moved) and any("projector" in name for name in moved)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from perception.chains import ChatPrompt
@@ -15,7 +14,8 @@ from perception.geometry.figure import Mark
 from perception.interleave.chains import InterleavedBatch, LabelRule, Look, build_batch
 from perception.interleave.native import NativeImages
 from perception.interleave.triggers import GENERATED, NATIVE, InterleaveSettings
-from perception.interleave.visual_tokens import VisualLayout, images_of
+from perception.interleave.visual_tokens import VisualLayout
+from perception.model.image_inputs import batch_images, pad_rows
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sum_rows
 
@@ -117,24 +117,27 @@ class ChainEncoder:
         generated = self.settings.trigger == GENERATED
         return LabelRule(interleave=generated, next_token=generated or self.next_token, announce=self.announce)
 
+    def _head(self, images: int) -> ChatPrompt:
+        """The prompt of so many images; the template says what stands around each."""
+        mark = "\u241fQUESTION\u241f"
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": mark}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return replace(self.prompt, before=text.partition(mark)[0])
+
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
         """Prompts as the processor makes them, padded on the left. Questions are plain text, whatever they contain."""
-        tokenizer, prompt, token = self.processor.tokenizer, self.prompt, self.processor.image_token
-        head = self.processor(
-            text=[prompt.before.replace(token, token * len(problem.images)) for problem in problems],
-            images=[image for problem in problems for image in problem.images],
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
-        rows = [
-            ids[mask.bool()].tolist() + prompt.tail_ids(tokenizer, self.vocabulary, problem.question)
-            for ids, mask, problem in zip(head["input_ids"], head["attention_mask"], problems, strict=True)
-        ]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask, **images_of(head)}
+        tokenizer, heads = self.processor.tokenizer, {n: self._head(n) for n in {len(p.images) for p in problems}}
+        rows, images = list[list[int]](), list[dict[str, Tensor]]()
+        for problem in problems:
+            head = heads[len(problem.images)]
+            ids, given = head.head_ids(self.processor, list(problem.images))
+            rows.append(ids + head.tail_ids(tokenizer, self.vocabulary, problem.question))
+            images.append(given)
+        return {
+            "input_ids": pad_rows(rows, tokenizer.pad_token_id, left=True),
+            "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, left=True),
+            **batch_images(images),
+        }
 
     def native(self, problems: Sequence[ChainProblem], inputs: Mapping[str, Any]) -> NativeImages | None:
         """The original images behind `inputs`, where looks have native resolution."""
