@@ -26,8 +26,12 @@ Resize = Callable[[int, int], tuple[int, int]]
 """(height, width) of an image -> (height, width) to which a processor resizes it"""
 
 _REMEDY = "correct or remove the row"
-_USUAL = ("xyxy", "xywh", "xyxy-1", "cxcywh-1", "xyxy-1000")
+_WRITTEN = ("xyxy", "xywh", "cxcywh", "yxyx", "xyxy-1", "xywh-1", "cxcywh-1", "xyxy-1000", "yxyx-1000", "yxyx-1024")
 """Formats that an error suggests"""
+_FEW = 0.05
+"""Share of a file's boxes that may be wrong in the file's own format"""
+_OUTSIDE = 0.01
+"""How far a box may reach outside of its image, of [0, 1], where it is cut: numbers are rounded"""
 _THOUSANDTHS = 1000
 ORDERS: dict[str, Callable[[Boxes], Boxes]] = {
     "xyxy": lambda boxes: boxes,
@@ -59,7 +63,8 @@ class DeclaredBoxes:
     """one of `FORMATS`; None: pixels as x1 y1 x2 y2, and boxes that look like another format are refused"""
     resize: Resize | None = None
     """the rule of the processor in whose pixels the boxes are, for the unit "resized" """
-    _drawn: list[tuple[Boxes, tuple[int, int]]] = field(default_factory=list, init=False, repr=False)
+    _given: list[tuple[Boxes, tuple[int, int]]] = field(default_factory=list, init=False, repr=False)
+    """each box (4,) or point (2,) of the file so far, with (height, width) of its image"""
 
     def __post_init__(self) -> None:
         check_format(self.format)
@@ -70,42 +75,68 @@ class DeclaredBoxes:
             )
 
     def fractions(self, boxes: Boxes, size_hw: tuple[int, int], where: str) -> Boxes:
-        """Boxes (N, 4) as x1 y1 x2 y2 in [0, 1]. Raises ValueError for one that is empty, outside, or of another
-        format."""
+        """Boxes (N, 4) as x1 y1 x2 y2 in [0, 1], cut at the image's edge. Raises ValueError for one that is empty,
+        outside, or of another format."""
+        self._given += [(box, size_hw) for box in boxes]
         for box in boxes:
-            if self.format is None and (box.max() <= 1 or (box.max() < 2 and (box % 1).any())):
+            if self.format is None and _in_fractions(box):
                 raise ValueError(
                     f"{where}: box {box.tolist()} is not in pixels but in [0, 1] of the image, as it seems; set "
                     "boxes_format xyxy-1, or cxcywh-1 for YOLO's (xyxy if it is in pixels)"
                 )
             if not is_inside(self._scaled(box[None], size_hw, self.format)[0]):
                 raise ValueError(f"{where}: {self._misfit(box, size_hw)}")
-        self._drawn.append((boxes, size_hw))
         return self._scaled(boxes, size_hw, self.format).clip(0, 1)
 
     def point(self, point: Boxes, size_hw: tuple[int, int], where: str) -> Boxes:
         """A point (2,) as x y in [0, 1], in the unit and order of the boxes. Raises ValueError for one outside."""
-        order, _, unit = (self.format or "xyxy").partition("-")
-        x, y = point[::-1] if order == "yxyx" else point
-        height, width = self._size(size_hw, unit)
-        if not (0 <= x <= width and 0 <= y <= height):
+        self._given.append((point, size_hw))
+        if self.format is None and _in_fractions(point):
+            raise ValueError(
+                f"{where}: point {point.tolist()} is not in pixels but in [0, 1] of the image, as it seems; set "
+                "boxes_format xyxy-1 (xyxy if it is in pixels)"
+            )
+        placed = self._scaled_point(point, size_hw, self.format)
+        if not _has(placed):
             raise ValueError(
                 f"{where}: point {point.tolist()} is not inside the image of {size_hw[1]} x {size_hw[0]} pixels as "
                 f"{self.format or 'pixels'}; {_REMEDY}"
             )
-        return np.array([x / width, y / height])
+        return placed.clip(0, 1)
 
-    def check_unit(self, path: object) -> None:
-        """Raise ValueError if no format is declared and boxes of large images all end within 1000 pixels, one near
-        them: thousandths, as it seems."""
-        if self.format is not None or not self._drawn or min(min(size) for _, size in self._drawn) <= _THOUSANDTHS:
+    def check_file(self, path: object) -> None:
+        """Raise ValueError if no format is declared and the boxes of a file, taken together, are not in pixels as
+        x1 y1 x2 y2: those of them that fit by accident would be learned, and all of these are wrong."""
+        if self.format is not None:
             return
-        ends = np.concatenate([boxes[:, 2:] for boxes, _ in self._drawn])  # (N, 2)
-        if 0.9 * _THOUSANDTHS <= ends.max() <= _THOUSANDTHS:
+        kept = [(box, size) for box, size in self._given if self._fits(box, size, "xyxy")]
+        misfits, few = len(self._given) - len(kept), max(1, _FEW * len(self._given))
+        if misfits > few:
+            others = [name for name in _WRITTEN if sum(not self._fits(*given, name) for given in self._given) <= few]
+            if others:
+                raise ValueError(
+                    f"{path}: {misfits} of {len(self._given)} boxes are not x1 y1 x2 y2 in pixels of their images, and "
+                    f"all or nearly all fit as {' or '.join(others)}; set boxes_format to what they are (xyxy if they "
+                    "are in pixels as x1 y1 x2 y2 and the others are wrong)"
+                )
+        if not kept or min(min(size) for _, size in kept) <= _THOUSANDTHS:
+            return
+        most = max(float(box[-2:].max()) for box, _ in kept)
+        if 0.9 * _THOUSANDTHS <= most <= _THOUSANDTHS:
             raise ValueError(
-                f"{path}: all boxes end within 1000, {ends.max():g} at most, and all images are larger; set "
+                f"{path}: all boxes end within 1000, {most:g} at most, and all images are larger; set "
                 "boxes_format xyxy-1000 if they are thousandths of the image, or xyxy if they are pixels"
             )
+
+    def _fits(self, box: Boxes, size_hw: tuple[int, int], name: str) -> bool:
+        """True if a box (4,) or point (2,) may be meant in a format."""
+        if _in_fractions(box) != name.endswith("-1"):
+            return False
+        return (
+            _has(self._scaled_point(box, size_hw, name))
+            if len(box) == 2
+            else is_inside(self._scaled(box[None], size_hw, name)[0])
+        )
 
     def _size(self, size_hw: tuple[int, int], unit: str) -> tuple[float, float]:
         """Height and width of an image in a unit."""
@@ -119,10 +150,14 @@ class DeclaredBoxes:
         height, width = self._size(size_hw, unit)
         return ORDERS[order](boxes) / [width, height, width, height]
 
+    def _scaled_point(self, point: Boxes, size_hw: tuple[int, int], name: str | None) -> Boxes:
+        order, _, unit = (name or "xyxy").partition("-")
+        height, width = self._size(size_hw, unit)
+        return (point[::-1] if order == "yxyx" else point) / [width, height]
+
     def _misfit(self, box: Boxes, size_hw: tuple[int, int]) -> str:
         """What is wrong with a box, and which formats it fits."""
-        fitting = [name for name in _USUAL if is_inside(self._scaled(box[None], size_hw, name)[0])]
-        fitting = [name for name in fitting if not name.endswith("-1")] if box.max() > 1 else fitting
+        fitting = [name for name in _WRITTEN if self._fits(box, size_hw, name)]
         hint = f"set boxes_format if it is {' or '.join(fitting)}" if fitting else _REMEDY
         return (
             f"box {box.tolist()} is empty or not inside the image of {size_hw[1]} x {size_hw[0]} pixels as "
@@ -131,9 +166,20 @@ class DeclaredBoxes:
 
 
 def is_inside(box: Boxes) -> bool:
-    """True for a box (4,) xyxy in [0, 1] that has an area; a millionth is left for rounding."""
-    x1, y1, x2, y2 = box
-    return bool(-1e-6 <= x1 < x2 <= 1 + 1e-6 and -1e-6 <= y1 < y2 <= 1 + 1e-6)
+    """True for a box (4,) xyxy in [0, 1] that has an area there, and reaches outside by `_OUTSIDE` at most."""
+    x1, y1, x2, y2 = box.clip(0, 1)
+    return _has(box) and bool(x1 < x2 and y1 < y2)
+
+
+def _has(places: Boxes) -> bool:
+    """True if coordinates lie in [0, 1], but for `_OUTSIDE`."""
+    return bool((-_OUTSIDE <= places).all() and (places <= 1 + _OUTSIDE).all())
+
+
+def _in_fractions(box: Boxes) -> bool:
+    """True if a box (4,) or point (2,) looks as one in [0, 1] of its image, and not as one in a larger unit."""
+    whole = not (box % 1).any()
+    return bool(box.max() <= 1 and len(box) == 4 if whole else box.max() < 2)
 
 
 def resize_rule(processor: Any) -> Resize | None:

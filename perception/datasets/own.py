@@ -93,11 +93,11 @@ def read_questions(
             made, unused = question_records(row, path.parent, tokenizer, declared, where)
             records += made
             skipped += unused
+    declared.check_file(path)
     if not records and skipped:
         raise ValueError(f"no row of {path} can be used; the first: {skipped[0]}")
     if not records:
         raise ValueError(f"{path} holds no questions; give a row with {', '.join(_NEEDED)}")
-    declared.check_unit(path)
     return RecordSet(tuple(records), tuple(skipped))
 
 

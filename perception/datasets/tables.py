@@ -72,10 +72,10 @@ def read_table(
                 )
             records += made
             skipped += unused
+    declared.check_file(source)
     if not records:
         said = f"no row of {source} can be used; the first: {skipped[0]}" if skipped else f"{source} holds no rows"
         raise ValueError(f"{said}; give rows with {_MEANT}")
-    declared.check_unit(source)
     return RecordSet(tuple(records), tuple(skipped))
 
 

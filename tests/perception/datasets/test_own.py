@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +132,21 @@ def test_boxes_of_every_declared_format_are_the_same_boxes(tmp_path: Path, name:
         read_questions(file, 100, "yxxy")
 
 
+@pytest.mark.parametrize(
+    ("name", "box", "corners"),
+    [
+        ("cxcywh-1", [0.0312, 0.5, 0.0625, 0.1], [0, 0.45, 0.06245, 0.55]),
+        ("xyxy", [60, 10, 101, 40], [0.6, 0.2, 1, 0.8]),
+        (None, [60, 10, 100.5, 50.2], [0.6, 0.2, 1, 1]),
+    ],
+)
+def test_boxes_that_rounding_puts_outside_are_cut(
+    tmp_path: Path, name: str | None, box: list[float], corners: list[float]
+) -> None:
+    made = read_questions(jsonl(tmp_path, {**CUPS, "boxes": [box]}), 100, name)
+    np.testing.assert_allclose(boxes_of(made), [corners], atol=0.0051)
+
+
 def test_resized_pixels_are_those_of_the_processor_s_own_rule(tmp_path: Path) -> None:
     rule = resize_rule(
         SimpleNamespace(image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 9))
@@ -200,6 +216,57 @@ def test_thousandths_of_large_images_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all boxes end within 1000, 950 at most, .*xyxy-1000"):
         read_questions(file, 100)
     np.testing.assert_allclose(boxes_of(read_questions(file, 100, "xyxy")), [[0.05, 0.133, 0.45, 0.633]], atol=0.006)
+
+
+WRITTEN = {
+    "xyxy": lambda x, y, w, h: (x * 640, y * 480, (x + w) * 640, (y + h) * 480),
+    "xywh": lambda x, y, w, h: (x * 640, y * 480, w * 640, h * 480),
+    "cxcywh": lambda x, y, w, h: ((x + w / 2) * 640, (y + h / 2) * 480, w * 640, h * 480),
+    "yxyx": lambda x, y, w, h: (y * 480, x * 640, (y + h) * 480, (x + w) * 640),
+    "xyxy-1000": lambda x, y, w, h: (x * 1000, y * 1000, (x + w) * 1000, (y + h) * 1000),
+}
+"""Corner and size in [0, 1] of an image of 640 x 480 -> the box in a format"""
+
+
+def rows_in(name: str, count: int = 40) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(0.1, 0.5, (count, 2))
+    corners = rng.uniform(0, 1, (count, 2)) * (1 - sizes)
+    found = [WRITTEN[name](*corner, *size) for corner, size in zip(corners, sizes, strict=True)]
+    return [{**CUPS, "boxes": [[round(float(side)) for side in box]]} for box in found]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "xyxy"])
+def test_a_file_in_another_format_is_refused_whole_though_some_of_its_boxes_fit(tmp_path: Path, name: str) -> None:
+    file = jsonl(tmp_path, *rows_in(name), size=(640, 480))
+    own, table = partial(read_questions, file, 100), partial(read_table, str(file), 100, tmp_path / "images")
+    for read in (own, table):
+        with pytest.raises(ValueError, match=rf"of 40 boxes are not x1 .* fit as .*{name}\b.*; set boxes_format"):
+            read(skip_bad=True)
+        assert not read(boxes_format=name, skip_bad=True).skipped
+        assert read(boxes_format="xyxy", skip_bad=True).skipped, "what is declared is not doubted"
+
+
+def test_a_few_wrong_boxes_do_not_put_the_format_in_doubt(tmp_path: Path) -> None:
+    rows = rows_in("xyxy")
+    for row, box in zip(rows, [[20, 10, 900, 40], [60, 20, 30, 25]], strict=False):
+        row["boxes"] = [box]
+    made = read_questions(jsonl(tmp_path, *rows, size=(640, 480)), 100, skip_bad=True)
+    assert len(made.skipped) == 2 and len(made.records) == 38 * 2
+
+
+def test_points_in_another_unit_are_refused_whole(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "<bbox>"}]
+
+    def read(points: list[list[float]]) -> RecordSet:
+        given = ({"messages": turns, "images": ["a.png"], "objects": {"bbox": [point]}} for point in points)
+        return read_table(str(jsonl(tmp_path, *given, size=(640, 480))), 100, tmp_path, skip_bad=True)
+
+    assert len(read([[600, 400], [30, 20], [0, 0]]).records) == 3
+    with pytest.raises(ValueError, match="2 of 4 boxes are not .* fit as .*xyxy-1000"):
+        read([[600, 400], [30, 20], [990, 20], [20, 700]])
+    with pytest.raises(ValueError, match=r"point \[0.5, 0.2\] is not in pixels but in \[0, 1\]"):
+        read([[0.5, 0.2]])
 
 
 def test_boxes_that_no_task_uses_are_reported(tmp_path: Path) -> None:
