@@ -1,22 +1,26 @@
 """Plurals of class names: "teddy bear" -> "teddy bears", "person" -> "people", "scissors" -> "scissors".
 
 `inflect` knows irregular nouns but takes every name for a singular. Names that data sets already write in the plural
-(skis, goggles) are therefore recognised here first.
+(skis, goggles, nuclei) are therefore recognised first and stay as they are, and so do names that do not end in a Latin
+letter.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import cache
 from typing import Any
 
-# Plurals and uncountable nouns, to which inflect would add an s.
+# Plurals and uncountable nouns that inflect does not know, and to which it would add an s.
 _IN_THE_PLURAL = """binoculars blinders broccoli checkers drawers darts dice earphones eyeglasses glasses goggles
 headphones jeans leggings overalls pants silverware skis shoelaces spectacles sunglasses tights tongs underwear clothes
-shorts billiards boxers bread rice corn garlic celery hummus lettuce"""
+shorts billiards boxers bread rice corn garlic celery hummus lettuce cattle livestock poultry police lice larvae pupae
+hyphae antennae fungi cacti octopi radii foci bacilli cocci mitochondria media taxis bikinis kiwis menus"""
 _KEPT = frozenset(_IN_THE_PLURAL.split())
 # Singulars that end in s: bus, glass, iris. inflect guesses wrong singulars for them.
-_SINGULAR_ENDS = ("ss", "us", "is", "as", "os")
+_SINGULAR_ENDS = ("ss", "us", "is")
+_SINGULAR = {"gas", "atlas", "canvas", "pancreas", "albatros", "asbestos", "cosmos", "rhinoceros"}
 _IRREGULAR = {"lens": "lenses", "thermos": "thermoses", "lego": "legos", "bison": "bison"}
 _ABBREVIATION = re.compile(r"[B-DF-HJ-NP-TV-Z]{2,}")  # RBC, TV; inflect would write RBCS
 _QUALIFIER = re.compile(r"\s*\(([^)]*)\)\s*$")
@@ -48,6 +52,8 @@ def plural(name: str) -> str:
 
 @cache
 def _plural_word(word: str) -> str:
+    if not unicodedata.name(word[-1], "").startswith("LATIN"):
+        return word
     if _ABBREVIATION.fullmatch(word):
         return f"{word}s"
     lower = word.lower()
@@ -56,11 +62,14 @@ def _plural_word(word: str) -> str:
     if lower in _IRREGULAR:
         return word[:1] + _IRREGULAR[lower][1:]
     engine = _engine()
-    if lower.endswith("s") and not lower.endswith(_SINGULAR_ENDS) and len(lower) > 3 and engine.singular_noun(lower):
-        single = engine.singular_noun(lower)
-        if engine.plural_noun(single) == lower or single == lower:
-            return word  # already a plural
-    return str(engine.plural_noun(word))
+    in_s = lower.endswith("s")
+    single = engine.singular_noun(lower)
+    if in_s and (lower.endswith(_SINGULAR_ENDS) or lower in _SINGULAR):
+        single = False
+    if single and (not in_s or lower in (single, engine.plural_noun(single))):
+        return word  # already a plural
+    many = str(engine.plural_noun(word))
+    return f"{word}s" if many == f"{word}S" else many  # inflect writes LEDS
 
 
 @cache
