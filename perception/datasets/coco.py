@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import read_text
 from perception.datasets.records import RecordSet, bad_row
@@ -45,7 +45,7 @@ def read_counts(
     for image_id in sorted(index.imgs):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(index, index.imgs[image_id], images, f"{annotations.name}, image {image_id}", rules))
-    made = ask_counts(found, names, num_locations, rules)
+    made = ask_counts(found, names, num_locations, rules, annotations.name)
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 
@@ -115,7 +115,7 @@ def _class_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dic
     for number, category in categories.items():
         if not isinstance(category.get("name"), str) or not category["name"].strip():
             raise ValueError(f"{path}, category {number} has no name; give it one")
-    return plural_names({number: category["name"] for number, category in categories.items()})
+    return {number: category["name"] for number, category in categories.items()}
 
 
 def _index(path: Path, layout: str) -> Any:

@@ -8,8 +8,8 @@ there is a question about each such class, and about each class that is known no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 
 LAYOUTS = ("coco", "lvis")
+_MOST_NAMED = 10
+"""Classes that a message names"""
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,56 @@ class BoxedImage:
 
 
 def ask_counts(
-    found: Iterable[BoxedImage], names: Mapping[Any, str], num_locations: int, rules: CountRules
+    found: Sequence[BoxedImage], names: Mapping[Any, str], num_locations: int, rules: CountRules, source: str
 ) -> RecordSet:
-    """Counting records: per question, boxes to draw, a chain and a direct answer.
+    """Counting records of all images of a source: per question, boxes to draw, a chain and a direct answer.
+
+    Classes with one plural are counted together, so that a question about an image has one answer. A class without a
+    box in any image is not asked about: its name alone would say "0".
 
     Args:
-        names: plural of each class.
+        names: name of each class.
         num_locations: number of bins for the coordinates of boxes.
+        source: file or folder, for messages.
     """
-    tokenizer, records, skipped = BoxTokenizer(num_locations), list[Record](), list[str]()
+    things, skipped = plural_names(names), list[str]()
+    alike = dict[str, list[Any]]()
+    for category, many in things.items():
+        alike.setdefault(many.casefold(), []).append(category)
+    for first, *others in alike.values():
+        if others:
+            found = [_together(labelled, first, others) for labelled in found]
+            said = " and ".join(names[category] for category in (first, *others))
+            skipped.append(f"{source}: the classes {said} are counted together: their plural is {things[first]}")
+    drawn = {category for labelled in found for category in labelled.boxes}
+    unseen = sorted({category for labelled in found for category in labelled.absent} - drawn)
+    if unseen and (rules.every_class or rules.zero_share):
+        said = ", ".join(str(names.get(category, category)) for category in unseen[:_MOST_NAMED])
+        more = f" and {len(unseen) - _MOST_NAMED} more" if len(unseen) > _MOST_NAMED else ""
+        skipped.append(f"{source}: no image has a box of {said}{more}, so nothing is asked about that")
+    tokenizer, records = BoxTokenizer(num_locations), list[Record]()
     for labelled in found:
-        skipped += labelled.bad
-        asked = _classes_asked(labelled, rules)
-        if rules.every_class:
-            skipped += _too_many(labelled, names, rules.max_count)
-        elif not asked:
+        asked = _classes_asked(replace(labelled, absent=[c for c in labelled.absent if c in drawn]), rules)
+        too_many = _too_many(labelled, things, rules.max_count)
+        skipped += [*labelled.bad, *too_many]
+        if not asked and not too_many:
             skipped.append(f"{labelled.where}: no fully annotated class has 1 to {rules.max_count} objects")
         for category in asked:
             boxes = np.array(labelled.boxes.get(category, [])).reshape(-1, 4)
             span = Span("boxes", tuple(tokenizer.encode(boxes)))
-            records += count_records(labelled.image, names[category], span, labelled.where)
+            records += count_records(labelled.image, things[category], span, labelled.where)
     return RecordSet(tuple(records), tuple(skipped))
+
+
+def _together(labelled: BoxedImage, first: Any, others: Sequence[Any]) -> BoxedImage:
+    """An image in which `others` are of the class `first`, which is absent only if all of them are."""
+    group = {first, *others}
+    boxes = {category: given for category, given in labelled.boxes.items() if category not in group}
+    if here := [box for category in (first, *others) for box in labelled.boxes.get(category, ())]:
+        boxes[first] = here
+    unsure = labelled.unsure - group | ({first} if labelled.unsure & group else set())
+    absent = set(labelled.absent) - group | ({first} if group <= set(labelled.absent) else set())
+    return replace(labelled, boxes=boxes, unsure=unsure, absent=sorted(absent))
 
 
 def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:
@@ -118,7 +149,7 @@ def _too_many(labelled: BoxedImage, names: Mapping[Any, str], most: int) -> list
     return [
         f"{labelled.where}: {len(boxes)} {names[c]}, and at most {most} are asked for; raise counts_most"
         for c, boxes in sorted(labelled.boxes.items())
-        if len(boxes) > most
+        if len(boxes) > most and c not in labelled.unsure
     ]
 
 

@@ -31,7 +31,7 @@ from perception import chains
 from perception.chains import IMAGE
 from perception.datasets.aurora import example_of
 from perception.datasets.boxes import DeclaredBoxes
-from perception.datasets.detection import BoxedImage, CountRules, ask_counts, plural_names
+from perception.datasets.detection import BoxedImage
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.own import CONVERSATIONS, image_size
 from perception.datasets.records import Record
@@ -47,7 +47,6 @@ _PLACES = re.compile(r"<ref-object>|<bbox>")
 _BOXES = re.compile(r"<bbox>(?:[\s,;]*(?:and\s*)?<bbox>)*")
 _NAMES = ("ref", "category", "categories", "label")
 """Names of objects: ms-swift's, and those of detection sets of the hub"""
-_RULES = CountRules()
 
 
 def with_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -90,8 +89,8 @@ class _Objects:
 
 def conversation_records(
     row: dict[str, Any], images: Sequence[Path], num_locations: int, declared: DeclaredBoxes, where: str
-) -> tuple[list[Record], list[str]]:
-    """The conversation of a row as one record, and tasks from detection labels; and what of the row is not used.
+) -> tuple[list[Record], list[str], BoxedImage | None]:
+    """The conversation of a row as one record, what of the row is not used, and its detection labels.
 
     Args:
         row: a row with `messages`, `conversations`, or `objects` alone.
@@ -110,18 +109,21 @@ def conversation_records(
     files = tuple(ImageFile(path) for path in images)
     objects = _objects(row.get("objects"), files, declared, where)
     turns = row.get("messages") or row.get("conversations") or []
-    if not turns and objects is None:
+    if not turns and row.get("objects") is None:
         raise ValueError(f"{where} has no messages; {_REMEDY}")
-    records, unused, placed = list[Record](), list[str](), False
+    if not turns and objects is None:
+        objects = _Objects((), ())
+    records, placed = list[Record](), False
     if turns:
         system, texts = _turns(turns, len(files), where)
         system = system or str(row.get("system") or "").strip()
         placed = any(_PLACES.search(text) for text in texts)
         records.append(_record(system, _filled(texts, objects, num_locations, where), files, where))
-    if objects is not None and not placed:
-        made, unused = _labels(objects, files, num_locations, where)
-        records += made
-    return records, unused
+    if objects is None or placed:
+        return records, [], None
+    labels = _labels(objects, files, where)
+    unused = f"{where}: the objects are not used: no <bbox> places them, and detection labels are one image's boxes "
+    return records, [] if labels else [unused + "with a name for each"], labels
 
 
 def _record(
@@ -290,19 +292,11 @@ def _objects(given: Any, files: tuple[ImageFile, ...], declared: DeclaredBoxes, 
     return _Objects(tuple(name.strip() for name in names), tuple(spots))
 
 
-def _labels(
-    objects: _Objects, files: tuple[ImageFile, ...], num_locations: int, where: str
-) -> tuple[list[Record], list[str]]:
-    """Counting and drawing tasks from objects that no text places."""
+def _labels(objects: _Objects, files: tuple[ImageFile, ...], where: str) -> BoxedImage | None:
+    """Objects that no text places, as the labels of the image; None if they cannot be meant so."""
     if len(files) != 1 or len(objects.names) != len(objects.spots) or any(len(spot) != 4 for spot in objects.spots):
-        return [], [
-            f"{where}: the objects are not used: no <bbox> places them, and detection labels are one image's boxes "
-            "with a name for each"
-        ]
+        return None
     boxes = dict[str, list[list[float]]]()
     for name, spot in zip(objects.names, objects.spots, strict=True):
         boxes.setdefault(name, []).append(spot.tolist())
-    made = ask_counts(
-        [BoxedImage(files[0], where, 0, boxes)], plural_names({n: n for n in boxes}), num_locations, _RULES
-    )
-    return list(made.records), list(made.skipped)
+    return BoxedImage(files[0], where, 0, boxes)

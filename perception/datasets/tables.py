@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.datasets.boxes import DeclaredBoxes, Resize
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts
 from perception.datasets.lines import json_objects
 from perception.datasets.messages import conversation_records, with_messages
 from perception.datasets.own import CONVERSATIONS, question_records
@@ -36,6 +37,7 @@ def read_table(
     split: str = "train",
     skip_bad: bool = False,
     resize: Resize | None = None,
+    rules: CountRules = CountRules(),  # noqa: B008
 ) -> RecordSet:
     """Records of a table.
 
@@ -49,23 +51,27 @@ def read_table(
         split: its part.
         skip_bad: name rows that cannot be used in the set's `skipped`, and go on.
         resize: the rule of a processor, for boxes in pixels of its resized images.
+        rules: which classes of an image are asked about, of objects that no text places.
 
     Raises:
         ValueError: naming row or source, if a row cannot be used, no row can, or the source cannot be read.
     """
     declared, tokenizer = DeclaredBoxes(boxes_format, resize), BoxTokenizer(num_locations)
-    records, skipped = list[Record](), list[str]()
+    records, labelled, skipped = list[Record](), list[BoxedImage](), list[str]()
     bad = skipped if skip_bad else None
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     for where, row in _rows(source, subset, split, bad):
         with bad_row(bad):
             row = with_messages(row, where)
             paths = [_image_path(image, folder, images, where) for image in _images(row)]
-            if any(row.get(name) for name in (*CONVERSATIONS, "objects")):
-                made, unused = conversation_records(row, paths, num_locations, declared, where)
-            elif row.keys() >= {"question", "answer"} and len(paths) == 1:
-                asked = {**row, "image": str(paths[0].absolute())}
-                made, unused = question_records(asked, folder, tokenizer, declared, where)
+            asked = row.keys() >= {"question", "answer"} and len(paths) == 1
+            if any(row.get(name) for name in (*CONVERSATIONS, "objects")) or (not asked and "objects" in row):
+                made, unused, labels = conversation_records(row, paths, num_locations, declared, where)
+                labelled += [labels] if labels else []
+            elif asked:
+                made, unused = question_records(
+                    {**row, "image": str(paths[0].absolute())}, folder, tokenizer, declared, where
+                )
             else:
                 raise ValueError(
                     f"{where} has the columns {', '.join(map(str, row))}; expected {_MEANT}, and one image"
@@ -73,6 +79,11 @@ def read_table(
             records += made
             skipped += unused
     declared.check_file(source)
+    counted = ask_counts(
+        labelled, {name: name for one in labelled for name in one.boxes}, num_locations, rules, Path(source).name
+    )
+    records += counted.records
+    skipped += counted.skipped
     if not records:
         said = f"no row of {source} can be used; the first: {skipped[0]}" if skipped else f"{source} holds no rows"
         raise ValueError(f"{said}; give rows with {_MEANT}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
@@ -51,7 +51,8 @@ def read_voc(
     classes = set[str]().union(*(there for _, there in found))
     for labelled, there in found:
         labelled.absent.extend(sorted(classes - there))
-    made = ask_counts((labelled for labelled, _ in found), plural_names({c: c for c in classes}), num_locations, rules)
+    labels = [labelled for labelled, _ in found]
+    made = ask_counts(labels, {c: c for c in sorted(classes)}, num_locations, rules, annotations.name)
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 

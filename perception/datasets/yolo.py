@@ -6,7 +6,7 @@
 
 The labels of images/train/a.jpg are labels/train/a.txt: one object per line, as class number and the box's centre x and
 y, width and height in [0, 1]. A polygon (class number, then x y of its corners) stands for the box around it. An image
-without a file of labels shows no object.
+without a file of labels, or with an empty one, shows no object, as for Ultralytics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from perception.datasets.detection import BoxedImage, CountRules, ask_counts, clipped, plural_names
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, clipped
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
@@ -55,7 +55,7 @@ def read_yolo(
     for number, image in enumerate(images):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(image, number, names, path, "kpt_shape" in settings))
-    made = ask_counts(found, plural_names(names), num_locations, rules)
+    made = ask_counts(found, names, num_locations, rules, path.name)
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 

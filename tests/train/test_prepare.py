@@ -34,6 +34,8 @@ from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unla
 from perception.datasets.labelling.teachers import TeachersConfig, depth_teacher
 from perception.datasets.shards import records
 from perception.model.shipped import shipped
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.records import SourcesConfig, read_records
 from train.finetune import main as finetune
 from train.prepare import PrepareConfig, labeller, main, prepare
 from vqvae import VQVAE
@@ -484,13 +486,19 @@ def test_labels_become_questions_with_right_answers(tmp_path: Path, vqvae: VQVAE
         if record.example.task == "direct_count":
             assert (record.example.question, record.example.answer) in {
                 ("How many cups are there?", "2"),
-                ("How many spoons are there?", "0"),
             }
         if record.example.task == "direct_depth":  # the plane falls to the left: the leftmost point is nearest
             leftmost = min(range(len(record.marks)), key=lambda n: record.marks[n][0])
             assert record.example.answer == "ABCDE"[leftmost]
     again = read_prepared(tmp_path / "labelled", 100, vqvae)
     assert again == found
+    assert found.skipped == ("labelled: no image has a box of spoon, so nothing is asked about that",)
+    config = SourcesConfig(prepared=(str(tmp_path / "labelled"),), counts_asked="all", counts_most=1)
+    made = read_records(config, PerceptionVocabulary(num_locations=100), vqvae, tmp_path / "run")
+    assert {r.example.question for r in made.records if r.example.task == "direct_count"} == {
+        "How many chairs are there?"
+    }
+    assert sum("2 cups, and at most 1 are asked for; raise counts_most" in line for line in made.skipped) == 6
 
 
 def test_folders_that_cannot_be_read_say_why(tmp_path: Path, vqvae: VQVAE) -> None:

@@ -102,10 +102,10 @@ class SourcesConfig:
     counts_layout: Literal["coco", "lvis", "voc", "yolo"] = "coco"
     """layout of the labels"""
     counts_asked: Literal["one", "all"] = "one"
-    """classes of an image of the labels that are asked about: one, its most frequent; or all, those that are absent
-    too"""
+    """classes of a labelled image that are asked about, in counts, prepared, and objects of dataset: one, its most
+    frequent; or all, those that are absent too"""
     counts_most: int = 15
-    """largest number of objects of a class that is asked for"""
+    """largest number of objects of a class that is asked for, in the same"""
     depth: tuple[str, ...] = ()
     """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
@@ -175,12 +175,15 @@ def read_records(
     size, boxes = vocabulary.num_locations, config.boxes_format
     sets = [read_questions(Path(path), size, boxes, skip_bad, resize) for path in config.own]
     kind, part = config.dataset_config, config.dataset_split
-    sets += [read_table(path, size, folder / "images", boxes, kind, part, skip_bad, resize) for path in config.dataset]
+    rules = CountRules(max_count=config.counts_most, every_class=config.counts_asked == "all")
+    sets += [
+        read_table(path, size, folder / "images", boxes, kind, part, skip_bad, resize, rules) for path in config.dataset
+    ]
     sets += [RecordSet.read(Path(path)) for path in config.records]
     sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary, skip_bad) for path in config.aurora]
-    sets += [_read_labels(Path(path), config, size, skip_bad) for path in config.counts]
+    sets += [_read_labels(Path(path), config, size, rules, skip_bad) for path in config.counts]
     asked = DepthRules(questions_per_image=config.questions_per_image)
-    sets += [read_prepared(Path(path), size, vqvae, asked) for path in config.prepared]
+    sets += [read_prepared(Path(path), size, vqvae, asked, rules) for path in config.prepared]
     if config.depth and vqvae is None:
         raise ValueError("data.depth needs a depth tokenizer to make codes; set depth_tokenizer")
     for number, path in enumerate(config.depth):
@@ -200,9 +203,8 @@ def read_records(
     return RecordSet(records, tuple(skipped))
 
 
-def _read_labels(path: Path, config: SourcesConfig, size: int, skip_bad: bool) -> RecordSet:
+def _read_labels(path: Path, config: SourcesConfig, size: int, rules: CountRules, skip_bad: bool) -> RecordSet:
     images = Path(config.counts_images)
-    rules = CountRules(max_count=config.counts_most, every_class=config.counts_asked == "all")
     if config.counts_layout == "voc":
         return read_voc(path, images, size, rules, skip_bad)
     if config.counts_layout == "yolo":

@@ -18,16 +18,13 @@ from rich.console import Console
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.pairs import DepthPair
 from perception.datasets.depth.questions import DepthRules, ask_depth
-from perception.datasets.detection import CountRules, count_records
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts
 from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
 from perception.datasets.listing import files_beneath, stamp
-from perception.datasets.plurals import plural, readable
 from perception.datasets.progress import Progress
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.records import RecordSet
 from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
-from perception.tokenizers.boxes import BoxTokenizer
-from perception.vocabulary.names import Span
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
@@ -261,10 +258,10 @@ def read_prepared(
     depth_rules: DepthRules = DepthRules(),  # noqa: B008
     count_rules: CountRules = CountRules(),  # noqa: B008
 ) -> RecordSet:
-    """Records of a folder that `prepare_folder` wrote: depth questions (`ask_depth`) and counting questions.
+    """Records of a folder that `prepare_folder` wrote: depth questions (`ask_depth`) and counting questions
+    (`ask_counts`).
 
-    The counting question of an image is about its most frequent class. If the detector was given classes to look for, a
-    share of the images is also asked about a class that was not found.
+    If the detector was given classes to look for, those that it did not find in an image are absent.
 
     Args:
         num_locations: number of bins for the coordinates of boxes and points.
@@ -280,8 +277,8 @@ def read_prepared(
     if not shards:
         raise ValueError(f"{folder} holds no finished shard; run its python -m train.prepare again")
     seen: set[str] = set()
-    found: list[Record] = []
-    skipped: list[str] = []
+    sets: list[RecordSet] = []
+    labelled: list[BoxedImage] = []
     for record in shards:
         file = folder / f"{record.name.removesuffix('.record.json')}.parquet"
         rows, header = read_rows(file)
@@ -290,12 +287,14 @@ def read_prepared(
             twice = sorted(seen & images.keys()) or [n for n, k in Counter(row.name for row in rows).items() if k > 1]
             raise ValueError(f"{file}: {twice[0]} is there twice; delete the folder and label again")
         seen |= images.keys()
-        sets = [_counted(rows, images, file.name, header, num_locations, count_rules)]
+        labelled += filter(None, (_detected(row, images[row.name], file.name, header) for row in rows))
         if any(row.codes is not None for row in rows):
             sets.append(_asked(rows, images, file, header, num_locations, vqvae, depth_rules))
-        found += [one for part in sets for one in part.records]
-        skipped += [line for part in sets for line in part.skipped]
-    return RecordSet(tuple(found), tuple(skipped))
+    names = {name: name for one in labelled for name in (*one.boxes, *one.absent)}
+    sets.append(ask_counts(labelled, names, num_locations, count_rules, folder.name))
+    return RecordSet(
+        tuple(one for part in sets for one in part.records), tuple(line for part in sets for line in part.skipped)
+    )
 
 
 def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path) -> ImageFile:
@@ -348,31 +347,13 @@ def _asked(
     return ask_depth(maps, codes, names, vqvae, num_locations, DepthRules(rules.questions_per_image, seed))
 
 
-def _counted(
-    rows: Sequence[LabelledImage],
-    images: Mapping[str, ImageFile],
-    shard: str,
-    header: Mapping[str, Any],
-    num_locations: int,
-    rules: CountRules,
-) -> RecordSet:
-    """Counting questions about the rows that have detections."""
-    tokenizer, found, skipped = BoxTokenizer(num_locations), list[Record](), list[str]()
-    for row in rows:
-        if row.detections is None:
-            continue
-        where = f"{shard}, {row.name}"
-        counts = Counter(row.detections.labels)
-        fit = {label: n for label, n in counts.items() if n <= rules.max_count}
-        asked = [min(fit, key=lambda label: (-fit[label], label))] if fit else []
-        rng = np.random.default_rng((rules.seed, *hashlib.sha256(row.name.encode()).digest()[:4]))
-        absent = sorted(set(header["classes"]) - counts.keys())
-        if absent and rng.random() < rules.zero_share:
-            asked.append(absent[int(rng.integers(len(absent)))])
-        if not asked:
-            skipped.append(f"{where}: no class with 1 to {rules.max_count} boxes")
-        for label in asked:
-            chosen = [n for n, other in enumerate(row.detections.labels) if other == label]
-            span = Span("boxes", tuple(tokenizer.encode(row.detections.boxes_xyxy[chosen])))
-            found += count_records(images[row.name], plural(readable(label)), span, where)
-    return RecordSet(tuple(found), tuple(skipped))
+def _detected(row: LabelledImage, image: ImageFile, shard: str, header: Mapping[str, Any]) -> BoxedImage | None:
+    """The detections of a row; None if no detector saw it."""
+    if row.detections is None:
+        return None
+    boxes = dict[str, list[list[float]]]()
+    for label, box in zip(row.detections.labels, row.detections.boxes_xyxy.tolist(), strict=True):
+        boxes.setdefault(label, []).append(box)
+    number = int.from_bytes(hashlib.sha256(row.name.encode()).digest()[:4])
+    absent = sorted(set(header["classes"]) - boxes.keys())
+    return BoxedImage(image, f"{shard}, {row.name}", number, boxes, absent=absent)

@@ -195,6 +195,13 @@ def test_yolo_s_boxes_are_centres_and_its_images_are_found(tmp_path: Path, yaml:
     assert made.records[-1].image is not None and made.records[-1].image.path.name == "1.jpg"
 
 
+def test_yolo_s_images_without_labels_show_none_of_the_classes_that_are_somewhere(tmp_path: Path) -> None:
+    names = "train: images/train\nnames: [dog, cup, cat]\n"
+    made = read_yolo(yolo(tmp_path, "1 0.5 0.5 0.2 0.2\n", None, "", yaml=names), None, 100, ALWAYS)
+    assert asked(made) == [("How many cups are there?", answer) for answer in "100"]
+    assert made.skipped == ("data.yaml: no image has a box of dog, cat, so nothing is asked about that",)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -13,11 +13,13 @@ from PIL import Image
 
 from perception import chains
 from perception.chains import IMAGE
+from perception.datasets.detection import CountRules
 from perception.datasets.records import RecordSet
 from perception.datasets.tables import read_table
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.tokenizers.points import PointTokenizer
-from perception.vocabulary.names import Span
+from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.data.records import SourcesConfig, read_records
 
 ASKED = {"role": "user", "content": "Where is the cup?"}
 SAID = {"role": "assistant", "content": "On the desk."}
@@ -120,12 +122,43 @@ def test_objects_that_no_text_places_are_detection_labels(tmp_path: Path) -> Non
         "How many mice are there? Draw their boxes first.",
         "How many mice are there?",
     ]
-    assert [record.example.question for record in made.records] == [*asked, "What?", *asked]
-    assert made.records[2].example.answer == "2" and not made.skipped
+    assert [record.example.question for record in made.records] == ["What?", *asked, *asked]
+    assert made.records[3].example.answer == "2" and not made.skipped
     hub = {"image": "a.png", "objects": {"bbox": labels["bbox"], "category": labels["ref"]}}
-    assert [r.example for r in read(tmp_path, hub).records] == [r.example for r in made.records[:3]]
+    assert [r.example for r in read(tmp_path, hub).records] == [r.example for r in made.records[1:4]]
     nameless = dialogue("What?", "Mice.", objects={**labels, "ref": ["mouse"]})
     assert "the objects are not used" in read(tmp_path, nameless).skipped[0]
+
+
+def test_detection_labels_of_all_rows_are_asked_about_by_the_same_rules(tmp_path: Path) -> None:
+    pytest.importorskip("inflect")
+
+    def labels(*names: str) -> dict[str, Any]:
+        places = [[5 * n, 10, 5 * n + 4, 20] for n in range(len(names))]
+        return {"images": ["a.png"], "objects": {"bbox": places, "category": list(names)}}
+
+    def asked(made: RecordSet) -> list[tuple[str, str, str]]:
+        direct = [record for record in made.records if record.example.task == chains.DIRECT_COUNT]
+        return [(r.source[-1], r.example.question[9:-11], r.example.answer) for r in direct]
+
+    rows = [labels(*["cup"] * 17, "lamp"), labels("bow (weapon)"), labels("bow (weapon)", "bow (knot)", "bow (knot)")]
+    made = read(tmp_path, *rows, labels())
+    assert asked(made) == [("1", "lamps", "1"), ("2", "bows (weapon)", "1"), ("3", "bows (knot)", "2")]
+    assert made.skipped == (
+        "rows.jsonl, line 1: 17 cups, and at most 15 are asked for; raise counts_most",
+        "rows.jsonl, line 4: no fully annotated class has 1 to 15 objects",
+    )
+    made = read(tmp_path, *rows, rules=CountRules(max_count=17, every_class=True))
+    assert asked(made) == [
+        ("1", "cups", "17"),
+        ("1", "lamps", "1"),
+        ("2", "bows (weapon)", "1"),
+        ("3", "bows (knot)", "2"),
+        ("3", "bows (weapon)", "1"),
+    ]
+    assert not made.skipped
+    config = SourcesConfig(dataset=(str(table(tmp_path, *rows)),), counts_asked="all", counts_most=17)
+    assert read_records(config, PerceptionVocabulary(num_locations=100), None, tmp_path) == made
 
 
 @pytest.mark.parametrize(
