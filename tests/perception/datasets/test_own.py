@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from perception import chains
 from perception.datasets.boxes import FORMATS, resize_rule
+from perception.datasets.images import ImageFile
 from perception.datasets.own import read_questions
 from perception.datasets.records import RecordSet
 from perception.datasets.tables import read_table
@@ -101,6 +102,15 @@ def test_a_spreadsheet_s_two_is_a_count(tmp_path: Path, answer: object) -> None:
 def test_what_is_no_single_text_is_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"questions.jsonl, line 1: {said}"):
         read_questions(jsonl(tmp_path, {**CUPS, **row}), 100)
+
+
+@pytest.mark.parametrize("name", ["[2024] Käse.png", "b.v2, c.png"])
+def test_a_file_of_that_name_is_no_list_of_images(tmp_path: Path, name: str) -> None:
+    file = jsonl(tmp_path, {**CUPS, "image": name})
+    with pytest.raises(ValueError, match="several images"):
+        read_questions(file, 100)
+    (tmp_path / "a.png").rename(tmp_path / name)
+    assert read_questions(file, 100).records[0].image == ImageFile(tmp_path / name)
 
 
 def test_images_with_one_name_is_that_image(tmp_path: Path) -> None:
