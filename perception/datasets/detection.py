@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from perception import chains
 from perception.datasets.images import ImageFile
 from perception.datasets.plurals import plural, readable, without_qualifier
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.records import Record, RecordSet, bad_row
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import Span
 
 LAYOUTS = ("coco", "lvis")
+_ORIENTATION = 0x0112
+"""EXIF tag; 5 to 8 swap the sides of the stored picture"""
 _MOST_NAMED = 10
 """Classes that a message names"""
 
@@ -162,23 +165,65 @@ def plural_names(names: Mapping[Any, str]) -> dict[Any, str]:
     }
 
 
-def check_size(path: Path, size_wh: tuple[int, int], where: str) -> None:
-    """Raise ValueError unless an image has the size that its boxes are made for."""
+def labelled_once(found: Sequence[BoxedImage], skipped: list[str] | None) -> list[BoxedImage]:
+    """Images without those that have labels in two places, since each may lack what the other has.
+
+    Args:
+        skipped: gets a message for each that is left out; None: the first is a ValueError.
+    """
+    places = dict[ImageFile, list[str]]()
+    for labelled in found:
+        places.setdefault(labelled.image, []).append(labelled.where)
+    for image, where in places.items():
+        with bad_row(skipped):
+            if len(where) > 1:
+                raise ValueError(f"{where[1]}: {image} has labels in {where[0]} too; join them, or correct its name")
+    return [labelled for labelled in found if len(places[labelled.image]) == 1]
+
+
+def labelled_size(path: Path, given_wh: Sequence[Any], where: str) -> tuple[float, float, int]:
+    """Width and height of the picture that labels are made for, and its EXIF orientation if it is not upright, else 1.
+
+    Labels of a photograph may be made for its pixels as they are stored, before EXIF turns them upright. That shows if
+    their sides are those of the upright picture in turn.
+
+    Args:
+        given_wh: width and height that the labels name; where one is missing or 0, the image's own are taken.
+
+    Raises:
+        ValueError: if the image cannot be read, or has another size.
+    """
     try:
         height, width = ImageFile(path).size()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if (width, height) != size_wh:
-        raise ValueError(
-            f"{where}: {path} has {width} x {height} pixels and the annotations are for {size_wh[0]} x {size_wh[1]}; "
-            "give the images that were annotated, or correct width, height and boxes"
-        )
+    if not all(isinstance(side, int | float) and side > 0 for side in given_wh) or (width, height) == tuple(given_wh):
+        return width, height, 1
+    if (height, width) == tuple(given_wh):
+        with Image.open(path) as opened:
+            if opened.size == (height, width):
+                return height, width, int(opened.getexif()[_ORIENTATION])
+    raise ValueError(
+        f"{where}: {path} has {width} x {height} pixels and the annotations are for {given_wh[0]:g} x {given_wh[1]:g}; "
+        "give the images that were annotated, or correct width, height and boxes"
+    )
 
 
-def clipped(xyxy: list[float], width: float, height: float) -> list[float] | None:
-    """A box in pixels as xyxy in [0, 1], clipped to the image; None if it has no area there."""
+def clipped(xyxy: list[float], width: float, height: float, orientation: int = 1) -> list[float] | None:
+    """A box in pixels as xyxy in [0, 1] of the upright picture, clipped to it; None if it has no area there."""
     corners = np.array(xyxy) / [width, height, width, height]
     if not np.isfinite(corners).all():
         return None
     x1, y1, x2, y2 = (float(side) for side in corners.clip(0, 1))
-    return [x1, y1, x2, y2] if x2 > x1 and y2 > y1 else None
+    if not (x2 > x1 and y2 > y1):
+        return None
+    match orientation:
+        case 5:
+            return [y1, x1, y2, x2]
+        case 6:
+            return [1 - y2, x1, 1 - y1, x2]
+        case 7:
+            return [1 - y2, 1 - x2, 1 - y1, 1 - x1]
+        case 8:
+            return [y1, 1 - x2, y2, 1 - x1]
+    return [x1, y1, x2, y2]

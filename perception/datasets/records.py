@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,12 @@ def bad_row(skipped: list[str] | None) -> Iterator[None]:
         if skipped is None:
             raise
         skipped.append(str(error))
+
+
+def check_any(found: Sequence[Any], skipped: Sequence[str], source: object) -> None:
+    """Raise ValueError if all images of a source are skipped."""
+    if skipped and not found:
+        raise ValueError(f"no image of {source} can be used; the first: {skipped[0]}")
 
 
 def _to_json(record: Record) -> dict[str, Any]:

@@ -6,17 +6,19 @@ no question about a class with a `difficult` object, which its annotators were n
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from perception.datasets.detection import BoxedImage, CountRules, ask_counts, check_size, clipped
+from perception.datasets.detection import BoxedImage, CountRules, ask_counts, clipped, labelled_once, labelled_size
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
-from perception.datasets.records import RecordSet, bad_row
+from perception.datasets.records import RecordSet, bad_row, check_any
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_IMAGE_ENDINGS = (*ENDINGS, *(ending.upper() for ending in ENDINGS))
 _REMEDY = "correct or remove the file"
 
 
@@ -44,33 +46,43 @@ def read_voc(
         files = files_beneath(annotations, {".xml"}) if annotations.is_dir() else [annotations]
     if not files:
         raise ValueError(f"{annotations} holds no XML files; give VOC's folder Annotations")
-    found, skipped = list[tuple[BoxedImage, set[str]]](), list[str]()
+    found, skipped = list[BoxedImage](), list[str]()
+    bad = skipped if skip_bad else None
     for number, path in enumerate(files):
-        with bad_row(skipped if skip_bad else None):
+        with bad_row(bad):
             found.append(_labelled(path, number, images))
-    classes = set[str]().union(*(there for _, there in found))
-    for labelled, there in found:
-        labelled.absent.extend(sorted(classes - there))
-    labels = [labelled for labelled, _ in found]
-    made = ask_counts(labels, {c: c for c in sorted(classes)}, num_locations, rules, annotations.name)
+    found = labelled_once(found, bad)
+    check_any(found, skipped, annotations)
+    classes = set[str]().union(*(labelled.boxes.keys() | labelled.unsure for labelled in found))
+    for labelled in found:
+        labelled.absent.extend(sorted(classes - labelled.boxes.keys() - labelled.unsure))
+    made = ask_counts(found, {c: c for c in sorted(classes)}, num_locations, rules, annotations.name)
     return RecordSet(made.records, (*skipped, *made.skipped))
 
 
 def _of_split(path: Path) -> list[Path]:
-    """The XML files of a split: a line begins with the name of an image, without its ending."""
-    lines = [line.split() for line in text_lines(read_text(path))]
-    names = [words[0] for words in lines if words]
+    """The XML files of a split: a line is the name of an image, also with its ending, or with whether its class is
+    there."""
+    names = [line.strip() for line in text_lines(read_text(path)) if line.strip()]
     if not names:
         raise ValueError(f"{path} names no images; write one name a line, without its ending")
     beside = [parent / "Annotations" for parent in path.absolute().parents[:3]]
     folder = next((one for one in beside if one.is_dir()), None)
     if folder is None:
         raise ValueError(f"{path}: there is no folder Annotations beside ImageSets; put the XML files there")
-    return [folder / f"{name}.xml" for name in names]
+    return [_named(folder, name) for name in names]
 
 
-def _labelled(path: Path, number: int, images: Path) -> tuple[BoxedImage, set[str]]:
-    """An image with its boxes, and the classes that are there."""
+def _named(folder: Path, line: str) -> Path:
+    """The XML file of a line of a split, such as "a", "a.jpg" or "a -1"; names may have spaces."""
+    short = re.sub(r"\s+(-1|0|1)$", "", line)
+    names = [given.removesuffix(ending) for given in (line, short) for ending in ("", *_IMAGE_ENDINGS)]
+    choices = [folder / f"{name}.xml" for name in dict.fromkeys(names)]
+    return next((choice for choice in choices if choice.is_file()), folder / f"{short}.xml")
+
+
+def _labelled(path: Path, number: int, images: Path) -> BoxedImage:
+    """An image with its boxes; what is absent is not known yet."""
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except OSError as error:
@@ -81,30 +93,27 @@ def _labelled(path: Path, number: int, images: Path) -> tuple[BoxedImage, set[st
         raise ValueError(f"{path} holds a {root.tag}, not an annotation of Pascal VOC; {_REMEDY}")
     image, where = _image(path, (root.findtext("filename") or "").strip(), images), path.name
     given = [_number(root.find("size"), side, f"{where}: size") for side in ("width", "height")]
-    if all(given):
-        check_size(image.path, (int(given[0]), int(given[1])), where)
-    height, width = image.size()
-    boxes, unsure, bad, there = dict[str, list[list[float]]](), set[str](), list[str](), set[str]()
+    width, height, orientation = labelled_size(image.path, given, where)
+    boxes, unsure, bad = dict[str, list[list[float]]](), set[str](), list[str]()
     for place, item in enumerate(root.findall("object")):
         name = (item.findtext("name") or "").strip()
         if not name:
             raise ValueError(f"{where}, object {place} has no name; {_REMEDY}")
-        there.add(name)
         corners = item.find("bndbox")
         if corners is None or any(corners.find(side) is None for side in _SIDES):
             raise ValueError(f"{where}, object {place} ({name}) lacks {', '.join(_SIDES)} in a bndbox; {_REMEDY}")
         x1, y1, x2, y2 = (_number(corners, side, f"{where}, object {place} ({name})") for side in _SIDES)
-        box = clipped([x1 - 1, y1 - 1, x2, y2], width, height)
+        box = clipped([x1 - 1, y1 - 1, x2, y2], width, height, orientation)
         if box is None:
             bad.append(
                 f"{where}, object {place} ({name}): box {x1:g} {y1:g} {x2:g} {y2:g} has no area inside the image of "
-                f"{width} x {height} pixels, so its class is not counted"
+                f"{width:g} x {height:g} pixels, so its class is not counted"
             )
         else:
             boxes.setdefault(name, []).append(box)
         if box is None or (item.findtext("difficult") or "0").strip() not in ("0", "false"):
             unsure.add(name)
-    return BoxedImage(image, where, number, boxes, unsure, bad=bad), there
+    return BoxedImage(image, where, number, boxes, unsure, bad=bad)
 
 
 def _number(parent: Any, side: str, where: str) -> float:

@@ -21,7 +21,7 @@ from perception.datasets.detection import BoxedImage, CountRules, ask_counts, cl
 from perception.datasets.images import ENDINGS, ImageFile, check_exists
 from perception.datasets.lines import read_text, text_lines
 from perception.datasets.listing import files_beneath
-from perception.datasets.records import RecordSet, bad_row
+from perception.datasets.records import RecordSet, bad_row, check_any
 
 _MOST_OUTSIDE = 0.01
 """How far a number may lie outside of [0, 1]: labels are rounded, and objects are cut at the edge"""
@@ -55,6 +55,7 @@ def read_yolo(
     for number, image in enumerate(images):
         with bad_row(skipped if skip_bad else None):
             found.append(_labelled(image, number, names, path, "kpt_shape" in settings))
+    check_any(found, skipped, path)
     made = ask_counts(found, names, num_locations, rules, path.name)
     return RecordSet(made.records, (*skipped, *made.skipped))
 

@@ -14,8 +14,10 @@ from PIL import Image
 from perception import chains
 from perception.datasets.coco import read_counts
 from perception.datasets.detection import CountRules
+from perception.datasets.images import ImageFile
 from perception.datasets.plurals import plural
 from perception.datasets.records import RecordSet
+from perception.datasets.voc import read_voc
 from perception.tokenizers.boxes import BoxTokenizer
 
 pytest.importorskip("pycocotools")
@@ -226,10 +228,10 @@ def test_bad_annotations_are_named(tmp_path: Path) -> None:
             read(file, rules)
 
     broken(r"annotations\[1\]: id 2 is there twice; give each", annotations__id=2)
-    broken("annotation 1: image_id 7 is not among images", annotations__image_id=7)
-    broken("annotation 1: category_id 9 is not among categories", annotations__category_id=9)
+    broken(r"annotations\[0\] \(id 1\): image_id 7 is not in the file", annotations__image_id=7)
+    broken(r"annotations\[0\] \(id 1\): category_id 9 is not in the file", annotations__category_id=9)
     broken(r"annotation 1: bbox must be four numbers .* got \[1, 2\]", annotations__bbox=[1, 2])
-    broken(r"images\[0\]: width must be above 0, got 0", images__width=0)
+    broken(r"images\[0\]: id must be an integer from 0, got 'a'", images__id="a")
     broken(r"image 1: image .*gone\.jpg does not exist; put it there", images__file_name="gone.jpg")
     broken("lacks neg_category_ids, not_exhaustive.*COCO's layout, not LVIS's", CountRules("lvis"))
     file = write(tmp_path, boxes(1, 2) + boxes(1, 1, image=2, first=9), images=2)
@@ -246,6 +248,91 @@ def test_bad_annotations_are_named(tmp_path: Path) -> None:
         read(file)
     with pytest.raises(ValueError, match="known: coco, lvis"):
         CountRules("voc")
+
+
+def test_bad_entries_leave_out_what_they_belong_to_and_no_more(tmp_path: Path) -> None:
+    found = [a for image in range(1, 6) for a in boxes(1, 2, image=image, first=10 * image)]
+    file = write(tmp_path, found, images=5)
+    data = json.loads(file.read_text())
+    data["annotations"] += [{"id": 7, "image_id": 99, "category_id": 1}, {"id": 8, "image_id": 99, "category_id": 1}]
+    data["annotations"] += [{"id": 9, "image_id": 2, "category_id": 99}, {**found[-1], "image_id": 3}, None]
+    data["images"] += [{"id": 4, "file_name": "b.jpg"}, {"file_name": "c.jpg"}]
+    del data["images"][0]["width"]
+    data["images"][4]["height"] = 0
+    file.write_text(json.dumps(data))
+    made = read_counts(file, tmp_path / "images", 100, NEVER, skip_bad=True)
+    assert {record.source[-1] for record in made.records} == {"1", "5"}
+    for said, part in zip(
+        made.skipped,
+        (
+            "images[5]: id 4 is there twice",
+            "images[6] lacks id",
+            "annotations[10] (id 7): image_id 99 is not in the file; correct or remove the entry",
+            "annotations[12] (id 9): category_id 99 is not in the file; correct or remove the entry; image 2 is left",
+            "annotations[13]: id 51 is there twice; give each a unique id; image 3 is left out",
+            "annotations[14] lacks id, image_id, category_id",
+        ),
+        strict=True,
+    ):
+        assert f"instances.json, {part}" in said
+    data["images"] = data["images"][-1:]
+    file.write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match=r"no image of .*instances\.json can be used; the first: .*images\[0\] lacks id"
+    ):
+        read_counts(file, tmp_path / "images", 100, NEVER, skip_bad=True)
+
+
+def test_an_image_without_its_folder_is_found_only_where_its_name_is_alone(tmp_path: Path) -> None:
+    file = write(tmp_path, [a for image in (1, 2, 3) for a in boxes(1, image, image=image, first=10 * image)], images=3)
+    data = json.loads(file.read_text())
+    for entry, name in zip(
+        data["images"], ("a/000000000001.jpg", "b/000000000001.jpg", "c/000000000003.jpg"), strict=True
+    ):
+        entry["file_name"] = name
+    file.write_text(json.dumps(data))
+    made = read_counts(file, tmp_path / "images", 100, NEVER, skip_bad=True)
+    assert {record.source[-1] for record in made.records} == {"3"}
+    assert ["000000000001.jpg does not exist" in said for said in made.skipped] == [True, True]
+    data["images"][0]["file_name"] = data["images"][1]["file_name"] = "000000000001.jpg"
+    file.write_text(json.dumps(data))
+    made = read_counts(file, tmp_path / "images", 100, NEVER, skip_bad=True)
+    (said,) = made.skipped
+    assert (
+        said.startswith("instances.json, image 2: ")
+        and "000000000001.jpg has labels in instances.json, image 1 too" in said
+    )
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_boxes_of_stored_pixels_are_turned_upright(tmp_path: Path, layout: str, orientation: int) -> None:
+    stored = np.zeros((60, 100, 3), np.uint8)
+    stored[10:30, 20:60] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = np.asarray(ImageFile(tmp_path / "a.png").load())[..., 0]
+    if layout == "coco":
+        entry = {"id": 1, "file_name": "a.png", "width": 100, "height": 60}
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 10, 40, 20]}
+        text = json.dumps({"images": [entry], "annotations": [annotation], "categories": CATEGORIES})
+        (tmp_path / "a.json").write_text(text)
+        made = read_counts(tmp_path / "a.json", tmp_path, 1000, NEVER)
+    else:
+        size, box = (
+            "<width>100</width><height>60</height>",
+            "<xmin>21</xmin><ymin>11</ymin><xmax>60</xmax><ymax>30</ymax>",
+        )
+        item = f"<object><name>cup</name><bndbox>{box}</bndbox></object>"
+        (tmp_path / "a.xml").write_text(f"<annotation><size>{size}</size>{item}</annotation>")
+        made = read_voc(tmp_path / "a.xml", tmp_path, 1000, NEVER)
+    ys, xs = np.nonzero(upright)
+    height, width = upright.shape
+    expected = [xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height]
+    np.testing.assert_allclose(
+        BoxTokenizer(1000).decode(made.records[0].example.target[0].codes), [expected], atol=1e-3
+    )
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:

@@ -109,6 +109,28 @@ def test_the_list_of_a_split_names_its_files(tmp_path: Path) -> None:
         read_voc(lists / "train.txt", images, 100)
 
 
+def test_names_of_a_split_may_have_spaces_and_endings(tmp_path: Path) -> None:
+    folder, images = voc(tmp_path, *(item("cup") * (1 + n) for n in range(4))), tmp_path / "JPEGImages"
+    for number, name in enumerate(("my photo 1", "my photo", "a.b", "c")):
+        (folder / f"{number}.xml").rename(folder / f"{name}.xml")
+    (tmp_path / "ImageSets").mkdir()
+    split = tmp_path / "ImageSets" / "train.txt"
+    split.write_text("my photo 1\nmy photo  -1\n a.b.JPG\r\nc.jpg 1\n")
+    assert [answer for _, answer in asked(read_voc(split, images, 100, NEVER))] == list("1234")
+
+
+def test_an_image_of_two_files_is_left_out(tmp_path: Path) -> None:
+    folder, images = voc(tmp_path, item("cup"), item("cup") * 2), tmp_path / "JPEGImages"
+    (folder / "more").mkdir()
+    (folder / "more" / "1.xml").write_bytes((folder / "0.xml").read_bytes())
+    made = read_voc(folder, images, 100, NEVER, skip_bad=True)
+    assert asked(made) == [("How many cups are there?", "2")]
+    (said,) = made.skipped
+    assert said.startswith("1.xml: ") and said.endswith("0.jpg has labels in 0.xml too; join them, or correct its name")
+    with pytest.raises(ValueError, match="has labels in 0.xml too"):
+        read_voc(folder, images, 100, NEVER)
+
+
 @pytest.mark.skipif(CELLS is None, reason="no shared/bccd")
 def test_published_photographs_of_blood_are_read_whole() -> None:
     assert CELLS is not None
