@@ -81,7 +81,7 @@ from train.models.card import describe_data, write_card
 from train.models.losses import row_losses, target_logits
 from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
 from train.models.quantized import check_quantizing, nf4_settings
-from train.models.saving import TRAINING_FILE, declared_dtype, save_adapter, save_perception_model, stored_dtype
+from train.models.saving import TRAINING_FILE, precision_of, save_adapter, save_perception_model
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
@@ -396,10 +396,9 @@ def save(config: FinetuneConfig, parts: Parts, record: dict[str, Any]) -> None:
     if config.save == "adapter":
         save_adapter(parts.model, parts.vocabulary, config.base, out, record, tokenizer, card, masks)
         return
-    base = find_folder(config.base)
-    dtype, declared = stored_dtype(base), declared_dtype(base)
+    precision = precision_of(find_folder(config.base))
     save_perception_model(
-        merged(parts.model), parts.processor, parts.vocabulary, out, record, dtype, tokenizer, card, masks, declared
+        merged(parts.model), parts.processor, parts.vocabulary, out, record, precision, tokenizer, card, masks
     )
 
 

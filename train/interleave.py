@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
@@ -24,6 +23,7 @@ from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
 from perception.interleave.triggers import SEEN, InterleaveSettings, Resolution, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
 from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.model.replies import decode_plainly
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
@@ -36,7 +36,7 @@ from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.optimizer import parameter_groups
 from train.models.attention import use_plain_attention
 from train.models.parts import keep_still, tower_parameters, vision_tower
-from train.models.saving import save_perception_model, stored_dtype
+from train.models.saving import HALF, Precision, precision_of, save_perception_model
 
 FREE = ("run_dir", "out", "export", "data.store")
 """Settings that do not decide what is trained"""
@@ -144,22 +144,24 @@ class InterleavedFolder:
     processor: Any
     vocabulary: PerceptionVocabulary
     settings: InterleaveSettings
-    dtype: torch.dtype = torch.float16
-    """precision that the weights are saved in: that of the folder they were read from"""
+    precision: Precision = HALF
+    """that the weights are saved in: that of the folder they were read from"""
 
     @property
     def encoder(self) -> ChainEncoder:
         return ChainEncoder(self.processor, self.vocabulary, self.model.layout, self.settings)
 
     def save(self, out: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        """Writes a stock transformers folder in precision `dtype`, with vocabulary, selector and settings beside it."""
+        """Writes a stock transformers folder, with vocabulary, selector and settings beside it."""
 
         def write_more(folder: Path) -> None:
             self.model.selector.save(folder)
             (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
         model, out = self.model.model, Path(out)
-        save_perception_model(model, self.processor, self.vocabulary, out, record, self.dtype, write_more=write_more)
+        save_perception_model(
+            model, self.processor, self.vocabulary, out, record, self.precision, write_more=write_more
+        )
 
 
 def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None) -> InterleavedFolder:
@@ -174,6 +176,7 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
     path = find_folder(str(folder))
     check_files(path)
     processor, model = read_processor(path), read_model(path, torch.float32)
+    decode_plainly(model)
     vocabulary = PerceptionVocabulary.load(path).bind(processor.tokenizer)
     layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
     if (path / CONFIG_FILE).exists():
@@ -183,17 +186,7 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
     settings = read_settings(path) if settings is None else settings
     use_plain_attention(unwrapped(model).get_decoder())
     whole = InterleavedModel(model, selector, layout)
-    return InterleavedFolder(whole, processor, vocabulary, settings, weights_dtype(path))
-
-
-def weights_dtype(folder: Path) -> torch.dtype:
-    """Precision of the weights of a folder's model. `stored_dtype` would find the selector's, which are in float32."""
-    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
-    for path in sorted(folder.glob("model*.safetensors"))[:1]:
-        with safe_open(path, framework="pt") as file:
-            found = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118  (not a dict)
-        return next((halves[kind] for kind in found if kind in halves), torch.float32)
-    return stored_dtype(folder)
+    return InterleavedFolder(whole, processor, vocabulary, settings, precision_of(path))
 
 
 def write_checkpoint(config: Any, folder: InterleavedFolder, record: Mapping[str, Any]) -> RunState:

@@ -35,7 +35,7 @@ from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.provenance import provenance
-from train.models.saving import save_perception_model, stored_dtype
+from train.models.saving import precision_of, save_perception_model
 from train.models.tiny import build_processor, start_projector
 from train.tower import GRID, DenseTower, TowerBatches, cell_targets, dense_fields, dense_loss
 from vqvae import VQVAE
@@ -249,7 +249,7 @@ def train(config: PhotoTowerConfig, make_tower: MakeTower | None = None) -> FitR
     new, vocabulary = build_processor(read_processor(base).tokenizer, views.image_size), PerceptionVocabulary.load(base)
     record = {"command": command_line("train.photo_tower", config), **provenance(), "config": flatten(config)}
     save_perception_model(
-        model, new, vocabulary, run_dir / "model", record, stored_dtype(base), base / "depth_tokenizer"
+        model, new, vocabulary, run_dir / "model", record, precision_of(base), base / "depth_tokenizer"
     )
     return fitted
 

@@ -53,10 +53,6 @@ _LEAST_ENTROPY = 1e-3
 """Nats per token. A policy below it has collapsed to one chain per problem: its groups are equal and teach nothing, so
 an evaluation that finds it counts as no improvement"""
 
-_UNCHANGED: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-"""Settings of `generate` that leave the model's probabilities as they are. Folders of models may hold others (Qwen-VL's
-do), and chains would then be drawn with other probabilities than those that are trained"""
-
 
 @dataclass(frozen=True)
 class RewardWeights:
@@ -210,7 +206,7 @@ class GRPO:
                 max_new_tokens=self.config.max_completion_length,
                 do_sample=True,
                 temperature=self.config.temperature,
-                **_UNCHANGED,
+                top_k=0,  # all tokens may be drawn, as all are trained
             )
         model.train(was_training)
         return found.answers

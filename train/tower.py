@@ -33,7 +33,7 @@ from train.data.scenes import depth_codes
 from train.loop.command_line import command_line, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.loop.provenance import provenance
-from train.models.saving import save_perception_model, stored_dtype
+from train.models.saving import precision_of, save_perception_model
 from vqvae import VQVAE
 
 GRID = 10
@@ -262,7 +262,7 @@ def train(config: TowerConfig) -> FitResult:
         return fitted
     record = {"command": command_line("train.tower", config), **provenance(), "config": flatten(config)}
     out, depth = run_dir / "model", base / "depth_tokenizer"
-    save_perception_model(whole, read_processor(base), vocabulary, out, record, stored_dtype(base), depth)
+    save_perception_model(whole, read_processor(base), vocabulary, out, record, precision_of(base), depth)
     return fitted
 
 

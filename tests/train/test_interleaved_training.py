@@ -38,10 +38,10 @@ from train.interleave import (
     own_looks,
     read_interleaved,
     train,
-    weights_dtype,
 )
 from train.loop.command_line import command_line
 from train.loop.fit import FitResult, LoopConfig
+from train.models.saving import Precision, precision_of
 from train.rl.answers import answer_problems, selection_f1
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -232,10 +232,11 @@ def test_a_model_is_saved_in_the_precision_that_it_was_read_in(start: Path, tmp_
     folder = read_interleaved(start)
     large = 1e5 if dtype != torch.float16 else 6e4  # float16 ends at 65,504
     folder.model.model.get_input_embeddings().weight.data[7, 0] = large
-    replace(folder, dtype=dtype).save(tmp_path / "base")
+    replace(folder, precision=Precision(dtype)).save(tmp_path / "base")
     again = read_interleaved(tmp_path / "base")
     again.save(tmp_path / "out")
-    assert again.dtype == weights_dtype(tmp_path / "out") == dtype
+    assert again.precision == precision_of(tmp_path / "out")
+    assert again.precision.stored == dtype
     kept = read_interleaved(tmp_path / "out").model.model.get_input_embeddings().weight[7, 0]
     assert kept.item() == pytest.approx(large, rel=0.01)
 

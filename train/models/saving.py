@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -24,17 +24,28 @@ TRAINING_FILE = "training.json"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+class Precision(NamedTuple):
+    """How precise the weights of a folder are."""
+
+    stored: torch.dtype = torch.float16
+    """of the weights in the files"""
+    declared: str | None = None
+    """name of what the config asks stock transformers to load them in; None: what the saved model has in memory"""
+
+
+HALF = Precision()
+
+
 def save_perception_model(
     model: Any,
     processor: Any,
     vocabulary: PerceptionVocabulary,
     out: Path,
     record: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float16,
+    precision: Precision = HALF,
     depth_tokenizer: Path | None = None,
     write_more: Callable[[Path], None] | None = None,
     mask_tokenizer: Path | None = None,
-    declared: str | None = None,
 ) -> None:
     """Write a standard transformers folder atomically. A README.md of your own that is already in it is kept.
 
@@ -42,11 +53,10 @@ def save_perception_model(
         model: a plain transformers model (`train.models.adapters.merged`).
         out: the folder to write.
         record: training record for training.json; None writes no such file.
-        dtype: precision of the weights in the file.
+        precision: of the weights; `precision_of` a base gives the base's own.
         depth_tokenizer: folder whose config and weights are copied into `out/depth_tokenizer`.
         write_more: called with the folder, to write further files into it.
         mask_tokenizer: likewise copied into `out/mask_tokenizer`.
-        declared: precision that the config names for loading (`declared_dtype`); None: the one that the model has.
     """
 
     tokenizers = {"depth_tokenizer": depth_tokenizer, "mask_tokenizer": mask_tokenizer}
@@ -55,7 +65,7 @@ def save_perception_model(
     keep_spans_in_replies(model, processor)
 
     def write(folder: Path) -> None:
-        save_as(model, folder, dtype, declared)
+        save_as(model, folder, precision)
         processor.save_pretrained(folder)
         vocabulary.save(folder)
         _write_beside(folder, out, record, tokenizers, write_more)
@@ -115,26 +125,22 @@ def _write_beside(
 
 def save_half(model: Any, folder: Path) -> None:
     """Write a float16 copy of a model; the model itself does not change."""
-    save_as(model, folder, torch.float16)
+    save_as(model, folder, HALF)
 
 
-def save_as(model: Any, folder: Path, dtype: torch.dtype, declared: str | None = None) -> None:
-    """Write a copy of a model in precision `dtype`; the model itself does not change. Tied weights are written once.
-
-    Args:
-        declared: as in `save_perception_model`.
-    """
+def save_as(model: Any, folder: Path, precision: Precision) -> None:
+    """Write a copy of a model in a precision; the model itself does not change. Tied weights are written once."""
     cast: dict[int, Tensor] = {}
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in cast:
-            cast[id(value)] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+            cast[id(value)] = value.detach().to(precision.stored) if value.is_floating_point() else value.detach()
         state[name] = cast[id(value)]
     with without_bars():
         model.save_pretrained(folder, state_dict=state)
-    if declared is not None:
+    if precision.declared is not None:
         config = folder / CONFIG_NAME
-        config.write_text(json.dumps(_declare(json.loads(config.read_text()), declared), indent=2) + "\n")
+        config.write_text(json.dumps(_declare(json.loads(config.read_text()), precision.declared), indent=2) + "\n")
 
 
 def _declare(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -143,15 +149,16 @@ def _declare(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return inner | ({"dtype": dtype} if "dtype" in inner else {})
 
 
-def declared_dtype(folder: Path) -> str:
-    """Return the precision that a model's config names for loading; that of its weights if it names none."""
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or str(stored_dtype(folder)).removeprefix("torch."))
+def precision_of(folder: Path) -> Precision:
+    """Return the precision of a model's folder; where its config names none, its weights' is declared."""
+    config, stored = json.loads((folder / CONFIG_NAME).read_text()), _stored(folder)
+    named = config.get("dtype") or config.get("torch_dtype") or str(stored).removeprefix("torch.")
+    return Precision(stored, str(named))
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the precision of the weights in a model's folder."""
-    for path in sorted(folder.glob("*.safetensors")):
+def _stored(folder: Path) -> torch.dtype:
+    """Precision of a model's weights; a selector's or drafts' may lie beside them."""
+    for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 dtype = file.get_slice(name).get_dtype()

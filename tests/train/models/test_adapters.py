@@ -19,7 +19,7 @@ from train.finetune import FinetuneConfig, Parts, build_parts
 from train.loop.optimizer import parameter_groups
 from train.models.adapters import LoraSettings, adapt, merged
 from train.models.parts import projector_names, tower_parameters, vision_tower
-from train.models.saving import declared_dtype, save_perception_model
+from train.models.saving import Precision, precision_of, save_perception_model
 
 pytest.importorskip("peft")
 SETTINGS = {"depth_tokenizer": "", "depth_codes": 8, "depth_side": 2, "num_locations": 10}
@@ -76,8 +76,10 @@ def test_tied_rows_train_as_one_and_stay_tied(base: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         expected = loss_of(replace_model(parts, parts.model.eval()))
     model = merged(parts.model)
-    save_perception_model(model, parts.processor, parts.vocabulary, tmp_path / "model", dtype=torch.float32)
-    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    save_perception_model(
+        model, parts.processor, parts.vocabulary, tmp_path / "model", precision=Precision(torch.float32)
+    )
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", precision=Precision(torch.float32)).eval()
     assert stock.config.tie_word_embeddings and stock.config.get_text_config().tie_word_embeddings
     assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
     assert torch.equal(stock.get_input_embeddings().weight, rows)
@@ -217,8 +219,8 @@ def test_a_saved_model_keeps_the_base_s_declared_precision_and_drops_its_penalti
     processor, model = read_processor(base), read_model(base, torch.float32)
     vocabulary = PerceptionVocabulary(8, (2, 2), 10).extend(model, processor.tokenizer)
     model.generation_config.repetition_penalty, model.generation_config.do_sample = 1.05, True
-    declared = declared_dtype(base)
-    save_perception_model(model, processor, vocabulary, tmp_path / "model", dtype=torch.bfloat16, declared=declared)
+    precision = Precision(torch.bfloat16, precision_of(base).declared)
+    save_perception_model(model, processor, vocabulary, tmp_path / "model", precision=precision)
     found = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert found.dtype == found.get_input_embeddings().weight.dtype == torch.bfloat16
     assert found.generation_config.repetition_penalty in (None, 1) and not found.generation_config.do_sample
