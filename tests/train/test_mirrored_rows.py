@@ -126,6 +126,20 @@ def test_the_boxes_of_a_part_are_those_that_can_be_seen_in_it(counted: list[Reco
     assert {row.example.question for row in rows} == {record.example.question for record in counted}
 
 
+@pytest.mark.parametrize("augment", ["parts", "turned"])
+def test_cells_smaller_than_a_bin_are_counted(counted: list[Record], augment: Any) -> None:
+    """All of them where the whole image is shown, and about as many as the part's share of the image elsewhere."""
+    corners = np.random.default_rng(2).uniform(0, 0.995, (40, 2))
+    span = Span("boxes", tuple(BoxTokenizer(100).encode(np.concatenate([corners, corners + 0.004], 1))))
+    assert counted[0].image is not None
+    records = tuple(count_records(counted[0].image, "cells", span, "white"))
+    source = RecordRows(records, CurriculumConfig("constant", atomic_end=0.0, chain_share=1.0), 50, 0, 100, augment)
+    shown = [row for step in range(50) for row in source.rows(step, 0, 1, 4)]
+    found = [(int(r.example.answer), r.image.width * r.image.height / 60_000) for r in shown if r.image is not None]
+    assert {count for count, share in found if share == 1} == {40}
+    assert 0.9 < np.mean([count / (40 * share) for count, share in found]) < 1.2
+
+
 def test_records_without_boxes_of_all_that_is_counted_stay_whole(counted: list[Record]) -> None:
     plain = [replace(record, counted=None) for record in counted]
     curriculum = CurriculumConfig("constant", atomic_end=0.4, chain_share=0.5)

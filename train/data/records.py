@@ -531,7 +531,7 @@ def mirror(row: Row, num_locations: int) -> Row:
 def part_of(row: Row, counted: Sequence[Span], num_locations: int, rng: np.random.Generator, turned: bool) -> Row:
     """Return a row with a random part of its image in other colours, and what is to be counted or drawn there.
 
-    A box counts in the part if a third of it lies there.
+    A box covers the bins of all its sides, and counts in the part if a third of it lies there.
 
     Args:
         row: its examples are those of `perception.datasets.detection.count_records`, or of the same form.
@@ -542,9 +542,10 @@ def part_of(row: Row, counted: Sequence[Span], num_locations: int, rng: np.rando
     tokenizer, image = BoxTokenizer(num_locations), row.image
     window = Window.draw(rng) if rng.random() < _CUT else Window()
     turns = int(rng.integers(4)) if turned else 0
+    bins = np.array([-0.5, -0.5, 0.5, 0.5]) / num_locations  # from the centres of a box's bins to their outer edges
     examples = []
     for example, span in zip((row.example, *row.extra), counted, strict=True):
-        inside = [cut for seen, cut in map(window.place, tokenizer.decode(span.codes)) if seen >= _INSIDE]
+        inside = [window.place(b)[1] for b in tokenizer.decode(span.codes) if window.place(b + bins)[0] >= _INSIDE]
         boxes = np.array(inside).reshape(-1, 4)
         for _ in range(turns):  # counter-clockwise: (x, y) -> (y, 1 - x)
             boxes = np.stack([boxes[:, 1], 1 - boxes[:, 2], boxes[:, 3], 1 - boxes[:, 0]], axis=1)
