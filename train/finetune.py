@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS, ChatPrompt
 from perception.datasets.boxes import RESIZED, resize_rule
+from perception.datasets.depth.files import DepthFormat
 from perception.datasets.records import Record, RecordSet
 from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
@@ -90,6 +91,7 @@ _LORA_RATES = ((15e9, 2e-4), (math.inf, 1e-4))
 _FULL_RATES = ((0.1e9, 2e-4), (1e9, 5e-5), (math.inf, 2e-5))
 """Pairs of a number of parameters and the learning rate of models below it; docs/fine_tune.md names the sources"""
 _EVALUATION = tuple(flatten(EvaluationConfig(), "evaluation."))
+_DEPTH_FORMAT = tuple(flatten(DepthFormat(), "data.depth_format."))
 _FREE = (
     "run_dir",
     "out",
@@ -100,6 +102,7 @@ _FREE = (
     "max_length",
     "on_bad_row",
     *_EVALUATION,
+    *_DEPTH_FORMAT,
 )
 """Settings that do not decide what is trained, or only by the records and steps that follow from them"""
 

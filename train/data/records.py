@@ -36,6 +36,7 @@ from perception.chains import (
 from perception.datasets.aurora import read_aurora
 from perception.datasets.boxes import Resize, check_format
 from perception.datasets.coco import read_counts
+from perception.datasets.depth.files import DepthFormat
 from perception.datasets.depth.questions import DepthRules, read_depth_pairs
 from perception.datasets.detection import CountRules
 from perception.datasets.images import ImageFile
@@ -65,6 +66,7 @@ _BLANK = Image.new("RGB", (1, 1))
 _SIDELESS = (ATOMIC_BOXES, CHAIN_COUNT, DIRECT_COUNT)
 _CUT = 0.75  # share of the images of which a part is shown
 _TOGETHER = 3  # most questions of a row that count in one image
+_DEPTH_REMEDY = "data.depth_format declares what depth files hold, and --on_bad_row skip leaves bad ones out"
 _INSIDE = 1 / 3  # least share of a box inside a part for it to count there
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
@@ -110,6 +112,8 @@ class SourcesConfig:
     """folders (or files) of depth maps, for questions about which point is closest"""
     depth_images: str = ""
     """folder of the images of the depth maps; empty if the depth files contain the images (NYUv2)"""
+    depth_format: DepthFormat = field(default_factory=DepthFormat)
+    """meaning of the numbers in depth"""
     augment: Literal["mirror", "parts", "turned"] = "mirror"
     """how images that are counted in or have boxes to draw vary, if no text speaks of a side. mirror: half of them are
     mirrored; parts: most are cut to a random part as well, with the boxes in it counted anew, and vary in brightness
@@ -192,7 +196,9 @@ def read_records(
         codes = folder / f"depth-codes-{number}.parquet"
         codes.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(codes.with_suffix(".lock")):  # the first process makes the codes, the others wait
-            sets.append(read_depth_pairs(Path(path), images, codes, vqvae, size, rules=asked))
+            meant = config.depth_format
+            made = read_depth_pairs(Path(path), images, codes, vqvae, size, meant, asked, skip_bad, _DEPTH_REMEDY)
+            sets.append(made)
     records = tuple(record for one in sets for record in one.records)
     for record in records:
         check_record(record, vocabulary, vqvae)

@@ -41,7 +41,7 @@ class DepthCodes:
     range_percentile: float | None = None
     """how the ends of each range were chosen (`VQVAEConfig.range_percentile`)"""
     sources: str | None = None
-    """`stamps_digest` of the files that one job read; None if that is not known"""
+    """`depth.jobs.sources_digest` of the files that one job read; None if that is not known"""
 
     def __post_init__(self) -> None:
         count, cells = len(self.names), self.grid[0] * self.grid[1]

@@ -188,9 +188,11 @@ def to_depth(values: NDArray[Any], unit: float, meant: DepthFormat) -> Tensor:
 def scale_hint(path: Path, farthest: float, meant: DepthFormat) -> str | None:
     """What to say of a 16-bit picture whose depth, taken for millimetres, reaches `farthest` metres; None if nothing.
 
-    Only pictures that are read by the default scale have a hint.
+    Only pictures that are read by the default scale have such a hint, and files that are named as disparity another.
     """
     chosen = (meant.scale, meant.preset, meant.invalid, meant.max_depth) != (None,) * 4
+    if meant.meaning == "depth" and re.search(r"disp(arity)?$", path.stem, re.IGNORECASE):
+        return f"{path} is read as depth, larger is farther; if it holds disparity, declare meaning 'inverse'"
     if chosen or meant.meaning == "inverse" or path.suffix.lower() not in _PICTURES:
         return None
     values, unit = _READERS[path.suffix.lower()](path, meant)

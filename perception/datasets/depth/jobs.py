@@ -49,6 +49,7 @@ def tokenize(
     shard: tuple[int, int] = (0, 1),
     glob: str = "",
     skip_bad: bool = False,
+    remedy: str = "",
 ) -> DepthCodes:
     """Encode a depth file, or all depth files beneath a folder, and write the codes to `out` (.parquet, .npy, .txt).
 
@@ -61,6 +62,7 @@ def tokenize(
             `join_files` joins what they write.
         glob: pattern of the files that are encoded, as in `files_beneath`.
         skip_bad: leave out what cannot be read or holds no valid pixel, and list it in the file `skipped_list(out)`.
+        remedy: what errors about files advise, by the caller's settings; empty: the flag of `perception tokenize`.
 
     Raises:
         ValueError: naming the file, if it cannot be read or holds no valid pixel; or if another process writes `out`.
@@ -78,7 +80,7 @@ def tokenize(
     names = {file: file.relative_to(root).as_posix() for file in files}
     made_by = {"tokenizer": model.fingerprint(), **model.config.settings}
     keys = {name: _key(file, name, meant, made_by) for file, name in names.items()}
-    sources = stamps_digest(root, files)  # before they are read
+    sources = sources_digest(root, files, meant)  # before they are read
     skipped: dict[str, str] = {}
     with locked(parts):
         found = _finished(parts, keys)
@@ -91,18 +93,20 @@ def tokenize(
             try:
                 codes = encode_maps(maps, model, batch_size)
             except ValueError as error:
-                raise ValueError(f"{error}; --skip-bad leaves out such files") from error
+                raise ValueError(f"{error}; {remedy or '--skip-bad leaves out such files'}") from error
             bad = {name.rpartition(":")[0] for name in skipped} | skipped.keys()
             whole = {names[file]: keys[names[file]] for file in chunk if names[file] not in bad}
             of_map = tuple(name if name in keys else name.rpartition(":")[0] for name in codes.names)
             found.append(_EncodedFiles(codes, of_map, whole))
-            found[-1].write(parts)
+            if codes.names:  # else all of these files are bad
+                found[-1].write(parts)
         order = {name: n for n, name in enumerate(keys)}
         place = [order[name] for part in found for name in part.files]
         codes = DepthCodes.joined([part.codes for part in found])
         if not codes.names:
             name, reason = next(iter(skipped.items()))
-            raise ValueError(f"none of the {len(files)} files can be used; the first is {name}: {reason}")
+            said = f"none of the {len(files)} files can be used; the first is {name}: {reason}"
+            raise ValueError(f"{said}; {remedy}" if remedy else said)
         codes = replace(codes.take(sorted(range(len(place)), key=place.__getitem__)), sources=sources)
         codes.write(out)
         lines = [json.dumps({"map": name, "reason": reason}, ensure_ascii=False) for name, reason in skipped.items()]
@@ -121,6 +125,12 @@ def _print_hint(codes: DepthCodes, files: Mapping[str, Path], meant: DepthFormat
     hint = None if file is None else scale_hint(file, float(codes.ranges[row, 1]), meant)
     if hint is not None:
         Console(stderr=True).print(f"note: {hint}", markup=False, highlight=False, soft_wrap=True)
+
+
+def sources_digest(root: Path, files: Sequence[Path], meant: DepthFormat) -> str:
+    """A digest of depth files, and how their numbers are read where that is declared (`DepthCodes.sources`)."""
+    stamps = stamps_digest(root, files)
+    return stamps if meant == DepthFormat() else f"{stamps} {meant}"
 
 
 def skipped_list(out: Path) -> Path:

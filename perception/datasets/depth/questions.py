@@ -20,10 +20,10 @@ from perception import chains
 from perception.answers import POINT_LETTERS
 from perception.datasets.depth.code_files import DepthCodes
 from perception.datasets.depth.files import DepthFormat, depth_files
-from perception.datasets.depth.jobs import tokenize
+from perception.datasets.depth.jobs import skipped_list, sources_digest, tokenize
 from perception.datasets.depth.pairs import DepthPair, find_pairs, read_pairs
-from perception.datasets.listing import stamps_digest
-from perception.datasets.records import Record, RecordSet
+from perception.datasets.lines import json_lines
+from perception.datasets.records import Record, RecordSet, bad_row
 from perception.scenes.markers import MIN_GAP, disc_radius, smooth_mask
 from perception.scenes.questions import depth_text
 from perception.tokenizers.depth import readings_at
@@ -136,35 +136,62 @@ def read_depth_pairs(
     num_locations: int,
     meant: DepthFormat = DepthFormat(),  # noqa: B008
     rules: DepthRules = DepthRules(),
+    skip_bad: bool = False,
+    remedy: str = "",
 ) -> RecordSet:
     """Depth records of all image and depth pairs that `find_pairs` finds (see `ask_depth`).
 
     The codes are read from `codes_file` if it exists and the depth files are those that it was made of, else they are
     made and written there; that job can be resumed.
 
+    Args:
+        skip_bad: name maps that cannot be used, or have no such image, in `skipped`, and go on without them.
+        remedy: what errors about depth files advise, by the caller's settings (see `tokenize`).
+
     Raises:
         ValueError: naming a file that cannot be read, has no image or no valid depth, or differs from its image in
             proportions; if `codes_file` belongs to another tokenizer or lacks a map.
     """
-    pairs = find_pairs(depth, images)
+    skipped = list[str]() if skip_bad else None
+    pairs = find_pairs(depth, images, skipped)
     root = depth if depth.is_dir() else depth.parent
     codes = DepthCodes.read(codes_file) if codes_file.exists() else None
-    if codes is None or codes.sources not in (None, stamps_digest(root, depth_files(depth))):
+    if codes is None or codes.sources not in (None, sources_digest(root, depth_files(depth), meant)):
         if codes is not None:
             said = (
-                f"depth files of {depth} were replaced, added or removed since {codes_file} was made; it is made anew"
+                f"depth files of {depth} were replaced, added or removed since {codes_file} was made, or are read "
+                "otherwise now; it is made anew"
             )
             Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
-        codes = tokenize(depth, codes_file, vqvae, meant)
+        codes = tokenize(depth, codes_file, vqvae, meant, skip_bad=skip_bad, remedy=remedy)
     if codes.tokenizer != vqvae.fingerprint():
         raise ValueError(
             f"{codes_file} was made by tokenizer {codes.tokenizer}, this one is {vqvae.fingerprint()}; delete the file"
         )
     names = {pair: pair.name_in(root) for pair in pairs}
-    missing = sorted(set(names.values()) - set(codes.names))
-    if missing:
-        raise ValueError(f"{codes_file} lacks the codes of {missing[0]}; delete the file, so that it is made again")
-    return ask_depth(read_pairs(pairs, meant), codes, names, vqvae, num_locations, rules)
+    coded = _coded(names, codes, codes_file, skipped)
+    made = ask_depth(read_pairs(coded, meant, skipped), codes, names, vqvae, num_locations, rules)
+    return RecordSet(made.records, (*(skipped or ()), *made.skipped))
+
+
+def _coded(
+    names: dict[DepthPair, str], codes: DepthCodes, codes_file: Path, skipped: list[str] | None
+) -> list[DepthPair]:
+    """Return the pairs whose maps have codes; say in `skipped` why the others have none, or raise ValueError."""
+    coded, held = list[DepthPair](), set(codes.names)
+    bad = skipped_list(codes_file)
+    reasons = {line["map"]: line["reason"] for _, line in json_lines(bad)} if bad.exists() else {}
+    for pair, name in names.items():
+        with bad_row(skipped):
+            if name in held:
+                coded.append(pair)
+            elif f"{name}:0" in held:
+                raise ValueError(f"{pair.depth} holds several maps for one image, {pair.image}; write one map per file")
+            elif reason := reasons.get(name, reasons.get(name.rpartition(":")[0])):
+                raise ValueError(f"{name}: {reason}")
+            else:
+                raise ValueError(f"{codes_file} lacks the codes of {name}; delete the file, so that it is made again")
+    return coded
 
 
 def ask_depth(

@@ -236,3 +236,56 @@ def test_bad_pairs_are_named(tmp_path: Path, model: VQVAE) -> None:
         find_pairs(tmp_path / "depth")
     with pytest.raises(ValueError, match="questions_per_image must be at least 1, got 0"):
         DepthRules(questions_per_image=0)
+
+
+def test_maps_that_cannot_be_used_are_named_and_the_others_are_read(tmp_path: Path, model: VQVAE) -> None:
+    for name in ("a", "empty", "alone", "wide", "many"):
+        save_pair(tmp_path, name, steps(0))
+    depth = tmp_path / "depth"
+    for name, values in (("empty", np.zeros((90, 120))), ("wide", steps(0, 60)), ("many", np.stack([steps(0)] * 2))):
+        (depth / f"{name}.png").unlink()
+        np.save(depth / f"{name}.npy", values.astype(np.float32))
+    (tmp_path / "images" / "alone.jpg").unlink()
+    codes, images = tmp_path / "codes.parquet", tmp_path / "images"
+    for _ in range(2):  # the second time, the codes are read
+        made = read_depth_pairs(depth, images, codes, model, 100, skip_bad=True)
+        assert {record.source for record in made.records} == {"a.png, map 0"}
+        wanted = (
+            "alone.png has no image",
+            "empty.npy: holds no valid",
+            "many.npy holds several",
+            "wide.npy is 120 x 60",
+        )
+        assert len(made.skipped) == 4
+        assert all(sum(said in line for line in made.skipped) == 1 for said in wanted), made.skipped
+    (images / "a.jpg").rename(images / "other.jpg")
+    for name in ("empty", "wide", "many"):
+        (images / f"{name}.jpg").unlink()
+    with pytest.raises(ValueError, match="5 of 5 depth maps .* have no image"):
+        read_depth_pairs(depth, images, codes, model, 100, skip_bad=True)
+
+
+def test_codes_are_made_anew_where_the_numbers_are_declared_otherwise(
+    tmp_path: Path, model: VQVAE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "depth").mkdir()
+    save_pair(tmp_path, "a", steps(0))
+    (tmp_path / "depth" / "a.png").unlink()
+    np.save(tmp_path / "depth" / "a_disparity.npy", (1 / steps(0)).astype(np.float32))
+
+    def nearest(meant: DepthFormat) -> set[bool]:
+        """Whether the right answer is the nearest point, over all questions."""
+        codes, images = tmp_path / "codes.parquet", tmp_path / "images"
+        made = read_depth_pairs(tmp_path / "depth", images, codes, model, 100, meant)
+        right = set()
+        for record in (one for one in made.records if one.example.task == chains.DIRECT_DEPTH):
+            near = [1 / steps(0)[int(90 * y), int(120 * x)] for x, y in record.marks]
+            right.add(POINT_LETTERS[int(np.argmax(near))] == record.example.answer)
+        return right
+
+    assert nearest(DepthFormat()) == {False}
+    said = capsys.readouterr().err
+    assert "a_disparity.npy is read as depth" in said and "declare meaning 'inverse'" in said
+    assert nearest(DepthFormat("inverse")) == {True}
+    assert "or are read otherwise now; it is made anew" in capsys.readouterr().err
+    assert nearest(DepthFormat("inverse")) == {True} and not capsys.readouterr().err
