@@ -46,7 +46,7 @@ from perception.scenes.scene import Scene
 from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.held_out import EvaluationConfig, HeldOutRecords, split
+from train.data.held_out import EvaluationConfig, HeldOutRecords, split, unseen
 from train.data.photo_views import view_rows
 from train.data.photos import photo_rows
 from train.data.records import (
@@ -457,7 +457,7 @@ def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, R
     """Read the records to train on and those held out.
 
     Raises:
-        ValueError: see `read_records` and `split`.
+        ValueError: see `read_records`, `split` and `unseen`.
     """
     vocabulary, run_dir, skip = unbound_vocabulary(config, vqvae), Path(config.run_dir), config.on_bad_row == "skip"
 
@@ -469,7 +469,9 @@ def read_data(config: FinetuneConfig, vqvae: VQVAE | None) -> tuple[RecordSet, R
     found = read(config.data, run_dir)
     kept, held = split(found.records, config.evaluation.share)
     if config.evaluation.data.any_records:
-        more = read(config.evaluation.data, run_dir / "held_out")
+        trained = [image for record in kept for image in record.all_images]
+        trained += config.data.photos.build().images if config.data.photos.folder else []
+        more = unseen(read(config.evaluation.data, run_dir / "held_out"), trained, skip)
         held, found = held + more.records, replace(found, skipped=found.skipped + more.skipped)
     held = of_arm(config, held)
     if config.evaluation.wanted and not held:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from perception.datasets.images import ImageFile
 from perception.model.images import load_image
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
@@ -102,6 +103,10 @@ class Photographs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> list[ImageFile]:
+        return [ImageFile(self.folder / "images" / label["image"]) for label in self.labels]
 
     def nearness(self, index: int) -> np.ndarray:
         """Return the teacher's map (H, W) float32 in [0, 1], 1 nearest."""

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_families import save_family
 from tiny_models import build_llava, build_tokenizer
-from tiny_records import STEPS, config_for, make_records_world, same_weights
+from tiny_records import STEPS, config_for, make_records_world, same_weights, write_questions
 
 from perception import chains
 from perception.chains import Answer
@@ -25,6 +25,7 @@ from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from train import finetune
 from train.data.held_out import EvaluationConfig, chosen, split
+from train.data.photos import PhotosConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
 from train.loop.progress import read_held_out
@@ -63,6 +64,40 @@ def test_no_image_is_both_trained_on_and_held_out() -> None:
     assert any(r.images for r in held) and any(not r.all_images for r in kept)
     with pytest.raises(ValueError, match=r"evaluation.share 0.5 of 1 image leaves none to train on; give more images"):
         split(records[:3], 0.5)
+
+
+def test_two_paths_of_one_image_are_one_image(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path)
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    folders = (tmp_path, tmp_path / "tables" / "..", tmp_path / "linked")
+    records = [direct(str(folder / f"{number}.png")) for folder in folders for number in range(20)]
+    kept, held = split(records, 0.25)
+    assert len(held) == 15 and len(kept) == 45
+    assert len({r.image.path.resolve() for part in (kept, held) for r in part if r.image}) == 20
+    assert not {r.image.path.resolve() for r in kept if r.image} & {r.image.path.resolve() for r in held if r.image}
+
+
+def test_files_that_hold_out_what_is_trained_on_are_refused(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    vqvae = VQVAE.from_pretrained(world / "depth").eval()
+    same, other = world / ".." / world.name / "questions.csv", write_questions(tmp_path / "other")
+    for own, on_bad_row, said in (
+        (
+            (same,),
+            "skip",
+            r"all images of evaluation.data are trained on, too; the first: .* names the images of val\)",
+        ),
+        ((other, same), "stop", r"questions.csv, line 2: .*0.png is trained on, too; hold out other images"),
+    ):
+        look = EvaluationConfig(data=SourcesConfig(own=tuple(map(str, own))))
+        with pytest.raises(ValueError, match=said):
+            finetune.read_data(config_for(world, tmp_path, evaluation=look, on_bad_row=on_bad_row), vqvae)
+    look = EvaluationConfig(data=SourcesConfig(own=(str(same), str(other))))
+    found, held = finetune.read_data(config_for(world, tmp_path, evaluation=look), vqvae)
+    assert len(held.records) == 32 and {r.image.path.parent for r in held.records if r.image} == {other.parent}
+    assert len(found.skipped) == 32 and all("is trained on, too" in line for line in found.skipped)
 
 
 def test_tasks_take_turns_where_few_are_chosen() -> None:
@@ -166,7 +201,8 @@ def test_looking_at_held_out_files_changes_nothing(world: Path, tmp_path: Path, 
     changes: dict = {"lora": lora, "train_rows": "new", "steps": 2}
     if lora.rank:
         changes["base_precision"] = "bf16"
-    data = SourcesConfig(own=(str(world / "questions.csv"),))
+    (tmp_path / "other").mkdir()
+    data = SourcesConfig(own=(str(write_questions(tmp_path / "other")),))
     look = EvaluationConfig(data=data, asked=5, pictures=0)
     seen = finetune.train(config_for(world, tmp_path / "seen", evaluation=look, **changes))
     unseen = finetune.train(config_for(world, tmp_path / "unseen", **changes))
@@ -227,6 +263,7 @@ def test_bad_held_out_settings_are_refused(world: Path, tmp_path: Path, monkeypa
         ({"share": 1.0}, "evaluation.share must be at least 0 and below 1, got 1.0"),
         ({"asked": -1}, "evaluation.asked must not be negative"),
         ({"data": SourcesConfig(scenes=ScenesConfig(8))}, "takes records, not scenes"),
+        ({"data": SourcesConfig(photos=PhotosConfig("photos"))}, "takes records, not photographs"),
     ):
         with pytest.raises(ValueError, match=said):
             EvaluationConfig(**settings)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perception.chains import TASKS
 from perception.datasets.images import ImageFile
-from perception.datasets.records import Record
+from perception.datasets.records import Record, RecordSet, bad_row
 from perception.evaluation.held_out import answer_examples, figures, held_out_picture, write_held_out_page
 from perception.model.perception_model import PerceptionModel
 from train.data.records import SourcesConfig, row_of
@@ -55,6 +55,8 @@ class EvaluationConfig:
         for name in ("asked", "pictures"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must not be negative, got {getattr(self, name)}")
+        if self.data.photos.folder:
+            raise ValueError("evaluation.data takes records, not photographs; leave evaluation.data.photos out")
         if self.data.scenes.count:
             raise ValueError(
                 "evaluation.data takes records, not scenes; write held-out scenes with `python -m "
@@ -70,26 +72,57 @@ def split(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], 
     """Return the records to train on and those held out, by image: none is in both. Text alone is trained on.
 
     The held-out images are those whose names have the smallest hash values, so they stay held out as data are added.
+    Two paths of one file are one image.
 
     Raises:
         ValueError: if there is no image for one of the parts.
     """
-    images = sorted({image for record in records for image in record.all_images}, key=_order)
+    files = {image: _file(image) for record in records for image in record.all_images}
+    shown = [{files[image] for image in record.all_images} for record in records]
+    images = sorted({file: image for image, file in files.items()}.values(), key=_order)
     count = max(1, round(share * len(images))) if share else 0
     if share and count >= len(images):
         raise ValueError(
             f"evaluation.share {share} of {len(images)} image{'s' * (len(images) != 1)} leaves none to train on; give "
             "more images, a smaller share, or held-out files (evaluation.data)"
         )
-    held = set(images[:count])
-    while more := {i for record in records if held & set(record.all_images) for i in record.all_images} - held:
+    held = {files[image] for image in images[:count]}
+    while more := {file for seen in shown if held & seen for file in seen} - held:
         held |= more  # images that a conversation shows beside a held-out one
     kept, apart = list[Record](), list[Record]()
-    for record in records:
-        (apart if held & set(record.all_images) else kept).append(record)
+    for record, seen in zip(records, shown, strict=True):
+        (apart if held & seen else kept).append(record)
     if share and not kept:
         raise ValueError("evaluation.share leaves no record to train on, since conversations share images; give files")
     return tuple(kept), tuple(apart)
+
+
+def unseen(held: RecordSet, trained: Iterable[ImageFile], skip_bad: bool) -> RecordSet:
+    """Return the records of held-out files that show no image that is trained on.
+
+    Args:
+        skip_bad: name the others in `skipped`, and leave them out.
+
+    Raises:
+        ValueError: naming the first of the others; with `skip_bad`, if no record is left.
+    """
+    files, kept, skipped = set(map(_file, trained)), list[Record](), list[str]()
+    for record in held.records:
+        with bad_row(skipped if skip_bad else None):
+            if seen := [image for image in record.all_images if _file(image) in files]:
+                raise ValueError(f"{record.source}: {seen[0]} is trained on, too; hold out other images")
+            kept.append(record)
+    if skipped and not kept:
+        raise ValueError(
+            f"all images of evaluation.data are trained on, too; the first: {skipped[0]} (of a YAML file of YOLO those "
+            "of train are read: write one whose train names the images of val)"
+        )
+    return RecordSet(tuple(kept), (*held.skipped, *skipped))
+
+
+def _file(image: ImageFile) -> ImageFile:
+    """Return an image by the path of its file itself, whatever links and parent folders lead there."""
+    return replace(image, path=image.path.resolve())
 
 
 def _order(image: ImageFile) -> tuple[str, str]:
