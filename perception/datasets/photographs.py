@@ -8,7 +8,8 @@ pixels) and `split.csv` (columns `image`, `split`: train, val or test).
 from __future__ import annotations
 
 import csv
-import json
+import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from perception.datasets.images import ImageFile
+from perception.datasets.images import ImageFile, check_exists
+from perception.datasets.lines import json_lines, read_text
 from perception.model.images import load_image
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
@@ -26,6 +28,7 @@ SURE = 0.4
 """Lowest score of a box that counts as a thing. A kind with a weaker box in an image is not asked about there"""
 _MAP = 80  # side of the maps at which places for markers are chosen
 _FLOOR = 0.05  # nearness of the farthest, so that its inverse is finite; maps are scaled to [0, 1] again
+_PNG, _GREY = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # the first bytes of a PNG, and those at 24 where it is 8-bit grey
 _SEEN = 0.25  # smallest share of a box inside a cut for it to count there
 
 
@@ -76,7 +79,7 @@ class Photographs:
         split: train, val or test.
 
     Raises:
-        ValueError: where a file is missing, or the part has no image.
+        ValueError: where a file is missing or of another form, or the part has no image. Pixels are not looked at.
     """
 
     def __init__(self, folder: str | Path, split: str = "train"):
@@ -84,11 +87,20 @@ class Photographs:
         for name in ("images", "depth", "boxes.jsonl", "split.csv"):
             if not (self.folder / name).exists():
                 raise ValueError(f"{self.folder} has no {name}; docs/data.md shows the layout of labelled photographs")
-        with (self.folder / "split.csv").open(newline="", encoding="utf-8") as file:
-            wanted = {row["image"] for row in csv.DictReader(file) if row["split"] == split}
-        text = (self.folder / "boxes.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-        self.labels: list[dict[str, Any]] = [line for line in lines if line["image"] in wanted]
+        table = csv.DictReader(io.StringIO(read_text(self.folder / "split.csv"), newline=""))
+        if not {"image", "split"} <= set(table.fieldnames or ()):
+            found = ", ".join(table.fieldnames or ()) or "none"
+            raise ValueError(f"{self.folder / 'split.csv'} must have the columns image and split, got {found}")
+        wanted = {row["image"] for row in table if row["split"] == split}
+        lines, self.labels = list[dict[str, Any]](), list[dict[str, Any]]()
+        for number, line in json_lines(self.folder / "boxes.jsonl"):
+            where = f"{self.folder / 'boxes.jsonl'}, line {number}"
+            _check_label(line, where)
+            lines.append(line)
+            if line["image"] in wanted:
+                self.labels.append(line)
+                check_exists(self.folder / "images" / line["image"], where)
+                _check_map(self._map(line), where)
         if not self.labels:
             raise ValueError(f"{self.folder / 'split.csv'} names no image of the part {split!r} that boxes.jsonl holds")
         seen: dict[str, int] = {}
@@ -109,10 +121,16 @@ class Photographs:
         return [ImageFile(self.folder / "images" / label["image"]) for label in self.labels]
 
     def nearness(self, index: int) -> np.ndarray:
-        """Return the teacher's map (H, W) float32 in [0, 1], 1 nearest."""
-        path = self.folder / "depth" / Path(self.labels[index]["image"]).with_suffix(".png").name
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L"), np.float32) / 255
+        """Return the teacher's map (H, W) float32 in [0, 1], 1 nearest. Raises ValueError for a damaged file."""
+        path = self._map(self.labels[index])
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image, np.float32) / 255
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} is a corrupt image ({error}); write it again") from error
+
+    def _map(self, label: dict[str, Any]) -> Path:
+        return self.folder / "depth" / Path(label["image"]).with_suffix(".png").name
 
     def scene(self, index: int, size: int, window: Window | None = None, mirrored: bool = False) -> PhotoScene:
         """Return a photograph, or a part of it, resized to a square of `size` pixels without regard to its aspect.
@@ -154,3 +172,36 @@ class Photographs:
             objects.append(SceneObject("", name, (x1, y1, x2, y2), 0.0, share))
         objects.sort(key=lambda item: (item.box_xyxy[1], item.box_xyxy[0]))
         return objects, unsure
+
+
+def _check_label(label: Any, where: str) -> None:
+    """Raise ValueError for a line of boxes.jsonl of another form."""
+
+    def numbers(*values: Any) -> bool:
+        return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+    try:
+        size, boxes = (label["width"], label["height"]), label["boxes"]
+        right = isinstance(label["image"], str) and numbers(*size) and min(size) > 0
+        for x1, y1, x2, y2, name, score in boxes:
+            right = right and numbers(x1, y1, x2, y2, score) and isinstance(name, str) and x1 < x2 and y1 < y2
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise ValueError(
+            f"{where} must hold image, width, height and boxes, each [x1, y1, x2, y2, class, score] with x1 < x2 and "
+            f"y1 < y2, got {label!r:.200}; correct the line, or remove it"
+        )
+
+
+def _check_map(path: Path, where: str) -> None:
+    """Raise ValueError for a map that is missing or no 8-bit grey, by the first bytes of its file."""
+    if not path.is_file():
+        raise ValueError(f"{where}: its depth map {path} does not exist; put it there, or remove the line")
+    with path.open("rb") as file:
+        head = file.read(26)
+    if head[:8] != _PNG or head[24:] != _GREY:
+        raise ValueError(
+            f"{where}: its depth map {path} must be an 8-bit grey PNG of inverse depth; scale other maps to 0 "
+            "(farthest) to 255 (nearest), and save them in Pillow's mode L"
+        )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from photo_folder import HEIGHT, WIDTH, make_photos
+from PIL import Image
 
 from perception.datasets.photo_questions import photo_count_question, photo_depth_question
 from perception.datasets.photographs import Photographs, Window
@@ -92,3 +98,63 @@ def test_a_folder_without_labels_and_an_unknown_part_are_refused(photos, tmp_pat
         Photographs(tmp_path)
     with pytest.raises(ValueError, match=r"split.csv names no image of the part 'val'"):
         Photographs(photos.folder, "val")
+
+
+def line_with(**changes: object) -> Callable[[Path], object]:
+    """Appends another line to boxes.jsonl, for an image of the test part, whose files are not looked at."""
+    label = {"image": "00003.jpg", "width": 96, "height": 64, "boxes": []} | changes
+
+    def write(folder: Path) -> None:
+        with (folder / "boxes.jsonl").open("a") as file:
+            file.write(json.dumps({name: value for name, value in label.items() if value is not None}) + "\n")
+
+    return write
+
+
+def save_map(array: np.ndarray) -> Callable[[Path], object]:
+    return lambda folder: Image.fromarray(array).save(folder / "depth" / "00001.png")
+
+
+DEEP = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 42
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "images" / "00001.jpg").unlink(), "line 2: image .*00001.jpg does not exist"),
+        (lambda folder: (folder / "depth" / "00001.png").unlink(), "line 2: its depth map .*00001.png does not exist"),
+        (save_map(DEEP), "line 2: its depth map .*00001.png must be an 8-bit grey PNG of inverse depth; scale"),
+        (save_map(np.stack([DEEP // 256] * 3, -1).astype(np.uint8)), "00001.png must be an 8-bit grey PNG"),
+        (lambda folder: (folder / "depth" / "00001.png").write_bytes(b""), "00001.png must be an 8-bit grey PNG"),
+        (lambda folder: (folder / "split.csv").write_text("name,part\n"), "columns image and split, got name, part"),
+        (lambda folder: (folder / "split.csv").write_text(""), "columns image and split, got none"),
+        (lambda folder: (folder / "boxes.jsonl").write_text('{"image": '), "boxes.jsonl, line 1 is not complete JSON"),
+        (line_with(boxes=[[1, 1, 9, 9, "cup"]]), "line 13 must hold image, width, .* got .*'cup'"),
+        (line_with(boxes=[[1, 1, 9, 9, "cup", None]]), "line 13 must hold"),
+        (line_with(boxes=[[1, 1, 9, float("nan"), "cup", 0.9]]), "line 13 must hold"),
+        (line_with(boxes=[[9, 1, 1, 9, "cup", 0.9]]), "line 13 must hold"),
+        (line_with(boxes=None), "line 13 must hold"),
+        (line_with(width=0), "line 13 must hold"),
+        (line_with(image=3), "line 13 must hold"),
+    ],
+)
+def test_a_file_or_line_of_another_form_is_named_at_once(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    spoil(make_photos(tmp_path / "set"))
+    with pytest.raises(ValueError, match=said) as error:
+        Photographs(tmp_path / "set")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_map_is_named(tmp_path: Path) -> None:
+    file = make_photos(tmp_path / "set") / "depth" / "00001.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=re.escape(f"{file} is a corrupt image")):
+        Photographs(tmp_path / "set").nearness(1)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_split(tmp_path: Path) -> None:
+    file = make_photos(tmp_path / "set") / "split.csv"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(Photographs(tmp_path / "set")) == 9
