@@ -7,21 +7,14 @@ with the same command.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from perception.datasets.images import ImageFile
-from perception.datasets.interleaved.jobs import KeywordsStopped, MakingReport, make_shards, read_shards
+from perception.datasets.interleaved.jobs import KeywordsStopped, MakingReport, make_shards
 from perception.datasets.interleaved.making import InterleaveMaker, MakingSettings
-from perception.datasets.interleaved.mint_cot import InterleavedProblem, for_grid
-from train.data.interleaved import ChainProblem, ChainStep
 from train.loop.command_line import flatten, parse_config
 from vqvae.files import DiskFull
 
-_ANSWER = re.compile(r"\n\s*Answer:\s*([^\n]*)$")
 _FREE = ("timeout", "key_variable", "url", "device")
 """Settings of language models that do not change what is written"""
 
@@ -58,26 +51,6 @@ def prepare(config: PrepareInterleaveConfig) -> MakingReport:
         config.workers,
         config.copy_images,
     )
-
-
-def chain_problem(problem: InterleavedProblem, grid: tuple[int, int] | None = None) -> ChainProblem:
-    """A row of interleaved training, moved to another model's grid (rows, columns) if one is given.
-
-    Raises:
-        ValueError: if its image cannot be read, or its solution does not end with "Answer: ...".
-    """
-    on = for_grid(problem, grid) if grid else problem
-    found = _ANSWER.search(on.steps[-1].text) if on.steps else None
-    if found is None:
-        raise ValueError(f'{problem.name}: the solution does not end with a line "Answer: ..."; add it')
-    texts = [step.text for step in on.steps[:-1]] + [on.steps[-1].text[: found.start()]]
-    steps = tuple(ChainStep(text, step.cells) for text, step in zip(texts, on.steps, strict=True))
-    return ChainProblem(ImageFile(on.image).load(), on.question, found[1].strip(), steps)
-
-
-def made_problems(folder: str | Path, grid: tuple[int, int] | None = None) -> Sequence[ChainProblem]:
-    """The training rows in a folder made by `prepare`. Raises ValueError as `read_shards` and `chain_problem` do."""
-    return [chain_problem(problem, grid) for problem in read_shards(folder).problems]
 
 
 def main(argv: list[str] | None = None) -> int:

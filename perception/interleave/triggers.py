@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from perception.interleave.chains import Look
-
 Trigger = Literal["headings", "generated"]
 HEADINGS: Trigger = "headings"
 GENERATED: Trigger = "generated"
@@ -94,27 +92,3 @@ class HeadingTrigger:
     def _count_headings(self, ids: tuple[int, ...]) -> int:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=False) if ids else ""
         return sum(1 for _ in self._pattern.finditer(text))
-
-    def places(self, ids: Sequence[int]) -> list[int]:
-        """Number of ids of a text before each look."""
-        places = [count for count in range(len(ids) + 1) if self.fires(ids[:count])]
-        return places if self.settings.max_looks is None else places[: self.settings.max_looks]
-
-    def weave(self, ids: Sequence[int], looks: Sequence[Look]) -> list[int | Look]:
-        """Insert looks into a text at the places where generation would insert them.
-
-        Raises:
-            ValueError: where the number of looks is not the number of headings.
-        """
-        places = self.places(ids)
-        if len(places) != len(looks):
-            raise ValueError(
-                f"the text has {len(places)} headings (pattern {self.settings.heading!r}) and {len(looks)} looks are "
-                "given; give one look per heading, Look(()) where nothing is selected"
-            )
-        woven: list[int | Look] = []
-        start = 0
-        for place, look in zip(places, looks, strict=True):
-            woven += [*ids[start:place], look]
-            start = place
-        return [*woven, *ids[start:]]

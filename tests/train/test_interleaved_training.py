@@ -65,13 +65,17 @@ def config(start: Path, folder: Path, **more: object) -> InterleaveConfig:
     return InterleaveConfig(**paths, data=GeometryData(grid_size=4), batch_size=4, loop=LOOP, **more)  # type: ignore[arg-type]
 
 
-def test_answers_are_what_generation_would_weave(start: Path) -> None:
+def test_answers_look_where_generation_would(start: Path) -> None:
     folder = read_interleaved(start, InterleaveSettings())
     parts = folder.encoder.answer(PROBLEMS[0])
     ids = [part for part in parts if not isinstance(part, Look)]
     looks = [part for part in parts if isinstance(part, Look)]
     tokenizer = folder.processor.tokenizer
-    assert HeadingTrigger(tokenizer, folder.settings).weave(ids, looks) == parts
+    trigger, before = (
+        HeadingTrigger(tokenizer, folder.settings),
+        [n for n, p in enumerate(parts) if isinstance(p, Look)],
+    )
+    assert [n for n in range(len(ids) + 1) if trigger.fires(ids[:n])] == [n - k for k, n in enumerate(before)]
     assert [look.tokens for look in looks] == [step.tokens for step in PROBLEMS[0].steps]
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert text.endswith(f"\nAnswer: {PROBLEMS[0].answer}")

@@ -32,7 +32,7 @@ from perception.datasets.interleaved.making import (
 from perception.datasets.interleaved.mint_cot import InterleavedProblem
 from perception.datasets.interleaved.ocr import Word, split_line
 from perception.datasets.interleaved.regions import RegionRule, step_cells
-from train.prepare_interleave import PrepareInterleaveConfig, made_problems, main, prepare
+from train.prepare_interleave import PrepareInterleaveConfig, main, prepare
 
 SIZE = 64
 MARKS = [
@@ -164,12 +164,10 @@ def test_a_folder_is_made_and_read_back_and_bad_rows_are_named(tmp_path: Path, c
     skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [one["row"] for one in skipped] == [f"rows.jsonl:{n}" for n in (2, 3, 4, 5)]
     assert "missing.png" in skipped[0]["reason"] and "4.png" in skipped[3]["reason"]
-    (problem,) = made_problems(out)
-    assert problem.question == "Find x." and problem.answer == "140"
-    assert [step.text for step in problem.steps] == ["Angle A is 40.", "x = 180 - 40 = 140."]
-    assert problem.steps[0].tokens == (0,) and problem.steps[1].tokens == (15,)
-    (finer,) = made_problems(out, (8, 8))
-    assert finer.steps[1].tokens == (54, 55, 62, 63)
+    (problem,) = read_shards(out).problems
+    assert problem.question == "Find x."
+    assert [step.text for step in problem.steps] == ["Angle A is 40.", "x = 180 - 40 = 140.\nAnswer: 140"]
+    assert [step.cells for step in problem.steps] == [(0,), (15,)]
     assert main(["--data", str(tmp_path / "none.jsonl"), "--out", str(out)]) == 1
     assert "cannot be read" in capsys.readouterr().err
 
@@ -309,8 +307,8 @@ def test_an_endpoint_names_keywords(endpoint: Endpoint, tmp_path: Path, monkeypa
         str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=endpoint.settings
     )
     assert prepare(config).rows == 1
-    (problem,) = made_problems(tmp_path / "made")
-    assert [step.tokens for step in problem.steps] == [(0,), (15,)]
+    (problem,) = read_shards(tmp_path / "made").problems
+    assert [step.cells for step in problem.steps] == [(0,), (15,)]
     assert len(endpoint.asked) == 2, "once more behind a passing failure"
     asked = endpoint.asked[-1]
     assert asked["path"] == "/v1/chat/completions" and asked["key"] == "Bearer secret" and asked["model"] == "tiny"

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from perception.vocabulary.names import PerceptionVocabulary
 from train.models.parts import embedding_names, language_linears, projector_names, tower_linears
 
-TRAIN_ROWS = ("all", "new")
-
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -58,12 +56,6 @@ class LoraSettings:
                 raise ValueError(f"lora.ranks must be PATTERN=RANK with a rank of at least 1, got {text!r}")
             found[pattern] = int(rank)
         return found
-
-
-def check_rows(train_rows: str) -> None:
-    """Raise ValueError if `train_rows` is unknown."""
-    if train_rows not in TRAIN_ROWS:
-        raise ValueError(f"train_rows must be 'all' or 'new', got {train_rows!r}")
 
 
 def adapt(model: Any, vocabulary: PerceptionVocabulary, lora: LoraSettings, train_rows: str) -> Any:

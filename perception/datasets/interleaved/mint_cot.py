@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +224,3 @@ def write_mint_cot(problems: Sequence[InterleavedProblem], path: str | Path) -> 
 
 def _talk(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def for_grid(problem: InterleavedProblem, grid: tuple[int, int]) -> InterleavedProblem:
-    """Convert a problem to another grid (rows, columns)."""
-    steps = tuple(replace(step, cells=on_grid(step.cells, problem.grid, grid)) for step in problem.steps)
-    return replace(problem, steps=steps, grid=grid)

@@ -13,7 +13,6 @@ from PIL import Image
 from perception.datasets.interleaved.mint_cot import (
     InterleavedProblem,
     InterleavedStep,
-    for_grid,
     on_grid,
     parse_solution,
     qwen_grid,
@@ -113,15 +112,6 @@ def test_cells_are_carried_over_by_overlap() -> None:
         assert on_grid(every, grid, (5, 7)) == tuple(range(35))
     with pytest.raises(ValueError, match="outside the grid"):
         on_grid((16,), (4, 4), (2, 2))
-
-
-def test_a_problem_moves_to_another_model(folder: Path) -> None:
-    (folder / "rows.json").write_text(json.dumps([row(grid=[5, 10])]))
-    (problem,) = read_mint_cot(folder / "rows.json").problems
-    moved = for_grid(problem, (10, 20))
-    assert moved.grid == (10, 20)
-    assert len(moved.steps[0].cells) == 4 * len(problem.steps[0].cells)
-    assert moved.steps[1].cells == ()
 
 
 def test_qwen_s_grid_keeps_to_its_limits() -> None:

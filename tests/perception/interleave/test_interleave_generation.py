@@ -367,24 +367,20 @@ def test_headings_place_looks_where_the_trigger_says() -> None:
     trigger = generator(vlm, settings).heading
     assert trigger is not None
     ids = vlm.tokenizer.encode("Find A.\nStep 1: so\n\nStep 12: B", add_special_tokens=False)
-    places = trigger.places(ids)
+    places = [n for n in range(len(ids) + 1) if trigger.fires(ids[:n])]
     before = [vlm.tokenizer.decode(ids[:place]) for place in places]
     lines, headings = "Find A.\nStep 1: so\n\nStep 12: B", ("Step 1:", "Step 12:")
     assert before == [
         *("", "Find A.\n", "Find A.\nStep 1:", "Find A.\nStep 1: so\n", "Find A.\nStep 1: so\n\n"),
         lines[: lines.index(headings[1]) + len(headings[1])],
     ]
-    woven = trigger.weave(ids, [Look(())] * len(places))
-    assert [part for part in woven if not isinstance(part, Look)] == ids and isinstance(woven[0], Look)
     result = write(vlm, settings, vlm.inputs(0), do_sample=True, max_new_tokens=40)
     for answer in result.answers:
-        looks = [part for part in answer if isinstance(part, Look)]
         text = [part for part in answer if not isinstance(part, Look)]
-        assert (
-            trigger.weave(text, looks + [Look(())] * (len(trigger.places(text)) - len(looks)))[: len(answer)] == answer
-        )
-    with pytest.raises(ValueError, match="headings"):
-        trigger.weave(ids, [])
+        before = [n for n, part in enumerate(answer) if isinstance(part, Look)]
+        fired = [n for n in range(len(text) + 1) if trigger.fires(text[:n])]
+        assert before and fired[: len(before)] == [n - k for k, n in enumerate(before)]
+        assert set(fired[len(before) :]) <= {len(text)}, "an answer that is full looks no more"
 
 
 def test_what_cannot_be_is_refused() -> None:
