@@ -56,6 +56,7 @@ from train.data.records import (
     check_conversations,
     check_lengths,
     check_records,
+    least_side,
     read_records,
     records_digest,
     too_long,
@@ -629,7 +630,13 @@ def build_batches(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, rec
     if config.data.any_records:
         records = of_arm(config, records)
         of_records = RecordRows(
-            records, config.curriculum, loop.steps, loop.seed, config.num_locations, config.data.augment
+            records,
+            config.curriculum,
+            loop.steps,
+            loop.seed,
+            config.num_locations,
+            config.data.augment,
+            least_side(parts.processor),
         )
         sources.append((of_records, config.batch_size - of_scenes))
     if any(count < 1 for _, count in sources):

@@ -28,11 +28,14 @@ class ImageFile:
     def __str__(self) -> str:
         return str(self.path) if self.index is None else f"{self.path}:{self.index}"
 
-    def load(self) -> Image.Image:
-        """Load the image in RGB. Raises ValueError naming the file if it is missing, damaged or not an image."""
+    def load(self, least_side: int | None = None) -> Image.Image:
+        """Load the image in RGB, a JPEG no larger than `least_side` needs (see `perception.model.images.decode_image`).
+
+        Raises ValueError naming the file if it is missing, damaged or not an image.
+        """
         if self.path.suffix.lower() in ARRAY_ENDINGS:
             return Image.fromarray(_from_array_file(self.path, self.index))
-        return load_image(self.path)
+        return load_image(self.path, least_side)
 
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels, read from the header. Raises ValueError as `load`."""

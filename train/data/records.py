@@ -409,6 +409,8 @@ class RecordRows:
     """number of bins of the boxes' coordinates"""
     augment: Literal["mirror", "parts", "turned"] = "mirror"
     """see `SourcesConfig`"""
+    least_side: int | None = None
+    """see `least_side`"""
     _plans: dict[int, RecordPlan] = field(default_factory=dict, repr=False)
 
     def rows(self, step: int, shard: int, num_shards: int, count: int) -> list[Row]:
@@ -416,7 +418,7 @@ class RecordRows:
         rows = []
         for at in range(mine.start, mine.stop):
             number = int(plan.rows[step, at])
-            row, sideless = row_of(self.records[number]), may_mirror(self.records[number])
+            row, sideless = row_of(self.records[number], self.least_side), may_mirror(self.records[number])
             if sideless and self.records[number].counted is not None:
                 row = self._varied(row, number, np.random.default_rng((self.seed, 3, step, at)))
             rows.append(mirror(row, self.num_locations) if sideless and plan.mirrored[step, at] else row)
@@ -492,9 +494,26 @@ def check_images(records: Sequence[Record], skipped: list[str] | None = None) ->
     return tuple(records)
 
 
-def row_of(record: Record) -> Row:
+def least_side(processor: Any) -> int | None:
+    """Return how many pixels the shorter side of an image must keep, where a processor makes all images equally large.
+
+    None for others, which cut large images into views or keep their resolution. It is twice the processor's size, so
+    that the smallest part of `part_of` is not enlarged.
+    """
+    resize = getattr(processor, "image_processor", None)
+    if resize is None or not getattr(resize, "do_resize", False):
+        return None
+    shapes = set[tuple[int, ...]]()
+    for size in ((90, 120), (1600, 1200)):
+        made = resize(images=Image.new("RGB", size), return_tensors="pt")
+        shapes.add(tuple(made["pixel_values"].shape) if set(made) == {"pixel_values"} else ())
+    shape = shapes.pop()
+    return 2 * max(shape[2:]) if not shapes and len(shape) == 4 and shape[0] == 1 else None
+
+
+def row_of(record: Record, least_side: int | None = None) -> Row:
     """Load a record's images in RGB and draw its markers. Raises ValueError, naming record and file, if it cannot."""
-    images = [_loaded(image, record.source) for image in record.all_images]
+    images = [_loaded(image, record.source, least_side) for image in record.all_images]
     if record.images is not None:
         return Row(None, record.example, more=record.more, images=tuple(images), system=record.system)
     (image,) = images
@@ -572,8 +591,8 @@ def _recounted(example: Example, boxes: Span) -> Example:
     return direct(DIRECT_COUNT, example.question, chain.answer)
 
 
-def _loaded(image: ImageFile, source: str) -> Image.Image:
+def _loaded(image: ImageFile, source: str, least_side: int | None = None) -> Image.Image:
     try:
-        return image.load()
+        return image.load(least_side)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
