@@ -105,10 +105,8 @@ def example_of(question: str, target: tuple[str | Span, ...]) -> chains.Example:
     """The task of a question and its target, with the answer that the target ends with."""
     text = target[-1] if isinstance(target[-1], str) else ""
     task = task_of(question, target)
-    kind, lettered = (
-        chains.kind_of_question(question),
-        any(isinstance(p, Span) and p.modality == "points" for p in target),
-    )
+    kind = chains.kind_of_question(question)
+    lettered = any(isinstance(part, Span) and part.modality == "points" for part in target)
     value = "" if task in chains.ATOMIC else answers.read_answer(text, kind, question, lettered)
     return chains.Example(task, question, target, "" if value is None else str(value))
 

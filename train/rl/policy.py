@@ -100,9 +100,8 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    centred = centred.masked_fill(
-        equal_groups(rewards, group_size)[:, None], 0
-    )  # the mean of equals is off by rounding
+    equal = equal_groups(rewards, group_size)[:, None]  # their mean may be off by rounding
+    centred = centred.masked_fill(equal, 0)
     return (centred / (groups.std(1, unbiased=False, keepdim=True) + 1e-4)).flatten()
 
 
