@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,12 +204,14 @@ def test_chains_are_drawn_with_the_probabilities_that_are_trained(
 ) -> None:
     """Also behind the last look, where generation bans the interleave token, and if the folder sets a penalty."""
     settings = InterleaveSettings(trigger="generated", max_looks=1)
-    folder, reference = (read_interleaved(start, settings) for _ in range(2))
+    shutil.copytree(start, tmp_path / "chat")
+    chat = json.loads((tmp_path / "chat" / "generation_config.json").read_text())
+    (tmp_path / "chat" / "generation_config.json").write_text(json.dumps({**chat, "repetition_penalty": 1.5}))
+    folder, reference = (read_interleaved(tmp_path / "chat", settings) for _ in range(2))
     monkeypatch.setitem(reinforce.REWARDS, "answer", lambda completions, **_: [0.5] * len(completions))
     model = folder.model.eval()
     head, often = model.model.get_output_embeddings().weight, folder.vocabulary.interleave_id
     torch.nn.init.normal_(head.data[often], std=1.0, generator=torch.Generator().manual_seed(1))
-    model.model.generation_config.repetition_penalty = 1.5
     grpo = GRPO(config(start, tmp_path), folder.encoder, reference.model.eval())
     share = PromptBatches(folder.encoder, PROBLEMS, 2, 0, num_generations=4)(0, 0, 1)
     drawn, trained, answers = torch.zeros(8), list[ChainLogProbs](), list[list[int | Look]]()

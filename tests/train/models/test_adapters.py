@@ -79,7 +79,7 @@ def test_tied_rows_train_as_one_and_stay_tied(base: Path, tmp_path: Path) -> Non
     save_perception_model(
         model, parts.processor, parts.vocabulary, tmp_path / "model", precision=Precision(torch.float32)
     )
-    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", precision=Precision(torch.float32)).eval()
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     assert stock.config.tie_word_embeddings and stock.config.get_text_config().tie_word_embeddings
     assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
     assert torch.equal(stock.get_input_embeddings().weight, rows)
