@@ -142,7 +142,8 @@ class InterleavedGenerator:
                 supported; use_cache=False computes everything again for every token.
 
         Raises:
-            ValueError: where images and placeholders do not match, or a setting is not supported.
+            ValueError: where images and placeholders do not match, prompts are padded on the right, or a setting is not
+                supported.
         """
         core = unwrapped(self.model.model)
         inputs = dict(inputs)
@@ -150,6 +151,9 @@ class InterleavedGenerator:
             raise ValueError(
                 f"{len(inputs['input_ids'])} prompts and original images of {len(native)}; give each row's"
             )
+        mask = inputs.get("attention_mask")
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError("prompts must be padded on the left, so that each ends where its answer begins")
         check_images(core, self.model.layout, inputs)
         if hasattr(core.base_model, "get_rope_index") and "mm_token_type_ids" not in inputs:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.model.layout.image_id).int()

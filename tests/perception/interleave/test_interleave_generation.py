@@ -388,6 +388,10 @@ def test_what_cannot_be_is_refused() -> None:
     inputs = vlm.inputs(0)
     with pytest.raises(ValueError, match="num_beams=2"):
         write(vlm, HEADINGS, inputs, num_beams=2)
+    mask = inputs["attention_mask"].clone()
+    mask[0, -1] = 0
+    with pytest.raises(ValueError, match="padded on the left"):
+        write(vlm, HEADINGS, inputs | {"attention_mask": mask})
     with pytest.raises(ValueError, match="dynamic cache"):
         write(vlm, HEADINGS, inputs, cache_implementation="static")
     with pytest.raises(ValueError, match="the image grid does not match"):
