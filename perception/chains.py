@@ -325,18 +325,18 @@ class ChatPrompt:
     """text from the token that ends an answer to the next question; None if the template has one turn alone"""
 
     @classmethod
-    def from_processor(cls, processor: Any) -> ChatPrompt:
-        """Render the processor's chat template around one image, one question, and a second question after it.
+    def from_processor(cls, processor: Any, images: int = 1) -> ChatPrompt:
+        """Render the processor's chat template around so many images, one question, and a second question after it.
 
-        PaliGemma has no template: its prompt is an image, the question and a line break, which its processor adds.
+        PaliGemma has no template: its prompt is the images, the question and a line break, which its processor adds.
         Raises ValueError where another processor has no chat template.
         """
         if not getattr(processor, "chat_template", None):
             if type(processor).__name__ == "PaliGemmaProcessor":
-                return cls(processor.image_token, "\n", completed=True)
+                return cls(processor.image_token * images, "\n", completed=True)
             raise ValueError("the processor has no chat template; set processor.chat_template to the model's own")
         mark = "\u241fQUESTION\u241f"
-        content = [{"type": "image"}, {"type": "text", "text": mark}]
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": mark}]
         asked = {"role": "user", "content": content}
         text = processor.apply_chat_template([asked], add_generation_prompt=True)
         before, _, after = text.partition(mark)

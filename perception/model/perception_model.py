@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perception.answers import POINT_LETTERS, asked_thing, asks_for_farthest
+from perception.answers import POINT_LETTERS, asked_thing, asks_for_farthest, letters_in, names_points
 from perception.chains import (
     Answer,
     ChainRoom,
@@ -25,8 +25,6 @@ from perception.chains import (
     choose_mode,
     is_depth_chain,
     kind_of_question,
-    letters_in,
-    names_points,
     prompt_for,
     read_ids,
 )
@@ -101,6 +99,7 @@ class PerceptionModel:
     ):
         """
         Args:
+            model: its generation config loses the settings that change scores (`decode_plainly`).
             draft_network: speeds up decoding and changes no answer.
             mask_tokenizer: decodes the masks of a vocabulary that has some (`perception.tokenizers.masks`).
 
@@ -201,8 +200,9 @@ class PerceptionModel:
         if self.decoder.draft_network is not None:
             self.decoder.draft_network.save(path)
         for file in self._selector_files:
-            if not (Path(path) / file.name).exists():
-                shutil.copyfile(file, Path(path) / file.name)
+            copy = Path(path) / file.name
+            if copy.resolve() != file.resolve():
+                shutil.copyfile(file, copy)
         self.vocabulary.save(path)
 
     def compile(self, **settings: Any) -> None:

@@ -10,8 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perception.answers import COUNTED, ENDS, POINT_LETTERS, asked_thing, asks_for_farthest, asks_for_nearest
-from perception.chains import kind_of_question, letters_in
+from perception.answers import (
+    COUNTED,
+    ENDS,
+    POINT_LETTERS,
+    asked_thing,
+    asks_for_farthest,
+    asks_for_nearest,
+    letters_in,
+)
+from perception.chains import kind_of_question
 from perception.scenes.questions import depth_text
 
 _FILLING = frozenset(
@@ -37,6 +45,12 @@ _OF_DEPTH = _FILLING | frozenset(
         "photographer lens taking lies lie looks b c d e",
     )
 )
+_TO_A_MARKER = re.compile(
+    r"\b(?:closer|closest|nearer|nearest|farther|farthest|further|furthest)\b(?:\s+away)?\s+(?:to|from)\s+(?:the\s+|a\s+)?"
+    r"(?:(?:red|white|black)\s+)?(?:points?|markers?|dots?|circles?|rings?|discs?|spots?|letters?|labels?)\b",
+    re.IGNORECASE,
+)
+"""Asks for the distance from another marker and not from the camera"""
 _LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "please", "exactly", "overall"))
 """Words around the name of what is counted"""
 
@@ -85,7 +99,7 @@ def depth_words(question: str, points: int) -> str | None:
     count = len(named) or points
     if not 2 <= count <= len(POINT_LETTERS) or named - set(POINT_LETTERS[:count]) or far == asks_for_nearest(question):
         return None
-    if not all(word in _OF_DEPTH or word.isdigit() for word in _words(question)):
+    if _TO_A_MARKER.search(question) or not all(word in _OF_DEPTH or word.isdigit() for word in _words(question)):
         return None
     return depth_text(count, far)
 

@@ -117,16 +117,10 @@ class ChainEncoder:
         generated = self.settings.trigger == GENERATED
         return LabelRule(interleave=generated, next_token=generated or self.next_token, announce=self.announce)
 
-    def _head(self, images: int) -> ChatPrompt:
-        """The prompt of so many images; the template says what stands around each."""
-        mark = "\u241fQUESTION\u241f"
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": mark}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return replace(self.prompt, before=text.partition(mark)[0])
-
     def inputs(self, problems: Sequence[ChainProblem]) -> dict[str, Tensor]:
         """Prompts as the processor makes them, padded on the left. Questions are plain text, whatever they contain."""
-        tokenizer, heads = self.processor.tokenizer, {n: self._head(n) for n in {len(p.images) for p in problems}}
+        tokenizer, counts = self.processor.tokenizer, {len(problem.images) for problem in problems}
+        heads = {count: ChatPrompt.from_processor(self.processor, count) for count in counts}
         rows, images = list[list[int]](), list[dict[str, Tensor]]()
         for problem in problems:
             head = heads[len(problem.images)]

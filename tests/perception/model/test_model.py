@@ -70,6 +70,8 @@ def test_a_written_model_keeps_what_training_wrote(tmp_path):
     model.save_pretrained(tmp_path / "one")
     written = json.loads((tmp_path / "one" / "generation_config.json").read_text())
     assert written["eos_token_id"] == [model.processor.tokenizer.eos_token_id, 7]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "interleave_settings.json").write_text("{}")  # of another model that was there before
     PerceptionModel.from_pretrained(shipped("geometry-tiny")).save_pretrained(tmp_path / "two")
     assert Reasoner.from_pretrained(tmp_path / "two").settings == Reasoner.from_pretrained("geometry-tiny").settings
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from perception import PerceptionModel
-from perception.chains import Answer, letters_in
+from perception.answers import letters_in
+from perception.chains import Answer
 from perception.evaluation.published_scores import asker
 from perception.evaluation.published_sets import OPTION, PublishedItem
 from perception.model.perception_model import check_places
@@ -59,6 +60,7 @@ def test_what_says_no_more_is_put_in_the_taught_words(question: str, words: str)
         "Which is closest, B or C?",
         "Which marker is closest?",
         "Which is closer, A or B, and which is farther?",
+        "Which is closer to the red circle, A or B?",
         "Is A closer than B?",
         "What colour is the cat?",
         "",
