@@ -32,6 +32,7 @@ _COLORS = {
 }
 _LIKELY = {"red": 0.3, "white": 0.2, "yellow": 0.15, "black": 0.1, "green": 0.1, "blue": 0.05}
 _DISCS = 0.15  # share of images with the markers of rendered scenes, which the demos draw
+_PUBLISHED = 0.25  # share of styles that are those of published sets
 _FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf")
 
 
@@ -56,6 +57,8 @@ class MarkStyle:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> MarkStyle:
         """Draw a style."""
+        if rng.random() < _PUBLISHED:
+            return cls.published(rng)
 
         def color() -> tuple[int, int, int]:
             names = [*_COLORS]
@@ -76,6 +79,14 @@ class MarkStyle:
             letters = _opposite(fill)
         fonts = ("", *_fonts())
         return cls(shape, float(radius), fill, letter, letters, where, behind, fonts[int(rng.integers(len(fonts)))])
+
+    @classmethod
+    def published(cls, rng: np.random.Generator) -> MarkStyle:
+        """Draw a style of BLINK or HardBLINK: a red ring and a small white letter on a black box above or beside it."""
+        red, white, fonts = (255, 0, 0), (255, 255, 255), ("", *_fonts())
+        radius, letter = rng.uniform((0.012, 0.021), (0.034, 0.032)).tolist()
+        where = "above" if rng.random() < 0.8 else "right"
+        return cls("ring", radius, red, letter, white, where, "box", fonts[int(rng.integers(len(fonts)))])
 
 
 def mark(image: Tensor, points: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from perception.datasets.marking import MarkStyle, draw_styled, mark
 from perception.scenes.markers import draw_markers
 
 GREY = torch.full((320, 320, 3), 128, dtype=torch.uint8)
+RED_AND_WHITE = ((255, 0, 0), (255, 255, 255))
 POINTS = np.array([[0.3, 0.4], [0.7, 0.6]], np.float32)
 
 
@@ -34,6 +35,15 @@ def test_every_random_style_marks_all_points_and_nothing_far_from_them():
         reach = 320 * (style.radius + 2.6 * style.letter) + 8
         assert away.min(1).max() < reach
         assert (away < reach).any(0).all()
+
+
+def test_a_quarter_of_the_styles_are_those_of_published_sets():
+    rng = np.random.default_rng(1)
+    styles = [MarkStyle.draw(rng) for _ in range(400)]
+    published = [s for s in styles if (s.shape, s.color, s.letter_color, s.behind) == ("ring", *RED_AND_WHITE, "box")]
+    assert 80 <= len(published) <= 120
+    assert min(s.letter * 336 for s in published) < 8 < max(s.letter * 336 for s in published)
+    assert min(s.radius * 336 for s in published) < 5 and max(s.radius * 336 for s in published) > 10
 
 
 @pytest.mark.parametrize("shape", ["ring", "disc", "dot", "square"])
