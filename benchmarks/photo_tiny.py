@@ -2,8 +2,9 @@
 
 The model is asked about the photographs of the test part of a folder with labels of teacher models (docs/data.md shows
 the layout): it draws their maps, names their lettered points, draws boxes, counts, and says which point is nearest.
-What the teachers say counts as right: they bound what can be learned, and are no truth. Beside the model stands the
-answer that is right most often without looking. Writes `benchmarks/results/photo_tiny.json`.
+Points are marked in many styles, and once more as BLINK and HardBLINK mark them. What the teachers say counts as right:
+they bound what can be learned, and are no truth. Beside the model stands the answer that is right most often without
+looking. Writes `benchmarks/results/photo_tiny.json`.
 
 With --check it asks about fewer photographs, prints one line per target, writes nothing, and exits 1 if a target is
 missed. --model FOLDER measures another model and writes nothing.
@@ -22,7 +23,7 @@ import numpy as np
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import ROWS, pick
-from benchmarks.perception_tiny import perceived
+from benchmarks.perception_tiny import named, perceived
 from benchmarks.photos import SIZE, constants
 from perception.datasets.photographs import Photographs
 from perception.evaluation.bootstrap import bootstrap_interval
@@ -41,6 +42,21 @@ READ = {
     "the model reads the map": ("model", False),
 }
 """Who reads the map, and whether the places of the points are given"""
+
+
+def in_published_style(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the intervals of what is right about points that are marked as published sets do."""
+    marked = [items[i] for i in pick(items, DEPTH)]
+    answers = evaluate_items(model, marked, "chain", title="published style", read="decoded")
+    given = evaluate_items(
+        model, marked, "chain", title="published style, points given", read="decoded", points_given=True
+    )
+    hits = [hit for item, answer in zip(marked, answers, strict=True) for hit in named(model, item, answer.answer)]
+    return {
+        "point named where it is": _interval(hits),
+        f"{DEPTH}, the package reads the map": _interval([answer.correct for answer in answers]),
+        f"{DEPTH}, the package reads the map at points that are given": _interval([a.correct for a in given]),
+    }
 
 
 def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
@@ -90,6 +106,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         for name, row in (found["perception"] | found["answers"]).items()
     ]
     said += [
+        f"published marker style, {name}: {100 * row['mean']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+        for name, row in found["published marker style"].items()
+    ]
+    said += [
         f"always the most common answer, {row}: {100 * share:.1f} %"
         for row, share in found["always the most common answer"].items()
     ]
@@ -105,12 +125,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--each", type=int, help="most questions of each kind; default: all")
     given = parser.parse_args(argv)
     model = PerceptionModel.from_pretrained(given.model or shipped(MODEL))
-    items = photo_items(Photographs(given.photos, "test"), SIZE, each=40 if given.check else given.each, farthest=True)
+    photos = Photographs(given.photos, "test")
+    items = photo_items(photos, SIZE, each=40 if given.check else given.each, farthest=True)
     found = measure(model, items)
     if given.check:
         checked = bars(found)
         print(*(bar.line() for bar in checked), sep="\n")
         return 0 if all_met(checked) else 1
+    found["published marker style"] = in_published_style(
+        model, photo_items(photos, SIZE, each=given.each, published=True)
+    )
     print(*lines(found), sep="\n")
     if given.model is None:
         asked = "" if given.each is None else f" --each {given.each}"

@@ -89,15 +89,18 @@ class MarkStyle:
         return cls("ring", radius, red, letter, white, where, "box", fonts[int(rng.integers(len(fonts)))])
 
 
-def mark(image: Tensor, points: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
+def mark(
+    image: Tensor, points: np.ndarray, rng: np.random.Generator | None = None, *, published: bool = False
+) -> Tensor:
     """Return a copy of `image` (H, W, 3) uint8 with a lettered marker at each of `points` (count, 2) in [0, 1].
 
-    Without `rng` the markers are those of rendered scenes (`perception.scenes.markers.draw_markers`).
+    Without `rng` the markers are those of rendered scenes (`perception.scenes.markers.draw_markers`); with `published`
+    they are always those of BLINK and HardBLINK.
     """
-    if rng is None or rng.random() < _DISCS:
+    if rng is None or (not published and rng.random() < _DISCS):
         return draw_markers(image, points)
     canvas = Image.fromarray(image.numpy().copy())
-    draw_styled(canvas, points, MarkStyle.draw(rng))
+    draw_styled(canvas, points, MarkStyle.published(rng) if published else MarkStyle.draw(rng))
     return torch.from_numpy(np.array(canvas))
 
 

@@ -47,15 +47,22 @@ def photo_count_question(photos: Photographs, scene: PhotoScene, rng: np.random.
 
 
 def photo_depth_question(
-    scene: Scene, rng: np.random.Generator, count: int | None = None, farthest: bool = False
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int | None = None,
+    farthest: bool = False,
+    *,
+    published: bool = False,
 ) -> DepthQuestion | None:
     """Ask which of `count` marked points (None: 2 to 5 at random) is closest, or farthest; None if the image has no
-    room. Markers are drawn in a style taken at random."""
+    room. Markers are drawn in a style taken at random, or in that of published sets."""
     count = int(rng.integers(2, len(POINT_LETTERS) + 1)) if count is None else count
     points = choose_markers(scene, count, rng)
     if points is None:
         return None
-    return question_about(mark(scene.image, points, rng), points, marker_nearness(scene.depth, points), farthest)
+    return question_about(
+        mark(scene.image, points, rng, published=published), points, marker_nearness(scene.depth, points), farthest
+    )
 
 
 def question_about(image: Tensor, points: np.ndarray, near: np.ndarray, farthest: bool) -> DepthQuestion:

@@ -12,7 +12,12 @@ _NO_BOXES, _NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float3
 
 
 def photo_items(
-    photos: Photographs, size: int, seed: int = 0, each: int | None = None, farthest: bool = False
+    photos: Photographs,
+    size: int,
+    seed: int = 0,
+    each: int | None = None,
+    farthest: bool = False,
+    published: bool = False,
 ) -> list[Item]:
     """Make a counting question, and a depth question for each of 2 to 5 points, about every photograph.
 
@@ -23,6 +28,7 @@ def photo_items(
         size: side that photographs are resized to, in pixels.
         each: most questions of each kind; None: as many as photographs.
         farthest: ask which of three points is farthest as well (group "farthest").
+        published: draw all markers as BLINK and HardBLINK do.
     """
     items: list[Item] = []
     for index in range(len(photos) if each is None else min(each, len(photos))):
@@ -35,7 +41,7 @@ def photo_items(
             )
         wanted = [(f"depth-{count}", count, False) for count in DEPTH_COUNTS]
         for group, count, far in [*wanted, *([("farthest", 3, True)] if farthest else [])]:
-            q = photo_depth_question(scene, rng, count, far)
+            q = photo_depth_question(scene, rng, count, far, published=published)
             if q is not None:
                 items.append(Item(group, "depth", scene, q.image, q.text, q.answer, _NO_BOXES, q.points_xy, q.nearness))
     return items

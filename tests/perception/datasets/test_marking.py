@@ -46,6 +46,13 @@ def test_a_quarter_of_the_styles_are_those_of_published_sets():
     assert min(s.radius * 336 for s in published) < 5 and max(s.radius * 336 for s in published) > 10
 
 
+def test_published_marks_are_red_rings_with_white_letters_on_black():
+    for seed in range(20):
+        colors = mark(GREY, POINTS, np.random.default_rng(seed), published=True).reshape(-1, 3).unique(dim=0).tolist()
+        assert [255, 0, 0] in colors and [10, 10, 10] in colors
+        assert max(min(color) for color in colors) > 190  # a thin letter is not quite white
+
+
 @pytest.mark.parametrize("shape", ["ring", "disc", "dot", "square"])
 def test_the_shape_is_centred_on_the_point_and_the_letter_beside_it(shape):
     style = MarkStyle(shape, 0.03, (235, 30, 30), 0.05, (250, 250, 250), "above", "box", "")
