@@ -33,20 +33,22 @@ def read_yolo(
     num_locations: int,
     rules: CountRules = CountRules(),  # noqa: B008
     skip_bad: bool = False,
+    split: str = "train",
 ) -> RecordSet:
-    """Counting records of the part `train` of a data set, as `perception.datasets.coco.read_counts` makes them.
+    """Counting records of a part of a data set, as `perception.datasets.coco.read_counts` makes them.
 
     Args:
         path: the YAML file.
         root: folder that replaces the YAML file's `path`.
+        split: the part, as the YAML file calls it: train, val or test.
 
     Raises:
-        ValueError: naming file and line, if the YAML file lacks train or names, there are no images or no labels, a
+        ValueError: naming file and line, if the YAML file lacks the part or names, there are no images or no labels, a
             class has no name, or a box is not five numbers in [0, 1].
     """
-    settings = _settings(path)
+    settings = _settings(path, split)
     names = _names(settings.get("names"), path)
-    images = _images(settings, root or _root(settings, path), path)
+    images = _images(settings, split, root or _root(settings, path), path)
     if not any(_label_file(image).is_file() for image in images):
         raise ValueError(
             f"none of the {len(images)} images of {path} has labels; the first would be {_label_file(images[0])}"
@@ -110,13 +112,13 @@ def _object(line: str, where: str, poses: bool) -> tuple[int, list[float]]:
     return int(first), [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, split: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it") from None
-    if not isinstance(settings, dict) or not settings.get("train") or not settings.get("names"):
-        raise ValueError(f"{path} must name its images as train and its classes as names, as Ultralytics writes it")
+    if not isinstance(settings, dict) or not settings.get(split) or not settings.get("names"):
+        raise ValueError(f"{path} must name its images as {split} and its classes as names, as Ultralytics writes it")
     return settings
 
 
@@ -133,9 +135,9 @@ def _root(settings: dict[str, Any], path: Path) -> Path:
     return named if named.is_dir() else path.parent
 
 
-def _images(settings: dict[str, Any], root: Path, path: Path) -> list[Path]:
+def _images(settings: dict[str, Any], split: str, root: Path, path: Path) -> list[Path]:
     images: list[Path] = []
-    given = settings["train"]
+    given = settings[split]
     for name in given if isinstance(given, list) else [given]:
         place = root / str(name)
         if not place.exists() and str(name).startswith("../"):  # Roboflow's files are written for a folder beside
@@ -145,9 +147,9 @@ def _images(settings: dict[str, Any], root: Path, path: Path) -> list[Path]:
         elif place.suffix == ".txt" and place.is_file():
             images += [place.parent / line.strip() for line in text_lines(read_text(place)) if line.strip()]
         else:
-            raise ValueError(f"{path}: train names {place}, which is no folder of images; correct it, or its path")
+            raise ValueError(f"{path}: {split} names {place}, which is no folder of images; correct it, or its path")
     if not images:
-        raise ValueError(f"{path}: there are no images beneath {settings['train']!r:.80}; correct train or path")
+        raise ValueError(f"{path}: there are no images beneath {given!r:.80}; correct {split} or path")
     return images
 
 

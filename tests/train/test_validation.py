@@ -87,7 +87,7 @@ def test_files_that_hold_out_what_is_trained_on_are_refused(world: Path, tmp_pat
         (
             (same,),
             "skip",
-            r"all images of evaluation.data are trained on, too; the first: .* names the images of val\)",
+            r"all images of evaluation.data are trained on, too; the first: .* give evaluation.data.counts_split val\)",
         ),
         ((other, same), "stop", r"questions.csv, line 2: .*0.png is trained on, too; hold out other images"),
     ):

@@ -114,8 +114,8 @@ def unseen(held: RecordSet, trained: Iterable[ImageFile], skip_bad: bool) -> Rec
             kept.append(record)
     if skipped and not kept:
         raise ValueError(
-            f"all images of evaluation.data are trained on, too; the first: {skipped[0]} (of a YAML file of YOLO those "
-            "of train are read: write one whose train names the images of val)"
+            f"all images of evaluation.data are trained on, too; the first: {skipped[0]} (for a YAML file of YOLO, "
+            "give evaluation.data.counts_split val)"
         )
     return RecordSet(tuple(kept), (*held.skipped, *skipped))
 

@@ -103,6 +103,8 @@ class SourcesConfig:
     """folder of the images of the labels; for yolo the root of the data set, if its file names another one"""
     counts_layout: Literal["coco", "lvis", "voc", "yolo"] = "coco"
     """layout of the labels"""
+    counts_split: str = "train"
+    """part of YOLO's data sets, as their YAML files call it: train, val or test"""
     counts_asked: Literal["one", "all"] = "one"
     """classes of a labelled image that are asked about, in counts, prepared, and objects of dataset: one, its most
     frequent; or all, those that are absent too"""
@@ -214,7 +216,8 @@ def _read_labels(path: Path, config: SourcesConfig, size: int, rules: CountRules
     if config.counts_layout == "voc":
         return read_voc(path, images, size, rules, skip_bad)
     if config.counts_layout == "yolo":
-        return read_yolo(path, images if config.counts_images else None, size, rules, skip_bad)
+        root = images if config.counts_images else None
+        return read_yolo(path, root, size, rules, skip_bad, config.counts_split)
     return read_counts(path, images, size, replace(rules, layout=config.counts_layout), skip_bad)
 
 

@@ -224,6 +224,18 @@ def test_yolo_s_images_without_labels_show_none_of_the_classes_that_are_somewher
     assert made.skipped == ("data.yaml: no image has a box of dog, cat, so nothing is asked about that",)
 
 
+def test_yolo_s_held_out_images_are_those_of_val(tmp_path: Path) -> None:
+    names = "path: .\ntrain: images/train\nval: images/val\nnames: [cup]\n"
+    file = yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n", yaml=names)
+    for part in ("images", "labels"):
+        (tmp_path / part / "train").rename(tmp_path / part / "val")
+    yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n" * 2, yaml=names)
+    assert asked(read_yolo(file, None, 100, NEVER)) == [("How many cups are there?", "2")]
+    assert asked(read_yolo(file, None, 100, NEVER, split="val")) == [("How many cups are there?", "1")]
+    with pytest.raises(ValueError, match="must name its images as test and its classes as names"):
+        read_yolo(file, None, 100, split="test")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
