@@ -155,7 +155,8 @@ def train(config: DiffusionTrainingConfig) -> FitResult:
     torch.manual_seed(config.loop.seed)
     tokenizer = VQVAE.from_pretrained(config.tokenizer or shipped("depth-scenes-100"))
     data = TrainingData.open(config.maps(tokenizer))
-    batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows)
+    metric = tokenizer.config.normalisation == "metric"
+    batches = DepthBatches(data.store, config.batch_size, config.loop.seed, data.rows, metric=metric)
     model = _begun(config, tokenizer, batches).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     held_out = data.watched if config.loop.evaluate_every is not None else None
     result = fit(

@@ -138,6 +138,8 @@ def train(config: MaskTokenizerConfig) -> FitResult:
     def evaluate(model: VQVAE) -> Evaluation:
         return evaluate_tokenizer(model, watched)
 
+    free = ["run_dir", "out", "store"]
+    free += ["num_held_out"] if config.loop.evaluate_every is None else []  # else it decides when training ends
     result = fit(
         model,
         batches,
@@ -147,7 +149,7 @@ def train(config: MaskTokenizerConfig) -> FitResult:
         evaluate=evaluate,
         after_step=model.quantizer.settle,
         title="mask tokenizer",
-        fingerprint=fingerprint(config, ["run_dir", "out", "store", "num_held_out"]),
+        fingerprint=fingerprint(config, free),
     )
     if result.is_main:
         model = model.cpu().eval()

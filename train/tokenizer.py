@@ -73,7 +73,8 @@ class TokenizerConfig:
     start: str | None = None
     """folder of a finished tokenizer with the same model settings, to go on from with new codes; none: start anew"""
     augment: bool = True
-    """warp, crop, punch holes into, or replace half of each batch; false: maps are only mirrored"""
+    """warp, crop, punch holes into, or replace half of each batch, with metric normalisation only punch holes; false:
+    maps are only mirrored"""
     masked_maps: float = 0.0
     """share of the maps of which the encoder sees only some patches while the target is the whole map, as in AiT; codes
     then tolerate missing pixels"""
@@ -111,6 +112,12 @@ class TokenizerConfig:
             )
         if not 0 < self.photos_share < 1:
             raise ValueError(f"photos_share must lie between 0 and 1, got {self.photos_share}; leave out photos for 0")
+        if self.photos is not None and self.metric:
+            raise ValueError('maps of photographs have no unit, so they do not go with normalisation="metric"')
+
+    @property
+    def metric(self) -> bool:
+        return self.model.normalisation == "metric"
 
     @property
     def num_photos(self) -> int:
@@ -128,6 +135,8 @@ class DepthBatches:
     rows: np.ndarray | None = None
     """(M,) rows of the store to train on; None for all"""
     augment: bool = True
+    metric: bool = False
+    """whether depths keep their unit (`training_batch`)"""
     masked_maps: float = 0.0
     masked_share: float = 0.5
     photos: np.ndarray | None = None
@@ -143,7 +152,7 @@ class DepthBatches:
         depth = torch.from_numpy(self.store.depth[rows].astype(np.float32))  # (N, S, S)
         depth = depth[torch.from_numpy(rng.permutation(count))]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        depth, mask = training_batch(depth, generator, self.augment)
+        depth, mask = training_batch(depth, generator, self.augment, self.metric)
         if self.photos is not None and self.num_photos:
             nearness = torch.from_numpy(self.photos[rng.integers(len(self.photos), size=self.num_photos)]).float() / 255
             more = photo_batch(nearness, depth.shape[-1], generator)
@@ -182,7 +191,7 @@ class TrainingData:
             made = np.arange(HELD_OUT_SEED, HELD_OUT_SEED + held_back)
             return cls(config, SceneStore.build(config.store, seeds, image_size=size), None, made[:held], made[held:])
         inverse = config.model.normalisation == "relative_inverse"
-        percentile = 0.0 if config.model.normalisation == "metric" else config.model.range_percentile
+        percentile = 0.0 if config.metric else config.model.range_percentile
         store = DepthStore.build(config.store, config.data, config.data_format, size, inverse, percentile)
         if len(store) <= held_back:
             raise ValueError(
@@ -279,6 +288,7 @@ def train(config: TokenizerConfig) -> FitResult:
         config.loop.seed,
         data.rows,
         config.augment,
+        config.metric,
         config.masked_maps,
         config.masked_share,
         photos,

@@ -196,7 +196,8 @@ class DiffusionDecoder(nn.Module):
                     f"codes must be whole, {self.tokenizer.config.num_codes} a map, got {codes.shape[1]}; the plain "
                     "decoder reads the first ones of a nested tokenizer"
                 )
-            codes = codes[:, self.tokenizer.cell_rank]
+            grid = self.tokenizer.config.grid_size
+            codes = codes[:, self.tokenizer.cell_rank].view(-1, grid, grid)
         plain, conditions = self._conditions(codes)
         start = torch.randn((1, *self._folded), generator=torch.Generator().manual_seed(seed))
         current = start.to(conditions).expand(len(codes), -1, -1, -1)  # (B, p*p, S/p, S/p)

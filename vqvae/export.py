@@ -7,9 +7,9 @@
 
 The encoder takes depth (B, S, S) float32, at the tokenizer's image_size, in any unit, larger is farther; NaN, infinite
 and non-positive pixels are holes. It gives codes (B, h, w) int64 and depth_range (B, 2) float32, near and far in the
-unit of the input; (inf, -inf) means that a map had no valid pixel and its codes mean nothing. Resize maps of other
-sizes so that holes do not bleed (`vqvae.normalisation.resize_masked`): as inverse depth if the normalisation is
-"relative_inverse", else as depth.
+unit of the input; (inf, -inf) means that a map had no valid pixel and its codes mean nothing; with "metric" the range
+is the config's even then. Resize maps of other sizes so that holes do not bleed
+(`vqvae.normalisation.resize_masked`): as inverse depth if the normalisation is "relative_inverse", else as depth.
 
 The decoder takes codes (B, h, w) int64, 0..K-1, and gives nearness (B, S, S) float32 in [0, 1], 1 = nearest; -1 stands
 for a missing code (nested tokenizers only). `vqvae.normalisation.nearness_to_depth` turns nearness into depth.

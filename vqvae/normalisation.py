@@ -53,7 +53,9 @@ def valid_pixels(depth: Tensor, mask: Tensor | None) -> Tensor:
             valid pixel.
     """
     if depth.ndim != 3:
-        hint = "maps have no channels: depth[:, 0]" if depth.ndim == 4 else "add or drop dimensions, e.g. depth[None]"
+        hint = "add or drop dimensions, e.g. depth[None]"
+        if depth.ndim == 4:
+            hint = f"maps have no channels: {'depth[..., 0]' if depth.shape[-1] == 1 else 'depth[:, 0]'}"
         raise ValueError(f"depth must be (B, H, W), got shape {tuple(depth.shape)}; {hint}")
     if not 0 < depth.numel():
         raise ValueError(f"depth must hold at least one pixel, got shape {tuple(depth.shape)}")
@@ -86,8 +88,9 @@ def resize_masked(values: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[
         both = torch.stack([weighted, weight], 1)  # (B, 2, H, W)
         both = F.interpolate(both, size=size, mode="bilinear", antialias=True, align_corners=False)
         weighted, weight = both.unbind(1)  # (B, *size) each
-    resized_mask = weight > 1e-3
-    return torch.where(resized_mask, weighted / weight.clamp_min(1e-3), 0), resized_mask
+    least = min(1e-3, 0.05 * size[0] * size[1] / values[0].numel())  # what a pixel beneath has, also in large maps
+    resized_mask = weight > least
+    return torch.where(resized_mask, weighted / weight.clamp_min(least), 0), resized_mask
 
 
 def _inverts(config: VQVAEConfig) -> bool:
@@ -134,7 +137,8 @@ def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig
     """Depth (B, H, W) in the unit of `depth_range` (B, 2); the inverse of `depth_to_nearness`.
 
     Raises:
-        ValueError: for a depth_range that is no tensor (B, 2) of 0 < near <= far.
+        ValueError: for a depth_range that is no tensor (B, 2) of 0 < near <= far; near may be 0 where nearness is no
+            inverse depth.
     """
     if not isinstance(depth_range, Tensor):
         raise ValueError(
@@ -146,7 +150,8 @@ def nearness_to_depth(nearness: Tensor, depth_range: Tensor, config: VQVAEConfig
             f"{tuple(depth_range.shape)}; pass normalise(depth).depth_range"
         )
     near, far = depth_range.to(nearness).unbind(1)
-    if not bool(((near > 0) & (near <= far) & far.isfinite()).all()):
+    can_be = (near > 0) if _inverts(config) else (near >= 0)
+    if not bool((can_be & (near <= far) & far.isfinite()).all()):
         raise ValueError(
             f"depth_range must hold 0 < near <= far of each map, got {depth_range.tolist()}; pass "
             "normalise(depth).depth_range"

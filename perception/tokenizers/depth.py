@@ -100,7 +100,9 @@ class DepthTokenizer:
         return next(self.vqvae.parameters()).device
 
     def encode(self, depth: Any, mask: Any = None) -> list[int]:
-        """Codes (h*w,) of a depth map (H, W), array or tensor; NaN, infinite and non-positive pixels are holes.
+        """Codes (h*w,) of a depth map (H, W), array or tensor.
+
+        NaN, infinite, non-positive and masked pixels are holes.
 
         Args:
             depth: any unit, larger is farther.
@@ -109,7 +111,9 @@ class DepthTokenizer:
         Raises:
             ValueError: for depth that is not (H, W), a mask of another shape, or a map without a valid pixel.
         """
-        depth = torch.as_tensor(depth, dtype=torch.float32, device=self._device)  # (H, W)
+        if not isinstance(depth, Tensor):  # masked pixels of NumPy's masked arrays are holes
+            depth = torch.from_numpy(np.ma.filled(np.ma.asarray(depth).astype(np.float32), np.nan).copy())
+        depth = depth.to(self._device, torch.float32)  # (H, W)
         if depth.ndim != 2:
             raise ValueError(f"depth must be one map (H, W), got shape {tuple(depth.shape)}; encode map by map")
         if mask is not None:
@@ -124,13 +128,16 @@ class DepthTokenizer:
         return codes
 
     def decode(self, codes: Sequence[int], size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Nearness (S, S), or (height, width) if `size` is given, in [0, 1], of codes (h*w,) or the first nested ones.
+        """Nearness (S, S), or (height, width) if `size` is given, in [0, 1].
+
+        Args:
+            codes: (h*w,) in the order of `encode`, or the first nested ones; or a grid (h, w), as `vqvae` gives.
 
         Raises:
             ValueError: for codes that are not integers, too few or many, or out of range.
         """
         tensor = torch.as_tensor(codes, device=self._device)
-        maps: Tensor = self.vqvae.decode(tensor.reshape(1, -1), size=size)  # (1, S, S)
+        maps: Tensor = self.vqvae.decode(tensor[None], size=size)  # (1, S, S)
         return maps[0].float().cpu().numpy()
 
     def decode_soft(self, probabilities: Tensor, size: tuple[int, int] | None = None) -> Tensor:

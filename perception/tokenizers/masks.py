@@ -67,13 +67,24 @@ def mask_iou(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 def pixel_box(bins: NDArray[np.int64], size: tuple[int, int], num_locations: int) -> tuple[int, int, int, int]:
     """Pixels x1, y1, x2, y2 of a box in bins (4,) of an image (height, width); the ends are excluded.
 
-    Each side is the pixel edge nearest to its bin's centre. The box has at least one pixel each way.
+    Each side is the pixel edge nearest to its bin's centre. Where bins are wider than a pixel, and both sides lie in
+    one or in neighbouring ones, that would cut off much: the box then reaches to the outer edges of these bins. It has
+    at least one pixel each way.
     """
-    height, width = size
-    centres = (bins + 0.5) / num_locations  # (4,)
-    x1, y1, x2, y2 = (int(side) for side in np.floor(centres * (width, height, width, height) + 0.5))
-    x1, y1 = min(x1, width - 1), min(y1, height - 1)
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+    (x1, x2), (y1, y2) = (
+        _pixel_side(int(low), int(high), length, num_locations)
+        for low, high, length in zip(bins[:2], bins[2:], size[::-1], strict=True)
+    )
+    return x1, y1, x2, y2
+
+
+def _pixel_side(low: int, high: int, length: int, num_locations: int) -> tuple[int, int]:
+    """First pixel and the one behind the last, of `length`, from bin `low` to bin `high`."""
+    if high - low <= 1 and length > num_locations:
+        return low * length // num_locations, -(-(high + 1) * length // num_locations)
+    first, end = (int((place + 0.5) / num_locations * length + 0.5) for place in (low, high))
+    first = min(first, length - 1)
+    return first, max(end, first + 1)
 
 
 def crop_mask(mask: NDArray[np.bool_], bins: NDArray[np.int64], num_locations: int) -> Tensor:
@@ -87,7 +98,7 @@ class MaskTokenizer:
 
     The mask is cropped by the box as its bins say it, which is the box that it is decoded into, and resized for the
     VQVAE. In images of less than 100 pixels a side, 100 bins tell every pixel's edge; in larger ones a strip of up to
-    half a bin may be cut off.
+    half a bin may be cut off at a side of a box that is wider than two bins.
     """
 
     modality = "masks"

@@ -26,6 +26,7 @@ from train.data.curriculum import CurriculumConfig, task_shares
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig, TaskMaker
 from train.finetune import FinetuneConfig
+from train.loop.checkpoints import ResumeError
 from train.loop.fit import LoopConfig
 from train.loop.progress import read_log
 from train.mask_tokenizer import FIRST_SEED, MaskBatches, MaskTokenizerConfig, crops_of, held_out_scenes
@@ -53,6 +54,17 @@ def test_a_short_training_gives_a_tokenizer_of_masks(tmp_path: Path) -> None:
         replace(config, model=VQVAEConfig())
     with pytest.raises(ValueError, match=r"num_scenes \(0\).*at least 1"):
         replace(config, num_scenes=0)
+
+
+def test_held_out_masks_that_decide_when_training_ends_cannot_change(tmp_path: Path) -> None:
+    config = MaskTokenizerConfig(
+        run_dir=str(tmp_path / "run"), out=str(tmp_path / "finished"), store=str(tmp_path / "scenes"), num_scenes=8,
+        num_held_out=2, batch_size=8, model=TINY,
+        loop=LoopConfig(steps=2, evaluate_every=1, num_workers=0),
+    )  # fmt: skip
+    mask_tokenizer.train(config)
+    with pytest.raises(ResumeError, match="num_held_out"):
+        mask_tokenizer.train(replace(config, num_held_out=3))
 
 
 def test_crops_are_the_visible_pixels_of_every_object() -> None:

@@ -49,6 +49,27 @@ def test_made_up_batches_are_valid_and_repeat(store: SceneStore) -> None:
     torch.testing.assert_close(depth[:4].flatten(1).sort().values, scenes[:4].flatten(1).sort().values)
 
 
+def test_metric_maps_keep_their_depths_and_get_holes() -> None:
+    scenes = 1 + torch.rand((8, 16, 16), generator=torch.Generator().manual_seed(0)) * 9
+    depth, mask = training_batch(scenes, torch.Generator().manual_seed(3), metric=True)
+    torch.testing.assert_close(depth.flatten(1).sort().values, scenes.flatten(1).sort().values)
+    assert bool(mask[:4].all()) and not bool(mask[4:].all())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_small_batches_hold_a_map_of_the_data(count: int) -> None:
+    scenes = 1 + torch.rand((count, 16, 16), generator=torch.Generator().manual_seed(0)) * 9
+    depth, mask = training_batch(scenes, torch.Generator().manual_seed(3))
+    assert len(depth) == len(mask) == count
+    torch.testing.assert_close(depth[0].flatten().sort().values, scenes[0].flatten().sort().values)
+
+
+def test_photographs_have_no_metric_depth(tmp_path: Path) -> None:
+    model = replace(TINY, normalisation="metric", min_depth=1.0, max_depth=10.0)
+    with pytest.raises(ValueError, match="maps of photographs have no unit"):
+        replace(tiny_config(tmp_path, steps=3), model=model, photos="photos")
+
+
 def test_a_batch_is_a_function_of_step_and_rank(store: SceneStore) -> None:
     batches = DepthBatches(store, 8, seed=0)
     again = DepthBatches(store, 8, seed=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_maps_come_in_any_size_and_in_the_unit_of_the_input() -> None:
     metres = decoder.decode(codes, ranges, size=(40, 30), num_steps=1)
     assert metres.shape == (3, 40, 30)
     assert bool((metres >= ranges[:, :1, None] - 1e-4).all()) and bool((metres <= ranges[:, 1:, None] + 1e-4).all())
+
+
+def test_a_nested_sequence_is_the_map_of_its_grid() -> None:
+    tokenizer = VQVAE(replace(TINY, nested=True)).eval()
+    decoder = tiny_decoder(tokenizer)
+    codes = torch.randint(tokenizer.config.codebook_size, (3, *[tokenizer.config.grid_size] * 2))
+    assert decoder.decode(tokenizer.to_sequence(codes)).equal(decoder.decode(codes))
+    assert not tokenizer.to_sequence(codes).equal(codes.flatten(1))
 
 
 @pytest.mark.slow

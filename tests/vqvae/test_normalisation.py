@@ -52,6 +52,26 @@ def test_holes_do_not_bleed_when_maps_are_resized(size: tuple[int, int]) -> None
     assert bool((resized[~new_mask] == 0).all())
 
 
+@pytest.mark.parametrize("size", [(480, 640), (2160, 3840)])
+def test_a_single_measured_pixel_is_not_lost(size: tuple[int, int]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        mask = torch.zeros(1, *size, dtype=torch.bool)
+        y, x = (int(torch.randint(side, (), generator=rng)) for side in size)
+        mask[0, y, x] = True
+        resized, new_mask = resize_masked(torch.full((1, *size), 0.3), mask, (80, 80))
+        assert new_mask[0, 80 * y // size[0], 80 * x // size[1]] and new_mask.sum() <= 9
+        torch.testing.assert_close(resized[new_mask], torch.full((int(new_mask.sum()),), 0.3))
+
+
+def test_metric_depth_may_begin_at_zero() -> None:
+    config = replace(TINY, normalisation="metric", min_depth=0.0, max_depth=10.0)
+    ranges = depth_ranges(torch.ones(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool), config)
+    assert nearness_to_depth(torch.full((1, 2, 2), 0.25), ranges, config).unique().tolist() == [7.5]
+    with pytest.raises(ValueError, match="depth_range must hold 0 < near <= far"):
+        nearness_to_depth(torch.full((1, 2, 2), 0.25), ranges, TINY)
+
+
 def test_a_flat_map_is_half_near(tiny: VQVAE) -> None:
     normalised = tiny.normalise(torch.full((1, 8, 8), 3.0))
     assert bool((normalised.values == 0).all())

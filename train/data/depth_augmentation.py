@@ -154,24 +154,28 @@ def photo_batch(nearness: Tensor, size: int, generator: torch.Generator) -> tupl
     return 1 / inverse, mask
 
 
-def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
+def training_batch(
+    scenes: Tensor, generator: torch.Generator, augment: bool = True, metric: bool = False
+) -> tuple[Tensor, Tensor]:
     """Augment a batch of depth maps (N, S, S), NaN in holes.
 
-    Half of the maps stay plain, a quarter is bent and cropped, and a quarter is replaced by random surfaces. All maps
-    are mirrored at random, random surfaces are also turned upside down, and half of the maps that are not plain get
-    holes. The result depends only on the inputs and the generator's state.
+    Half of the maps, and at least one, stay plain; a quarter is bent and cropped, and a quarter is replaced by random
+    surfaces. All maps are mirrored at random, random surfaces are also turned upside down, and half of the maps that
+    are not plain get holes. The result depends only on the inputs and the generator's state.
 
     Args:
         augment: whether to augment; otherwise all maps are only mirrored at random.
+        metric: leave depths as they are: no map is bent or replaced.
 
     Returns:
         depth and mask, (N, S, S) each.
     """
     count, size = scenes.shape[0], scenes.shape[-1]
-    plain, bent = (count // 2, count // 4) if augment else (count, 0)
-    made = count - plain - bent
+    plain = max(1, count // 2) if augment else count
+    bent = 0 if metric else min(count // 4, count - plain)
+    made = 0 if metric else count - plain - bent
     inverse = 1 / scenes
-    parts = [inverse[:plain]]
+    parts = [inverse[: count - bent - made]]
     if bent:
         parts.append(bend_and_crop(inverse[plain : plain + bent], generator))
     if made:
@@ -180,7 +184,7 @@ def training_batch(scenes: Tensor, generator: torch.Generator, augment: bool = T
     flip = torch.rand((count, 1, 1), generator=generator) < 0.5
     inverse = torch.where(flip, inverse.flip(2), inverse)
     turn = torch.rand((count, 1, 1), generator=generator) < 0.5
-    turn[: plain + bent] = False
+    turn[: count - made] = False
     inverse = torch.where(turn, inverse.flip(1), inverse)
     measured = inverse.isfinite()
     holed = torch.rand((count, 1, 1), generator=generator) < 0.5

@@ -65,6 +65,17 @@ def test_boxes_tell_every_pixel_below_a_hundred() -> None:
     assert pixel_box(np.array([0, 0, 0, 0]), (80, 80), 100) == (0, 0, 1, 1)
 
 
+def test_things_narrower_than_two_bins_are_not_lost_in_large_images(tokenizer: MaskTokenizer) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for height, width in [(1080, 1920), (2160, 3840)] * 10:
+        mask = np.zeros((height, width), dtype=bool)
+        y, x = int(rng.integers(height - 40)), int(rng.integers(width - 60))
+        mask[y : y + int(rng.integers(6, height // 90)), x : x + int(rng.integers(10, width // 90))] = True
+        found.append(mask_iou(mask, tokenizer.decode(tokenizer.encode(mask), mask.shape)))
+    assert min(found) > 0.4 and np.mean(found) > 0.7
+
+
 def test_the_box_cuts_the_mask(tokenizer: MaskTokenizer) -> None:
     mask = np.ones((80, 80), dtype=bool)
     decoded = tokenizer.decode(tokenizer.encode(mask, (0.25, 0.5, 0.75, 1.0)), (80, 80))

@@ -36,6 +36,30 @@ def test_one_tokenizer_a_modality() -> None:
         assert all(hasattr(tokenizer, name) for name in ("encode", "decode", "to_text", "from_text", "draw"))
 
 
+def test_masked_pixels_of_numpy_are_holes_and_any_array_is_taken(depth_tokenizer: DepthTokenizer) -> None:
+    depth = np.random.default_rng(0).uniform(1, 9, (24, 24))
+    hidden = np.zeros(depth.shape, dtype=bool)
+    hidden[5:12, 3:20] = True
+    expected = depth_tokenizer.encode(np.where(hidden, np.nan, depth))
+    assert expected != depth_tokenizer.encode(depth)
+    assert depth_tokenizer.encode(np.ma.array(np.where(hidden, 1e9, depth), mask=hidden)) == expected
+    whole = (1000 * depth).astype(">u2")
+    wanted = depth_tokenizer.encode(whole.astype(float))
+    assert depth_tokenizer.encode(whole) == depth_tokenizer.encode(np.flip(np.flip(whole))) == wanted
+    assert depth_tokenizer.encode(Image.fromarray(whole.astype(np.uint16))) == wanted
+    assert depth_tokenizer.encode(whole.tolist()) == depth_tokenizer.encode(torch.tensor(whole.tolist())) == wanted
+
+
+def test_a_grid_of_nested_codes_is_the_map_of_its_sequence() -> None:
+    torch.manual_seed(0)
+    config = VQVAEConfig(image_size=16, downsample=4, codebook_size=8, channels=16, num_res_blocks=1, nested=True)
+    tokenizer = DepthTokenizer(VQVAE(config))
+    grid = torch.randint(8, (4, 4))
+    sequence = tokenizer.vqvae.to_sequence(grid[None])[0]
+    np.testing.assert_array_equal(tokenizer.decode(grid), tokenizer.decode(sequence))
+    assert np.abs(tokenizer.decode(grid.flatten()) - tokenizer.decode(grid)).max() > 1e-3
+
+
 # Boxes and points
 
 
