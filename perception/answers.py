@@ -614,6 +614,12 @@ def final_answer(completion: str) -> str:
     return numbers[-1] if numbers else ""
 
 
+def same_words(said: str, answer: str) -> bool:
+    """True if two texts say the same; case, and end marks and spaces around it, do not count."""
+    one, other = (re.sub(r"[.!\s]+$", "", text).strip().casefold() for text in (said, answer))
+    return one == other
+
+
 def _as_number(text: str) -> float | None:
     """Return the number that a text begins with, as in "3/4" and "12 cm"; None where there is none."""
     found = re.match(rf"\$?\s*({_PLAIN})", text.strip())

@@ -208,8 +208,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="[SET]",
-            help="scenes, or a published set: blink-depth, hardblink, blink-counting, cvbench, seedbench, mathvista, "
-            "geoqa, mmstar.",
+            help="scenes, a published set (blink-depth, hardblink, blink-counting, cvbench, seedbench, mathvista, "
+            "geoqa, mmstar), or own: a table of your own questions.",
         ),
     ] = "scenes",
     model: Model = None,
@@ -217,31 +217,31 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="chain, direct, or, on published sets of problems, interleaved.")] = "chain",
     num_count: Annotated[int, typer.Option(help="Counting questions.", min=1)] = 200,
     num_depth: Annotated[int, typer.Option(help="Depth questions for each of 2 to 5 points.", min=1)] = 60,
-    data: Annotated[Path | None, typer.Option(help="Folder with a downloaded published set.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for published answers and their page.")] = Path("evaluation"),
-    limit: Annotated[int | None, typer.Option(help="Published questions; default: all.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Published questions per batch.", min=1)] = 16,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a downloaded published set; for own, a CSV or JSON file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the answers of a set and their page.")] = Path("evaluation"),
+    limit: Annotated[int | None, typer.Option(help="Questions of a set; default: all.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions of a set per batch.", min=1)] = 16,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            help="Most tokens per answer; default: 512 for published sets, or what the model's map needs.", min=1
-        ),
+        typer.Option(help="Most tokens per answer; default: 512 for sets, or what the model's map needs.", min=1),
     ] = None,
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Score a model on held-out scenes, or on a published set, with 95 % bootstrap intervals.
+    """Score a model on held-out scenes, a published set, or your own questions, with 95 % bootstrap intervals.
 
-    Published sets are read in their authors' layout (docs/evaluate.md). Every answer is written to --out as it is made;
-    the same command continues a stopped run.
+    Published sets are read in their authors' layout, your own as by train.finetune --data.own (docs/evaluate.md). Every
+    answer is written to --out as it is made; the same command continues a stopped run.
     """
     if task != "scenes":
         _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens, device, dtype)
         return
     if data is not None or limit is not None:
         raise ValueError(
-            "--data and --limit go with a published set; name it (evaluate hardblink --data FOLDER), or leave them out "
-            "to score rendered scenes"
+            "--data and --limit go with a set; name it (evaluate hardblink --data FOLDER, evaluate own --data "
+            "questions.csv), or leave them out to score rendered scenes"
         )
     from perception.evaluation.bootstrap import accuracy_interval
     from perception.evaluation.scenes import evaluate_items, scene_items
@@ -290,7 +290,7 @@ def _evaluate_published(
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
     if data is None:
-        raise ValueError(f"{name} needs --data, the folder with the downloaded set")
+        raise ValueError(f"{name} needs --data, the folder with the downloaded set, or your own table")
     items = read_published_set(name, data)[:limit]
     answering = (_load_reasoner if mode == "interleaved" else _load)(model, device, dtype)
     stem = out / f"{name}-{mode}"
@@ -321,8 +321,8 @@ def ablate(
         str,
         typer.Argument(
             metavar="[SET]",
-            help="scenes (both styles), or a published set with counting or depth questions: blink-depth, hardblink, "
-            "blink-counting, cvbench, seedbench.",
+            help="scenes (both styles), or a set with counting or depth questions: blink-depth, hardblink, "
+            "blink-counting, cvbench, seedbench, own (a table of yours).",
         ),
     ] = "scenes",
     model: Model = None,

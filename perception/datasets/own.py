@@ -101,6 +101,18 @@ def read_questions(
     return RecordSet(tuple(records), tuple(skipped))
 
 
+def read_asked(path: Path) -> Iterator[tuple[str, ImageFile, str, str]]:
+    """Yield place, image, question and answer of each row of a table, whatever its boxes are.
+
+    Raises:
+        ValueError: as `read_questions`, but for boxes and ids.
+    """
+    for where, row in _rows(path, None):
+        row, image = _checked(row, path.parent, where)
+        question = _text(row, "question")
+        yield where, image, question, _answer(row, question)
+
+
 def question_records(
     row: dict[str, Any], folder: Path, tokenizer: BoxTokenizer, declared: DeclaredBoxes, where: str
 ) -> tuple[list[Record], list[str]]:
@@ -109,14 +121,7 @@ def question_records(
     Args:
         row: its image is a path relative to `folder`, or absolute.
     """
-    row = _check_values(row, where)
-    missing = [column for column in _NEEDED if not _text(row, column)]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; {_REMEDY}")
-    image = ImageFile(folder / _text(row, "image"))
-    if not image.path.is_file():
-        _check_one_image(_text(row, "image"), where)
-    check_exists(image.path, where)
+    row, image = _checked(row, folder, where)
     boxes = _boxes(row, where)
     if boxes is not None and len(boxes):
         boxes = declared.fractions(boxes, image_size(image, where), where)
@@ -126,15 +131,32 @@ def question_records(
     return [Record(image, example, where, counted=drawn[0] if counts else None) for example in examples], unused
 
 
+def _checked(row: dict[str, Any], folder: Path, where: str) -> tuple[dict[str, Any], ImageFile]:
+    """The row, and its image."""
+    row = _check_values(row, where)
+    missing = [column for column in _NEEDED if not _text(row, column)]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; {_REMEDY}")
+    image = ImageFile(folder / _text(row, "image"))
+    if not image.path.is_file():
+        _check_one_image(_text(row, "image"), where)
+    check_exists(image.path, where)
+    return row, image
+
+
+def _answer(row: dict[str, Any], question: str) -> str:
+    answer = _text(row, "answer").removesuffix(".")  # targets end in a full stop already
+    if chains.kind_of_question(question) == "count":
+        answer = re.sub(r"^(\d+)\.0*$", r"\1", answer)  # spreadsheets and pandas write 2 as 2.0
+    return answer
+
+
 def _examples(
     row: dict[str, Any], boxes: NDArray[np.float64] | None, tokenizer: BoxTokenizer, where: str
 ) -> tuple[list[chains.Example], list[str]]:
     """The tasks of a row, and what of it no task uses."""
-    question, answer, things = (_text(row, column) for column in ("question", "answer", "things"))
-    answer = answer.removesuffix(".")  # targets end in a full stop already
-    counts = chains.kind_of_question(question) == "count"
-    if counts:
-        answer = re.sub(r"^(\d+)\.0*$", r"\1", answer)  # spreadsheets and pandas write 2 as 2.0
+    question, things = _text(row, "question"), _text(row, "things")
+    answer, counts = _answer(row, question), chains.kind_of_question(question) == "count"
     examples = [chains.direct(chains.direct_task(question), question, answer)]
     if boxes is None:
         unused = f"{where}: things are named and there are no boxes, so nothing is drawn; give boxes too"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.ops import box_iou
 
+from perception.answers import same_words
 from perception.chains import Answer, Example, kind_of_question
 from perception.evaluation.report import CaptionedImage, drawn_answer, html_table, write_report
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -47,8 +47,7 @@ class AnsweredExample:
         """True if the final answer is the data's; None for a task that draws alone. Case and end marks do not count."""
         if not self.example.answer:
             return None
-        given, wanted = (re.sub(r"[.!\s]+$", "", str(v)).casefold() for v in (self.answer.value, self.example.answer))
-        return given == wanted
+        return same_words(str(self.answer.value), self.example.answer)
 
 
 def answer_examples(

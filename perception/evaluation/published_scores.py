@@ -11,12 +11,20 @@ from statistics import fmean
 
 from PIL import Image
 
-from perception.answers import LETTERS, final_answer, read_number, read_option, same_answer
+from perception.answers import (
+    LETTERS,
+    final_announcement,
+    final_answer,
+    read_number,
+    read_option,
+    same_answer,
+    same_words,
+)
 from perception.chains import Answer, kind_of_question
 from perception.datasets.lines import text_lines
 from perception.datasets.progress import Progress
 from perception.evaluation.bootstrap import Interval, accuracy_interval
-from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
+from perception.evaluation.published_sets import NUMBER, OPTION, TEXT, PublishedItem
 from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
 from perception.interleave.reasoner import Reasoner, draw_reasoning
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -60,6 +68,10 @@ def score(item: PublishedItem, text: str) -> tuple[str | None, bool]:
     if item.scoring == NUMBER:
         number = read_number(text, item.question)
         return None if number is None else f"{number:g}", number is not None and number == float(item.truth)
+    if item.scoring == TEXT:
+        announced = final_announcement(text)
+        words = (announced.said if announced else text).strip()
+        return words or None, same_words(words, item.truth)
     said = final_answer(text)
     return said or None, same_answer(said, item.truth)
 

@@ -1,6 +1,6 @@
-"""Readers of published evaluation sets: BLINK, HardBLINK, CV-Bench, SEED-Bench, MathVista, GeoQA, MMStar.
+"""Readers of evaluation sets: BLINK, HardBLINK, CV-Bench, SEED-Bench, MathVista, GeoQA, MMStar, and tables of your own.
 
-Each reads a folder with the files as their authors publish them, and gives questions with their answers.
+Each reads a folder with the files as their authors publish them, or a table, and gives questions with their answers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from typing import Any
 from PIL import Image
 
 from perception.answers import LETTERS, read_number
+from perception.chains import kind_of_question
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import json_lines, read_text
+from perception.datasets.own import read_asked
 from perception.model.images import ImageError, decode_image
 
-OPTION, NUMBER, MATHS = "option", "number", "maths"
-"""How an answer is scored: by its letter, by its number, or by math-verify"""
+OPTION, NUMBER, MATHS, TEXT = "option", "number", "maths", "text"
+"""How an answer is scored: by its letter, by its number, by math-verify, or by its words"""
+OWN = "own"
 MATHS_SOURCES = ("FunctionQA", "Geometry3K", "GeoQA+", "GEOS", "UniGeo")
 """Sources of MathVista's maths subset (MINT-CoT, arXiv 2506.05331)"""
 _OPTION_LINE = re.compile(r"\(?([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?[A-H][).:]\s|\s*$)", re.DOTALL)
@@ -74,7 +77,7 @@ class PublishedItem:
 
 
 def read_published_set(name: str, folder: str | Path) -> list[PublishedItem]:
-    """Read the questions of a set (one of SETS), in the order of its files.
+    """Read the questions of a set (one of SETS), in the order of its files. `OWN` takes a table, not a folder.
 
     Raises:
         ValueError: for an unknown set, a folder without its files, a row in another layout (naming file and row), a
@@ -83,7 +86,7 @@ def read_published_set(name: str, folder: str | Path) -> list[PublishedItem]:
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}; known: {', '.join(SETS)}")
     folder = Path(folder)
-    if not folder.is_dir():
+    if name != OWN and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the one that {name} was downloaded into")
     items = list(SETS[name](folder))
     if not items:
@@ -459,6 +462,21 @@ def _mmstar(folder: Path) -> Iterator[PublishedItem]:
             yield PublishedItem(str(row["index"]), group, row.image("image"), question, truth, OPTION, options)
 
 
+def _own(path: Path) -> Iterator[PublishedItem]:
+    """Read a table as `train.finetune --data.own` does: answers are numbers, letters of options or points, or texts."""
+    for where, image, question, truth in read_asked(path):
+        group = kind_of_question(question) or "other"
+        if re.fullmatch(r"-?\d+(\.\d+)?", truth):
+            yield PublishedItem(where, group, image, question, truth, NUMBER)
+        elif letter := re.fullmatch(r"\(?([A-H])\)?", truth):
+            options = options_in(question) or _letters_in(question) or tuple(LETTERS[:5])
+            if letter[1] not in LETTERS[: len(options)]:
+                raise ValueError(f"{where}: the answer {truth} is none of the options of {question!r:.120}; correct it")
+            yield PublishedItem(where, group, image, question, letter[1], OPTION, options)
+        else:
+            yield PublishedItem(where, group, image, question, truth, TEXT)
+
+
 def options_in(question: str) -> tuple[str, ...]:
     """Texts of the options at the end of a question, as in "Options: A: 3, B: 4"; empty where it has none."""
     part = re.split(r"\b(?:Options|Choices)\s*:", question, flags=re.IGNORECASE)[-1]
@@ -476,5 +494,6 @@ SETS: dict[str, Callable[[Path], Iterator[PublishedItem]]] = {
     "mathvista": _mathvista,
     "geoqa": _geoqa,
     "mmstar": _mmstar,
+    OWN: _own,
 }
 """Reader of each set, by name"""

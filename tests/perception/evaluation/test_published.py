@@ -480,12 +480,46 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
         CliRunner().invoke(cli.app, command, catch_exceptions=False)
     shutil.rmtree(folder)
     own.rename(folder)
-    with pytest.raises(ValueError, match="go with a published set"):
+    with pytest.raises(ValueError, match="go with a set"):
         CliRunner().invoke(cli.app, ["evaluate", "--data", str(data)], catch_exceptions=False)
     with pytest.raises(ValueError, match="needs --data"):
         CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
     with pytest.raises(ValueError, match="unknown set 'scene'"):
         CliRunner().invoke(cli.app, ["evaluate", "scene"], catch_exceptions=False)
+
+
+def own_table(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("RGB", (40, 30), "red").save(folder / "a.png")
+    rows = [
+        ("How many cups are there?", "2.0", "[[900, 10, 990, 20]]"),
+        ("Which point is closest to the camera, A, B or C?", "(B)", ""),
+        ("Which point is closest to the camera, A or B?", "B", ""),
+        ("What is it? (A) a cup (B) a mug", "A", ""),
+        ("What colour is the lamp?", "Dark red.", ""),
+    ]
+    table = folder / "questions.csv"
+    lines = [f'a.png,"{question}",{answer},"{boxes}"' for question, answer, boxes in rows]
+    table.write_text("\n".join(["image,question,answer,boxes", *lines]))
+    return table
+
+
+def test_a_table_of_one_s_own_is_a_set(folder: Path, tmp_path: Path) -> None:
+    table = own_table(tmp_path / "own")
+    items = read_published_set("own", table)
+    assert [item.group for item in items] == ["count", "depth", "depth", "other", "other"]
+    assert [item.options for item in items] == [(), ("A", "B", "C"), ("A", "B"), ("a cup", "a mug"), ()]
+    said = ["There are 2 cups.", "B", "A is closer than B.", "It is a cup.", "dark red"]
+    assert [score(item, text)[1] for item, text in zip(items, said, strict=True)] == [True, True, False, True, True]
+    assert [score(item, "red")[1] for item in items] == [False] * 5
+    assert score(items[4], "It may be red. The answer is dark red.") == ("dark red.", True)
+    command = ["evaluate", "own", "--data", str(table), "--model", str(folder), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, [*command, "--max-new-tokens", "60"], catch_exceptions=False)
+    assert result.exit_code == 0 and all(group in result.stdout for group in ("count", "depth", "other", "all"))
+    assert len((tmp_path / "out" / "own-chain.jsonl").read_text().splitlines()) == 5
+    table.write_text(table.read_text().replace(",A,", ",C,"))
+    with pytest.raises(ValueError, match=r"questions.csv, line 5: the answer C is none of the options"):
+        read_published_set("own", table)
 
 
 def test_the_room_follows_from_the_model_s_grid(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
