@@ -22,6 +22,8 @@ from torch import Tensor
 from perception.datasets.depth.code_files import is_code_file
 from perception.datasets.listing import files_beneath
 from perception.model.images import ImageError, has_deep_colours
+from vqvae import VQVAEConfig
+from vqvae.normalisation import depth_ranges
 
 Meaning = Literal["depth", "inverse"]
 MEANINGS: tuple[str, ...] = get_args(Meaning)
@@ -41,7 +43,8 @@ PRESETS: dict[str, tuple[float, float | None]] = {
 _KEYS = ("depth", "depths", "Z", "Y", "R")
 """Usual names of a depth array, tried in order if a file holds several arrays and no key is given"""
 _FARTHEST = 0.001
-"""Least relative nearness, as a share of the map's largest, so that its inverse is finite"""
+"""Least relative nearness, as a share of the map's largest without wild pixels, so that its inverse is finite"""
+_RANGE = VQVAEConfig(normalisation="relative")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 """Pillow's modes of more than 8 bits"""
 _PLAUSIBLE = (0.1, 10.0)
@@ -176,13 +179,21 @@ def to_depth(values: NDArray[Any], unit: float, meant: DepthFormat) -> Tensor:
         numbers[torch.from_numpy(np.asarray(values == invalid))] = torch.nan
     if meant.meaning == "inverse":
         if scale is None:
-            most = torch.where(numbers.isfinite(), numbers, 0).max()
-            numbers = torch.where(numbers >= 0, numbers.clamp_min(_FARTHEST * most), torch.nan)
+            numbers = torch.where(numbers >= 0, numbers.clamp_min(_FARTHEST * _most(numbers)), torch.nan)
             scale = 1.0
         depth = torch.where(numbers > 0, scale / numbers, torch.nan)
     else:
         depth = numbers * (unit if scale is None else scale)
     return depth if meant.max_depth is None else torch.where(depth <= meant.max_depth, depth, torch.nan)
+
+
+def _most(nearness: Tensor) -> float:
+    """The largest nearness (H, W) that is no wild pixel (`vqvae.normalisation.depth_ranges`); 0 without a valid one."""
+    valid = nearness.isfinite() & (nearness >= 0)
+    if not bool(valid.any()):
+        return 0.0
+    # Where all but a few pixels are 0, these few are the map.
+    return float(depth_ranges(nearness[None], valid[None], _RANGE)[0, 1]) or float(nearness[valid].max())
 
 
 def scale_hint(path: Path, farthest: float, meant: DepthFormat) -> str | None:

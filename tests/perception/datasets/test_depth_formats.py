@@ -155,6 +155,24 @@ def test_zeros_of_relative_nearness_are_the_farthest(kind: str, tmp_path: Path) 
     np.testing.assert_allclose(measured[3:], 100 / near[3:].round(0 if "png" in kind else 9), rtol=1e-5)
 
 
+def test_a_wild_pixel_of_relative_nearness_does_not_flatten_the_map(tmp_path: Path, model: VQVAE) -> None:
+    near = np.linspace(0.05, 1, 48, dtype=np.float32)[:, None].repeat(64, 1)
+    for name, value in (("clean", near[0, 0]), ("wild", 1e4)):
+        near[0, 0] = value
+        np.save(tmp_path / f"{name}.npy", near)
+        assert len(only(tmp_path / f"{name}.npy", DepthFormat("inverse"))[:, 1:].unique()) == 48
+        codes = tokenize(tmp_path / f"{name}.npy", tmp_path / "c.npy", model, DepthFormat("inverse"))
+        assert codes.ranges[0].tolist() == pytest.approx([1, 20], rel=1e-4)
+
+
+def test_a_few_pixels_before_nothing_but_zeros_are_the_map(tmp_path: Path) -> None:
+    near = np.zeros((40, 50), np.float32)
+    near[20, 20] = 4
+    np.save(tmp_path / "n.npy", near)
+    found = only(tmp_path / "n.npy", DepthFormat("inverse"))
+    assert found[20, 20] == 0.25 and found[0, 0] == pytest.approx(250)
+
+
 def test_negative_disparity_is_a_hole(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.array([[-1.0, 0.0], [10.0, np.inf]], np.float32))
     found = only(tmp_path / "d.npy", DepthFormat("inverse"))
