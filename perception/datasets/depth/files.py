@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -130,8 +129,9 @@ def read_depth(path: Path, meant: DepthFormat = DepthFormat()) -> Iterator[tuple
         raise ValueError(f"{path} {error}") from error
     except ImportError as error:
         raise ValueError(f"{path} needs the package {error.name}: pip install {error.name}") from error
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, SyntaxError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as depth ({error}); fetch or write it again") from error
+    except Exception as error:  # a damaged file raises whatever its library's code meets: IndexError, struct.error, ..
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as depth ({said}); fetch or write it again") from error
     for index, values in enumerate(maps):
         yield (f":{index}" if len(maps) > 1 else ""), to_depth(values, unit, meant)
 

@@ -71,8 +71,8 @@ def read_depth_table(path: Path, meant: DepthFormat) -> Iterator[tuple[str, Tens
 def _map_or_error(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor | ValueError:
     try:
         return _map(cell, values, meant)
-    except (ValueError, TypeError, OSError, SyntaxError) as error:
-        return ValueError(str(error))
+    except Exception as error:  # a damaged picture raises whatever its library's code meets, as in `read_depth`
+        return ValueError(str(error) or type(error).__name__)
 
 
 def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:

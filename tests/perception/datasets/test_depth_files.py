@@ -95,6 +95,30 @@ def test_a_file_cut_short_is_named(ending: str, tmp_path: Path) -> None:
         list(read_depth(file))
 
 
+def damaged(folder: Path) -> list[str]:
+    """Names of cut files whose readers raise IndexError, TypeError and MatReadError."""
+    pytest.importorskip("scipy")
+    picture = Image.fromarray(np.random.default_rng(0).integers(1000, 9000, (60, 80), dtype=np.uint16))
+    picture.save(folder / "one.tif", compression="tiff_lzw")
+    picture.save(folder / "pages.tif", compression="tiff_lzw", save_all=True, append_images=[picture, picture])
+    for name in ("one.tif", "pages.tif"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    (folder / "empty.mat").write_bytes(b"")
+    return ["empty.mat", "one.tif", "pages.tif"]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, of the TIFF
+def test_skip_bad_leaves_out_files_whatever_their_readers_raise(tmp_path: Path, model: VQVAE) -> None:
+    names = damaged(tmp_path)
+    write(tmp_path / "good.npy", DEPTH)
+    codes = tokenize(tmp_path, tmp_path / "codes.npy", model, skip_bad=True)
+    assert codes.names == ("good.npy",)
+    listed = [json.loads(line) for line in (tmp_path / "codes.skipped.jsonl").read_text().splitlines()]
+    assert [line["map"] for line in listed] == names
+    assert all("cannot be read as depth" in line["reason"] for line in listed)
+
+
 def test_what_is_no_depth_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
     np.savez(tmp_path / "two.npz", a=DEPTH, b=DEPTH)

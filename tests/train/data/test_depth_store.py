@@ -54,6 +54,27 @@ def test_maps_of_all_kinds_are_read_and_what_cannot_be_is_named(
     assert not (tmp_path / "store" / "parts").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, of the TIFF
+def test_a_cut_picture_is_left_out_of_a_folder_and_of_a_table(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    noise = np.random.default_rng(0).integers(1000, 9000, (60, 80), dtype=np.uint16)
+    for kind in ("files", "tables"):
+        (tmp_path / kind).mkdir()
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "TIFF", compression="tiff_lzw")
+    cut = buffer.getvalue()[:6000]  # Pillow raises IndexError
+    (tmp_path / "files" / "cut.tif").write_bytes(cut)
+    np.save(tmp_path / "files" / "good.npy", noise)
+    parquet.write_table(
+        pa.table({"depth": [cut, buffer.getvalue()], "name": ["cut", "good"]}), tmp_path / "tables" / "t.parquet"
+    )
+    for kind, good, bad in (("files", "good.npy", "cut.tif"), ("tables", "t.parquet:good", "t.parquet:cut")):
+        store = DepthStore.build(tmp_path / f"store of {kind}", tmp_path / kind, DepthFormat(), 16)
+        assert store.names == (good,) and set(store.skipped) == {bad}
+
+
 def test_a_build_that_was_killed_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.data import depth as depth_store
 
