@@ -66,7 +66,7 @@ class DepthFormat:
     invalid: float | None = None
     """stored value that marks holes, such as 65535; NaN, negative values and, in depth, 0 are holes in any case"""
     max_depth: float | None = None
-    """depth in metres beyond which pixels are holes"""
+    """depth in metres beyond which pixels are holes; not for relative nearness"""
     preset: str | None = None
     """data set that gives the scale of 16-bit pictures, and the value of their holes: nyu, scannet, 7-scenes, tum,
     icl-nuim, matterport3d, kitti, vkitti or taskonomy"""
@@ -84,6 +84,11 @@ class DepthFormat:
             given = f"scale {self.scale}" if self.scale is not None else "meaning 'inverse'"
             raise ValueError(
                 f"preset {self.preset!r} gives a scale of depth, and so does not go with {given}; drop one"
+            )
+        if self.max_depth is not None and self.meaning == "inverse" and self.scale is None:
+            raise ValueError(
+                f"max_depth {self.max_depth:g} is in metres, and meaning 'inverse' without a scale gives none; give "
+                "the scale, or drop max_depth"
             )
 
 

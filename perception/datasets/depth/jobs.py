@@ -82,6 +82,7 @@ def tokenize(
     keys = {name: _key(file, name, meant, made_by) for file, name in names.items()}
     sources = sources_digest(root, files, meant)  # before they are read
     skipped: dict[str, str] = {}
+    empty = _no_depth(meant, remedy)
     with locked(parts):
         found = _finished(parts, keys)
         done = {name for part in found for name in part.files}
@@ -89,9 +90,9 @@ def tokenize(
         starts = range(0, len(left), FILES_PER_PART)
         for start in track(starts, "encoding"):
             chunk = left[start : start + FILES_PER_PART]
-            maps = _maps(root, chunk, meant, skipped if skip_bad else None)
+            maps = _maps(root, chunk, meant, skipped if skip_bad else None, empty)
             try:
-                codes = encode_maps(maps, model, batch_size)
+                codes = encode_maps(maps, model, batch_size, empty)
             except ValueError as error:
                 raise ValueError(f"{error}; {remedy or '--skip-bad leaves out such files'}") from error
             bad = {name.rpartition(":")[0] for name in skipped} | skipped.keys()
@@ -208,15 +209,18 @@ def _key(file: Path, name: str, meant: DepthFormat, made_by: Mapping[str, Any]) 
 
 
 def _maps(
-    root: Path, files: Sequence[Path], meant: DepthFormat, skipped: dict[str, str] | None
+    root: Path, files: Sequence[Path], meant: DepthFormat, skipped: dict[str, str] | None, empty: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, map) of all files. What is bad is put into `skipped` with its reason, or raises if that is None."""
+    """(name, map) of all files. What cannot be read is put into `skipped` with its reason, or raises if that is None.
+
+    So are maps without a valid pixel, for the reason `empty`; if `skipped` is None, they are left to `encode_maps`.
+    """
     for file in files:
         name = file.relative_to(root).as_posix()
         try:
             for suffix, depth in read_depth(file, meant):
                 if skipped is not None and not _holds_depth(depth):
-                    skipped[name + suffix] = _NO_DEPTH
+                    skipped[name + suffix] = empty
                 else:
                     yield name + suffix, depth
         except ValueError as error:
@@ -225,12 +229,25 @@ def _maps(
             skipped[name] = str(error)
 
 
+def _no_depth(meant: DepthFormat, remedy: str) -> str:
+    """What is said of a map without a valid pixel, by the flags of `perception tokenize` if there is no remedy."""
+    dashes, max_depth = ("", "max_depth") if remedy else ("--", "--max-depth")
+    given = ((max_depth, meant.max_depth), (f"{dashes}invalid", meant.invalid))
+    said = " and ".join(f"{name} {value:.10g}" for name, value in given if value is not None)
+    return f"{_NO_DEPTH} with {said}; check that, and {dashes}scale, the metres per unit" if said else _NO_DEPTH
+
+
 def _holds_depth(depth: Tensor) -> bool:
     return bool((depth.isfinite() & (depth > 0)).any())
 
 
-def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: int) -> DepthCodes:
+def encode_maps(
+    maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: int, empty: str = _NO_DEPTH
+) -> DepthCodes:
     """Encode named depth maps (H, W); consecutive maps of one size share a batch.
+
+    Args:
+        empty: what is said of a map that holds no valid pixel, behind its name.
 
     Raises:
         ValueError: naming a map that holds no valid pixel.
@@ -248,7 +265,7 @@ def encode_maps(maps: Iterator[tuple[str, Tensor]], model: VQVAE, batch_size: in
     device = next(model.parameters()).device
     for name, depth in maps:
         if not _holds_depth(depth):
-            raise ValueError(f"{name} {_NO_DEPTH}; remove the file, or correct it")
+            raise ValueError(f"{name} {empty}; remove the file, or correct it")
         if waiting and (waiting[0].shape != depth.shape or len(waiting) == batch_size):
             encode()
         names.append(name)

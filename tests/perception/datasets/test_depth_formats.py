@@ -476,6 +476,32 @@ def test_the_command_line_takes_holes_and_scales_and_hints_at_them(tmp_path: Pat
     assert found == pytest.approx([1, 3], abs=0.02)
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_map_without_depth_names_the_settings_that_make_holes(skip_bad: bool, tmp_path: Path, model: VQVAE) -> None:
+    np.save(tmp_path / "d.npy", (DEPTH * 1000).astype(np.uint16))  # in millimetres
+
+    def said(meant: DepthFormat, remedy: str = "") -> str:
+        with pytest.raises(ValueError, match=r"d\.npy:? holds no valid depth") as caught:
+            tokenize(tmp_path / "d.npy", tmp_path / "c.npy", model, meant, skip_bad=skip_bad, remedy=remedy)
+        return str(caught.value)
+
+    assert "with --max-depth 10; check that, and --scale, the metres per unit" in said(DepthFormat(max_depth=10.0))
+    both = said(DepthFormat(max_depth=10.0, invalid=65535), "mend data.depth_format")
+    assert "with max_depth 10 and invalid 65535; check that, and scale," in both and "--" not in both
+    np.save(tmp_path / "d.npy", np.zeros((4, 4), np.uint16))
+    assert "holds no valid depth (finite and above 0)" in (plain := said(DepthFormat())) and "depth 10" not in plain
+
+
+def test_a_largest_depth_in_metres_needs_metres(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"max_depth 10 is in metres, and meaning 'inverse' without a scale gives none"
+    ):
+        DepthFormat("inverse", max_depth=10.0)
+    np.save(tmp_path / "d.npy", np.array([[1.0, 20.0]], np.float32))
+    found = only(tmp_path / "d.npy", DepthFormat("inverse", scale=100.0, max_depth=10.0))
+    assert found.isnan().tolist() == [[True, False]]
+
+
 def test_a_range_by_percentile_is_numpys() -> None:
     depth = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0)) + 1
     valid = torch.ones_like(depth, dtype=torch.bool)
