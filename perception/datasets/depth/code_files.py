@@ -25,13 +25,13 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 @dataclass(frozen=True)
 class DepthCodes:
-    """The codes of N depth maps, and what is needed to decode them at their own size and in their own unit."""
+    """The codes of N depth maps, and what is needed to decode them at their own size and in their own range."""
 
     names: tuple[str, ...]
     codes: NDArray[np.int64]
     """(N, h * w) in the order of the tokenizer's sequences: row by row, or coarse to fine if it is nested"""
     ranges: NDArray[np.float64]
-    """(N, 2), near and far of each map, in its unit"""
+    """(N, 2), near and far of each map; in metres, or 1 / nearness where that was relative (`is_metric`)"""
     sizes: NDArray[np.int64]
     """(N, 2), height and width of each map"""
     tokenizer: str
@@ -42,6 +42,8 @@ class DepthCodes:
     """how the ends of each range were chosen (`VQVAEConfig.range_percentile`)"""
     sources: str | None = None
     """`depth.jobs.sources_digest` of the files that one job read; None if that is not known"""
+    is_metric: bool | None = None
+    """whether the ranges are in metres; false if one of them may not be, None if that is not known"""
 
     def __post_init__(self) -> None:
         count, cells = len(self.names), self.grid[0] * self.grid[1]
@@ -61,7 +63,8 @@ class DepthCodes:
         """JSON values that all maps share."""
         made_by = {"tokenizer": self.tokenizer, "codebook_size": self.codebook_size, "grid": list(self.grid)}
         made_by |= {"range_percentile": self.range_percentile}
-        return made_by if self.sources is None else made_by | {"sources": self.sources}
+        known = {"sources": self.sources, "is_metric": self.is_metric}
+        return made_by | {name: value for name, value in known.items() if value is not None}
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all.
@@ -102,13 +105,14 @@ class DepthCodes:
     @classmethod
     def joined(cls, parts: list[DepthCodes]) -> DepthCodes:
         """Concatenate parts. Raises ValueError if their tokenizers differ, or a map is in two of them."""
-        headers = [replace(part, sources=None).header for part in parts]
+        headers = [replace(part, sources=None, is_metric=None).header for part in parts]
         for header in headers[1:]:
             if header != headers[0]:
                 raise ValueError(f"parts of one tokenizer can be joined, got {header} beside {headers[0]}")
         twice = [name for name, times in Counter(name for part in parts for name in part.names).items() if times > 1]
         if twice:
             raise ValueError(f"{twice[0]} is in two of the parts; give each part once")
+        metric = {part.is_metric for part in parts}
         return cls(
             tuple(name for part in parts for name in part.names),
             np.concatenate([part.codes for part in parts]),
@@ -118,6 +122,7 @@ class DepthCodes:
             parts[0].codebook_size,
             parts[0].grid,
             parts[0].range_percentile,
+            is_metric=False if False in metric else None if None in metric else True,
         )
 
 
@@ -253,6 +258,7 @@ def _build(header: dict[str, Any], names: Any, codes: Any, ranges: Any, sizes: A
         grid,
         header.get("range_percentile", 0.0),  # older files do not say so: they were min-max
         header.get("sources"),
+        header.get("is_metric"),
     )
 
 

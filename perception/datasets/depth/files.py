@@ -85,11 +85,16 @@ class DepthFormat:
             raise ValueError(
                 f"preset {self.preset!r} gives a scale of depth, and so does not go with {given}; drop one"
             )
-        if self.max_depth is not None and self.meaning == "inverse" and self.scale is None:
+        if self.max_depth is not None and not self.is_metric:
             raise ValueError(
                 f"max_depth {self.max_depth:g} is in metres, and meaning 'inverse' without a scale gives none; give "
                 "the scale, or drop max_depth"
             )
+
+    @property
+    def is_metric(self) -> bool:
+        """True if depth is read in metres; false for relative nearness, whose depth is 1 / value."""
+        return self.meaning == "depth" or self.scale is not None
 
 
 class NotDepth(ValueError):

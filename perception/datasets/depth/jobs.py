@@ -108,7 +108,8 @@ def tokenize(
             name, reason = next(iter(skipped.items()))
             said = f"none of the {len(files)} files can be used; the first is {name}: {reason}"
             raise ValueError(f"{said}; {remedy}" if remedy else said)
-        codes = replace(codes.take(sorted(range(len(place)), key=place.__getitem__)), sources=sources)
+        codes = codes.take(sorted(range(len(place)), key=place.__getitem__))
+        codes = replace(codes, sources=sources, is_metric=meant.is_metric)
         codes.write(out)
         lines = [json.dumps({"map": name, "reason": reason}, ensure_ascii=False) for name, reason in skipped.items()]
         skipped_list(out).unlink(missing_ok=True)
@@ -325,13 +326,16 @@ def detokenize(
 
 
 def _check_millimetres(codes: DepthCodes) -> None:
-    """Raise ValueError naming the first map whose depth 16-bit millimetres cannot hold."""
+    """Raise ValueError for relative nearness, or naming the first map whose depth 16-bit millimetres cannot hold."""
+    advice = "write tiff, exr or npy, or give the scale in metres when tokenizing"
+    if codes.is_metric is False:
+        raise ValueError(f"relative nearness has no metres, and does not fit 16-bit millimetres; {advice}")
     least, most = _PNG_RANGE
     for name, (near, far) in zip(codes.names, codes.ranges.tolist(), strict=True):
         if near < least or far > most + 1e-3:
             raise ValueError(
-                f"{name}: depth from {near:.4g} to {far:.4g} does not fit 16-bit millimetres ({least} to {most} m); "
-                "write tiff, exr or npy, or give the scale in metres when tokenizing"
+                f"{name}: depth from {near:.4g} to {far:.4g} does not fit 16-bit millimetres "
+                f"({least} to {most} m); {advice}"
             )
 
 

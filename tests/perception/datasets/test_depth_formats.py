@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.datasets.depth.code_files import DepthCodes
+from perception.datasets.depth.code_files import DepthCodes, join_files
 from perception.datasets.depth.files import PRESETS, DepthFormat, read_depth
 from perception.datasets.depth.jobs import FORMATS, detokenize, tokenize
 from perception.datasets.depth.pairs import find_pairs, read_pairs
@@ -362,9 +362,7 @@ def test_one_map_with_a_channel_belongs_to_its_image(tmp_path: Path) -> None:
 def test_relative_depth_does_not_become_millimetres(tmp_path: Path, model: VQVAE) -> None:
     Image.fromarray(NEAR.astype(np.uint16) * 128).save(tmp_path / "n.png")
     codes = tokenize(tmp_path / "n.png", tmp_path / "c.npy", model, DepthFormat("inverse"))
-    with pytest.raises(
-        ValueError, match=r"n\.png: depth from .* does not fit 16-bit millimetres .*; write tiff, exr or"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit 16-bit millimetres; write tiff, exr or npy, or give the scale"):
         detokenize(codes, tmp_path / "back", model, "png")
     assert not (tmp_path / "back").exists()
     codes = tokenize(tmp_path / "n.png", tmp_path / "c.npy", model, DepthFormat("inverse", scale=5_000.0))
@@ -373,6 +371,33 @@ def test_relative_depth_does_not_become_millimetres(tmp_path: Path, model: VQVAE
     found = only(written)
     assert near == pytest.approx(5_000 / (128 * 255), rel=1e-3)
     assert near - 1e-3 <= float(found.min()) <= float(found.max()) <= far + 1e-3
+
+
+@pytest.mark.parametrize("ending", ["npy", "parquet", "txt"])
+def test_files_of_codes_say_whether_their_ranges_are_in_metres(ending: str, tmp_path: Path, model: VQVAE) -> None:
+    """Nearness of 0.05 to 1, as depth networks write it, has a depth of 1 to 20, as if in metres."""
+    np.save(tmp_path / "n.npy", np.linspace(0.05, 1, 240, dtype=np.float32).reshape(12, 20))
+    np.save(tmp_path / "d.npy", DEPTH)
+    files = {name: tmp_path / f"{name}-codes.{ending}" for name in "nd"}
+    tokenize(tmp_path / "d.npy", files["d"], model)
+    tokenize(tmp_path / "n.npy", files["n"], model, DepthFormat("inverse"))
+    relative, metric = (DepthCodes.read(files[name]) for name in "nd")
+    assert relative.ranges[0].tolist() == pytest.approx([1, 20]) and metric.is_metric and relative.is_metric is False
+    detokenize(metric, tmp_path / "back", model, "png")
+    for codes in (relative, join_files([files["d"], files["n"]], tmp_path / f"both.{ending}")):
+        with pytest.raises(ValueError, match="relative nearness has no metres, and does not fit 16-bit millimetres"):
+            detokenize(codes, tmp_path / "back", model, "png")
+        assert len(detokenize(codes, tmp_path / "back", model, "npy")) == len(codes.names)
+
+
+def test_files_of_codes_from_before_become_millimetres_by_their_range(tmp_path: Path, model: VQVAE) -> None:
+    np.save(tmp_path / "n.npy", np.linspace(0.05, 1, 240, dtype=np.float32).reshape(12, 20))
+    tokenize(tmp_path / "n.npy", tmp_path / "c.txt", model, DepthFormat("inverse"))
+    text = (tmp_path / "c.txt").read_text()
+    assert ', "is_metric": false' in text
+    (tmp_path / "c.txt").write_text(text.replace(', "is_metric": false', ""))
+    (written,) = detokenize(DepthCodes.read(tmp_path / "c.txt"), tmp_path / "back", model, "png")
+    assert float(only(written).max()) > 1
 
 
 def test_depth_beyond_millimetres_is_written_as_floats(tmp_path: Path, model: VQVAE) -> None:
