@@ -70,8 +70,9 @@ class DepthCodes:
         """Write the file whole or not at all.
 
         Raises:
-            ValueError: for an unknown ending, or if the JSON file beside a .npy file would replace one of another kind.
+            ValueError: as `check_out` does.
         """
+        check_out(path)
         writer = _of(path, _WRITERS)
         if path.suffix == ".npy":
             _write_numpy(self, path)
@@ -84,6 +85,8 @@ class DepthCodes:
         reader = _of(path, _READERS)
         try:
             return reader(path)
+        except ImportError as error:
+            raise ValueError(f"{path} needs the package {error.name}: pip install {error.name}") from error
         except FileNotFoundError as error:
             raise ValueError(f"{error.filename or path} does not exist; write it with `perception tokenize`") from error
         except (OSError, KeyError, TypeError, IndexError, ValueError) as error:
@@ -133,7 +136,7 @@ def join_files(files: Sequence[Path], out: Path) -> DepthCodes:
         ValueError: if files are shards of several jobs, if a shard of those that the names count (-00001-of-00004) is
             missing, or as `DepthCodes.read` and `DepthCodes.joined` do.
     """
-    check_ending(out)
+    check_out(out)
     named = [(file, name) for file in files if (name := _SHARD.search(file.stem))]
     jobs = {(name.string[: name.start()], name[2]): file.name for file, name in named}
     if len(jobs) > 1:
@@ -171,9 +174,22 @@ def is_code_file(path: Path) -> bool:
         return False
 
 
-def check_ending(path: Path) -> None:
-    """Raise ValueError unless the name of a file of codes may end as `path` does."""
+def check_out(path: Path) -> None:
+    """Raise ValueError where a file of codes cannot be written to `path`; jobs ask before the work.
+
+    The name has an unknown ending or is a folder's, .parquet lacks its package, or the JSON file beside a .npy file
+    would replace one of another kind.
+    """
     _of(path, _WRITERS)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow; or end it in .npy") from error
+    if path.suffix == ".npy" and _sidecar(path).exists() and not is_code_file(path):
+        raise ValueError(f"{_sidecar(path)} is there and belongs to no codes; give another name, or move it")
 
 
 def _of(path: Path, table: dict[str, Any]) -> Any:
@@ -188,14 +204,11 @@ def _sidecar(path: Path) -> Path:
 
 def _write_numpy(codes: DepthCodes, path: Path) -> None:
     """Write the array and the JSON file, which holds the array's digest, so that none is read beside another's."""
-    beside = _sidecar(path)
-    if beside.exists() and not is_code_file(path):
-        raise ValueError(f"{beside} is there and belongs to no codes; give another name, or move it")
     buffer = io.BytesIO()
     np.save(buffer, codes.codes.astype(np.int32))
     rest = {"names": codes.names, "ranges": codes.ranges.tolist(), "sizes": codes.sizes.tolist()}
     rest["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    write_together({beside: json.dumps(codes.header | rest) + "\n", path: buffer.getvalue()})
+    write_together({_sidecar(path): json.dumps(codes.header | rest) + "\n", path: buffer.getvalue()})
 
 
 def _read_numpy(path: Path) -> DepthCodes:

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from perception.datasets.depth.code_files import DepthCodes, check_ending
+from perception.datasets.depth.code_files import DepthCodes, check_out
 from perception.datasets.depth.files import DepthFormat, depth_files, read_depth, scale_hint, write_exr
 from perception.datasets.listing import stamp, stamps_digest
 from perception.datasets.progress import track
@@ -67,7 +67,7 @@ def tokenize(
     Raises:
         ValueError: naming the file, if it cannot be read or holds no valid pixel; or if another process writes `out`.
     """
-    check_ending(out)
+    check_out(out)
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be i/n with 0 <= i < n, got {shard[0]}/{shard[1]}")
     if batch_size < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,36 @@ def test_a_numpy_file_and_its_sidecar_are_written_together(
     with pytest.raises(ValueError, match=r"mine\.json is there and belongs to no codes"):
         codes.write(tmp_path / "mine.npy")
     assert (tmp_path / "mine.json").read_text() == '{"camera": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("o.npy", r"o\.json is there and belongs to no codes; give another name"),
+        ("o.parquet", r"o\.parquet needs the package pyarrow: pip install pyarrow; or end it in \.npy"),
+        ("o.txt", r"o\.txt is a folder; give the name of a file"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    name: str, said: str, folder: Path, tmp_path: Path, model: VQVAE, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(folder, tmp_path / "good.npy", model)
+    codes = DepthCodes.read(tmp_path / "good.npy")
+    codes.write(tmp_path / "read.parquet")
+    reads.clear()
+    (tmp_path / "o.json").write_text('{"camera": 1}')
+    (tmp_path / "o.txt").mkdir()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it was not installed
+    for work in (
+        lambda: tokenize(folder, tmp_path / name, model),
+        lambda: join_files([tmp_path / "gone.npy"], tmp_path / name),
+        lambda: codes.write(tmp_path / name),
+    ):
+        with pytest.raises(ValueError, match=said):
+            work()
+    assert not reads and (tmp_path / "o.json").read_text() == '{"camera": 1}'
+    with pytest.raises(ValueError, match=r"read\.parquet needs the package pyarrow: pip install pyarrow"):
+        DepthCodes.read(tmp_path / "read.parquet")
 
 
 def test_ctrl_c_ends_a_job_in_one_line_and_keeps_its_parts(
