@@ -532,7 +532,9 @@ def detokenize(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="npy, tiff or exr (unit of the input), png (16-bit millimetres) or color (a picture)."
+            "--format",
+            help="npy, tiff or exr (depth in metres, or 1 / value of relative nearness), png (16-bit millimetres) or "
+            "color (a picture).",
         ),
     ] = "npy",
     batch_size: Annotated[int, typer.Option(help="Maps per batch.", min=1)] = 32,

@@ -33,7 +33,8 @@ from vqvae.normalisation import nearness_to_depth
 
 FILES_PER_PART = 64
 FORMATS = {"npy": ".npy", "tiff": ".tiff", "exr": ".exr", "png": ".png", "color": ".color.png"}
-"""Endings of decoded maps: float32 in the unit of the input, PNG with 16-bit millimetres, or a coloured picture"""
+"""Endings of decoded maps: float32 depth in metres (1 / value of relative nearness), PNG with 16-bit millimetres, or a
+coloured picture of nearness"""
 _PNG_RANGE = (0.05, 65.535)  # metres; nearer than that, millimetres are coarser than 1 %
 _KEYED = (".npz", ".exr", ".mat", ".h5", ".hdf5")
 """Endings of files that can hold several arrays, of which `DepthFormat.key` chooses one"""
@@ -292,7 +293,9 @@ def detokenize(
     batch_size: int = 32,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Path]:
-    """Decode every map to a file in `folder`, at its own size and in its own unit; returns the files.
+    """Decode every map to a file in `folder`, at its own size and in its own range; returns the files.
+
+    All but "color" hold depth, larger is farther: in metres, or as 1 / value of relative nearness.
 
     Args:
         decode: decodes sequences of codes (b, h*w) to nearness (b, S, S); None for the tokenizer's decoder.

@@ -400,6 +400,21 @@ def test_files_of_codes_from_before_become_millimetres_by_their_range(tmp_path: 
     assert float(only(written).max()) > 1
 
 
+def test_maps_come_back_in_metres_or_as_the_inverse_of_relative_nearness(tmp_path: Path, model: VQVAE) -> None:
+    Image.fromarray(np.linspace(1000, 9000, 240).reshape(12, 20).astype(np.uint16)).save(tmp_path / "mm.png")
+    Image.fromarray(np.linspace(11, 100, 240).reshape(12, 20).astype(np.uint16)).save(tmp_path / "disparity.png")
+    for name, meant, least, most in (
+        ("mm", DepthFormat(), 1.0, 9.0),
+        ("disparity", DepthFormat("inverse"), 1 / 100, 1 / 11),
+    ):
+        codes = tokenize(tmp_path / f"{name}.png", tmp_path / f"{name}.npy", model, meant)
+        (written,) = detokenize(codes, tmp_path / "back", model)
+        assert codes.ranges[0].tolist() == pytest.approx([least, most])
+        assert least * 0.999 <= np.load(written).min() <= np.load(written).max() <= most * 1.001
+    said = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["detokenize", "--help"]).output
+    assert "npy, tiff or exr (depth in metres, or 1 / value of relative nearness)" in said
+
+
 def test_depth_beyond_millimetres_is_written_as_floats(tmp_path: Path, model: VQVAE) -> None:
     np.save(tmp_path / "d.npy", 50 * DEPTH)
     codes = tokenize(tmp_path / "d.npy", tmp_path / "c.npy", model)
