@@ -462,18 +462,23 @@ def tokenize(
     ] = "depth",
     scale: Annotated[
         float | None,
-        typer.Option(help="Metres per unit (inverse: depth = scale / value); default: 0.001 in 16-bit images, else 1."),
+        typer.Option(
+            help="Metres per unit (inverse: depth = scale / value); default: 0.001 in pictures of whole numbers (16 to "
+            "64 bits), else 1."
+        ),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Name of the array, for files that hold several.")] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Data set that gives the scale of 16-bit pictures: nyu, scannet, 7-scenes, tum, icl-nuim, "
-            "matterport3d, kitti, vkitti or taskonomy."
+            help="Data set that gives the scale of whole numbers (pictures or arrays), and the value of their holes: "
+            "nyu, scannet, 7-scenes, tum, icl-nuim, matterport3d, kitti, vkitti or taskonomy. Floats are metres anyway."
         ),
     ] = None,
     invalid: Annotated[float | None, typer.Option(help="Stored value that marks holes, such as 65535.")] = None,
-    max_depth: Annotated[float | None, typer.Option(help="Metres beyond which pixels are holes.")] = None,
+    max_depth: Annotated[
+        float | None, typer.Option(help="Metres beyond which pixels are holes; inverse: only with --scale.")
+    ] = None,
     percentile: Annotated[
         float | None,
         typer.Option(

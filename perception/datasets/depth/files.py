@@ -38,7 +38,7 @@ PRESETS: dict[str, tuple[float, float | None]] = {
     "vkitti": (1 / 100, None),
     "taskonomy": (1 / 512, 65535),
 }
-"""Metres per unit in the 16-bit pictures of known data sets, and the value of their holes where it is not 0"""
+"""Metres per unit of the whole numbers of known data sets, and the value of their holes where it is not 0"""
 _KEYS = ("depth", "depths", "Z", "Y", "R")
 """Usual names of a depth array, tried in order if a file holds several arrays and no key is given"""
 _FARTHEST = 0.001
@@ -59,8 +59,8 @@ class DepthFormat:
     relative nearness, as depth networks write it, and 0 is the farthest; with one they are measured disparity, and 0 is
     a hole"""
     scale: float | None = None
-    """metres per unit; None for the preset's, else 0.001 in 16-bit images and 1 elsewhere. For inverse values (the only
-    ones that 8-bit images can hold) depth = scale / value"""
+    """metres per unit; None for the preset's, else 0.001 in pictures of whole numbers (16 to 64 bits) and 1 elsewhere.
+    For inverse values (the only ones that 8-bit pictures can hold) depth = scale / value"""
     key: str | None = None
     """name of the array to read, if a file holds several"""
     invalid: float | None = None
@@ -68,8 +68,8 @@ class DepthFormat:
     max_depth: float | None = None
     """depth in metres beyond which pixels are holes; not for relative nearness"""
     preset: str | None = None
-    """data set that gives the scale of 16-bit pictures, and the value of their holes: nyu, scannet, 7-scenes, tum,
-    icl-nuim, matterport3d, kitti, vkitti or taskonomy"""
+    """data set that gives the scale of whole numbers (pictures or arrays), and the value of their holes: nyu, scannet,
+    7-scenes, tum, icl-nuim, matterport3d, kitti, vkitti or taskonomy. Floats are taken for metres with it too"""
 
     def __post_init__(self) -> None:
         if self.meaning not in MEANINGS:
@@ -209,11 +209,17 @@ def _most(nearness: Tensor) -> float:
 def scale_hint(path: Path, farthest: float, meant: DepthFormat) -> str | None:
     """What to say of a 16-bit picture whose depth, taken for millimetres, reaches `farthest` metres; None if nothing.
 
-    Only pictures that are read by the default scale have such a hint, and files that are named as disparity another.
+    Only pictures that are read by the default scale have such a hint. Others are for files that are named as disparity,
+    and for floats, to which a preset does not apply.
     """
     chosen = (meant.scale, meant.preset, meant.invalid, meant.max_depth) != (None,) * 4
     if meant.meaning == "depth" and re.search(r"disp(arity)?$", path.stem, re.IGNORECASE):
         return f"{path} is read as depth, larger is farther; if it holds disparity, declare meaning 'inverse'"
+    if meant.preset is not None and _READERS[path.suffix.lower()](path, meant)[0].dtype.kind == "f":
+        return (
+            f"{path} holds floats, which are taken for metres: preset {meant.preset!r} is for whole numbers; if they "
+            "are not metres, give the scale instead"
+        )
     if chosen or meant.meaning == "inverse" or path.suffix.lower() not in _PICTURES:
         return None
     values, unit = _READERS[path.suffix.lower()](path, meant)

@@ -84,7 +84,9 @@ def _map(cell: Any, values: dict[str, Any], meant: DepthFormat) -> Tensor:
         raise ValueError("there is no depth in this row")
     if isinstance(value, bytes):
         return to_depth(*_single(*picture_depth(io.BytesIO(value), meant)), meant)
-    array = np.asarray(value, dtype=np.float32)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":  # whole numbers stay such, for presets
+        array = np.asarray(value, dtype=np.float32)
     if array.ndim == 1:
         height, width = values.get("height"), values.get("width")
         if height is None or width is None or len(array) != height * width:

@@ -201,6 +201,31 @@ def test_presets_give_the_scale_of_known_sets(preset: str, metres: float, tmp_pa
     assert float(only(tmp_path / "d.npy", DepthFormat(preset=preset))[0, 0]) == 3.5, "float files are in metres"
 
 
+@pytest.mark.parametrize("kind", ["uint16", "int32", "uint32", "int64"])
+def test_pictures_of_whole_numbers_are_millimetres_and_take_presets(kind: str, tmp_path: Path) -> None:
+    path = tifffile_write(tmp_path / "d.tif", (DEPTH * 1000).round().astype(kind))
+    torch.testing.assert_close(only(path), torch.from_numpy(DEPTH), atol=6e-4, rtol=0)
+    torch.testing.assert_close(only(path, DepthFormat(preset="tum")), torch.from_numpy(DEPTH / 5), atol=6e-4, rtol=0)
+    np.save(tmp_path / "d.npy", (DEPTH * 1000).round().astype(kind))
+    found = only(tmp_path / "d.npy", DepthFormat(preset="tum"))
+    torch.testing.assert_close(found, torch.from_numpy(DEPTH / 5), atol=6e-4, rtol=0)
+
+
+def test_a_preset_that_does_not_go_for_floats_is_no_secret(
+    tmp_path: Path, model: VQVAE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "d.npy", DEPTH * 256)
+    codes = tokenize(tmp_path / "d.npy", tmp_path / "c.npy", model, DepthFormat(preset="kitti"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert codes.ranges[0].tolist() == [256, 1024]
+    assert (
+        "d.npy holds floats, which are taken for metres: preset 'kitti' is for whole numbers; if they are not" in said
+    )
+    np.save(tmp_path / "d.npy", (DEPTH * 256).astype(np.uint16))
+    codes = tokenize(tmp_path / "d.npy", tmp_path / "c.npy", model, DepthFormat(preset="kitti"))
+    assert codes.ranges[0].tolist() == [1, 4] and "note:" not in capsys.readouterr().err
+
+
 def test_presets_know_holes_and_refuse_what_contradicts_them(tmp_path: Path) -> None:
     Image.fromarray(np.array([[65535, 2000]], np.uint16)).save(tmp_path / "d.png")
     found = only(tmp_path / "d.png", DepthFormat(preset="7-scenes"))

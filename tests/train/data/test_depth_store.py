@@ -248,3 +248,18 @@ def test_tables_hold_maps_with_channels_and_relative_zeros(tmp_path: Path) -> No
     parquet.write_table(pa.table({"depth": [rows.tolist()]}), tmp_path / "rows.parquet")
     ((_, depth),) = read_depth_table(tmp_path / "rows.parquet", DepthFormat())
     assert isinstance(depth, torch.Tensor) and torch.equal(depth, torch.from_numpy(rows[..., 0]))
+
+
+def test_tables_of_whole_numbers_take_presets(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    whole, part = [[1000, 65535], [2000, 3000]], [[1.0, None], [2.0, 3.0]]
+    for name, rows in (("whole", whole), ("part", part)):
+        parquet.write_table(pa.table({"depth": [rows]}), tmp_path / f"{name}.parquet")
+    ((_, depth),) = read_depth_table(tmp_path / "whole.parquet", DepthFormat(preset="7-scenes"))
+    assert isinstance(depth, torch.Tensor) and depth.nan_to_num(-1).flatten().tolist() == pytest.approx([1, -1, 2, 3])
+    ((_, depth),) = read_depth_table(tmp_path / "whole.parquet", DepthFormat())
+    assert isinstance(depth, torch.Tensor) and depth.flatten().tolist() == [1000, 65535, 2000, 3000]
+    ((_, depth),) = read_depth_table(tmp_path / "part.parquet", DepthFormat(preset="7-scenes"))
+    assert isinstance(depth, torch.Tensor) and depth.nan_to_num(-1).flatten().tolist() == [1, -1, 2, 3]
