@@ -27,6 +27,7 @@ from perception.datasets.listing import stamp, stamps_digest
 from perception.datasets.progress import track
 from perception.datasets.shards import locked
 from perception.tokenizers.depth import DepthTokenizer
+from perception.tokenizers.masks import INSIDE, OUTSIDE
 from vqvae import VQVAE
 from vqvae.files import write_whole
 from vqvae.normalisation import nearness_to_depth
@@ -66,9 +67,14 @@ def tokenize(
         remedy: what errors about files advise, by the caller's settings; empty: the flag of `perception tokenize`.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or holds no valid pixel; or if another process writes `out`.
+        ValueError: naming the file, if it cannot be read or holds no valid pixel; if `out` cannot be written or another
+            process writes it; or for a tokenizer of masks.
     """
     check_out(out)
+    if (model.config.normalisation, model.config.min_depth, model.config.max_depth) == ("metric", INSIDE, OUTSIDE):
+        raise ValueError(
+            "this is a tokenizer of masks, and encodes no depth; give one of depth, such as depth-scenes-100"
+        )
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be i/n with 0 <= i < n, got {shard[0]}/{shard[1]}")
     if batch_size < 1:

@@ -407,6 +407,13 @@ def test_the_command_line_goes_there_and_back(folder: Path, tmp_path: Path, mode
         CliRunner().invoke(app, ["tokenize", str(folder), "-o", "c.npy", "--shard", "1"], catch_exceptions=False)
 
 
+def test_a_tokenizer_of_masks_encodes_no_depth(folder: Path, tmp_path: Path) -> None:
+    command = ["tokenize", str(folder), "-o", str(tmp_path / "c.npy"), "-t", "masks-scenes-16"]
+    with pytest.raises(ValueError, match="is a tokenizer of masks, .* give one of depth, such as depth-scenes-100"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (tmp_path / "c.npy").exists()
+
+
 @pytest.mark.slow
 def test_the_command_line_decodes_by_diffusion(folder: Path, tmp_path: Path, model: VQVAE) -> None:
     pytest.importorskip("diffusers")
