@@ -10,8 +10,8 @@ photograph is asked about all three kinds of cells:
 Both start from one model that has learned to draw the boxes of drawn cells and has seen no real one
 (models/cells-base), train its neck too, and see random parts of the photographs, turned and recoloured.
 Each arm takes the number of steps with which its first seed counts best on the photographs of the validation part. All
-are asked about the photographs of the test part. Intervals are over questions and seeds together, so over which
-photographs were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
+are asked about the photographs of the test part. Intervals are over those and seeds together, so over which photographs
+were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
 Writes `benchmarks/results/cells.json` and a figure beside it; numbers of photographs that were measured before from the
 same base stay in both.
 
@@ -149,6 +149,7 @@ def figures(counts: Mapping[str, Sequence[Sequence[int | None]]], questions: Seq
         c: np.array([[abs((v or 0) - r) for v, r in zip(row, right, strict=True)] for row in counts[c]]) for c in CURVES
     }
     few, red = pick(questions, ("white cells", "platelets")), pick(questions, ("red cells",))
+    shown = [questions[n].image for n in few]
     rows = {kind: pick(questions, (kind,)) for kind in CELLS} | {"white cells and platelets": few}
     agree = [
         said == drawn
@@ -157,9 +158,14 @@ def figures(counts: Mapping[str, Sequence[Sequence[int | None]]], questions: Seq
     ]
     saved = 1 - error[DRAWN][:, red].mean() / max(error[DIRECT][:, red].mean(), 1e-9)
     return {
-        "exact": {c: {row: vars(interval(exact[c][:, at])) for row, at in rows.items()} for c in CURVES},
+        "exact": {
+            c: {row: vars(interval(exact[c][:, at], [questions[n].image for n in at])) for row, at in rows.items()}
+            for c in CURVES
+        },
         "error": {c: {row: vars(interval(error[c][:, at])) for row, at in rows.items()} for c in CURVES},
-        "gain in exact counts, white cells and platelets": vars(interval(exact[DRAWN][:, few] - exact[DIRECT][:, few])),
+        "gain in exact counts, white cells and platelets": vars(
+            interval(exact[DRAWN][:, few] - exact[DIRECT][:, few], shown)
+        ),
         "fewer wrong by, red cells": vars(interval(error[DIRECT][:, red] - error[DRAWN][:, red])),
         "error saved, red cells": float(saved),
         "the number said is the number of boxes": float(np.mean(agree)),

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import pick
-from benchmarks.perception_tiny import ask, drawn
+from benchmarks.perception_tiny import ask, drawn, interval_over_images
 from benchmarks.photo_tiny import DEPTH
 from benchmarks.photos import SIZE
 from perception import chains
@@ -90,7 +90,7 @@ def judged(model: PerceptionModel, items: Sequence[Item], drawn_codes: np.ndarra
     ]
     return {
         "error": asdict(bootstrap_interval((ours - true).abs().mean((1, 2)).tolist())),
-        "right": asdict(bootstrap_interval([float(hit) for hit in right])),
+        "right": asdict(interval_over_images(list(zip(items, right, strict=True)))),
     }
 
 

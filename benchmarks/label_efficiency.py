@@ -22,7 +22,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -280,22 +280,28 @@ def figures(correct: Mapping[str, Sequence[Sequence[int]]], items: Sequence[Item
     """Return accuracy by curve and row, and by row the gain of drawing first over the better of the direct arms."""
     rows = {row: pick(items, row) for row in ROWS}
     of = {curve: {row: np.array(values)[:, rows[row]] for row in ROWS} for curve, values in correct.items()}
+    shown = {row: [id(items[i].scene) for i in rows[row]] for row in ROWS}
     gains = {}
     for row in ROWS:
         against = max(BASELINES, key=lambda curve, row=row: of[curve][row].mean())  # type: ignore[misc]
-        gain = interval(of[DRAWN][row].astype(float) - of[against][row])
+        gain = interval(of[DRAWN][row].astype(float) - of[against][row], shown[row])
         gains[row] = {"against": against, **vars(gain)}
     return {
         "accuracy": {
-            curve: {row: vars(interval(values)) for row, values in cells.items()} for curve, cells in of.items()
+            curve: {row: vars(interval(values, shown[row])) for row, values in cells.items()}
+            for curve, cells in of.items()
         },
         "gain": gains,
     }
 
 
-def interval(values: np.ndarray) -> Interval:
-    """Return the interval of (seeds, questions); over questions alone if there is one seed."""
-    return crossed_interval(values) if len(values) > 1 else bootstrap_interval(values[0])
+def interval(values: np.ndarray, groups: Sequence[Hashable] | None = None) -> Interval:
+    """Return the interval of (seeds, questions); over questions alone if there is one seed.
+
+    Args:
+        groups: the image of each question, where several are about one (`bootstrap_interval`).
+    """
+    return crossed_interval(values, groups=groups) if len(values) > 1 else bootstrap_interval(values[0], groups=groups)
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:

@@ -24,7 +24,7 @@ import torch
 from benchmarks.bars import Bar, all_met
 from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import ATOMIC_DEPTH_QUESTION, Answer, atomic_boxes, readings_question
-from perception.evaluation.bootstrap import bootstrap_interval
+from perception.evaluation.bootstrap import Interval, bootstrap_interval
 from perception.evaluation.scenes import Item, depth_tokenizer_of, scene_items
 from perception.model.perception_model import PerceptionModel, Prompt, Read
 from perception.model.shipped import shipped
@@ -51,6 +51,15 @@ def ask(model: PerceptionModel, items: Sequence[Item], questions: Sequence[str],
     return found
 
 
+Hits = list[tuple[Item, bool]]
+"""Whether something about an image is right, with the question that it was asked in"""
+
+
+def interval_over_images(hits: Hits) -> Interval:
+    """Return the interval of the share of hits; those about one image are resampled together."""
+    return bootstrap_interval([float(hit) for _, hit in hits], groups=[id(item.scene) for item, _ in hits])
+
+
 def drawn(answer: Answer, modality: str) -> list[Span]:
     return [span for span in answer.spans if span.modality == modality]
 
@@ -75,19 +84,19 @@ def named(model: PerceptionModel, item: Item, answer: Answer) -> list[bool]:
     ]
 
 
-def on_marked(model: PerceptionModel, marked: Sequence[Item]) -> dict[str, list[bool]]:
+def on_marked(model: PerceptionModel, marked: Sequence[Item]) -> dict[str, Hits]:
     """Return what is right about images with lettered points: drawn maps, named points, and the nearest one."""
     maps = ask(model, marked, [ATOMIC_DEPTH_QUESTION] * len(marked), "model")
     read = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "decoded")
     return {
         "map nearest at the right one of the true points": [
-            nearest(model, item, answer) == item.answer for item, answer in zip(marked, maps, strict=True)
+            (item, nearest(model, item, answer) == item.answer) for item, answer in zip(marked, maps, strict=True)
         ],
         "point named where it is": [
-            hit for item, answer in zip(marked, read, strict=True) for hit in named(model, item, answer)
+            (item, hit) for item, answer in zip(marked, read, strict=True) for hit in named(model, item, answer)
         ],
         "nearest point, the package reads the map": [
-            answer.value == item.answer for item, answer in zip(marked, read, strict=True)
+            (item, answer.value == item.answer) for item, answer in zip(marked, read, strict=True)
         ],
     }
 
@@ -106,14 +115,14 @@ def perceived(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     by_model = ask(model, marked, [readings_question(len(item.points_xy)) for item in marked], "model")
     hits = on_marked(model, marked) | {
         "nearest point, the model reads the map": [
-            answer.value == item.answer for item, answer in zip(marked, by_model, strict=True)
+            (item, answer.value == item.answer) for item, answer in zip(marked, by_model, strict=True)
         ],
         "number of boxes": [
-            sum(len(span.codes) // 4 for span in drawn(answer, "boxes")) == item.answer
+            (item, sum(len(span.codes) // 4 for span in drawn(answer, "boxes")) == item.answer)
             for item, answer in zip(counted, boxes, strict=True)
         ],
     }
-    return {name: asdict(bootstrap_interval([float(hit) for hit in values])) for name, values in hits.items()}
+    return {name: asdict(interval_over_images(values)) for name, values in hits.items()}
 
 
 def bars(shifted: dict[str, Any]) -> list[Bar]:

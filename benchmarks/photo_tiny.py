@@ -23,10 +23,9 @@ import numpy as np
 
 from benchmarks.bars import Bar, all_met
 from benchmarks.label_efficiency import ROWS, pick
-from benchmarks.perception_tiny import named, perceived
+from benchmarks.perception_tiny import Hits, interval_over_images, named, perceived
 from benchmarks.photos import SIZE, constants
 from perception.datasets.photographs import Photographs
-from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
 from perception.evaluation.scenes import Item, evaluate_items
 from perception.model.perception_model import PerceptionModel
@@ -51,11 +50,15 @@ def in_published_style(model: PerceptionModel, items: Sequence[Item]) -> dict[st
     given = evaluate_items(
         model, marked, "chain", title="published style, points given", read="decoded", points_given=True
     )
-    hits = [hit for item, answer in zip(marked, answers, strict=True) for hit in named(model, item, answer.answer)]
+    pairs = list(zip(marked, answers, strict=True))
     return {
-        "point named where it is": _interval(hits),
-        f"{DEPTH}, the package reads the map": _interval([answer.correct for answer in answers]),
-        f"{DEPTH}, the package reads the map at points that are given": _interval([a.correct for a in given]),
+        "point named where it is": _interval(
+            [(item, hit) for item, a in pairs for hit in named(model, item, a.answer)]
+        ),
+        f"{DEPTH}, the package reads the map": _interval([(item, a.correct) for item, a in pairs]),
+        f"{DEPTH}, the package reads the map at points that are given": _interval(
+            [(item, a.correct) for item, a in zip(marked, given, strict=True)]
+        ),
     }
 
 
@@ -66,12 +69,14 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     counted = [item for item in items if item.kind == "count"]
     said = [answer.answer for answer in evaluate_items(model, counted, "chain", title="counting")]
     counts = [(answer.value, item.answer) for answer, item in zip(said, counted, strict=True)]
-    answered["counting"] = _interval([value == right for value, right in counts])
+    answered["counting"] = _interval(
+        [(item, value == right) for item, (value, right) in zip(counted, counts, strict=True)]
+    )
     marked = [item for item in items if item.kind == "depth"]
     for name, (read, given) in READ.items():
         answers = evaluate_items(model, marked, "chain", title=name, read=read, points_given=given)  # type: ignore[arg-type]
-        answered[f"{DEPTH}, {name}"] = _interval([answers[i].correct for i in pick(marked, DEPTH)])
-        far = [answer.correct for answer, item in zip(answers, marked, strict=True) if item.group == "farthest"]
+        answered[f"{DEPTH}, {name}"] = _interval([(marked[i], answers[i].correct) for i in pick(marked, DEPTH)])
+        far = [(item, answer.correct) for item, answer in zip(marked, answers, strict=True) if item.group == "farthest"]
         answered[f"farthest of 3 points, {name}"] = _interval(far)
     errors = [abs(int(value) - int(right)) for value, right in counts if isinstance(value, int)]
     return {
@@ -83,8 +88,8 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def _interval(correct: Sequence[bool]) -> dict[str, float]:
-    return asdict(bootstrap_interval([float(hit) for hit in correct]))
+def _interval(hits: Hits) -> dict[str, float]:
+    return asdict(interval_over_images(hits))
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:

@@ -41,9 +41,8 @@ from benchmarks.label_efficiency import (
     trained_model,
     training_minutes,
 )
-from benchmarks.perception_tiny import on_marked
+from benchmarks.perception_tiny import interval_over_images, on_marked
 from perception.datasets.photographs import Photographs
-from perception.evaluation.bootstrap import bootstrap_interval
 from perception.evaluation.photos import photo_items
 from perception.evaluation.scenes import Item, evaluate_items
 from perception.model.adapter import base_digest
@@ -94,7 +93,7 @@ def perceives(base: str, items: Sequence[Item]) -> dict[str, Any]:
     """Return the intervals of what the common start sees on photographs with 3 to 5 points."""
     model = PerceptionModel.from_pretrained(base)
     hits = on_marked(model, [item for item in items if len(item.points_xy) > 2])
-    return {name: vars(bootstrap_interval([float(hit) for hit in values])) for name, values in hits.items()}
+    return {name: vars(interval_over_images(values)) for name, values in hits.items()}
 
 
 def constants(items: Sequence[Item]) -> dict[str, float]:

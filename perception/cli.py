@@ -304,7 +304,7 @@ def _evaluate_published(
     with _stoppable():
         given = answer_published(items, ask, stem.with_suffix(".jsonl"), batch_size, f"{name} ({mode})")
     table = Table("group", "n", "accuracy, %", title=f"{name}, {mode}", title_justify="left")
-    for group, interval in accuracies(given).items():
+    for group, interval in accuracies(items, given).items():
         table.add_row(group, str(interval.count), str(interval))
     if (mean := mean_of_sources(items, given)) is not None:
         table.add_row("the set's own mean, over its sources", str(len(given)), f"{100 * mean:.1f}")

@@ -17,7 +17,7 @@ from typing import Any, Generic
 import numpy as np
 
 from perception.datasets.progress import Progress
-from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import Interval, accuracy_interval, paired_difference
 from perception.evaluation.replacement import Case, Replacement, Thought
 
 
@@ -120,9 +120,9 @@ def ablate(
             follows = [float(np.mean(values)) for values in followed if values]
             found[name] = Condition(
                 replacements[name].about,
-                bootstrap_interval(right[name]),
+                accuracy_interval(right[name]),
                 paired_difference([right["own"][rows["own"].index(i)] for i in rows[name]], right[name]),
-                bootstrap_interval(follows) if follows else None,
+                accuracy_interval(follows) if follows else None,
                 float(np.mean([said is None for answers in given for said in answers])),
                 dict(zip(rows[name], given, strict=True)),
                 shown,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +24,7 @@ from perception.chains import Answer, kind_of_question
 from perception.datasets.lines import text_lines
 from perception.datasets.progress import Progress
 from perception.evaluation.bootstrap import Interval, accuracy_interval
-from perception.evaluation.published_sets import NUMBER, OPTION, TEXT, PublishedItem
+from perception.evaluation.published_sets import NUMBER, OPTION, TEXT, EncodedImage, PublishedItem
 from perception.evaluation.report import CaptionedImage, drawn_answer, write_report
 from perception.interleave.reasoner import Reasoner, draw_reasoning
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -174,13 +174,21 @@ def _kept(path: Path, items: Sequence[PublishedItem]) -> dict[str, PublishedAnsw
     return kept
 
 
-def accuracies(given: Sequence[PublishedAnswer]) -> dict[str, Interval]:
-    """Accuracy per group, and over all groups where there are several, with 95 % bootstrap intervals."""
-    groups = dict.fromkeys(one.group for one in given)
-    found = {group: accuracy_interval([float(one.right) for one in given if one.group == group]) for group in groups}
-    if len(groups) > 1:
-        found["all"] = accuracy_interval([float(one.right) for one in given])
-    return found
+def accuracies(items: Sequence[PublishedItem], given: Sequence[PublishedAnswer]) -> dict[str, Interval]:
+    """Accuracy per group, and over all groups where there are several, with 95 % bootstrap intervals over images."""
+    rows = [(one.group, float(one.right), _shown(item)) for item, one in zip(items, given, strict=True)]
+    groups = dict.fromkeys(group for group, *_ in rows)
+    chosen = {group: [row for row in rows if row[0] == group] for group in groups}
+    chosen |= {"all": rows} if len(groups) > 1 else {}
+    return {
+        group: accuracy_interval([right for _, right, _ in own], [image for *_, image in own])
+        for group, own in chosen.items()
+    }
+
+
+def _shown(item: PublishedItem) -> Hashable:
+    """What two questions about one image have in common."""
+    return item.image.data if isinstance(item.image, EncodedImage) else item.image
 
 
 def mean_of_sources(items: Sequence[PublishedItem], given: Sequence[PublishedAnswer]) -> float | None:
@@ -220,7 +228,7 @@ def write_page(
         if shown[place] <= each:
             figures.append(_figure(model, item, one, max_new_tokens))
     rows = "".join(
-        f"<tr><td>{html.escape(g)}</td><td>{i.count}</td><td>{i}</td></tr>" for g, i in accuracies(given).items()
+        f"<tr><td>{html.escape(g)}</td><td>{i.count}</td><td>{i}</td></tr>" for g, i in accuracies(items, given).items()
     )
     table = f"<table><tr><th>group</th><th>n</th><th>right, % [95 %]</th></tr>{rows}</table>"
     intro = f"The first {each} right and the first {each} wrong answers of every group."

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from perception.answers import LETTERS
+from perception.answers import LETTERS, asks_for_farthest
 from perception.chains import Answer, kind_of_question, prompt_for, read_ids
 from perception.datasets.progress import Progress
 from perception.decoding.decoder import SpanDecoder
@@ -193,7 +193,9 @@ def sayer(model: PerceptionModel, kind: str) -> AnswerCases[Span]:
             with torch.no_grad():
                 maps = vqvae.decode(codes.to(vqvae.codebook.device)).cpu()  # (n, S, S)
             for i, nearness in zip(read, maps, strict=True):
-                readings = readings_at(nearness[None], cases[i].question.points_xy)  # (points,)
+                asked = cases[i].question
+                readings = readings_at(nearness[None], asked.points_xy)  # (points,)
+                readings = -readings if asks_for_farthest(asked.text) else readings
                 if (readings == readings.max()).sum() == 1:  # with a tie the map says nothing
                     letters[i] = LETTERS[int(readings.argmax())]
         return letters

@@ -13,7 +13,12 @@ from tiny_perception import build_perception
 from perception.answers import POINT_LETTERS
 from perception.chains import BOXES_FIRST, Answer
 from perception.evaluation import scenes as evaluation_scenes
-from perception.evaluation.bootstrap import bootstrap_interval, crossed_interval, paired_difference
+from perception.evaluation.bootstrap import (
+    accuracy_interval,
+    bootstrap_interval,
+    crossed_interval,
+    paired_difference,
+)
 from perception.evaluation.replacement import INTERVENTIONS, forced_chains, true_span
 from perception.evaluation.scenes import (
     DEPTH_COUNTS,
@@ -60,6 +65,26 @@ def test_intervals_are_seeded_and_shrink_with_the_data():
     assert (sure.mean, sure.low, sure.high, str(sure)) == (1, 1, 1, "100.0 [100.0, 100.0]")
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap_interval([])
+
+
+def test_answers_about_one_image_are_resampled_together() -> None:
+    rng = np.random.default_rng(0)
+    inside = []
+    for seed in range(200):
+        images = np.repeat(rng.random(40) < 0.3, 3)  # three questions about each, right or wrong together
+        found = bootstrap_interval(images, seed, [n // 3 for n in range(120)])
+        inside.append(found.low <= 0.3 <= found.high)
+    assert 0.87 <= np.mean(inside) <= 1
+    values = rng.random(50)
+    assert bootstrap_interval(values, groups=range(50)) == bootstrap_interval(values)
+    assert accuracy_interval([1.0] * 9, "aaabbbccc").low == accuracy_interval([1.0] * 3).low
+    with pytest.raises(ValueError, match="each value needs its group, got 3 values and 2 groups"):
+        bootstrap_interval([0, 1, 1], groups=[0, 1])
+
+
+def test_pairs_that_never_differ_are_not_sure_to_be_alike() -> None:
+    found = paired_difference([1.0] * 20, [1.0] * 20)
+    assert found.mean == 0 and found.low == -found.high and found.high == pytest.approx(0.168, abs=1e-3)
 
 
 def test_pairing_removes_what_both_share():
@@ -211,6 +236,10 @@ def test_a_model_without_a_depth_tokenizer_is_told_so(items):
 def test_an_interval_over_trainings_and_questions_is_wider_where_trainings_differ():
     """Values (S, N): the same questions, S trainings. Equal trainings add nothing; different ones do."""
     questions = np.random.default_rng(0).random(200) < 0.6
+    shown = [n // 4 for n in range(len(questions))]
+    groups = np.repeat(questions[::4], 4)[: len(questions)]  # four answers about an image are alike
+    wide, narrow = (crossed_interval(np.stack([groups] * 3), groups=g) for g in (shown, None))
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low) and wide.mean == narrow.mean
     alike = crossed_interval(np.stack([questions] * 3))
     alone = bootstrap_interval(questions)
     assert alike.mean == alone.mean and alike.count == 600

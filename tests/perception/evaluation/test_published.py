@@ -436,7 +436,7 @@ def test_a_run_that_was_stopped_asks_only_what_is_left(tmp_path: Path) -> None:
     assert [one.right for one in given] == [False, True, False, True, False]
     kept = [PublishedAnswer.from_json(line) for line in path.read_text().splitlines()]
     assert sorted(kept, key=lambda one: one.key) == sorted(given, key=lambda one: one.key)
-    assert str(accuracies(given)["depth-2"]).startswith("40.0")
+    assert str(accuracies(items, given)["depth-2"]).startswith("40.0")
     path.write_text(path.read_text().replace('"right": false', '"right": true'))  # of another reader of texts
     assert answer_published(items, rest, path) == given and not rest.asked[1:]
     path.write_text(path.read_text().replace("closer", "farther"))
