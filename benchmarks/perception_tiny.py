@@ -24,7 +24,7 @@ import torch
 from benchmarks.bars import Bar, all_met
 from perception.answers import POINT_LETTERS, asks_for_farthest
 from perception.chains import ATOMIC_DEPTH_QUESTION, Answer, atomic_boxes, readings_question
-from perception.evaluation.bootstrap import Interval, bootstrap_interval
+from perception.evaluation.bootstrap import Interval, accuracy_interval
 from perception.evaluation.scenes import Item, depth_tokenizer_of, scene_items
 from perception.model.perception_model import PerceptionModel, Prompt, Read
 from perception.model.shipped import shipped
@@ -57,7 +57,7 @@ Hits = list[tuple[Item, bool]]
 
 def interval_over_images(hits: Hits) -> Interval:
     """Return the interval of the share of hits; those about one image are resampled together."""
-    return bootstrap_interval([float(hit) for _, hit in hits], groups=[id(item.scene) for item, _ in hits])
+    return accuracy_interval([float(hit) for _, hit in hits], [id(item.scene) for item, _ in hits])
 
 
 def drawn(answer: Answer, modality: str) -> list[Span]:

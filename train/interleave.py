@@ -272,8 +272,7 @@ def published_split(
     (Path(run_dir) / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
     if skipped:
         print(f"{len(skipped)} rows skipped, listed in {Path(run_dir) / 'skipped.txt'}; the first: {skipped[0]}")
-    kept = len(problems) - data.held_out
-    return problems[:kept], problems[kept:]
+    return problems.split(data.held_out)
 
 
 def digest_of(problems: Sequence[ChainProblem]) -> dict[str, Any]:

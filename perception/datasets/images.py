@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,26 @@ class ImageFile:
             return array_shape(self.path)[1:]
         check_exists(self.path)
         return image_size(self.path)
+
+
+def pictures_of(images: Iterable[ImageFile]) -> dict[ImageFile, Hashable]:
+    """Return, for each image, what all files that show it have in common.
+
+    Links and parent folders in a path do not count, and files of one content are one picture under any name.
+    """
+    paths = {image: image.path.resolve() for image in images}
+    sizes: dict[int, set[Path]] = {}
+    for path in {*paths.values()}:
+        if path.is_file():
+            sizes.setdefault(path.stat().st_size, set()).add(path)
+    alike = {path for same in sizes.values() if len(same) > 1 for path in same}
+    contents = {path: _content(path) for path in alike}
+    return {image: (contents.get(path, path), image.index) for image, path in paths.items()}
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_exists(path: Path, wanted_by: str = "") -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.ops import box_iou
 
-from perception.answers import same_words
+from perception.answers import read_answer, same_words
 from perception.chains import Answer, Example, kind_of_question
 from perception.evaluation.report import CaptionedImage, drawn_answer, html_table, write_report
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -44,10 +44,16 @@ class AnsweredExample:
 
     @property
     def correct(self) -> bool | None:
-        """True if the final answer is the data's; None for a task that draws alone. Case and end marks do not count."""
+        """True if the final answer is the data's, both read alike; None for a task that draws alone.
+
+        Case and end marks do not count, and no answer is none of the data's.
+        """
         if not self.example.answer:
             return None
-        return same_words(str(self.answer.value), self.example.answer)
+        question = self.example.question
+        wanted = read_answer(self.example.answer, kind_of_question(question), question)
+        given = self.answer.value
+        return given is not None and same_words(str(given), self.example.answer if wanted is None else str(wanted))
 
 
 def answer_examples(

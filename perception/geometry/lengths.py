@@ -33,6 +33,7 @@ def hypotenuse(rng: np.random.Generator) -> Sketch | None:
     letters = named(figure, corners, names)
     middle = np.mean(corners, axis=0)
     leg = rng.random() < 0.4  # whether a leg is asked for, else the hypotenuse
+    given = (a, b) if leg else sorted((a, b))  # two legs in the other order make the same problem
     texts = [str(a), "x" if leg else str(b), str(c) if leg else "x"]
     sides = [(p, q), (p, r), (q, r)]
     marks = [figure.length(*side, middle, text) for side, text in zip(sides, texts, strict=True)]
@@ -45,7 +46,7 @@ def hypotenuse(rng: np.random.Generator) -> Sketch | None:
         Step(second, (around(known),)),
         Step(last, (around(asked),)),
     )
-    return Sketch(figure, FIND_X, steps, b if leg else c, (a, b, c, int(leg)))
+    return Sketch(figure, FIND_X, steps, b if leg else c, (*given, c, int(leg)))
 
 
 def _rectangle(rng: np.random.Generator) -> tuple[Figure, int, int, Mark, Mark, Point]:

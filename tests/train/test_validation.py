@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from perception.evaluation.held_out import AnsweredExample, figures, held_out_pi
 from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import PerceptionVocabulary, Span
 from train import finetune
-from train.data.held_out import EvaluationConfig, chosen, split
+from train.data.held_out import EvaluationConfig, chosen, split, unseen
 from train.data.photos import PhotosConfig
 from train.data.records import SourcesConfig
 from train.data.scenes import ScenesConfig
@@ -70,7 +71,7 @@ def test_two_paths_of_one_image_are_one_image(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path)
     for number in range(20):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     folders = (tmp_path, tmp_path / "tables" / "..", tmp_path / "linked")
     records = [direct(str(folder / f"{number}.png")) for folder in folders for number in range(20)]
     kept, held = split(records, 0.12)
@@ -79,10 +80,25 @@ def test_two_paths_of_one_image_are_one_image(tmp_path: Path) -> None:
     assert not {r.image.path.resolve() for r in kept if r.image} & {r.image.path.resolve() for r in held if r.image}
 
 
+def test_copies_of_one_picture_are_one_image(tmp_path: Path) -> None:
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.bmp")  # all of one size in bytes
+        (tmp_path / f"copy-{number}.bmp").write_bytes((tmp_path / f"{number}.bmp").read_bytes())
+    records = [direct(str(tmp_path / f"{name}{number}.bmp")) for name in ("", "copy-") for number in range(20)]
+    kept, held = split(records, 0.12)
+    assert len(held) == 4 and len(kept) == 36, "two images of 20, each with its copy"
+    trained = [record.image for record in records[:20] if record.image]
+    with pytest.raises(ValueError, match=r"copy-0.bmp is trained on, too"):
+        unseen(RecordSet((records[20],)), trained, skip_bad=False)
+    other = direct(str(tmp_path / "other.bmp"))
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "other.bmp")
+    assert unseen(RecordSet((other,)), trained, skip_bad=False).records == (other,)
+
+
 def test_files_that_hold_out_what_is_trained_on_are_refused(world: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     vqvae = VQVAE.from_pretrained(world / "depth").eval()
-    same, other = world / ".." / world.name / "questions.csv", write_questions(tmp_path / "other")
+    same, other = world / ".." / world.name / "questions.csv", write_questions(tmp_path / "other", 100)
     for own, on_bad_row, said in (
         (
             (same,),
@@ -130,6 +146,23 @@ def test_figures_of_answers_written_by_hand() -> None:
     assert found.pop("boxes_f1") == pytest.approx(2 * 3 / (3 + 4))
     assert found == {"accuracy/chain_count": 0.5, "accuracy/direct_other": 1.0, "points_found": 0.5}
     assert answered[3].correct is None and figures([], 100) == {}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "value", "right"),
+    [
+        ("What is on the table?", "none", None, False),
+        ("How many cats are there?", "three", 3, True),
+        ("How many cats are there?", "3 cats", 3, True),
+        ("How many cats are there?", "three", 4, False),
+        ("Which point is closest, A or B?", "(B)", "B", True),
+        ("Which point is closest, A or B?", "Point B", "B", True),
+        ("Which point is closest, A or B?", "Point B", "A", False),
+    ],
+)
+def test_answers_of_the_data_are_read_as_the_model_s_are(question: str, answer: str, value: Any, right: bool) -> None:
+    example = chains.direct(chains.direct_task(question), question, answer)
+    assert AnsweredExample(Image.new("RGB", (8, 8)), example, Answer("", (), value)).correct is right
 
 
 @pytest.mark.parametrize(
@@ -202,7 +235,7 @@ def test_looking_at_held_out_files_changes_nothing(world: Path, tmp_path: Path, 
     if lora.rank:
         changes["base_precision"] = "bf16"
     (tmp_path / "other").mkdir()
-    data = SourcesConfig(own=(str(write_questions(tmp_path / "other")),))
+    data = SourcesConfig(own=(str(write_questions(tmp_path / "other", 100)),))
     look = EvaluationConfig(data=data, asked=5, pictures=0)
     seen = finetune.train(config_for(world, tmp_path / "seen", evaluation=look, **changes))
     unseen = finetune.train(config_for(world, tmp_path / "unseen", **changes))

@@ -31,11 +31,11 @@ def picture(path: Path, number: int) -> None:
     Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
 
-def write_questions(folder: Path) -> Path:
-    """A CSV of one's own, with and without boxes."""
+def write_questions(folder: Path, first: int = 0) -> Path:
+    """A CSV of one's own, with and without boxes; its pictures differ by `first`."""
     rows = []
     for number in range(8):
-        picture(folder / f"{number}.png", number)
+        picture(folder / f"{number}.png", first + number)
         boxes = [[n, 2 * n, n + 9, 2 * n + 11] for n in range(number % 3)]
         rows.append([f"{number}.png", "How many cups are there?", str(len(boxes)), json.dumps(boxes), "cups"])
         rows.append([f"{number}.png", "What colour is the lamp?", "green", "", ""])

@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from perception.chains import TASKS
-from perception.datasets.images import ImageFile
+from perception.datasets.images import ImageFile, pictures_of
 from perception.datasets.records import Record, RecordSet, bad_row
 from perception.evaluation.held_out import answer_examples, figures, held_out_picture, write_held_out_page
 from perception.model.perception_model import PerceptionModel
@@ -72,12 +72,12 @@ def split(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], 
     """Return the records to train on and those held out, by image: none is in both. Text alone is trained on.
 
     The held-out images are those whose names have the smallest hash values, so they stay held out as data are added.
-    Two paths of one file are one image.
+    Two paths of one file, and two files of one content, are one image.
 
     Raises:
         ValueError: if there is no image for one of the parts.
     """
-    files = {image: _file(image) for record in records for image in record.all_images}
+    files = pictures_of(image for record in records for image in record.all_images)
     shown = [{files[image] for image in record.all_images} for record in records]
     images = sorted({file: image for image, file in files.items()}.values(), key=_order)
     count = max(1, round(share * len(images))) if share else 0
@@ -106,10 +106,12 @@ def unseen(held: RecordSet, trained: Iterable[ImageFile], skip_bad: bool) -> Rec
     Raises:
         ValueError: naming the first of the others; with `skip_bad`, if no record is left.
     """
-    files, kept, skipped = set(map(_file, trained)), list[Record](), list[str]()
+    trained, kept, skipped = [*trained], list[Record](), list[str]()
+    files = pictures_of([*trained, *(image for record in held.records for image in record.all_images)])
+    seen_files = {files[image] for image in trained}
     for record in held.records:
         with bad_row(skipped if skip_bad else None):
-            if seen := [image for image in record.all_images if _file(image) in files]:
+            if seen := [image for image in record.all_images if files[image] in seen_files]:
                 raise ValueError(f"{record.source}: {seen[0]} is trained on, too; hold out other images")
             kept.append(record)
     if skipped and not kept:
@@ -118,11 +120,6 @@ def unseen(held: RecordSet, trained: Iterable[ImageFile], skip_bad: bool) -> Rec
             "give evaluation.data.counts_split val)"
         )
     return RecordSet(tuple(kept), (*held.skipped, *skipped))
-
-
-def _file(image: ImageFile) -> ImageFile:
-    """Return an image by the path of its file itself, whatever links and parent folders lead there."""
-    return replace(image, path=image.path.resolve())
 
 
 def _order(image: ImageFile) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from perception.answers import final_announcement, final_answer
+from perception.datasets.images import ImageFile, pictures_of
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, on_grid, read_mint_cot
 from perception.datasets.progress import track
 from perception.interleave.reasoner import visual_grid
@@ -29,7 +30,8 @@ class PublishedData:
     images: str = ""
     """folder that image paths in the files are relative to; empty: the folder of each file"""
     held_out: int = 100
-    """number of rows at the end that are not trained on; train.reinforce stops early by them"""
+    """number of rows at the end that are not trained on, nor are others about their images; train.reinforce stops early
+    by them"""
 
 
 class PublishedProblems(Sequence[ChainProblem]):
@@ -67,6 +69,23 @@ class PublishedProblems(Sequence[ChainProblem]):
         tokens = [on_grid(step.cells, read.grid, grid) for step in read.steps]
         steps = tuple(ChainStep(step.text, own) for step, own in zip(row.steps, tokens, strict=True))
         return ChainProblem(image, row.question, row.answer, steps, row.kind, opening=row.opening)
+
+    def split(self, held_out: int) -> tuple[PublishedProblems, PublishedProblems]:
+        """Problems to train on, and the last `held_out` with all others about their images.
+
+        Raises:
+            ValueError: if that leaves none to train on.
+        """
+        files = [ImageFile(read.image) for read, _ in self._problems]
+        pictures = pictures_of(files)
+        apart = {pictures[file] for file in files[len(files) - held_out :]}
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        for pair, file in zip(self._problems, files, strict=True):
+            parts[pictures[file] in apart].append(pair)
+        if not parts[0]:
+            raise ValueError(f"the images of held_out ({held_out}) rows are those of all rows; give a lower held_out")
+        first, second = (PublishedProblems(part, self._encoder, self._model) for part in parts)
+        return first, second
 
     def _find_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the visual tokens of an image of (height, width) pixels."""

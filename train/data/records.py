@@ -68,7 +68,12 @@ _CUT = 0.75  # share of the images of which a part is shown
 _TOGETHER = 3  # most questions of a row that count in one image
 _DEPTH_REMEDY = "data.depth_format declares what depth files hold, and --on_bad_row skip leaves bad ones out"
 _INSIDE = 1 / 3  # least share of a box inside a part for it to count there
-_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+_SIDES = re.compile(
+    r"\b(left|right|(north|south)?-?(east|west)|(counter|anti)?-?clockwise|o'clock|port\b|starboard|letters?\b|digits?\b|"
+    r"words?\b|texts?\b|written\b|reads?\b)",
+    re.IGNORECASE,
+)
+"""Words of questions whose answers may not hold in a mirror image"""
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
 

@@ -279,7 +279,7 @@ class Checkpoints:
     def _check_settings(self, folder: Path, stored: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(dict(self.settings)))
         compared = {*stored, *wanted} - {name for name in _NEWER if name not in stored}
-        differing = sorted(k for k in compared if _unless_off(stored.get(k)) != _unless_off(wanted.get(k)))
+        differing = sorted(k for k in compared if _differs(k, stored, wanted))
         if differing:
             listed = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing)
             raise ResumeError(
@@ -292,9 +292,11 @@ def _run_state(state: Mapping[str, Any]) -> RunState:
     return RunState(**{item.name: state[item.name] for item in fields(RunState) if item.name in state})
 
 
-def _unless_off(value: Any) -> Any:
-    """Return None for False and 0, else the value: an option newer than a checkpoint was off when it was made."""
-    return value or None
+def _differs(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """True if a setting has two values. One that only one side knows, as it is newer or was taken out, must be off."""
+    if name in stored and name in wanted:
+        return bool(stored[name] != wanted[name])
+    return bool(stored.get(name) or wanted.get(name))
 
 
 def frozen_digest(model: nn.Module) -> str | None:

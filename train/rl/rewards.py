@@ -105,8 +105,13 @@ def box_iou_reward(
     return rewards
 
 
-def depth_order_reward(completions: Sequence[str], depth_order: Sequence[Sequence[str]], **_: Any) -> list[float]:
+def depth_order_reward(
+    completions: Sequence[str], depth_order: Sequence[Sequence[str]], vocabulary: PerceptionVocabulary, **_: Any
+) -> list[float]:
     """Return the share of pairs of marked points that a chain's readings (" A ... 12, B ... 40") order correctly.
+
+    It is 0 without a whole depth map, or if a span is malformed. The readings are what the chain says; that they agree
+    with its map is not checked.
 
     Args:
         completions: texts with readings from 0 (farthest) to 99 (nearest). The last reading of a letter counts;
@@ -115,6 +120,9 @@ def depth_order_reward(completions: Sequence[str], depth_order: Sequence[Sequenc
     """
     rewards = []
     for completion, order in zip(completions, depth_order, strict=True):
+        if not _spans(completion, vocabulary, "depth"):
+            rewards.append(0.0)
+            continue
         plain = re.sub(r"<[A-Z]+_[A-Z0-9]+>", "", completion)
         readings = {letter: int(value) for letter, value in re.findall(r"\b([A-Z])\s+(\d+)", plain)}
         pairs = [(near, far) for i, near in enumerate(order) for far in order[i + 1 :]]

@@ -113,6 +113,12 @@ def test_training_and_testing_share_no_parameters() -> None:
         assert is_tested("third_angle", numbers) == (split == "test")
 
 
+def test_legs_in_the_other_order_are_the_same_problem() -> None:
+    drawn = [FAMILIES["hypotenuse"](np.random.default_rng(seed)) for seed in range(300)]
+    asked = {sketch.parameters for sketch in drawn if sketch is not None and not sketch.parameters[-1]}
+    assert len(asked) == 8 and all(a < b < c for a, b, c, _ in asked)
+
+
 def test_the_same_seed_is_the_same_problem_and_another_another() -> None:
     one, same, other = (list(problems("test", 6, seed, 48)) for seed in (1, 1, 2))
     for a, b in zip(one, same, strict=True):

@@ -80,6 +80,19 @@ def test_rows_that_cannot_be_used_are_named(file: Path, folder: InterleavedFolde
         read_published_problems(PublishedData([str(file)], held_out=4), folder.encoder, folder.model.model)
 
 
+def test_rows_about_a_held_out_image_are_held_out(file: Path, folder: InterleavedFolder, tmp_path: Path):
+    (tmp_path / "0.png").write_bytes((tmp_path / "7.png").read_bytes())  # a copy under another name
+    data = PublishedData([str(file)], held_out=2)
+    found, _ = read_published_problems(data, folder.encoder, folder.model.model)
+    kept, held = found.split(2)
+    assert [row.question for row in held] == [found[n].question for n in (0, 6, 7)] and len(kept) == 5
+    assert len(found.split(0)[0]) == 8
+    for number in range(7):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "7.png").read_bytes())
+    with pytest.raises(ValueError, match=r"the images of held_out \(2\) rows are those of all rows"):
+        found.split(2)
+
+
 def test_a_stage_and_its_reinforcement_run_on_them(file: Path, start: Path, tmp_path: Path):
     published = PublishedData([str(file)], held_out=2)
     rows = json.loads(file.read_text())

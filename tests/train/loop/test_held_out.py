@@ -131,6 +131,8 @@ def test_checkpoints_from_before_these_settings_are_taken_up(tmp_path: Path) -> 
     assert run(tmp_path, CONFIG)[0].resumed_from == 5
     later = Checkpoints(tmp_path, {**state["settings"], "model.nested": False})
     later._check_settings(tmp_path, state["settings"])
+    with pytest.raises(ResumeError, match=r"weight: None there, 0.0 now"):
+        Checkpoints(tmp_path, {"weight": 0.0})._check_settings(tmp_path, {"weight": None})
     with pytest.raises(ResumeError, match="model.nested: None there, True now"):
         Checkpoints(tmp_path, {**state["settings"], "model.nested": True})._check_settings(tmp_path, state["settings"])
 

@@ -100,9 +100,12 @@ def test_boxes_earn_their_overlap_in_any_order() -> None:
 
 
 def test_depth_order_earns_the_pairs_that_are_right() -> None:
-    chain = "<DEPTH_START><DEPTH_1><DEPTH_END> A<POINT_START><LOC_1><LOC_7><POINT_END> 12, B 40, C 30, so B."
-    assert depth_order_reward([chain] * 2, depth_order=["BCA", "BAC"]) == [1.0, pytest.approx(2 / 3)]
-    assert depth_order_reward(["A 5, so A."], depth_order=["AB"]) == [0.0], "a point that is not read earns nothing"
+    depth = VOCABULARY.span_text(Span("depth", (1,) * VOCABULARY.depth_length))
+    readings = " A<POINT_START><LOC_1><LOC_7><POINT_END> 12, B 40, C 30, so B."
+    paid = depth_order_reward([depth + readings] * 2, depth_order=["BCA", "BAC"], vocabulary=VOCABULARY)
+    assert paid == [1.0, pytest.approx(2 / 3)]
+    for unpaid in (depth + " A 5, so A.", readings, "<DEPTH_START><DEPTH_1><DEPTH_END>" + readings):
+        assert depth_order_reward([unpaid], depth_order=["BA"], vocabulary=VOCABULARY) == [0.0]
 
 
 def test_counts_earn_by_how_near_they_are() -> None:
