@@ -198,24 +198,28 @@ def final_announcement(text: str) -> Announcement | None:
 
 # Choices. An option that a text names, by letter or by words, is replaced by a mark, so that the same rules read both.
 
-_MARKS = "".join(chr(0xE000 + n) for n in range(len(LETTERS)))
+_OPTION_MARKS = "".join(chr(0xE000 + n) for n in range(len(LETTERS)))
 """One private character per option"""
-_MARK = f"[{_MARKS}]"
+_SEVERAL = chr(0xE000 + len(LETTERS))
+"""Stands for a list of options, of which none is chosen: "A, B or C" """
+_MARKS = _OPTION_MARKS + _SEVERAL
+_MARK, _OPTION_MARK = f"[{_MARKS}]", f"[{_OPTION_MARKS}]"
+_VERB_OF_ONE = r"(?:(?:is|was|has|does|lies|sits|stands|appears|looks|seems)\b|isn't|wasn't)"
 _VERB = (
-    r"(?:(?:is|are|was|were|has|have|does|do|lies?|sits?|stands?|appears?|looks?|seems?|can|could|would|should|must|"
-    r"may|might)\b|isn't|aren't|wasn't)"
+    rf"(?:{_VERB_OF_ONE}|(?:are|were|have|do|lie|sit|stand|appear|look|seem|can|could|would|should|must|may|might)\b|"
+    "aren't)"
 )
-_AFTER_LETTER = rf"(?:{_VERB}|(?:and|or|but|because|since|as|then|than|not|at|in|on|with|to)\b)"
+_AFTER_LETTER = rf"(?:{_VERB}|(?:and|or|nor|vs|versus|followed|but|because|since|as|then|than|not|at|in|on|with|to)\b)"
 """What may follow the letter A, and follows no article"""
 _OPENING = re.compile(
-    rf"[\s*$\"']*(?P<mark>{_MARK})[*$\"']*(?!:?\s*{_VERB}|:?\s*(?:,|and|or|&|/)\s*(?:(?:and|or)\s+)?{_MARK})"
+    rf"[\s*$\"']*(?P<mark>{_OPTION_MARK})[*$\"']*(?!:?\s*{_VERB}|:?\s*,\s*{_MARK})"
     r"(?=\s*$|\s*[\n.,:;)\]\u2013\u2014]|\s+(?:-|(?:because|since|as|for|then)\b))",
     re.IGNORECASE,
 )
-"""An option that opens a text and is neither the subject of a sentence nor one of several that are listed"""
+"""An option that opens a text and is not the subject of a sentence"""
 _LABEL = re.compile(rf"(?:({_MARK})[:)]|(?:^|[\n,;])\s*({_MARK})\.)\s*(?!{_VERB})\w", re.IGNORECASE)
 _CALLED_RIGHT = re.compile(
-    rf"({_MARK}):?\s+(?:is|was|seems|(?:would|must|should)\s+be)\s+(?:(?!not\b)\w+\s+){{0,2}}?"
+    rf"({_OPTION_MARK}):?\s+(?:is|was|seems|(?:would|must|should)\s+be)\s+(?:(?!not\b)\w+\s+){{0,2}}?"
     r"(?:correct\b|answer\b|(?:right|best)(?=\s*(?:$|[.,;!]|answer|option|choice|one\b)))",
     re.IGNORECASE,
 )
@@ -237,6 +241,34 @@ _NAMED_IN_FRONT = re.compile(rf"(?P<mark>{_MARK})(?P<words>[^{_MARKS}]*)$")
 _COMPARED_WITH = re.compile(
     rf"(?:[^{_MARKS}]*?\bthan\b|(?<=in front of)|(?<=behind))[^{_MARKS}]*?({_MARK})", re.IGNORECASE
 )
+_RANKING = re.compile(
+    rf"(?P<front>(?<![^.!?;\n])[^.!?;\n]*)\b(?:(?P<near>{_NEAR})|{_FAR})(?:\s+\w+)?\s+"
+    rf"(?:to\s+(?:the\s+)?(?:{_NEAR}|{_FAR})|first)\b"
+    r"(?P<behind>(?:(?!(?<!\d)[.!?](?:\s|$)|;|\n\s*\n)[\s\S])*)",
+    re.IGNORECASE,
+)
+"""A sentence that orders options: "From nearest to farthest: B, A, C." """
+_LISTED_BEFORE = rf"{_MARK}:?(?:\s*,\s*{_MARK}:?)*"
+_LIST = re.compile(
+    rf"(?P<neither>\bneither\s+)?(?:{_LISTED_BEFORE}\s*,?\s*(?:or|nor|/|vs\.?|versus)\s*{_MARK}:?|"
+    rf"{_LISTED_BEFORE}\s*(?:,|,?\s*(?:and|&))\s*{_MARK}:?(?!\s*{_VERB_OF_ONE}))",
+    re.IGNORECASE,
+)
+"""Several options in a row; in "than B, and C is closest" C is the subject of a sentence"""
+_TO_END_OF_CLAUSE = r"(?:(?!\b(?:but|so|however)\b)[^.,;:!?\n])*"
+_UNDECIDED = re.compile(
+    r"(?:(?:\b(?:(?:can)?not|unable\s+to|impossible\s+to|hard\s+to|difficult\s+to|no\s+way\s+to)|n['\u2019]t)\s+"
+    r"(?:\w+\s+){0,3}?(?:determined?|tell|say|decided?|choose|know|judged?|sure|certain|clear)|"
+    r"\b(?:unclear|unsure|uncertain))\b" + _TO_END_OF_CLAUSE,
+    re.IGNORECASE,
+)
+"""Says that nothing is chosen: "I can't tell whether A is closer" """
+_TIED = re.compile(
+    r"(?:^|[.,;:!?\n])(?:(?!\bothers?\b)[^.,;:!?\n])*\b(?:equally\s+(?:close|near|far|distant)|equidistant|"
+    r"same\s+(?:distance|depth)|(?<!not\s)(?<!n't\s)as\s+(?:close|near|far))\b" + _TO_END_OF_CLAUSE,
+    re.IGNORECASE,
+)
+"""Says that options are equally far: "A is as close as B"; not "the others are equally far" """
 
 
 def read_option(text: str, options: Sequence[str], question: str = "") -> str | None:
@@ -284,7 +316,7 @@ def _mark_letters(text: str, letters: str) -> str:
         r"(?P<bare>(?<![\w'-])[{0}](?!\w|['-]\w))|(?(of)(?P<small>[{1}])(?=\s*$|[).,:;]|\s+is\b)|(?!)))|"
         r"^\s*(?P<opening>[{1}])(?=[).:,]|\s*$)"
     )
-    return re.sub(named.replace("{0}", letters).replace("{1}", small), mark, text)
+    return _settled(re.sub(named.replace("{0}", letters).replace("{1}", small), mark, text))
 
 
 def _is_article(text: str, found: re.Match[str]) -> bool:
@@ -303,35 +335,54 @@ def _mark_words(text: str, names: Sequence[str]) -> str:
     longest_first = sorted(places, key=len, reverse=True)
     either = "|".join((r"(?<![.,-])" if name[0].isdigit() else "") + re.escape(name) for name in longest_first)
     named = re.compile(rf"(?<!\w)(?:(?:the|an?)\s+)?({either})(?:e?s)?(?!\w|[.,]\d)", re.IGNORECASE)
-    return named.sub(lambda found: _MARKS[places[found[1].lower()]], text) if places else text
+    return _settled(named.sub(lambda found: _MARKS[places[found[1].lower()]], text)) if places else text
+
+
+def _settled(text: str) -> str:
+    """The text with marks in plain terms: orders say which option is nearest, lists are one mark, doubts are left out.
+
+    "From nearest to farthest: B, A, C." becomes "the nearest is B; the farthest is C", and "A or B" `_SEVERAL`.
+    """
+
+    def ends(found: re.Match[str]) -> str:
+        front, behind = (list(dict.fromkeys(re.findall(_MARK, found[side]))) for side in ("front", "behind"))
+        order = behind or front
+        if len(order) < 2:
+            return found[0]
+        nearest, farthest = (order[0], order[-1]) if found["near"] else (order[-1], order[0])
+        return f"{found['front'] if behind else ''} the nearest is {nearest}; the farthest is {farthest}"
+
+    listed = _LIST.sub(lambda found: "" if found["neither"] else _SEVERAL, _RANKING.sub(ends, text))
+    return _UNDECIDED.sub("", listed)
 
 
 def _choose(text: str, question: str, count: int) -> int | None:
     """The option that a text with marks chooses: see `_chosen`, else the last one that is not ruled out."""
     chosen = _chosen(text, question, count)
-    if chosen is None and (named := re.findall(_MARK, _RULED_OUT.sub("", text))):
-        chosen = _MARKS.index(named[-1])
-    return chosen
+    if chosen is None and (named := re.findall(_MARK, _RULED_OUT.sub("", _TIED.split(text)[-1]))):
+        chosen = named[-1]
+    return None if chosen is None or chosen == _SEVERAL else _MARKS.index(chosen)
 
 
-def _chosen(text: str, question: str = "", count: int = 0) -> int | None:
-    """The option that a text with marks opens with, calls right, or makes the answer by a comparison of depths.
+def _chosen(text: str, question: str = "", count: int = 0) -> str | None:
+    """The mark that a text opens with, calls right, or makes the answer by a comparison of depths.
 
     Args:
         count: number of options; 0 if unknown.
     """
     opening = _OPENING.match(text)
     if opening and len({one or other for one, other in _LABEL.findall(text)}) < 2:
-        return _MARKS.index(opening["mark"])
+        return opening["mark"]
     if called := _CALLED_RIGHT.findall(text):
-        return _MARKS.index(called[-1])
+        return str(called[-1])
     return _compared(text, question, count)
 
 
-def _compared(text: str, question: str, count: int) -> int | None:
-    """The option that comparisons of depths make the answer: the last one by "closest", else the last by "closer"."""
+def _compared(text: str, question: str, count: int) -> str | None:
+    """The mark that comparisons of depths make the answer: the last one by "closest", else the last by "closer"; one
+    option before several."""
     asked_far = asks_for_farthest(question) or (not asks_for_nearest(question) and "behind" in question.lower())
-    answers: dict[bool, str] = {}
+    answers: dict[tuple[bool, bool], str] = {}
     for sentence in re.split(r"[.!?](?=\s|$)|[;\n]", text):
         for found in _COMPARISON.finditer(sentence):
             front = re.sub(rf"\bthan\b[^{_MARKS}]*{_MARK}", "", sentence[: found.start()])  # compared with, not subject
@@ -339,19 +390,18 @@ def _compared(text: str, question: str, count: int) -> int | None:
             if subject is None:
                 continue
             is_far = re.fullmatch(_FARTHER, found[0], re.IGNORECASE) is not None
-            denied = re.search(r"\bnot\b|n't\b", subject["words"]) is not None
+            denied = re.search(r"\b(?:can)?not\b|n't\b", subject["words"]) is not None
             other = _COMPARED_WITH.match(sentence, found.end())
             if (is_far == asked_far) != denied:
                 answer = subject["mark"]
             elif other:
                 answer = other[1]
-            elif count == 2:
+            elif count == 2 and subject["mark"] in _MARKS[:2]:
                 answer = _MARKS[1 - _MARKS.index(subject["mark"])]
             else:
                 continue
-            answers[found[0].lower().endswith("est")] = answer
-    decided = answers.get(True) or answers.get(False)
-    return _MARKS.index(decided) if decided else None
+            answers[answer != _SEVERAL, found[0].lower().endswith("est")] = answer
+    return answers[max(answers)] if answers else None
 
 
 # Numbers
@@ -637,7 +687,7 @@ def same_answer(said: str, answer: str) -> bool:
     if not said:
         return False
     if option := _OPTION.fullmatch(answer):
-        return _chosen(_mark_letters(said, LETTERS)) == LETTERS.index(option[1])
+        return _chosen(_mark_letters(said, LETTERS)) == _MARKS[LETTERS.index(option[1])]
     one, other = _as_number(said), _as_number(answer)
     plain = re.fullmatch(rf"\$?\s*{_PLAIN}\s*[^\d\s+*^/\\-]*\s*\$?", said) is not None
     if one is not None and other is not None and plain:

@@ -191,6 +191,101 @@ def test_the_option_that_a_text_chooses(text, options, question, letter):
     assert read_option(text, list(options), question) == letter
 
 
+NEAREST, FARTHEST = "Which point is closest, A, B or C?", "Which point is farthest, A, B or C?"
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest", "farthest"),
+    [
+        ("From nearest to farthest: B, A, C.", "B", "C"),
+        ("Ordered from closest to farthest: B, C, A.", "B", "A"),
+        ("From farthest to nearest: B, A, C.", "C", "B"),
+        ("Nearest first: B, A, C.", "B", "C"),
+        ("The order from nearest to farthest is B, then A, followed by C.", "B", "C"),
+        ("Ordering A, B and C from the closest point to the farthest gives B, C, A.", "B", "A"),
+        ("The points are B, A and C from closest to farthest.", "B", "C"),
+        ("From nearest to farthest:\n1. B\n2. A\n3. C\n\nSo B is the closest.", "B", "C"),
+        ("From nearest to farthest, B is first and A is last.", "B", "A"),
+        ("I ordered them from nearest to farthest. B is the closest and C the farthest.", "B", "C"),
+        ("Neither A nor B is closest; C is.", "C", "C"),
+        ("A and B are closer than C.", None, "C"),
+        ("C is farther than A and B.", None, "C"),
+        ("C is closer than A and B.", "C", None),
+    ],
+)
+def test_the_ends_of_an_order_of_points(text, nearest, farthest):
+    assert read_letter(text, NEAREST) == nearest == read_option(text, list("ABC"), NEAREST)
+    assert read_letter(text, FARTHEST) == farthest == read_option(text, list("ABC"), FARTHEST)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot determine which point is closest: A, B or C.",
+        "I'm sorry, but I can't determine which of the points A and B is closer.",
+        "I cannot tell whether A is closer or B is closer.",
+        "I am unable to determine the answer: A or B.",
+        "It is impossible to choose between A and B.",
+        "Cannot tell (A vs B)",
+        "I don't know.",
+        "Both A and B are at the same distance.",
+        "Unclear: A and B look equally close.",
+        "A is as close as B.",
+        "A is at the same distance as B.",
+        "A: 2 m, B: 2 m. They are at the same distance.",
+        "Neither A nor B is closer.",
+        "Neither point is closer; A and B are equal.",
+        "The closest points are A and B.",
+        "The answer is A or B.",
+        "A, B and C",
+    ],
+)
+def test_no_point_is_read_where_none_is_chosen(text):
+    assert read_letter(text, NEAREST) is None
+    assert read_option(text, ["A is closest", "B is closest", "C is closest"], NEAREST) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A is closer; the others are at the same distance.", "A"),
+        ("So A, as the others are equally far.", "A"),
+        ("I can't see B, so A", "A"),
+        ("It is hard to tell, but A seems closer.", "A"),
+        ("While I can't tell the exact distances, A looks closer.", "A"),
+        ("A and B look equally close, so I guess A.", "A"),
+        ("Between A and B, A is closer.", "A"),
+        ("Of A and B, A.", "A"),
+        ("A, B, C: A is the closest", "A"),
+        ("B is closer than C, and A is closest.", "A"),
+        ("The farthest is B and A is nearest.", "A"),
+        ("The closest is A, followed by B and C.", "A"),
+        ("(A) rather than B or C.", "A"),
+        ("B cannot be the closest, so A", "A"),
+        ("B is not as close as A.", "A"),
+    ],
+)
+def test_a_point_is_chosen_beside_doubts_and_lists(text, letter):
+    assert read_letter(text, NEAREST) == letter == read_option(text, list("ABC"), NEAREST)
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "letter"),
+    [
+        ("From nearest to farthest: the spoon, the cup.", THINGS, "B"),
+        ("From nearest to farthest: the spoon, the cup.", "Which is farther, the cup or the spoon?", "A"),
+        ("I cannot tell whether the cup or the spoon is closer.", THINGS, None),
+        ("The cup and the spoon are equally close.", THINGS, None),
+        ("The spoon is as near as the cup.", THINGS, None),
+        ("The cup and the spoon are on the table. The cup is closer.", THINGS, "A"),
+        ("The image shows a cup and a spoon.", "What is in the image?", None),
+        ("It is a spoon, not a cup or a fork.", "What is it?", "B"),
+    ],
+)
+def test_orders_doubts_and_lists_of_things(text, question, letter):
+    assert read_option(text, ["cup", "spoon"], question) == letter
+
+
 @pytest.mark.parametrize("text", [" cup.", " A chair is in front.", " Vitamin C bottle."])
 def test_a_depth_question_after_things_is_answered_by_their_names(text):
     assert read_answer(text, "depth", THINGS) == text.strip()
