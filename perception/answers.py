@@ -4,7 +4,8 @@ Published sets are scored by letters and numbers, and models answer "(B)", "B.",
 3 cats: 2 on the left and 1 on the right". All readers first read what a text announces as its answer
 (`announcements`), the last one first, then the whole text. Of several options they take the one that opens the text,
 then the one that is called right, then the one that a comparison of depths makes the answer, then the last one that is
-not ruled out; of several numbers the one of the thing that the question counts (`read_number`).
+not ruled out; none where that is a mere list ("A or B"), a doubt or a tie. Of several numbers they take the one of the
+thing that the question counts (`read_number`).
 """
 
 from __future__ import annotations
@@ -415,7 +416,8 @@ def read_number(text: str, question: str = "") -> float | None:
             where cars are asked for, and 0 where trucks are; "2 of the 5 cars are red" is 2 where red cars are asked
             for, and 5 where cars are. Where the thing has no number of its own its parts are added: "two red cubes and
             a ball" are 3 objects, "2 cats on the left and 3 cats on the right" are 5 cats. Without a question, or where
-            the text does not name the thing, it is the last number.
+            the text does not name the thing, it is the last number. Denied numbers ("not 3") do not count; nor do those
+            of places, times and ranges ("in lane 2", "10:10", "aged 20 to 30") where there is another number.
     """
     thing, details = asked_thing(question), _asked_details(question)
     for part in (*_announced(text), text):
@@ -442,6 +444,8 @@ ENDS = frozenset(
 """Words that end the name of a thing"""
 _VERBS = frozenset(re.findall(r"\w+", "is are was were do does did can could has have had"))
 _PLACING = frozenset(re.findall(r"\w+", "in on at with from to by for under over behind near next inside outside"))
+_SOMEWHERE = "somewhere"
+"""Stands for the place that a last word such as "behind" or "in" leaves open: "2 people behind" """
 _GENERAL = (_LINKS | _VERBS | ENDS - {"standing", "sitting", "parked"}) - _PLACING | frozenset(
     re.findall(
         r"\w+",
@@ -472,8 +476,8 @@ class _Stated:
     value: float
     behind: tuple[str, ...]
     """Singular words and commas behind it: up to the next number, or the end of its sentence"""
-    before: tuple[str, ...]
-    """Singular words in front of it, in its clause; its label where no name is behind it: "cars: 3" """
+    label: tuple[str, ...]
+    """Singular words of a label in front of it: "cars: 3", "the number of cars is 3"; not "cars in lane 2" """
     sentence: int
     """Number of its sentence"""
     is_article: bool = False
@@ -493,12 +497,11 @@ class _Stated:
             words, rest = self.behind[:place], self.behind[place + 1 :]
             if self.is_article and {*words} & {"lot", "few", "number", "group", "of"}:
                 return None
-        elif head in self.before and not self.name and not self.is_article:
-            words, rest = self.before, self.behind
+        elif head in self.label and not self.name and not self.is_article:
+            words, rest = self.label, self.behind
         else:
             return None
-        end = next((n for n, word in enumerate(rest) if word in _BREAKS), len(rest))
-        found = frozenset((*words, *rest[:end])) - {head}
+        found = frozenset((*words, *_said(rest))) - {head}
         return found - {*kind} if {*kind} - _LINKS <= found else None
 
     def says_of(self, thing: tuple[str, ...]) -> bool:
@@ -528,6 +531,13 @@ def _name(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words[: next((n for n, word in enumerate(words) if word in ENDS), len(words))])
 
 
+def _said(words: Sequence[str]) -> list[str]:
+    """The words that say where things are, or what they do; with `_SOMEWHERE` where the last one leaves that open."""
+    end = next((n for n, word in enumerate(words) if word in _BREAKS), len(words))
+    said = [word for word in words[:end] if word not in ("it", "them")]
+    return [*said, _SOMEWHERE] if said and said[-1] in _PLACING else said
+
+
 COUNTED = re.compile(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", re.IGNORECASE)
 """A question after a number of things, and the words behind it, which begin with their name"""
 
@@ -546,6 +556,14 @@ def _asked_details(question: str) -> frozenset[str]:
     return details if details - _PLACING else frozenset()
 
 
+_LABELLING = re.compile(
+    r"(?:[:=(|]|\s[-\u2013\u2014]|\b(?:number|count|total|amount)\b.*\b(?:is|are|was|were|equals))\s*$", re.IGNORECASE
+)
+"""Ends a label in front of a number: "cars: 3", "the number of cars is 3" """
+_NOT = re.compile(r"(?:\bnot|n['\u2019]t|\brather\s+than|\binstead\s+of)\s+$", re.IGNORECASE)
+"""Text in front of a number that says that the number is another one"""
+_PLACE = re.compile(rf"\b(?:{'|'.join(sorted(_PLACING))})\s+([a-z]+)\s+(?:number\s+)?$", re.IGNORECASE)
+"""Text in front of a number that says which place is meant: "in lane 2" """
 _FOLLOWS_ON = re.compile(
     r"(?:^|[.,;:!?(\n]|&|\b(?:and|but|plus|of\s+(?:which|whom|these|those|them)))\s*(?:there\s+(?:is|are)\s*)?"
     r"(?:only\s+|just\s+)?$",
@@ -554,20 +572,39 @@ _FOLLOWS_ON = re.compile(
 """Text between two numbers that ends so leaves the second without a label of its own"""
 
 
+def _around(text: str, found: re.Match[str]) -> tuple[str, str]:
+    """The text close in front of a match and close behind it."""
+    return text[max(0, found.start() - 80) : found.start()], text[found.end() : found.end() + 80]
+
+
+def _counts_nothing(front: str, behind: str) -> bool:
+    """True for the number of a place ("in lane 2"), a time ("10:10") and the ends of a range ("aged 20 to 30")."""
+    if re.search(r"\d(?::|\s+to\s+)$", front) or re.match(r":\d|\s+to\s+\d", behind):
+        return True
+    place, name = _PLACE.search(front), re.match(r"\s+([a-z]+)", behind, re.IGNORECASE)
+    is_place = place is not None and place[1].lower() not in ENDS | _LINKS
+    return is_place and (name is None or name[1].lower() in ENDS)
+
+
 def _stated_numbers(text: str) -> list[_Stated]:
-    found = [(match, False) for match in _NUMBER.finditer(text)]
-    taken = [match.span() for match, _ in found]
+    text = text.replace("**", "")
+    every = list(_NUMBER.finditer(text))
+    said = [match for match in every if not _NOT.search(_around(text, match)[0])]
+    counts = [match for match in said if not _counts_nothing(*_around(text, match))] or said
+    taken = [match.span() for match in every]
     articles = [m for m in _ARTICLE.finditer(text) if not any(start <= m.start() < end for start, end in taken)]
-    found = sorted([*found, *((match, True) for match in articles)], key=lambda pair: pair[0].start())
+    found = sorted([(m, False) for m in counts] + [(m, True) for m in articles], key=lambda pair: pair[0].start())
     stated: list[_Stated] = []
     sentence, pool = 0, False
     for n, (match, is_article) in enumerate(found):
         behind = text[match.end() : found[n + 1][0].start() if n + 1 < len(found) else None]
         front = text[found[n - 1][0].end() if n else 0 : match.start()]
         sentence += re.search(r"[.!?](?=\s)|[\n;:(]", front) is not None
-        words = () if re.match(r"\s*[,)]", behind) else tuple(_words(re.split(r"[.!?](?=\s|$)|[\n;:()]", behind)[0]))
-        clause = re.split(r"[.!?](?=\s)|[\n;,]", re.sub(r"[\s:=(-]+$", "", front))[-1]
-        one = _Stated(1.0 if is_article else _value(match), words, tuple(_words(clause)), sentence, is_article)
+        words = () if re.match(r"\s*[,)]", behind) else tuple(_words(re.split(r"[.!?](?=\s|$)|[\n;:()|]", behind)[0]))
+        clauses = re.split(r"[.!?](?=\s)|[\n;:,)|]|\b(?:and|but)\b", re.sub(r"[\s:=(|-]+$", "", front))
+        is_label = _LABELLING.search(front) and (len(clauses) > 1 or not n or found[n - 1][1])  # not "3 buses: 45"
+        label = tuple(_words(clauses[-1])) if is_label else ()
+        one = _Stated(1.0 if is_article else _value(match), words, label, sentence, is_article)
         is_pronoun = (
             match[0].lower() == "one"
             and not one.name
@@ -591,10 +628,10 @@ def _with_name_of(one: _Stated, previous: _Stated, front: str) -> _Stated:
     """A number that says where things are, or what they do, and does not name them ("3 on the right"): it counts those
     that the number before it counts."""
     is_share = one.behind[:1] == ("of",) or re.search(r"\bof\s+\w+\s*$", front) is not None
-    says = {*one.behind} - _GENERAL - _PLACING - {",", "them"}
+    says = {*_said(one.behind)} - _GENERAL - _PLACING
     if {*one.name} - _LINKS - {"them"} or not says:
         return replace(one, is_share=is_share)
-    return replace(one, behind=(*previous.name, *one.behind), before=previous.before, is_share=is_share)
+    return replace(one, behind=(*previous.name, *one.behind), label=previous.label, is_share=is_share)
 
 
 def _value(found: re.Match[str]) -> float:

@@ -19,6 +19,8 @@ THINGS, POINTS = "Which is closer, the cup or the spoon?", "Which point is close
 CATS, PEOPLE, RED_CARS = "How many cats are there?", "How many people are there?", "How many cars are red?"
 CARS, TRUCKS, CUBES = "How many cars are there?", "How many trucks do you see?", "How many red cubes are in the image?"
 
+BUSES, KINDS = "How many buses are there?", "How many kinds of fruit are there?"
+
 
 @pytest.mark.parametrize(
     ("text", "question", "count"),
@@ -82,6 +84,56 @@ CARS, TRUCKS, CUBES = "How many cars are there?", "How many trucks do you see?",
         ("There are 5 cats. 2 cats are in the box.", "How many cats are in the image?", 5),
         ("There are 5 people. 3 people wear hats.", "How many people are wearing hats?", 3),
         ("1 000 cars", CARS, 1000),
+        # a number without a noun behind it is no part: labels of places, routes and players, ages and times
+        ("There are 4 cars in lane 2.", CARS, 4),
+        ("3 cars in lane 1 and 2 cars in lane 2.", CARS, 5),
+        ("3 cars in lane 1 and 2 in lane 2.", CARS, 5),
+        ("**4** cars in lane **2**", CARS, 4),
+        ("There are 4 vehicles in lane 2.", CARS, 4),
+        ("There are no cars in lane 2.", CARS, 0),
+        ("3 cars in image 1", CARS, 3),
+        ("In image 1 there are 3 cars.", CARS, 3),
+        ("There are two people standing on platform 9.", PEOPLE, 2),
+        ("There are two on platform 9.", PEOPLE, 2),
+        ("4 people are at table number 5.", PEOPLE, 4),
+        ("There are 3 buses on route 45.", BUSES, 3),
+        ("There are 3 buses on route-45.", BUSES, 3),
+        ("There are 3 buses: 45, 46 and 47.", BUSES, 3),
+        ("There are 3 buses (45, 46, 47).", BUSES, 3),
+        ("There are 7 books on shelf 2.", "How many books are there?", 7),
+        ("There are 4 players wearing number 10.", "How many players are there?", 4),
+        ("3 clocks on the wall showing 10:10", "How many clocks are there?", 3),
+        ("3 dials on the wall showing 10:10", "How many clocks are there?", 3),
+        ("3 women aged 20 to 30", "How many women are there?", 3),
+        ("3 ladies aged 20 to 30", "How many women are there?", 3),
+        ("There are 20 to 30 people.", PEOPLE, 30),
+        # a label in front names the thing
+        ("Cars:\n3", CARS, 3),
+        ("**Cars:** 3", CARS, 3),
+        ("cars = 3 and trucks = 1", CARS, 3),
+        ("| cars | 3 | trucks | 2 |", CARS, 3),
+        ("1. Cars: 3\n2. Trucks: 2", TRUCKS, 2),
+        ("The number of cars in lane 2 is 3.", CARS, 3),
+        # numbers that are denied
+        ("4 cars, not 3 cars", CARS, 4),
+        ("4 cars instead of 3 cars", CARS, 4),
+        ("4, not 3", CARS, 4),
+        ("There is not one car, but two", CARS, 2),
+        ("There aren't 3 cars, there are 4.", CARS, 4),
+        ("not only 3 cars but 2 trucks", CARS, 3),
+        ("The answer is not 3.", CARS, None),
+        # parts in places that a last word leaves open
+        ("There is 1 person in front and 2 people behind.", PEOPLE, 3),
+        ("There are 3 people inside and 2 outside.", PEOPLE, 5),
+        ("There are 2 people in front of a bus and 3 people behind it.", PEOPLE, 5),
+        ("There are 3 birds on one branch and 2 birds on another.", "How many birds are there?", 5),
+        ("There are 3 birds on a branch and 2 birds on a fence.", "How many birds are there?", 5),
+        ("There are 3 apples in one bowl.", "How many apples are there?", 3),
+        ("There are 5 people in 2 boats and 3 people on the shore.", PEOPLE, 8),
+        # kinds of things
+        ("There are 3 kinds of fruit on shelf 2.", KINDS, 3),
+        ("There are 3 kinds of fruit: 4 apples, 2 pears and 1 melon.", KINDS, 3),
+        ("two red cubes and a ball in lane 2", "How many objects are there?", 3),
     ],
 )
 def test_the_count_of_the_thing_that_is_asked_for(text, question, count):
