@@ -9,6 +9,7 @@ from PIL import Image
 
 from perception.chains import doubt, encode_target
 from perception.model.perception_model import PerceptionModel, Prompt
+from perception.vocabulary.continuation import decode_continuation
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 
@@ -68,7 +69,7 @@ def read_partial(model: PerceptionModel, ids: Sequence[int]) -> tuple[Part, ...]
 
     def flush() -> None:
         if text:
-            parts.append(model.processor.tokenizer.decode(text, skip_special_tokens=True))
+            parts.append(decode_continuation(model.processor.tokenizer, text))
             text.clear()
 
     open_span: tuple[str, list[int]] | None = None

@@ -19,6 +19,13 @@ import torch.nn.functional as F
 from perception.answers import POINT_LETTERS, asks_for_farthest, letters_in, names_points, read_answer
 from perception.grammar.automaton import SpanLimits
 from perception.model.image_inputs import TOKEN_TYPES
+from perception.vocabulary.continuation import (
+    adds_space,
+    adds_space_behind,
+    decode_continuation,
+    split_before_tokens,
+    split_behind_tokens,
+)
 from perception.vocabulary.names import PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
@@ -315,7 +322,11 @@ def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A chat template split where the question goes, so that the question is encoded apart and stays plain text."""
+    """A chat template split where the question goes, so that the question is encoded apart and stays plain text.
+
+    Tokenizers that put a space before every text (SentencePiece's) encode the question together with the template's
+    text around it, up to the nearest special tokens, so that its ids are those of the whole prompt.
+    """
 
     before: str
     after: str
@@ -359,7 +370,8 @@ class ChatPrompt:
 
     def head_ids(self, processor: Any, image: Any) -> tuple[list[int], dict[str, Any]]:
         """Ids up to the question, image tokens expanded, and the processor's other outputs (pixel values, ...)."""
-        inputs = processor(text=self.before, images=image, return_tensors="pt", add_special_tokens=False)
+        text, _ = self._split_before(processor.tokenizer, self.before)
+        inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
         inputs.pop("labels", None)
@@ -383,7 +395,7 @@ class ChatPrompt:
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str
     ) -> list[int]:
         """Ids of the question, encoded as plain text, and of the template's text after it."""
-        return vocabulary.encode_plain(tokenizer, question) + tokenizer.encode(self.after, add_special_tokens=False)
+        return self._asked(tokenizer, vocabulary, *self._split_before(tokenizer, self.before), question)
 
     def next_ids(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, question: str
@@ -395,8 +407,31 @@ class ChatPrompt:
         """
         if self.between is None:
             raise ValueError("the chat template takes one question; ask each question of an image in a row of its own")
-        before = tokenizer.encode(self.between, add_special_tokens=False)
-        return before + self.tail_ids(tokenizer, vocabulary, question)
+        end = (tokenizer.eos_token or "") if adds_space(tokenizer) else ""
+        before, text = self._split_before(tokenizer, end + self.between)
+        ended, ids = (tokenizer.encode(said, add_special_tokens=False) for said in (end, before))
+        return ids[len(ended) :] + self._asked(tokenizer, vocabulary, before, text, question)
+
+    def _split_before(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+        """Split the template's text before a question: what is encoded apart, and what together with the question."""
+        return (text, "") if self.completed or not adds_space(tokenizer) else split_behind_tokens(tokenizer, text)
+
+    def _asked(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: PerceptionVocabulary,
+        before: str,
+        text: str,
+        question: str,
+    ) -> list[int]:
+        """Ids of the template's text before the question, the question and the text after it, behind `before`."""
+        if self.completed or not adds_space(tokenizer):
+            after, rest, alone = "", self.after, False
+        else:
+            after, rest = split_before_tokens(tokenizer, self.after)
+            alone = adds_space_behind(tokenizer, before)
+        ids = vocabulary.encode_plain(tokenizer, text + question + after, alone=alone)
+        return ids + (tokenizer.encode(rest, add_special_tokens=False) if rest else [])
 
 
 def encode_target(
@@ -460,11 +495,11 @@ def read_ids(
     run: list[int] = []
     for part in vocabulary.parse(ids):
         if isinstance(part, Span):
-            parts += [tokenizer.decode(run, skip_special_tokens=True), part]
+            parts += [decode_continuation(tokenizer, run), part]
             run = []
         else:
             run.append(part)
-    parts.append(tokenizer.decode(run, skip_special_tokens=True))
+    parts.append(decode_continuation(tokenizer, run))
     texts = [p for p in parts if isinstance(p, str)]
     spans = tuple(p for p in parts if isinstance(p, Span))
     lettered = any(span.modality == "points" for span in spans)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from perception.vocabulary.continuation import encode_continuation
 from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
 from perception.vocabulary.recognition import recognised_settings
 from perception.vocabulary.spans import (
@@ -265,15 +266,23 @@ class PerceptionVocabulary:
     def _name_pattern(self) -> re.Pattern[str]:
         return re.compile("(" + "|".join(map(re.escape, self.tokens)) + ")")
 
-    def encode_plain(self, tokenizer: Any, text: str) -> list[int]:
+    def encode_plain(self, tokenizer: Any, text: str, alone: bool = False) -> list[int]:
         """Encode text so that names of perception tokens in it stay plain text. No BOS or EOS is added.
 
         All text written by users must be encoded here. Names of other special tokens stay plain text, too.
 
+        Args:
+            alone: keeps the space that SentencePiece's tokenizers put before a text. Left out, the text is taken to go
+                on behind other text, where there is none.
+
         Raises:
             ValueError: where the tokenizer makes a perception token nevertheless.
         """
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = (
+            tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            if alone
+            else encode_continuation(tokenizer, text)
+        )
         leaked = [i for i in ids if i in self.id_roles]
         if leaked:
             raise ValueError(

@@ -1,12 +1,15 @@
-"""Tiny random models and a byte-level tokenizer, built in memory, one layer each."""
+"""Tiny random models and tokenizers, built in memory, one layer each."""
 
 from __future__ import annotations
+
+import json
 
 import torch
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -39,6 +42,26 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
         clean_up_tokenization_spaces=False,
+    )
+
+
+def build_sentencepiece(legacy: bool) -> LlamaTokenizer:
+    """LLaVA-1.5's kind of tokenizer: a space before every text (before the first alone unless legacy), and bytes."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    said = "How many red cubes are there? Draw their boxes first. USER: ASSISTANT: 3. 57, so A. B C D 12 46 89 0"
+    backend.train_from_iterator([said] * 4, trainer)
+    learned = json.loads(backend.to_str())["model"]
+    names = [*learned["vocab"], *(f"<0x{byte:02X}>" for byte in range(256))]
+    return LlamaTokenizer(
+        vocab={name: number for number, name in enumerate(names)},
+        merges=[tuple(pair) for pair in learned["merges"]],
+        pad_token="<pad>",
+        legacy=legacy,
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
     )
 
 
