@@ -26,7 +26,7 @@ from perception.vocabulary.continuation import (
     split_before_tokens,
     split_behind_tokens,
 )
-from perception.vocabulary.names import PerceptionVocabulary, Span
+from perception.vocabulary.names import MODALITIES, PerceptionVocabulary, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +47,8 @@ IMAGE = "\ufffc"
 BOXES_FIRST = "Draw their boxes first."
 DEPTH_FIRST = "Draw the depth map first."
 _AND_READ_IT = "Draw the depth map and read it"
+_DRAWN = {"count": ("boxes",), "depth": ("depth", "points")}
+"""Modalities that the chain of each kind of question draws"""
 
 LOW_CONFIDENCE = 0.5
 """Confidence below which the model holds another answer to be likelier than its own, all others together"""
@@ -289,31 +291,42 @@ def check_question(question: str) -> None:
         raise ValueError("the question is empty; ask something, such as 'How many red cubes are there?'")
 
 
-def choose_mode(question: str, mode: str) -> str:
-    """Choose how to answer a question: "chain" or "direct". Mode "auto" is "chain" where a chain fits the question.
+def choose_mode(question: str, mode: str, modalities: Sequence[str] = MODALITIES) -> str:
+    """Choose how to answer a question: "chain" or "direct". Mode "auto" is "chain" where a chain fits the question and
+    the vocabulary.
+
+    Args:
+        modalities: those that the vocabulary has tokens for.
 
     Raises:
-        ValueError: as `check_question`; for an unknown mode, or mode "chain" with a question that no chain fits.
+        ValueError: as `check_question`; for an unknown mode, or mode "chain" with a question that no chain fits, or
+            whose chain draws what the vocabulary has no tokens for.
     """
     check_question(question)
     if mode not in ("chain", "direct", "auto"):
         raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct, auto")
-    fits = kind_of_question(question) is not None
-    if mode == "chain" and not fits:
+    kind = kind_of_question(question)
+    if mode == "chain" and kind is None:
         raise ValueError(
             f"no chain of perception fits the question {question.strip()!r}: ask 'how many ...' or which point is "
             "closest, or use mode='direct'"
         )
-    return "chain" if mode != "direct" and fits else "direct"
+    missing = [name for name in _DRAWN.get(kind or "", ()) if name not in modalities]
+    if mode == "chain" and missing:
+        raise ValueError(
+            f"the chain of the question {question.strip()!r} draws {' and '.join(_DRAWN[kind or ''])}, and the "
+            f"vocabulary has no tokens for {' and '.join(missing)}; use mode='direct' or mode='auto'"
+        )
+    return "direct" if mode == "direct" or kind is None or missing else "chain"
 
 
-def prompt_for(question: str, mode: str) -> tuple[str, str | None]:
+def prompt_for(question: str, mode: str, modalities: Sequence[str] = MODALITIES) -> tuple[str, str | None]:
     """Return the text that puts a question to the model in a mode, and the question's kind.
 
-    A chain's text asks for the perception that the kind calls for, once: a question that ends so stays as it is. Raises
-    ValueError as `choose_mode` does.
+    A chain's text asks for the perception that the kind calls for, once: a question that ends so stays as it is.
+    Arguments as those of `choose_mode`, and ValueError as it raises.
     """
-    chosen, question, kind = choose_mode(question, mode), question.strip(), kind_of_question(question)
+    chosen, question, kind = choose_mode(question, mode, modalities), question.strip(), kind_of_question(question)
     if chosen == "direct":
         return question, kind
     wish = BOXES_FIRST if kind == "count" else DEPTH_FIRST

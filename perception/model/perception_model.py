@@ -232,7 +232,7 @@ class PerceptionModel:
             image: a path, a PIL image, a (H, W, 3) uint8 array, or what `prepare_image` returned.
             question: plain text; names of perception tokens inside it stay plain text.
             mode: "chain" draws first, "direct" answers directly, "auto" draws first where a chain fits the question (it
-                counts or asks for depth) and answers directly elsewhere.
+                counts or asks for depth) and the vocabulary has what it draws, and answers directly elsewhere.
             max_new_tokens: for the whole answer. Left out, it follows from the grid of the model's depth map, which
                 takes one token per cell and two more: 256 for grids of up to 10 x 10, 412 for 16 x 16.
             read: who reads the drawn map at the points of a depth chain. "decoded": the package decodes the map and
@@ -245,14 +245,15 @@ class PerceptionModel:
 
         Raises:
             ValueError: for a bad image, an empty question, an unknown mode, mode "chain" with a question that no
-                chain fits, max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer, or
-                points that are too few, too many, outside the image, or not what the question is about.
+                chain fits or whose chain the vocabulary has no tokens for, max_new_tokens that a chain does not fit
+                into, read="decoded" without a depth tokenizer, or points that are too few, too many, outside the image,
+                or not what the question is about.
         """
         places: Places = ()
         if points is not None:
             places, question = check_places(points, question)
             image = self.marked(image, places)
-        chosen = choose_mode(question, mode)
+        chosen = choose_mode(question, mode, self.vocabulary.modalities)
         known = places if chosen == "chain" and self.reads_maps(read) else ()
         prompt = Prompt(self.prepare_image(image), *self.put(question, chosen), points=known)
         (ids,) = self.generate_ids([prompt], max_new_tokens, read)
@@ -294,7 +295,8 @@ class PerceptionModel:
                 raise ValueError(f"{name} must be one, or one per question: got {len(values)} for {count} questions")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        chosen = [choose_mode(question, mode) for question, mode in zip(questions, asked_modes, strict=True)]
+        drawn = self.vocabulary.modalities
+        chosen = [choose_mode(question, mode, drawn) for question, mode in zip(questions, asked_modes, strict=True)]
         answers: list[Answer] = []
         prepared: dict[int, PreparedImage] = {}
         for start in range(0, count, batch_size):
@@ -323,7 +325,7 @@ class PerceptionModel:
         check_question(question)
         known = kind_of_question(question) in self.taught
         words = taught_words(question, self.taught_things, points) if known else None
-        return prompt_for(words or question, mode)
+        return prompt_for(words or question, mode, self.vocabulary.modalities)
 
     def judged(self, answer: Answer, question: str, kind: str | None) -> Answer:
         """Take back the value of an answer to a question that the model was not taught, or with a letter that the
@@ -558,7 +560,7 @@ class PerceptionModel:
         """Read the ids of an answer, as `generate_ids` gave them; warn where its list of boxes filled its room."""
         answer = read_ids(self.processor.tokenizer, self.vocabulary, ids, prompt.kind, prompt.question)
         most = self._most([prompt], max_new_tokens)
-        drawn = [span for span in answer.spans if span.modality == "boxes"]
+        drawn = [span for span in answer.spans if span.modality in self.vocabulary.marked and span.modality == "boxes"]
         if self.room.limits(prompt.question) is None or not drawn:
             return answer
         end = max(n for n, token in enumerate(ids) if token == self.vocabulary.end_id("boxes"))

@@ -13,6 +13,7 @@ from tiny_models import IMAGE_SIZE, build_llava, build_tokenizer
 from tiny_perception import CHAT_TEMPLATE, build_depth_tokenizer
 from transformers import LlavaProcessor, SiglipImageProcessor
 
+from perception.chains import encode_target
 from perception.evaluation.report import drawn_answer
 from perception.grammar.automaton import GrammarState, SpanGrammar
 from perception.grammar.processor import GrammarMasks
@@ -102,6 +103,35 @@ def test_boxes_of_paligemma_are_drawn() -> None:
     (answer,) = model.answer([Prompt(load_image(picture()), "detect cup", forced=(vocabulary.ids["<loc0002>"],))], 8)
     assert answer.spans and answer.spans[0].codes[1] == 2 and "<loc" not in answer.text
     assert drawn_answer(model, picture(), answer).width > picture().width
+
+
+COUNT, NEAREST = "How many cubes are there?", "Which point is closest, A or B?"
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "said"),
+    [
+        (DEPTH, COUNT, "draws boxes, and the vocabulary has no tokens for boxes; use mode='direct'"),
+        (DEPTH, NEAREST, "draws depth and points, and the vocabulary has no tokens for points; use"),
+        (LOCATIONS, NEAREST, "the vocabulary has no tokens for depth and points; use"),
+    ],
+)
+def test_a_model_is_asked_for_no_chain_that_it_has_no_tokens_for(names: list[str], question: str, said: str) -> None:
+    model = recognised(names)
+    assert model.ask(picture(), question, max_new_tokens=8).mode == "direct"
+    assert [answer.mode for answer in model.ask_many(picture(), [question], max_new_tokens=8)] == ["direct"]
+    assert model.put(question, "auto")[0] == question
+    for ask in (model.put, lambda *asked: model.ask(picture(), *asked)):
+        with pytest.raises(ValueError, match=said):
+            ask(question, "chain")
+
+
+def test_a_counting_chain_of_bare_boxes_is_read_back() -> None:
+    model = recognised(LOCATIONS)
+    said = (Span("boxes", (1, 2, 3, 4)), " 1.")
+    ids = encode_target(model.processor.tokenizer, model.vocabulary, said)
+    answer = model.read_back(Prompt(picture(), *model.put(COUNT, "auto")), ids)
+    assert answer.value == 1 and len(answer.spans) == 1
 
 
 def test_bare_boxes_are_read_and_written_in_their_order() -> None:
