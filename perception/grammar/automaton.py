@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from perception.grammar import export
 from perception.vocabulary.names import PerceptionVocabulary
 from perception.vocabulary.spans import BOX_OF_MASK, GROUP_SIZES, MODALITIES, SpanError, code_family
@@ -130,6 +132,7 @@ class SpanGrammar:
             remaining: number of tokens that may still be written, `token` included; None for no limit. A span is only
                 started where it can end within the limit, and an open span is ended in time.
         """
+        token = int(token)  # a tensor's element hashes by identity
         role = self.vocabulary.id_roles.get(token)
         if state.modality is None:
             if role is None:
@@ -168,6 +171,7 @@ class SpanGrammar:
 
     def advance(self, state: GrammarState, token: int) -> GrammarState:
         """The state after one more id. Raises SpanError where it may not come next."""
+        token = int(token)
         if not self.allows(state, token):
             raise SpanError(f"id {token} may not follow {len(state.codes)} codes of {state.modality or 'no span'}")
         role = self.vocabulary.id_roles.get(token)
@@ -180,16 +184,16 @@ class SpanGrammar:
             return GrammarState("boxes", codes) if len(codes) < GROUP_SIZES["boxes"] else GrammarState()
         return GrammarState(state.modality, (*state.codes, role.code))
 
-    def run(self, ids: Iterable[int]) -> GrammarState:
-        """The state after `ids`. Raises SpanError for the first id that may not follow."""
+    def run(self, ids: Iterable[int] | Tensor) -> GrammarState:
+        """The state after `ids` (L,). Raises SpanError for the first id that may not follow."""
         state = GrammarState()
-        for token in ids:
+        for token in ids.tolist() if isinstance(ids, Tensor) else ids:
             state = self.advance(state, token)
         return state
 
-    def accepts(self, ids: Sequence[int]) -> bool:
-        """Whether `ids`, up to the first EOS, are a whole answer: nothing out of place and no span left open."""
-        whole = list(ids)
+    def accepts(self, ids: Sequence[int] | Tensor) -> bool:
+        """Whether `ids` (L,), up to the first EOS, are a whole answer: nothing out of place and no span left open."""
+        whole = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         if self.eos_id in whole:
             whole = whole[: whole.index(self.eos_id)]
         try:

@@ -185,6 +185,19 @@ def test_automaton() -> None:
     assert not grammar.accepts(flipped) and SpanGrammar(SMALL, ordered_boxes=False).accepts(flipped)
 
 
+def test_tensors_are_read_as_lists_are() -> None:
+    grammar, end = SpanGrammar(SMALL, eos_id=EOS), SMALL.end_id("boxes")
+    whole = [3, *SMALL.span_ids(Span("boxes", (1, 2, 3, 4))), EOS]
+    for ids in (whole, whole[:4], [end], SMALL.span_ids(Span("boxes", (3, 2, 3, 4)))[1:]):
+        given = torch.tensor(ids)
+        assert grammar.accepts(given) == grammar.accepts(list(given)) == grammar.accepts(ids)
+        assert grammar.allows(GrammarState(), given[0]) == grammar.allows(GrammarState(), ids[0])
+    assert grammar.run(torch.tensor(whole[:4])) == grammar.run(whole[:4]) == GrammarState("boxes", (1, 2))
+    for call in (grammar.run, lambda ids: grammar.advance(GrammarState(), ids[0])):
+        with pytest.raises(SpanError, match=f"id {end} may not follow 0 codes of no span"):
+            call(torch.tensor([end]))
+
+
 def test_a_mask_is_its_box_and_then_all_of_its_codes() -> None:
     """With sixteen codes, as shipped: fifteen, seventeen, a code in the box and an inverted box are refused."""
     vocabulary = bound(mask_codes=128, mask_length=16)
