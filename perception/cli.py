@@ -281,7 +281,7 @@ def _evaluate_published(
         write_page,
     )
     from perception.evaluation.published_sets import SETS, read_published_set
-    from perception.model.adapter import base_digest
+    from perception.model.adapter import weights_digest, weights_files
     from perception.model.folder import find_folder
     from perception.model.shipped import shipped
 
@@ -295,7 +295,9 @@ def _evaluate_published(
     answering = (_load_reasoner if mode == "interleaved" else _load)(model, device, dtype)
     stem = out / f"{name}-{mode}"
     room = published_room(answering) if max_new_tokens is None else max_new_tokens
-    weights = base_digest(find_folder(model or shipped("chart-tiny" if mode == "interleaved" else "aurora-tiny")))[:16]
+    folder = find_folder(model or shipped("chart-tiny" if mode == "interleaved" else "aurora-tiny"))
+    selector = sorted(folder.glob("interleave*.safetensors")) if mode == "interleaved" else []
+    weights = weights_digest([*weights_files(folder), *selector])[:16]
     settings = {
         "set": name, "mode": mode, "model": model, "weights": weights, "max_new_tokens": room, "dtype": dtype
     }  # fmt: skip

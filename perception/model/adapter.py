@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from perception.model.folder import (
+    INDEX,
+    WEIGHTS,
     check_files,
     check_safetensors,
     find_folder,
@@ -29,9 +31,9 @@ from perception.vocabulary.names import FILE_NAME, PerceptionVocabulary
 from vqvae.files import write_whole
 
 ADAPTER_FILE = "perception_adapter.json"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SAMPLE = 4096
-"""Bytes of each end of a tensor that `base_digest` reads"""
+"""Bytes of each end of a tensor that `weights_digest` reads"""
 _REMEDY = "fetch the adapter anew, or write it again with --save adapter"
 
 
@@ -73,11 +75,26 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_digest(folder: Path) -> str:
-    """Digest of a model's weights by names, types, shapes and the two ends of each tensor; quick for any size.
+    """Digest of a model's weights, without a draft network or a selector beside them."""
+    return weights_digest(weights_files(folder))
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """Files of a model's own weights; of an adapter's, in the folder of an adapter."""
+    whole, index = folder / WEIGHTS, folder / INDEX
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_digest(files: Iterable[Path]) -> str:
+    """Digest of weights by names, types, shapes and the two ends of each tensor; quick for any size.
 
     How the tensors are spread over files does not matter.
     """
-    lines = sorted(line for path in folder.glob("*.safetensors") for line in _tensor_lines(path))
+    lines = sorted(line for path in files for line in _tensor_lines(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -118,11 +135,11 @@ def write_adapter(model: Any, vocabulary: PerceptionVocabulary, base: str, folde
 def check_adapter(folder: Path) -> AdapterBase:
     """Return the base that an adapter names. Raises ValueError naming a file that is missing, cut short or broken."""
     about = AdapterBase.load(folder)
-    missing = [name for name in (_CONFIG, _WEIGHTS, FILE_NAME) if not (folder / name).is_file()]
+    missing = [name for name in (_CONFIG, _ADAPTER_WEIGHTS, FILE_NAME) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is not a whole adapter: {', '.join(missing)} missing; {_REMEDY}")
     read_json(folder / _CONFIG)
-    check_safetensors(folder / _WEIGHTS)
+    check_safetensors(folder / _ADAPTER_WEIGHTS)
     return about
 
 
@@ -186,7 +203,7 @@ def _merge(folder: Path, model: Any) -> Any:
         raise ValueError(f"{folder} is an adapter, which peft loads; pip install peft") from error
     from safetensors import safe_open
 
-    path, types = folder / _WEIGHTS, {name: parameter.dtype for name, parameter in model.named_parameters()}
+    path, types = folder / _ADAPTER_WEIGHTS, {name: parameter.dtype for name, parameter in model.named_parameters()}
     try:
         with without_bars() if is_small(folder) else nullcontext():
             adapted = PeftModel.from_pretrained(model, folder)

@@ -14,8 +14,8 @@ from typing import Any
 from perception.model.shipped import find_shipped
 from perception.vocabulary.names import FILE_NAME
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_FILES = ("config.json", _WEIGHTS, "tokenizer.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILES = ("config.json", WEIGHTS, "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _REMEDY = "copy the whole folder anew, or train again"
 _SMALL = 500_000_000
@@ -56,7 +56,7 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
     """
     needed = (*_FILES, FILE_NAME) if has_vocabulary else _FILES
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [name for name in needed if name not in present and not (name == _WEIGHTS and _INDEX in present)]
+    missing = [name for name in needed if name not in present and not (name == WEIGHTS and INDEX in present)]
     if not present.intersection(_PROCESSORS):
         missing.append(_PROCESSORS[0])
     if missing and "adapter_config.json" in present:
@@ -76,9 +76,9 @@ def check_files(folder: Path, has_vocabulary: bool = True) -> None:
             f"train one with `python -m {recipe}` or copy the whole folder anew"
         )
     contents = {path.name: read_json(path) for path in sorted(folder.glob("*.json"))}
-    for name in sorted(set(contents.get(_INDEX, {}).get("weight_map", {}).values())):
+    for name in sorted(set(contents.get(INDEX, {}).get("weight_map", {}).values())):
         if name not in present:
-            raise ValueError(f"{folder / name} is missing and {_INDEX} lists it; {_REMEDY}")
+            raise ValueError(f"{folder / name} is missing and {INDEX} lists it; {_REMEDY}")
     for path in sorted(folder.glob("*.safetensors")):
         check_safetensors(path)
 
@@ -139,7 +139,7 @@ def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
     problems = {"lacks": found["missing_keys"], "has unknown": found["unexpected_keys"], "has": sized}
     said = [f"{word} {_some(names)}" for word, names in problems.items() if names]
     if said:
-        raise ValueError(f"{folder / _WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
+        raise ValueError(f"{folder / WEIGHTS} does not fit config.json: it {'; it '.join(said)}; {_REMEDY}")
     for module in model.modules():
         for name in getattr(module, "frozen_parts", ()):  # loading sets every parameter to train
             module.get_submodule(name).requires_grad_(False)

@@ -11,9 +11,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from perception import cli
+from perception.model.adapter import base_digest
 from perception.model.folder import find_folder
 from perception.model.shipped import find_shipped, shipped, shipped_name
 from perception.tokenizers import DepthTokenizer
@@ -89,3 +92,19 @@ def test_an_installed_package_finds_what_ships(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     inside = [str(site / "perception" / f"_{folder.parent.name}" / folder.name) for folder in ships]
     assert json.loads(done.stdout) == [[path] * 2 for path in 2 * inside]
+
+
+def test_a_base_s_digest_is_of_its_own_weights(tmp_path: Path) -> None:
+    """Whatever stands beside them, and however they are spread over files."""
+    weights = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    save_file(weights, tmp_path / "model.safetensors")
+    digest = base_digest(tmp_path)
+    for name in ("draft_network.safetensors", "interleave.safetensors"):
+        save_file({"c": torch.zeros(3)}, tmp_path / name)
+    assert base_digest(tmp_path) == digest
+    (tmp_path / "model.safetensors").unlink()
+    for name, tensor in weights.items():
+        save_file({name: tensor}, tmp_path / f"model-{name}.safetensors")
+    listed = {name: f"model-{name}.safetensors" for name in weights}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert base_digest(tmp_path) == digest
