@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from perception.vocabulary.continuation import encode_continuation
-from perception.vocabulary.extension import CONFIG_KEY, INITS, add_tokens, count_rows, find_mismatch, write_rows
+from perception.vocabulary.extension import (
+    CONFIG_KEY,
+    INITS,
+    add_tokens,
+    count_rows,
+    embedding_layers,
+    find_mismatch,
+    write_rows,
+)
 from perception.vocabulary.recognition import recognised_settings
 from perception.vocabulary.spans import (
     BOX_OF_MASK,
@@ -360,7 +368,8 @@ class PerceptionVocabulary:
             pad_to_multiple_of: the number of rows is rounded up to a multiple of this, where rows are added.
 
         Raises:
-            ValueError: for a model or tokenizer that was extended with another vocabulary, or a bad argument.
+            ValueError: for a model or tokenizer that was extended with another vocabulary, a model whose input and
+                output tables differ in rows, or a bad argument.
         """
         self._check_init(init, codebook)
         wanted = self._descriptions(descriptions) if init != "mean" else {}
@@ -407,6 +416,12 @@ class PerceptionVocabulary:
         """Raise ValueError where model or tokenizer hold another vocabulary; this one without masks is none."""
         if not hasattr(tokenizer, "get_vocab"):
             raise ValueError(f"extend takes a tokenizer, got {type(tokenizer).__name__}; give processor.tokenizer")
+        rows = [layer.weight.shape[0] for layer in embedding_layers(model)]
+        if len(set(rows)) > 1:
+            raise ValueError(
+                f"the model's input table has {rows[0]} rows and its output layer {rows[1]}, so that new tokens would "
+                "overwrite rows in use; such models (Llama 3.2 Vision) are not supported, extend one with equal tables"
+            )
         remedy = "start from the original model and tokenizer, or use the vocabulary they were extended with"
         settings = getattr(model.config, CONFIG_KEY, None)
         held = self if settings == self.settings else self.without_masks

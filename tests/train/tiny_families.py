@@ -273,6 +273,23 @@ def build_paligemma(tied: bool, spare_rows: int) -> tuple[Any, Any]:
     return _ready(hf.PaliGemmaForConditionalGeneration(config), tokenizer), processor
 
 
+def build_mllama() -> tuple[Any, Any]:
+    """Llama 3.2 Vision, which is not among the families: cross-attention, and eight rows more in the input table."""
+    tokenizer = text_tokenizer({"image_token": "<|image|>"}, "<s>", "</s>")
+    processor = hf.MllamaProcessor(
+        image_processor=hf.MllamaImageProcessor(size={"height": SIDE, "width": SIDE}, max_image_tiles=2, **HALF),
+        tokenizer=tokenizer,
+        chat_template=chat("<|image|>"),
+    )
+    vision = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2, "attention_heads": 2}
+    vision |= {"num_global_layers": 1, "vision_output_dim": 2 * HIDDEN, "image_size": SIDE, "patch_size": 8}
+    vision |= {"max_num_tiles": 2, "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2]]}
+    text = _text_settings(tokenizer, False, 0) | {"cross_attention_layers": [1]}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    config = hf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=tokenizer.image_token_id)
+    return _ready(hf.MllamaForConditionalGeneration(config), tokenizer), processor
+
+
 FAMILIES: dict[str, Callable[[bool, int], tuple[Any, Any]]] = {
     "llava": build_llava,
     "llava_onevision": build_onevision,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_families import build_mllama
 from tiny_models import build_llama, build_llava, build_tokenizer, image_inputs
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -224,6 +225,15 @@ def test_another_vocabulary_is_refused() -> None:
         PerceptionVocabulary(8, (2, 2), 10, "aurora").extend(build_llava(build_tokenizer()), tokenizer)
     with pytest.raises(ValueError, match="saved with the model"):
         SMALL.extend(model, build_tokenizer())
+
+
+def test_a_model_with_unequal_tables_is_refused_and_stays_as_it_was() -> None:
+    model, processor = build_mllama()
+    old, known = [weight.clone() for weight in weights(model)], len(processor.tokenizer)
+    counts = [len(weight) for weight in old]
+    with pytest.raises(ValueError, match=f"input table has {counts[0]} rows and its output layer {counts[1]}, .*Llama"):
+        SMALL.extend(model, processor.tokenizer)
+    assert len(processor.tokenizer) == known and all(map(torch.equal, old, weights(model)))
 
 
 def test_rows_of_unknown_origin_are_not_overwritten() -> None:
