@@ -142,6 +142,10 @@ def _is_stock(text: Any) -> bool:
     ]
     if any(type(linear) is not nn.Linear for linear in linears):  # LoRA's, quantised ones
         return False
+    norms = [norm for layer in text.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    stock = type(text).__name__.replace("Model", "RMSNorm")
+    if type(text.embed_tokens) is not nn.Embedding or any(type(n).__name__ != stock for n in (*norms, text.norm)):
+        return False
     return not any(
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in text.modules()
     )

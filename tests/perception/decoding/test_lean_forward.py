@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, TrainableTokensConfig, get_peft_model
 from tiny_perception import build_perception
 from torch import nn
 from transformers import (
@@ -124,6 +124,29 @@ def test_decoding_takes_the_short_way():
                 weight.normal_(0, 3)
     other = model.generate_ids(batch, max_new_tokens=12, fast=False)
     assert other != plain and model.generate_ids(batch, max_new_tokens=12) == other, "an adapter that came later counts"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=list(range(300, 310))),
+        LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"]),
+    ],
+    ids=["rows", "norms"],
+)
+def test_rows_and_norms_that_peft_replaced_count(config):
+    from test_decoding import prompts
+
+    model, batch = build_perception(0), prompts(0)
+    plain = model.generate_ids(batch, max_new_tokens=30)
+    adapted = get_peft_model(model.model, config)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "trainable_tokens_delta" in name or "ln_tuning" in name:
+                weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    other = model.generate_ids(batch, max_new_tokens=30, fast=False)
+    assert other != plain and model.generate_ids(batch, max_new_tokens=30) == other
+    assert model.decoder._lean is None and LeanForward.of(model.model) is None
 
 
 def test_compiled_forwards_give_the_same_ids():
