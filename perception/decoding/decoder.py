@@ -448,7 +448,9 @@ class SpanDecoder:
                 self._lean.compile(**self._compiled)
             elif self._compiled is not None:
                 _logger.warning("nothing is compiled: %s runs its own forward pass", type(self.model).__name__)
-        if self._lean is not None and not self._lean.holds:
+        elif self._head is not False and not self._is_stock(self._head):  # changed since the last prompt
+            self._head = False
+        if self._head is False or (self._lean is not None and not self._lean.holds):
             self._lean = None
         given |= {cache_key(): cache, "use_cache": True}
         if self._head is False:
@@ -464,11 +466,17 @@ class SpanDecoder:
     def _find_head(self, inputs: dict[str, Any]) -> Any:
         """The output layer, where it alone turns the last hidden states into logits; else False."""
         head, inner = self.model.get_output_embeddings(), self.model.base_model
-        if not isinstance(head, torch.nn.Linear) or inner is self.model:
+        if not self._is_stock(head) or inner is self.model:
             return False
         hidden = inner(**inputs).last_hidden_state[:, -1:]  # (B, 1, D)
         logits = self.model(**inputs, logits_to_keep=1).logits  # (B, 1, V)
         return head if torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4) else False
+
+    def _is_stock(self, head: Any) -> bool:
+        """True for the model's output layer if it is a plain one without hooks, whose rows can be used one by one."""
+        if type(head) is not torch.nn.Linear or head is not self.model.get_output_embeddings():
+            return False
+        return not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"))
 
     def _hidden(self, batch: _BatchState, fed: Tensor) -> Tensor:
         """Last hidden states (b, width, D) of fed ids."""

@@ -318,6 +318,22 @@ def test_a_head_that_is_not_all_of_the_output_is_never_cut(monkeypatch):
     assert decoder._head is False
 
 
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_on_the_output_layer_count(before, later):
+    """Those that are there at first, and those that come after some answers."""
+    model, batch = build_perception(0), prompts(0, (build_perception(0).vocabulary.start_id("depth"),))
+    plain = model.generate_ids(batch, max_new_tokens=12) if later else None
+    model.drafts = DraftBook()
+    head, liked = model.model.get_output_embeddings(), model.vocabulary.code_ids("depth")[3]
+    if before:
+        head.register_forward_pre_hook(lambda module, inputs: (-inputs[0],))
+    else:
+        head.register_forward_hook(lambda module, inputs, scores: scores.index_fill(-1, torch.tensor([liked]), 50))
+    ids = model.generate_ids(batch, max_new_tokens=12)
+    assert ids == model.generate_ids(batch, max_new_tokens=12, fast=False) and ids != plain
+
+
 def test_a_cache_that_cannot_be_cropped_is_left_to_plain_decoding(caplog):
     """A sliding window forgets what a refused guess would have to bring back; one warning, and no answer."""
     _, grammar, begun = one_row()
