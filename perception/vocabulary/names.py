@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -378,7 +378,7 @@ class PerceptionVocabulary:
         missing = [name for name in self.tokens if name not in before]
         if not missing and max(self.bind(tokenizer).ids.values()) < rows:
             return self._extended_before(model, tokenizer)
-        bound = self._add_tokens(tokenizer, missing)
+        bound = self._add_tokens(tokenizer)
         # With an extended tokenizer and a fresh model all rows of ours are new, even those inside its padding.
         new_ids = [bound.ids[name] for name in (missing or self.tokens)]
         old_ids = sorted(i for name, i in before.items() if i < rows and name not in bound.ids)
@@ -454,9 +454,9 @@ class PerceptionVocabulary:
         bound.check(model, tokenizer)
         return bound
 
-    def _add_tokens(self, tokenizer: Any, missing: Sequence[str]) -> PerceptionVocabulary:
-        """Add the missing tokens to a tokenizer; returns this vocabulary with the ids."""
-        add_tokens(tokenizer, missing)
+    def _add_tokens(self, tokenizer: Any) -> PerceptionVocabulary:
+        """Add the missing tokens to a tokenizer and make the others special; returns this vocabulary with the ids."""
+        add_tokens(tokenizer, self.tokens)
         bound = self.bind(tokenizer)
         problem = find_mismatch(bound.ids, bound.settings, None, tokenizer)
         if problem:

@@ -233,3 +233,17 @@ def test_what_is_not_known_is_said_in_one_line(names: list[str], said: str) -> N
     with pytest.raises(ValueError, match=said) as caught:
         PerceptionVocabulary.recognise(tokenizer)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_tokens_of_aurora_s_counting_model_are_kept_where_boxes_are_added(special: bool) -> None:
+    """As `recognise` advises: its locations become special, with their ids and rows, and the others come after them."""
+    model, processor = published_model([f"<PIXEL_{n}>" for n in range(336)], special)
+    tokenizer = processor.tokenizer
+    before, rows = dict(tokenizer.get_vocab()), model.get_input_embeddings().weight.detach().clone()
+    vocabulary = PerceptionVocabulary(naming="aurora", num_locations=336).extend(model, tokenizer)
+    assert all(tokenizer.get_vocab()[name] == number for name, number in before.items())
+    assert len(tokenizer) == len(before) + len(vocabulary.tokens) - 336
+    assert torch.equal(model.get_input_embeddings().weight[: len(rows)], rows)
+    assert not set(vocabulary.encode_plain(tokenizer, "<PIXEL_7>")) & set(vocabulary.ids.values())
+    vocabulary.check(model, tokenizer)
