@@ -445,19 +445,27 @@ class PerceptionModel:
             fast: False decodes with transformers' `generate`, one token per forward pass. The ids are the same in
                 float32, up to rare ties; in half precision near-ties differ, as between two batch sizes.
             sweeps: accepts a depth map after this many forward passes, verified or not: faster, but approximate.
-            kwargs: do_sample, temperature, top_k and top_p; with any other setting of `generate`, `generate` decodes.
-                Settings that the model's own generation config chose scores by are dropped (`decode_plainly`).
+            kwargs: do_sample, temperature, top_k and top_p, each None for its default; with any other setting of
+                `generate`, `generate` decodes. Your logits_processor runs before the grammar, and your eos_token_id
+                ends an answer beside the model's own. Settings that the model's own generation config chose scores by
+                are dropped (`decode_plainly`).
 
         Raises:
             ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer,
-                sweeps where one token at a time is decoded, or num_return_sequences.
+                sweeps where one token at a time is decoded, num_return_sequences, or return_dict_in_generate.
         """
         if not prompts:
             return []
         if kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences must be 1, as each prompt gets one answer; repeat the prompts")
+        if kwargs.get("return_dict_in_generate"):
+            raise ValueError(
+                "return_dict_in_generate goes with model.generate, as ids alone are returned; leave it out"
+            )
         most, limits = self._most(prompts, max_new_tokens), [self.room.limits(p.question) for p in prompts]
-        slow = sorted(set(kwargs) - {"do_sample", "temperature", "top_k", "top_p"})
+        quick = {"do_sample", "temperature", "top_k", "top_p"}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in quick}
+        slow = sorted(set(kwargs) - quick)
         if sweeps is not None and (slow or not fast):
             asked = f"{', '.join(slow)} are settings of" if slow else "fast=False asks for"
             raise ValueError(
@@ -480,13 +488,16 @@ class PerceptionModel:
                 )
         width = inputs["input_ids"].shape[1]
         processor = SpanLogitsProcessor(self.grammar, width + most, limits)
-        settings = {"do_sample": False, "max_new_tokens": most} | ({"top_k": 0} if kwargs.get("do_sample") else {})
-        settings |= kwargs
-        settings = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id} | settings
-        out = self.model.generate(**inputs, logits_processor=[processor, DueIds(dues, width)], **settings)
-        return [
-            list(p.forced) + self._without_end(row) for p, row in zip(prompts, out[:, width:].tolist(), strict=True)
-        ]
+        settings = {"do_sample": False, "max_new_tokens": most, "pad_token_id": self.pad_id}
+        settings |= ({"top_k": 0} if kwargs.get("do_sample") else {}) | kwargs
+        end = kwargs.get("eos_token_id")
+        ends = [] if end is None else torch.as_tensor(end).flatten().tolist()
+        given = {
+            "logits_processor": [*(kwargs.get("logits_processor") or ()), processor, DueIds(dues, width)],
+            "eos_token_id": [*self.stop_ids, *ends],
+        }
+        out = self.model.generate(**inputs, **(settings | given))[:, width:].tolist()
+        return [list(p.forced) + self._without_end(row, ends) for p, row in zip(prompts, out, strict=True)]
 
     def stream_ids(
         self, prompt: Prompt, max_new_tokens: int | None = None, read: Read | None = None
@@ -510,8 +521,8 @@ class PerceptionModel:
         else:
             self.drafts.remember(prompt.question, prompt.kind, [*forced, *ids])
 
-    def _without_end(self, ids: list[int]) -> list[int]:
-        return ids[: next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
+    def _without_end(self, ids: list[int], ends: Sequence[int] = ()) -> list[int]:
+        return ids[: next((i for i, token in enumerate(ids) if token in (*self.stop_ids, *ends)), len(ids))]
 
     def _most(self, prompts: Sequence[Prompt], max_new_tokens: int | None) -> int:
         """Largest number of tokens of an answer, which every chain fits into that is not begun with forced ids."""

@@ -63,6 +63,32 @@ def test_settings_of_the_base_choose_no_ids(tmp_path):
         model.generate_ids(prompts(), 12, do_sample=True, num_return_sequences=2)
 
 
+def test_settings_of_generate_go_beside_ours(model):
+    plain = model.generate_ids(prompts(), 30)
+    seen = []
+
+    def watch(ids, scores):
+        seen.append(ids.shape)
+        return scores
+
+    assert model.generate_ids(prompts(), 30, logits_processor=[watch]) == plain and seen
+    banned = plain[0][0]
+    ids = model.generate_ids(
+        prompts(), 30, logits_processor=[lambda _, s: s.index_fill(-1, torch.tensor([banned]), -99)]
+    )
+    assert all(banned not in row and model.grammar.accepts(row) for row in ids)
+    for end in (plain[0][3], [plain[0][3]], torch.tensor([plain[0][3]])):
+        found = model.generate_ids(prompts(), 30, eos_token_id=end)
+        assert found == [row[: row.index(plain[0][3])] if plain[0][3] in row else row for row in plain]
+    assert model.generate_ids(prompts(), 30, temperature=None, top_k=None, top_p=None, do_sample=None) == plain
+    assert model.generate_ids(prompts(), 30, fast=False, top_k=None) == plain
+    torch.manual_seed(0)
+    assert model.generate_ids(prompts(), 30, do_sample=True, top_k=None, temperature=None)
+    with pytest.raises(ValueError, match="return_dict_in_generate goes with model.generate") as caught:
+        model.generate_ids(prompts(), 30, return_dict_in_generate=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_written_model_keeps_what_training_wrote(tmp_path):
     """The end that it was trained to write, and the selector of a model that reasons with looks."""
     model = build_perception()
