@@ -237,7 +237,7 @@ class ChainRoom:
         letter = length(" A") + len(("START", "x", "y", "END")) + length(" 99,")
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         silent = (special | {*tokenizer.all_special_ids, *stop_ids}) - set(vocabulary.ids.values())
-        texts = ((token, text.strip(_SPACES)) for text, token in tokenizer.get_vocab().items())
+        texts = ((token, _text_of(name)) for name, token in tokenizer.get_vocab().items())
         blank = {token for token, text in texts if not any(character.isalnum() for character in text)}
         conclusion = 1 + max(length(" so A."), length(" 999."))
         return cls(vocabulary.depth_length, letter, conclusion, frozenset(silent), frozenset(blank - silent))
@@ -275,6 +275,12 @@ class ChainRoom:
                 f"max_new_tokens must be at least {needed} for {holds}, got {max_new_tokens}; raise it, leave it out "
                 f"for {self.default}, or use mode='direct'"
             )
+
+
+def _text_of(name: str) -> str:
+    """Text of a token by its name in the vocabulary, without spaces; the byte of one like <0x0A>."""
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
+    return chr(int(byte[1], 16)) if byte else name.strip(_SPACES)
 
 
 def _points_in(question: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import build_llava, build_tokenizer
+from tiny_models import build_llava, build_sentencepiece, build_tokenizer
 
 from perception import chains
 from perception.answers import read_answer
@@ -176,6 +176,14 @@ def test_a_list_of_sixty_boxes_has_room_for_its_number(extended):
         state = grammar.advance(state, token)
     answer = read_ids(tokenizer, vocabulary, ids, "count", example.question)
     assert answer.value == 60 and answer.spans == (example.target[0],) and not answer.warning
+
+
+def test_bytes_of_sentencepiece_are_read_as_what_they_are():
+    """A newline is no text that can be read, a digit is."""
+    tokenizer = build_sentencepiece(legacy=True)
+    room = ChainRoom.of(tokenizer, PerceptionVocabulary().extend(build_llava(tokenizer), tokenizer))
+    blank = {name for name in tokenizer.get_vocab() if tokenizer.convert_tokens_to_ids(name) in room.blank_ids}
+    assert {"<0x0A>", "<0x20>", "<0x2E>", "."} <= blank and not {"<0x41>", "<0x33>", "<0xC3>", "A"} & blank
 
 
 def test_token_names_in_a_target_s_text_stay_text(extended):
