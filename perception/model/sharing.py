@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files
-from perception.model.shipped import shipped_name
+from perception.model.shipped import find_shipped, shipped_name
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = False) -> str:
@@ -27,10 +28,10 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False) -> str:
     folder = Path(folder)
     if is_adapter(folder):
         base = check_adapter(folder).base
-        if Path(base).exists() and shipped_name(Path(base)) is None:
+        if not _others_can_load(base):
             raise ValueError(
                 f"{folder} is an adapter for {base}, a folder of this machine that others cannot load; push the base, "
-                "and write its hub name as base into perception_adapter.json"
+                "and write its hub name, owner/name, as base into perception_adapter.json"
             )
     else:
         check_files(folder)
@@ -50,6 +51,13 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False) -> str:
             "`hf auth login`, check the connection, and push again"
         ) from error
     return str(made)
+
+
+def _others_can_load(base: str) -> bool:
+    """True for the name of what ships, and for owner/name where no folder here is called so."""
+    if Path(base).exists():
+        return shipped_name(Path(base)) in (base, base.removeprefix("models/"))
+    return find_shipped(base) is not None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
 
 
 def _first(error: BaseException) -> str:

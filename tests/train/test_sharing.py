@@ -303,14 +303,21 @@ def test_folders_are_pushed(trained: Path, hub: Hub) -> None:
 
 
 def test_an_adapter_for_a_local_base_is_not_pushed(trained: Path, tmp_path: Path, hub: Hub) -> None:
+    """Wherever it lies, and though it is gone."""
     folder = copy(trained, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"for .*llava, a folder of this machine that others cannot load; push the base"
-    ):
-        push_to_hub(folder, "me/adapter")
-    assert hub.calls == []
     about = json.loads((folder / "perception_adapter.json").read_text())
-    (folder / "perception_adapter.json").write_text(json.dumps(about | {"base": "me/base"}))
+    shipped = Path(__file__).parents[2] / "models" / "tiny-base"
+    for base in (about["base"], "/gone/base", "runs/own/model", "./base", "../base", "base", str(shipped)):
+        (folder / "perception_adapter.json").write_text(json.dumps(about | {"base": base}))
+        with pytest.raises(
+            ValueError, match=r"for .*, a folder of this machine that others cannot load; push the base"
+        ):
+            push_to_hub(folder, "me/adapter")
+    assert hub.calls == []
+    for base in ("tiny-base", "models/tiny-base", "me/base"):
+        (folder / "perception_adapter.json").write_text(json.dumps(about | {"base": base}))
+        push_to_hub(folder, "me/adapter")
+    hub.calls.clear()
     result = CliRunner().invoke(cli.app, ["push-to-hub", str(folder), "me/adapter", "--private"])
     assert result.exit_code == 0 and result.output.strip() == "https://huggingface.co/me/adapter"
     assert hub.calls[0]["private"] is True and Path(hub.calls[1]["folder_path"]) == folder
