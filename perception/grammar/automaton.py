@@ -69,7 +69,7 @@ class SpanGrammar:
     ordered_boxes: bool = True
     """Whether x2 >= x1 and y2 >= y1 are enforced"""
     vocab_size: int | None = None
-    """len(tokenizer): padding rows beyond it are never chosen; None for the end of the perception tokens"""
+    """len(tokenizer): padding rows beyond it are never chosen; None for the end of the perception tokens and eos_id"""
     banned_ids: tuple[int, ...] = ()
     """Ids that must not occur in an answer, such as the image token's"""
 
@@ -101,7 +101,8 @@ class SpanGrammar:
     @property
     def num_ids(self) -> int:
         """Number of ids that are not padding."""
-        return self.vocab_size if self.vocab_size is not None else max(self.vocabulary.ids.values()) + 1
+        known = (*self.vocabulary.ids.values(), -1 if self.eos_id is None else self.eos_id)
+        return self.vocab_size if self.vocab_size is not None else max(known) + 1
 
     def most_codes(self, modality: str) -> int | None:
         """Largest number of codes in a span; None for any number."""
@@ -207,7 +208,8 @@ class SpanGrammar:
         """A regular expression (Python's `re`) that fullmatches exactly the well-formed answers.
 
         It reads tokens by name, as `tokenizer.decode(ids, skip_special_tokens=False)` writes them, without EOS. It uses
-        lookahead, which engines built on finite automata lack; use `to_ebnf` for those.
+        lookahead, which engines built on finite automata lack; use `to_ebnf` for those. Names of `banned_ids`, which a
+        grammar does not know, are text to it: ban these ids in the engine.
 
         Raises:
             ValueError: for a vocabulary that lacks depth, boxes or points; use `to_lark` for those.
@@ -218,9 +220,10 @@ class SpanGrammar:
     def to_ebnf(self) -> str:
         """The grammar in GBNF, llama.cpp's EBNF, which vLLM's guided decoding (xgrammar) reads as well.
 
-        Two differences from the automaton: the sides of a box are not ordered, which would take one rule per pair of
-        bins; and text may not contain "<" before one of D, B, L, P, I, "<" (with masks also M) or at the end, as GBNF
-        cannot express "anything but these names". The engine must match added tokens by their text.
+        Three differences from the automaton: the sides of a box are not ordered, which would take one rule per pair of
+        bins; text may not contain "<" before one of D, B, L, P, I, "<" (with masks also M) or at the end, as GBNF
+        cannot express "anything but these names"; and `banned_ids`, whose names a grammar does not know, are text: ban
+        them in the engine, or use `to_lark`. The engine must match added tokens by their text.
 
         Raises:
             ValueError: as `to_regex`.

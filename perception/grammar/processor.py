@@ -280,8 +280,17 @@ class SpanLogitsProcessor(LogitsProcessor):
         self._spans: list[tuple[int, int]] = []  # the open span of each of its rows, and its codes so far
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Set scores (B, V) to -inf for every id that may not follow input_ids (B, L)."""
+        """Set scores (B, V) to -inf for every id that may not follow input_ids (B, L).
+
+        Raises:
+            ValueError: where B is no multiple of the number of limits.
+        """
         rows, length = input_ids.shape
+        if self.limits and rows % len(self.limits):
+            raise ValueError(
+                f"limits must be one per prompt: got {len(self.limits)} for {rows} rows, which is no multiple; make a "
+                "processor for each batch"
+            )
         spans = self._follow(input_ids, scores.shape[-1])
         ample = self.max_length is None or self.max_length - length >= self._masks.ample + self._reserve
         if ample and (states := self._masks.plain_states(spans)) is not None:

@@ -11,7 +11,7 @@ import torch
 from random_spans import EOS, MASKED, NUM_TEXT, SETTINGS, SMALL, bound, random_decodes
 from tiny_models import build_llava, build_tokenizer, image_inputs
 
-from perception.grammar.automaton import GrammarState, SpanGrammar
+from perception.grammar.automaton import GrammarState, SpanGrammar, SpanLimits
 from perception.grammar.processor import SpanLogitsProcessor
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
@@ -142,6 +142,22 @@ def test_padding_rows_and_placeholders() -> None:
     assert (wider[:, size : size + 5] == 0).all() and (wider[:, size + 5 :] == -torch.inf).all()
     with pytest.raises(ValueError, match="the model has 40 logits"):
         SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, torch.zeros(1, 40))
+
+
+def test_an_end_behind_the_perception_tokens_may_be_written() -> None:
+    eos = NUM_TEXT + len(SMALL.tokens) + 2
+    grammar = SpanGrammar(SMALL, eos_id=eos)
+    scores = SpanLogitsProcessor(grammar)(torch.tensor([[3]]), torch.zeros(1, eos + 5))[0]
+    assert scores[eos] == 0 and (scores[eos + 1 :] == -torch.inf).all()
+    assert grammar.accepts([3, eos]) and grammar.allows(GrammarState(), eos)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_limits_are_one_per_prompt(rows: int) -> None:
+    processor = SpanLogitsProcessor(SpanGrammar(SMALL), limits=[SpanLimits({"boxes": 0})] * 2)
+    assert processor(torch.tensor([[3]] * 4), torch.zeros(4, 60))[3, SMALL.start_id("boxes")] == -torch.inf
+    with pytest.raises(ValueError, match=f"limits must be one per prompt: got 2 for {rows} rows"):
+        processor(torch.tensor([[3]] * rows), torch.zeros(rows, 60))
 
 
 @pytest.mark.parametrize(
