@@ -1,14 +1,14 @@
 """Conversations with any number of images and a system turn, as the model's own chat template writes them.
 
 The template is rendered with marks in place of all texts. What it writes between them is encoded with its control
-tokens; questions are encoded as plain text, as `perception.chains.ChatPrompt` does for one image and one question.
+tokens; questions are encoded as plain text, as `perception.chains.ChatPrompt` does for one question.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -17,6 +17,12 @@ from torch import Tensor
 
 from perception.chains import IMAGE, ChatPrompt
 from perception.model.image_inputs import TOKEN_TYPES, image_inputs
+from perception.vocabulary.continuation import (
+    adds_space,
+    adds_space_behind,
+    split_before_tokens,
+    split_behind_tokens,
+)
 from perception.vocabulary.names import PerceptionVocabulary
 
 _MARK = "\u241f{}\u241f"
@@ -30,6 +36,17 @@ class AskedTurn:
     ids: list[int]
     types: dict[str, list[int]]
     """numbers per token that the processor gives beside ids, by name"""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of the template, the plain text that stands behind it, and whether an answer follows."""
+
+    piece: str
+    plain: str = ""
+    alone: bool = False
+    """see `PerceptionVocabulary.encode_plain`"""
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,10 +70,10 @@ class ConversationPrompt:
             questions: with `chains.IMAGE` where the next of the images is shown.
         """
         tokenizer, eos = self.processor.tokenizer, self.processor.tokenizer.eos_token
-        pieces, texts = self._pieces(system, questions)
+        parts = self._parts(*self._pieces(system, questions))
         # One call for all pieces, so that the processor sees all images of the conversation; the pieces are told apart
         # by the token that ends a sequence.
-        joined = eos.join(pieces)
+        joined = eos.join(part.piece for part in parts)
         inputs = dict(
             self.processor(text=joined, images=list(images) or None, return_tensors="pt", add_special_tokens=False)
         )
@@ -66,20 +83,44 @@ class ConversationPrompt:
         begin = ChatPrompt.begin_ids(tokenizer, ids)
         turns, current = [], AskedTurn(list(begin), {name: [0] * len(begin) for name in types})
         start, passed = 0, 0
-        for number, piece in enumerate(pieces):
-            passed += piece.count(eos)
-            end = ends[passed] if number + 1 < len(pieces) else len(ids)
+        for number, part in enumerate(parts):
+            passed += part.piece.count(eos)
+            end = ends[passed] if number + 1 < len(parts) else len(ids)
             passed += 1
             _add(current, ids[start:end], {name: values[start:end] for name, values in types.items()})
             start = end + 1
-            text = texts[number]
-            if text is None:  # an answer stands here
+            plain = self.vocabulary.encode_plain(tokenizer, part.plain, part.alone) if part.plain else []
+            _add(current, plain, {name: [0] * len(plain) for name in types})
+            if part.answered:
                 turns.append(current)
                 current = AskedTurn([], {name: [] for name in types})
-            else:
-                plain = self.vocabulary.encode_plain(tokenizer, text)
-                _add(current, plain, {name: [0] * len(plain) for name in types})
         return turns, image_inputs(inputs)
+
+    def _parts(self, pieces: Sequence[str], texts: Sequence[str | None]) -> list[_Part]:
+        """The template's pieces with the texts behind them.
+
+        For tokenizers that put a space before every text, plain text goes from one special token to the next, as
+        `ChatPrompt` has it: it begins with the end of a piece and goes on with the beginning of the next one.
+        """
+        tokenizer = self.processor.tokenizer
+        if not adds_space(tokenizer):
+            return [_Part(p, t or "", answered=t is None) for p, t in zip(pieces, texts, strict=True)]
+        parts = list[_Part]()
+        begun: _Part | None = None
+        before = ""  # the special token in front of what begins
+        for piece, text in zip(pieces, texts, strict=True):
+            head, tail = split_behind_tokens(tokenizer, piece)
+            if begun is not None and head:
+                after, head = split_before_tokens(tokenizer, head)
+                parts.append(replace(begun, plain=begun.plain + after))
+                begun = None
+            if begun is None:
+                begun = _Part(head, alone=adds_space_behind(tokenizer, head or before))
+            begun = replace(begun, plain=begun.plain + tail + (text or ""))
+            if text is None:
+                parts.append(replace(begun, answered=True))
+                begun, before = None, tokenizer.eos_token
+        return parts
 
     def _pieces(self, system: str, questions: Sequence[str]) -> tuple[list[str], list[str | None]]:
         """What the template writes before each text, and the texts; None stands for an answer."""

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny_families import FAMILIES, IM_CHAT, save_family
+from tiny_models import IMAGE_SIZE, build_llava, build_sentencepiece
+from transformers import LlavaProcessor, SiglipImageProcessor
 
 from perception import chains
 from perception.chains import IMAGE, ChatPrompt, Example
@@ -19,6 +21,7 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.folder import read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
 from perception.vocabulary.names import PerceptionVocabulary, Span
+from train.data.conversations import ConversationPrompt
 from train.data.records import check_conversations
 from train.data.rows import Row, RowEncoder, TokenWeights
 from train.models.losses import row_losses, target_logits
@@ -153,3 +156,35 @@ def test_conversations_that_a_template_refuses_are_named(tmp_path: Path) -> None
     vocabulary = SETTINGS.extend(read_model(base, torch.float32), processor.tokenizer)
     kept = check_conversations(found, processor, vocabulary, skip_bad=True)
     assert kept.records == (one,) and [line[:6] for line in kept.skipped] == ["row 1:", "row 2:", "row 3:"]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("image", ["<image>\n", "<image>"])
+@pytest.mark.parametrize("images", [0, 1])
+def test_sentencepiece_s_conversations_have_the_ids_of_the_whole_text(legacy: bool, image: str, images: int) -> None:
+    tokenizer = build_sentencepiece(legacy)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = LlavaProcessor(
+        image_processor=SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+    )
+    processor.chat_template = template("llava").replace("<image>\n", image).replace("{{ eos }}", tokenizer.eos_token)
+    vocabulary = SETTINGS.extend(build_llava(tokenizer), tokenizer)
+    shown = [picture(0)] * images
+    questions = [f"{IMAGE * images}How many red cubes are there?", "12 cubes?", "Wo? \u00fc"]
+    answers = ["3.", "Two of them.", "So A."]
+    turns, _ = ConversationPrompt(processor, vocabulary).encode("Be brief.", questions, shown)
+    ids = []
+    for turn, answer in zip(turns, answers, strict=True):
+        ids += [*turn.ids, *vocabulary.encode_plain(tokenizer, f" {answer}"), tokenizer.eos_token_id]
+
+    def said(role: str, text: str, pictures: int = 0) -> dict[str, Any]:
+        return {"role": role, "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]}
+
+    messages = [said("system", "Be brief.")]
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        messages += [said("user", question.replace(IMAGE, ""), 0 if number else images), said("assistant", answer)]
+    text = processor.apply_chat_template(messages)
+    assert ids == processor(text=text, images=shown or None, return_tensors="pt")["input_ids"][0].tolist()
