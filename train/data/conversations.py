@@ -39,7 +39,7 @@ class AskedTurn:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TemplatePart:
     """A piece of the template, the plain text that stands behind it, and whether an answer follows."""
 
     piece: str
@@ -96,7 +96,7 @@ class ConversationPrompt:
                 current = AskedTurn([], {name: [] for name in types})
         return turns, image_inputs(inputs)
 
-    def _parts(self, pieces: Sequence[str], texts: Sequence[str | None]) -> list[_Part]:
+    def _parts(self, pieces: Sequence[str], texts: Sequence[str | None]) -> list[_TemplatePart]:
         """The template's pieces with the texts behind them.
 
         For tokenizers that put a space before every text, plain text goes from one special token to the next, as
@@ -104,9 +104,9 @@ class ConversationPrompt:
         """
         tokenizer = self.processor.tokenizer
         if not adds_space(tokenizer):
-            return [_Part(p, t or "", answered=t is None) for p, t in zip(pieces, texts, strict=True)]
-        parts = list[_Part]()
-        begun: _Part | None = None
+            return [_TemplatePart(p, t or "", answered=t is None) for p, t in zip(pieces, texts, strict=True)]
+        parts = list[_TemplatePart]()
+        begun: _TemplatePart | None = None
         before = ""  # the special token in front of what begins
         for piece, text in zip(pieces, texts, strict=True):
             head, tail = split_behind_tokens(tokenizer, piece)
@@ -115,7 +115,7 @@ class ConversationPrompt:
                 parts.append(replace(begun, plain=begun.plain + after))
                 begun = None
             if begun is None:
-                begun = _Part(head, alone=adds_space_behind(tokenizer, head or before))
+                begun = _TemplatePart(head, alone=adds_space_behind(tokenizer, head or before))
             begun = replace(begun, plain=begun.plain + tail + (text or ""))
             if text is None:
                 parts.append(replace(begun, answered=True))
