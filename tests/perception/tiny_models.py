@@ -12,7 +12,9 @@ from transformers import (
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessor,
 )
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,6 +64,17 @@ def build_sentencepiece(legacy: bool) -> LlamaTokenizer:
         legacy=legacy,
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
+    )
+
+
+def build_sentencepiece_processor(legacy: bool, chat_template: str) -> LlavaProcessor:
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        tokenizer=build_sentencepiece(legacy),
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        chat_template=chat_template,
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_models import IMAGE_SIZE, build_llava, build_sentencepiece, build_tokenizer
-from transformers import LlavaProcessor, SiglipImageProcessor
+from tiny_models import IMAGE_SIZE, build_llava, build_sentencepiece_processor, build_tokenizer
 
 from perception.chains import ChatPrompt, encode_target, read_ids
 from perception.model.perception_model import PerceptionModel, Prompt
@@ -25,16 +24,9 @@ TURNS = (
 
 
 def build(legacy: bool, image: str) -> PerceptionModel:
-    tokenizer = build_sentencepiece(legacy)
+    processor = build_sentencepiece_processor(legacy, TURNS.replace("IMAGE", image))
+    tokenizer = processor.tokenizer
     model = build_llava(tokenizer)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = LlavaProcessor(
-        image_processor=SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="full",
-        chat_template=TURNS.replace("IMAGE", image),
-    )
     vocabulary = PerceptionVocabulary(depth_codes=4, depth_grid=(2, 2), num_locations=6).extend(model, tokenizer)
     return PerceptionModel(model, processor, vocabulary)
 

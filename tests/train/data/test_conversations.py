@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_families import FAMILIES, IM_CHAT, save_family
-from tiny_models import IMAGE_SIZE, build_llava, build_sentencepiece
-from transformers import LlavaProcessor, SiglipImageProcessor
+from tiny_models import build_llava, build_sentencepiece_processor
 
 from perception import chains
 from perception.chains import IMAGE, ChatPrompt, Example
@@ -162,15 +161,9 @@ def test_conversations_that_a_template_refuses_are_named(tmp_path: Path) -> None
 @pytest.mark.parametrize("image", ["<image>\n", "<image>"])
 @pytest.mark.parametrize("images", [0, 1])
 def test_sentencepiece_s_conversations_have_the_ids_of_the_whole_text(legacy: bool, image: str, images: int) -> None:
-    tokenizer = build_sentencepiece(legacy)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = LlavaProcessor(
-        image_processor=SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="full",
-    )
-    processor.chat_template = template("llava").replace("<image>\n", image).replace("{{ eos }}", tokenizer.eos_token)
+    processor = build_sentencepiece_processor(legacy, template("llava").replace("<image>\n", image))
+    tokenizer = processor.tokenizer
+    processor.chat_template = processor.chat_template.replace("{{ eos }}", tokenizer.eos_token)
     vocabulary = SETTINGS.extend(build_llava(tokenizer), tokenizer)
     shown = [picture(0)] * images
     questions = [f"{IMAGE * images}How many red cubes are there?", "12 cubes?", "Wo? \u00fc"]
