@@ -477,7 +477,8 @@ class _Stated:
     behind: tuple[str, ...]
     """Singular words and commas behind it: up to the next number, or the end of its sentence"""
     label: tuple[str, ...]
-    """Singular words of a label in front of it: "cars: 3", "the number of cars is 3"; not "cars in lane 2" """
+    """Singular words of a label in front of it: "cars: 3", "the number of cars is 3"; not "cars in lane 2". Where no
+    number has a name behind it, also "cars 3, trucks 0" """
     sentence: int
     """Number of its sentence"""
     is_article: bool = False
@@ -595,6 +596,7 @@ def _stated_numbers(text: str) -> list[_Stated]:
     articles = [m for m in _ARTICLE.finditer(text) if not any(start <= m.start() < end for start, end in taken)]
     found = sorted([(m, False) for m in counts] + [(m, True) for m in articles], key=lambda pair: pair[0].start())
     stated: list[_Stated] = []
+    fronts: list[tuple[str, ...]] = []  # the words in front of each, in its clause
     sentence, pool = 0, False
     for n, (match, is_article) in enumerate(found):
         behind = text[match.end() : found[n + 1][0].start() if n + 1 < len(found) else None]
@@ -603,8 +605,8 @@ def _stated_numbers(text: str) -> list[_Stated]:
         words = () if re.match(r"\s*[,)]", behind) else tuple(_words(re.split(r"[.!?](?=\s|$)|[\n;:()|]", behind)[0]))
         clauses = re.split(r"[.!?](?=\s)|[\n;:,)|]|\b(?:and|but)\b", re.sub(r"[\s:=(|-]+$", "", front))
         is_label = _LABELLING.search(front) and (len(clauses) > 1 or not n or found[n - 1][1])  # not "3 buses: 45"
-        label = tuple(_words(clauses[-1])) if is_label else ()
-        one = _Stated(1.0 if is_article else _value(match), words, label, sentence, is_article)
+        before = tuple(_words(clauses[-1]))
+        one = _Stated(1.0 if is_article else _value(match), words, before if is_label else (), sentence, is_article)
         is_pronoun = (
             match[0].lower() == "one"
             and not one.name
@@ -620,8 +622,11 @@ def _stated_numbers(text: str) -> list[_Stated]:
         elif stated and _FOLLOWS_ON.search(front):
             one = _with_name_of(one, stated[-1], front)
         stated.append(one)
+        fronts.append(before)
         pool = words[:1] in (("of",), ("out",)) and {*words} <= _POOL
-    return stated
+    if any(one.name for one in stated):
+        return stated
+    return [replace(one, label=one.label or before) for one, before in zip(stated, fronts, strict=True)]
 
 
 def _with_name_of(one: _Stated, previous: _Stated, front: str) -> _Stated:

@@ -86,6 +86,8 @@ BUSES, KINDS = "How many buses are there?", "How many kinds of fruit are there?"
         ("1 000 cars", CARS, 1000),
         # a number without a noun behind it is no part: labels of places, routes and players, ages and times
         ("There are 4 cars in lane 2.", CARS, 4),
+        ("Cars 3, trucks 0", CARS, 3),
+        ("Trucks 2, cars 5 and buses 7.", CARS, 5),
         ("3 cars in lane 1 and 2 cars in lane 2.", CARS, 5),
         ("3 cars in lane 1 and 2 in lane 2.", CARS, 5),
         ("**4** cars in lane **2**", CARS, 4),
