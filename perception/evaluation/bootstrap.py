@@ -49,9 +49,10 @@ def _by_group(values: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np
     if len(groups) != values.shape[-1]:
         raise ValueError(f"each value needs its group, got {values.shape[-1]} values and {len(groups)} groups")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    member = np.zeros((len(groups), len(numbers)))
-    member[np.arange(len(groups)), [numbers[group] for group in groups]] = 1
-    return values @ member, member.sum(0)
+    own = [numbers[group] for group in groups]  # (N,)
+    sums = np.zeros((*values.shape[:-1], len(numbers)))
+    np.add.at(sums.T, own, values.T)
+    return sums, np.bincount(own).astype(float)
 
 
 def accuracy_interval(right: Sequence[float], groups: Sequence[Hashable] | None = None) -> Interval:
