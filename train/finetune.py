@@ -102,6 +102,7 @@ _FREE = (
     "epochs",
     "max_length",
     "on_bad_row",
+    "data.counts_split",
     *_EVALUATION,
     *_DEPTH_FORMAT,
 )

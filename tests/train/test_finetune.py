@@ -513,6 +513,9 @@ def test_records_of_other_sizes_or_tokenizers_are_named(world: Path, tmp_path: P
         finetune.train(config_for(world, tmp_path, data=data))
     with pytest.raises(ValueError, match="data.counts needs data.counts_images"):
         SourcesConfig(counts=("a.json",))
+    with pytest.raises(ValueError, match="data.counts_split 'val' is for data.counts_layout yolo"):
+        SourcesConfig(counts=("a.json",), counts_images="images", counts_split="val")
+    assert "data.counts_split" not in finetune.deciding(config_for(world, tmp_path)), "old runs can be resumed"
 
 
 def write_rows(folder: Path, *rows: dict[str, object]) -> str:

@@ -141,6 +141,11 @@ class SourcesConfig:
             named_by_itself = name == "counts" and self.counts_layout == "yolo"
             if getattr(self, name) and not getattr(self, f"{name}_images") and not named_by_itself:
                 raise ValueError(f"data.{name} needs data.{name}_images, the folder of its images")
+        if self.counts_split != "train" and self.counts_layout != "yolo":
+            raise ValueError(
+                f"data.counts_split {self.counts_split!r} is for data.counts_layout yolo; name the file of that part "
+                f"as data.counts for {self.counts_layout}"
+            )
         if self.counts_most < 1:
             raise ValueError(f"data.counts_most must be at least 1, got {self.counts_most}")
         if self.photos.folder and self.any_records:
