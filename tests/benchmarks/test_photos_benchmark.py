@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+
 import pytest
 from one_step import measure, measure_again
 
 from benchmarks import photo_tiny, photos
-from benchmarks.label_efficiency import CURVES
+from benchmarks.label_efficiency import ARMS, CURVES
+from train.loop.provenance import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +30,7 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
         for curve in CURVES:
             row = cell["accuracy"][curve]["counting"]
             assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
+        assert set(cell[photos.LONGER_TITLE]) == set(photos.ROWS)
     assert 0 < result["the most common answer"]["counting"] <= 1
     (run,) = result["runs"]
     assert run["sizes"] == [4, 9] and run["command"].startswith("python -m benchmarks.photos --photos FOLDER --base ")
@@ -35,6 +40,14 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
 def test_a_second_run_trains_nothing_and_gives_the_same_figures(measured):
     folder, words, first = measured
     assert measure_again(photos, words, folder / "again.json", MOST_STEPS=1)["answers"] == first["answers"]
+
+
+def test_the_direct_arm_trains_four_times_as_long_once_and_all_maps_are_learned_from_the_image(measured):
+    folder, *_ = measured
+    steps = [json.loads(file.read_text())["steps"] for file in folder.glob("runs/*direct-4-*/model/training.json")]
+    assert sorted(steps) == [1, 4]
+    given = argparse.Namespace(photos="", base=str(ROOT / "models/tiny-base"), runs="runs")
+    assert all(photos.training(arm, 4, 0, given).curriculum.maps_from_image for arm in ARMS)
 
 
 def test_check_prints_the_targets_of_the_stored_result(measured, capsys):
