@@ -122,7 +122,8 @@ def accuracies(values: Sequence[int], items: Sequence[Item]) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    items = photo_items(Photographs(given.photos, "test"), SIZE, each=given.each)
+    every = photo_items(Photographs(given.photos, "test"), SIZE, each=given.each)
+    items = [every[i] for row in ROWS for i in pick(every, row)]
     total = len(Photographs(given.photos))
     common = {
         "seeds": given.seeds,
