@@ -1,8 +1,8 @@
 """Compare drawing first with direct answers on photographs (`python -m benchmarks.photos --photos FOLDER`).
 
 Teacher models label the depth and the things of all photographs; answers are made from these labels, for the first N
-photographs of the part to train on. Every arm starts from the same model, which has learned to draw photographs' depth
-maps, boxes and points and has never seen an answer (docs/photos.md has the commands), and takes as many steps:
+photographs of the part to train on. Every arm starts from `models/photo-base`, which has learned to draw photographs'
+depth maps, boxes and points and has never seen an answer, and takes as many steps:
 
 - direct: learns to answer directly;
 - auxiliary: the same, with tasks of perception between;
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the targets of the stored result; measure nothing")
     parser.add_argument("--photos", help="folder of labelled photographs (docs/data.md shows the layout)")
-    parser.add_argument("--base", default="runs/photos/base", help="model that all arms start from")
+    parser.add_argument("--base", default="models/photo-base", help="model that all arms start from")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 3610], help="numbers of answers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--each", type=int, help="most test questions of each kind; default: all")
