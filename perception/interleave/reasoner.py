@@ -80,16 +80,20 @@ def visual_grid(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[int,
         ValueError: where the tokens do not form a grid over the image (packed or tiled images).
     """
     core = unwrapped(model)
-    grid = inputs.get("image_grid_thw")
+    grid, pixels = inputs.get("image_grid_thw"), inputs.get("pixel_values")
+    # Tiles and packed features may happen to have a square number of tokens.
+    is_tiled = grid is None and pixels is not None and math.prod(pixels.shape[:-3]) > 1
     if grid is not None:
         merge = core.config.vision_config.spatial_merge_size
         rows, columns = (int(side) // merge for side in grid[0, 1:])
     else:
         rows = columns = math.isqrt(count)
-    if rows * columns != count:
+    if is_tiled or rows * columns != count:
         raise ValueError(
             f"{type(core).__name__} reads this image as {count} visual tokens that form no grid over it; regions can "
-            "be shown for models with one square or one resized image (LLaVA-1.5, Qwen-VL)"
+            "be shown for models with one square or one resized image (LLaVA-1.5, Qwen-VL), and for others whose "
+            "processor makes one view of an image: do_image_splitting=False (SmolVLM, Idefics3), "
+            "crop_to_patches=False (InternVL)"
         )
     return rows, columns
 

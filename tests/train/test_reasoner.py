@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_families import FAMILIES
 from toy_figures import make_toy_folder, toy_problems
 from typer.testing import CliRunner
 
@@ -17,6 +18,9 @@ from perception.interleave.chains import Look
 from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.reasoner import Reasoner, ReasoningStep, draw_reasoning, draw_step, visual_grid
 from perception.interleave.triggers import GENERATED, InterleaveSettings
+from perception.interleave.visual_tokens import VisualLayout
+from perception.vocabulary.names import PerceptionVocabulary
+from train.data.interleaved import ChainEncoder, ChainProblem
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,25 @@ def test_models_without_a_grid_or_a_selector_are_refused(reasoner: Reasoner, tmp
         reasoner.solve(Image.new("RGB", (32, 32)), " ")
     with pytest.raises(ValueError, match="is missing"):
         Reasoner.from_pretrained("models/aurora-tiny")
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "count"),
+    [("internvl", (32, 128), 16), ("idefics3", (64, 128), 36), ("llava_onevision", (32,) * 2, 36)],
+)
+def test_tiles_with_a_square_number_of_tokens_are_no_grid(family: str, size: tuple[int, int], count: int) -> None:
+    model, processor = FAMILIES[family](False, 0)
+    if family == "idefics3":
+        processor.image_processor.size = {"longest_edge": 128}  # eight tiles and the whole
+    vocabulary = PerceptionVocabulary(depth_codes=4, depth_grid=(2, 2), num_locations=6).extend(
+        model, processor.tokenizer
+    )
+    layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
+    encoder = ChainEncoder(processor, vocabulary, layout, InterleaveSettings())
+    inputs = encoder.inputs([ChainProblem(np.zeros((*size, 3), np.uint8), "Find x.", "")])
+    assert int((inputs["input_ids"] == layout.image_id).sum()) == count
+    with pytest.raises(ValueError, match=f"{count} visual tokens that form no grid .*crop_to_patches=False"):
+        visual_grid(model, inputs, count)
 
 
 def test_a_page_of_a_solution_without_steps(reasoner: Reasoner, figure: Image.Image) -> None:
