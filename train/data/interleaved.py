@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -148,16 +149,35 @@ class ChainEncoder:
             return self.vocabulary.encode_plain(tokenizer, text)
 
         parts: list[int | Look] = []
-        most = self.settings.max_looks
+
+        def look(tokens: tuple[int, ...] = ()) -> None:
+            most = self.settings.max_looks
+            if most is None or sum(isinstance(part, Look) for part in parts) < most:
+                parts.append(Look(tokens))
+
+        def say(text: str) -> None:
+            """Generation looks at any heading, also at one that the text quotes ("by Step 1: .."): at nothing here."""
+            start = 0
+            for end in self._headings(text):
+                parts.extend(encode(text[start:end]))
+                look()
+                start = end
+            parts.extend(encode(text[start:]))
+
         if problem.opening and problem.steps:
-            parts += encode(f" {problem.opening}\n")
+            say(f" {problem.opening}\n")
         for number, step in enumerate(problem.steps, start=1):
             parts += encode(("\n" if number > 1 else "" if problem.opening else " ") + HEADING.format(number))
-            if most is None or number <= most:
-                parts.append(Look(step.tokens))
-            parts += encode(f" {step.text}")
+            look(step.tokens)
+            say(f" {step.text}")
         parts += encode(f"\nAnswer: {problem.answer}" if problem.steps else f" {problem.answer}")
         return [*parts, tokenizer.eos_token_id]
+
+    def _headings(self, text: str) -> list[int]:
+        """Ends of the headings in a text, where looks follow headings."""
+        if self.settings.trigger == GENERATED:
+            return []
+        return [found.end() for found in re.finditer(self.settings.heading, text) if found[0]]
 
     def counts(self, problem: ChainProblem) -> tuple[int, int]:
         """Number of supervised tokens and of looks of a row."""

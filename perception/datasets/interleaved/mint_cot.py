@@ -24,7 +24,12 @@ from vqvae.files import write_whole
 
 OPEN, CLOSE = "<interleave>", "</interleave>"
 _TAG = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
-_HEADING = re.compile(r"(?:#+\s*)?Step\s*\d+\s*[:.]?\s*$", re.IGNORECASE)
+_HEADING = re.compile(
+    r"(?:(?:^|(?<=[.!?]\s))[ \t#*]*Step\s*\d+\s*[:.]?|[#*]*\bStep\s*\d+\s*:)[\s*]*\Z", re.IGNORECASE | re.MULTILINE
+)
+"""Heading in front of a tag; not "as in step 1" """
+_UNTAGGED = re.compile(r"^[ \t#*]*Step\s*\d+\s*(?::|\.(?!\d))[ \t*]*", re.IGNORECASE | re.MULTILINE)
+"""Heading of a step without a tag"""
 _IMAGE_MARK = "<image>"
 
 
@@ -171,7 +176,10 @@ def _problem(row: Any, name: str, root: Path, grid_of: Callable[[int, int], tupl
 
 
 def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[InterleavedStep, ...]]:
-    """Split a solution into the text before its first tag and its steps, one per tag, without headings ("Step 2:").
+    """Split a solution into the text before its first step and its steps, without headings ("Step 2:").
+
+    Every tag begins a step, with the words that stand between it and its heading. A heading at the start of a line that
+    no tag follows begins one, too, which looks at no cells. A solution without any tag has no steps.
 
     Raises:
         ValueError: if a tag is left open, a cell is not a number, or a cell lies outside the grid.
@@ -179,17 +187,43 @@ def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[Interle
     if text.count(OPEN) != text.count(CLOSE) or text.count(OPEN) != len(_TAG.findall(text)):
         raise ValueError(f"an {OPEN} tag is left open, or closed twice")
     pieces = _TAG.split(text)  # words, numbers, words, numbers, .., words
-    most = grid[0] * grid[1]
-    steps = []
-    for numbers, words in zip(pieces[1::2], pieces[2::2], strict=True):
+    if len(pieces) == 1:
+        return text.strip(), ()
+    most, all_cells = grid[0] * grid[1], list[tuple[int, ...]]()
+    for numbers in pieces[1::2]:
         try:
             cells = sorted({int(part) for part in numbers.split(",") if part.strip()})
         except ValueError:
             raise ValueError(f"cells must be whole numbers separated by commas, got {numbers[:40]!r}") from None
         if cells and (cells[0] < 0 or cells[-1] >= most):
             raise ValueError(f"cell {cells[-1] if cells[0] >= 0 else cells[0]} lies outside the grid of {grid}")
-        steps.append(InterleavedStep(_HEADING.sub("", words.strip()).strip(), tuple(cells)))
-    return _HEADING.sub("", pieces[0].strip()).strip(), tuple(steps)
+        all_cells.append(tuple(cells))
+    words = [_untagged(piece, before_tag=n < len(all_cells)) for n, piece in enumerate(pieces[::2])]
+    steps = [InterleavedStep(other, ()) for other in words[0].others]
+    for cells, before, own in zip(all_cells, words, words[1:], strict=False):
+        steps.append(InterleavedStep("\n".join(filter(None, (before.title, own.first))), cells))
+        steps += [InterleavedStep(other, ()) for other in own.others]
+    return words[0].first, tuple(steps)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Words between two tags."""
+
+    first: str
+    """those up to the first heading"""
+    others: tuple[str, ...] = ()
+    """those of steps without a tag"""
+    title: str = ""
+    """those between a heading and the tag behind them, which belong to the tag's step"""
+
+
+def _untagged(text: str, before_tag: bool) -> _Words:
+    said = text.strip()
+    bare = _HEADING.sub("", said) if before_tag else said
+    first, *others = (part.strip() for part in _UNTAGGED.split(bare))
+    title = others.pop() if before_tag and others and bare == said else ""
+    return _Words(first, tuple(others), title)
 
 
 def written(problem: InterleavedProblem, looks: bool = True) -> str:

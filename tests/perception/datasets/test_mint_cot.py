@@ -122,5 +122,21 @@ def test_qwen_s_grid_keeps_to_its_limits() -> None:
     assert columns / rows == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("text", "opening", "steps"),
+    [
+        ("### Step 1: Look.\n### Step 2: T3 So x is 10.", "", [("Look.", ()), ("So x is 10.", (3,))]),
+        ("Hi.\nStep 1: T3 AB is 5.\nStep 2: x is 10.", "Hi.", [("AB is 5.", (3,)), ("x is 10.", ())]),
+        ("**Step 1:** T3 AB.\n**Step 2:** CD.\n**Step 3:** T4 x.", "", [("AB.", (3,)), ("CD.", ()), ("x.", (4,))]),
+        ("Step 1: T3 AB. Step 2: T4 x, as in step 1.", "", [("AB.", (3,)), ("x, as in step 1.", (4,))]),
+        ("### Step 1: Sides\nT3 AB.\n### Step 2\nT4 x.", "", [("Sides\nAB.", (3,)), ("x.", (4,))]),
+        ("Step 1: T3 the side of step 1 T4 is 5.", "", [("the side of step 1", (3,)), ("is 5.", (4,))]),
+    ],
+)
+def test_steps_without_a_tag_look_at_nothing(text: str, opening: str, steps: list[tuple[str, tuple[int, ...]]]) -> None:
+    tagged = text.replace("T3", "<interleave>3</interleave>").replace("T4", "<interleave>4</interleave>")
+    assert parse_solution(tagged, (4, 4)) == (opening, tuple(InterleavedStep(*step) for step in steps))
+
+
 def test_a_solution_without_tags_has_no_steps() -> None:
     assert parse_solution("The answer is 10.", (4, 4)) == ("The answer is 10.", ())

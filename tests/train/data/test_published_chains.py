@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from toy_figures import make_toy_folder, toy_problems
 
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedStep, on_grid, write_mint_cot
 from perception.interleave.chains import Look
+from perception.interleave.triggers import HeadingTrigger
 from train.data.published_chains import PublishedData, read_published_problems
 from train.interleave import InterleaveConfig, InterleavedFolder, read_interleaved
 from train.interleave import train as interleave
@@ -78,6 +80,36 @@ def test_rows_that_cannot_be_used_are_named(file: Path, folder: InterleavedFolde
     assert "4.png" in said["5"]
     with pytest.raises(ValueError, match="held_out"):
         read_published_problems(PublishedData([str(file)], held_out=4), folder.encoder, folder.model.model)
+
+
+def test_chains_look_where_generation_would(file: Path, folder: InterleavedFolder):
+    """Also at steps without a tag, and where a text names a step as headings do."""
+    rows, tag = json.loads(file.read_text())[:3], "<interleave>1</interleave>"
+    for row, said in zip(
+        rows,
+        (
+            f"Look.\n### Step 1: It is 4.\n### Step 2: {tag} so 4. Answer: 4",
+            f"Step 1: {tag} it is 4.\nStep 2: so 4. Answer: 4",
+            f"As in Step 1: look.\nStep 1: {tag} it is 4.\nStep 2: {tag} by Step 1: 4. Answer: 4",
+        ),
+        strict=True,
+    ):
+        row["messages_interleave_ra"][1]["content"] = said
+    file.write_text(json.dumps(rows))
+    found, _ = read_published_problems(PublishedData([str(file)], held_out=0), folder.encoder, folder.model.model)
+    tokenizer = folder.processor.tokenizer
+    trigger = HeadingTrigger(tokenizer, folder.settings)
+    for problem, numbers in zip(found, ([1, 2], [1, 2], [1, 1, 2, 1]), strict=True):
+        for encoder in (folder.encoder, replace(folder.encoder, next_token=False)):
+            parts = encoder.answer(problem)
+            ids = [part for part in parts if not isinstance(part, Look)]
+            looks = [n - k for k, n in enumerate(n for n, part in enumerate(parts) if isinstance(part, Look))]
+            assert looks == [n for n in range(len(ids) + 1) if trigger.fires(ids[:n])]
+            assert re.findall(r"Step (\d+):", tokenizer.decode(ids)) == [str(n) for n in numbers]
+            batch = encoder.batch([problem])
+            assert encoder.counts(problem) == (batch.num_labels, batch.num_looks)
+    few = replace(folder.encoder, settings=replace(folder.settings, max_looks=2))
+    assert sum(isinstance(part, Look) for part in few.answer(found[2])) == 2
 
 
 def test_rows_about_a_held_out_image_are_held_out(file: Path, folder: InterleavedFolder, tmp_path: Path):
