@@ -312,7 +312,7 @@ def train(
         settings: where chains look; None for what the model was trained with.
 
     Raises:
-        ValueError: for a reward that needs a truth which the problems lack.
+        ValueError: for a reward that needs a truth which the problems lack, or an evaluation without held-out problems.
     """
     torch.manual_seed(config.loop.seed)
     folder = read_interleaved(config.start, settings)
@@ -322,6 +322,12 @@ def train(
     if held_out is None:
         held_out = read_problems(replace(config.data, seed=config.data.seed + 1, count=config.num_held_out))
     check_truths(config.rewards, problems)
+    if config.loop.evaluate_every and not len(held_out):
+        raise ValueError(
+            f"evaluate_every ({config.loop.evaluate_every}) measures on held-out problems, and there are none: every "
+            "accuracy would be 0, and patience would end the run; hold some out, or set loop.evaluate_every and "
+            "loop.patience to none"
+        )
     reference = copy.deepcopy(folder.model).eval().requires_grad_(False)
     groups = interleaved_groups(folder.model, tower_lr_ratio=0.0)
     batches = PromptBatches(

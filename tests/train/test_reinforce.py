@@ -299,6 +299,14 @@ def test_settings_that_cannot_be_are_named() -> None:
         ReinforceConfig(num_generations=1)
 
 
+def test_an_evaluation_without_held_out_problems_is_refused(start: Path, tmp_path: Path) -> None:
+    """It would find no problem answered right, again and again, and stop the run."""
+    with pytest.raises(ValueError, match=r"evaluate_every \(1\) measures on held-out problems, and there are none"):
+        train(config(start, tmp_path), PROBLEMS, [], OFTEN)
+    never = replace(LOOP, steps=1, evaluate_every=None, patience=None)
+    assert train(config(start, tmp_path, loop=never), PROBLEMS, [], OFTEN).steps == 1
+
+
 def test_held_out_problems_are_drawn_as_those_to_train_on_with_another_seed(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
