@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +120,9 @@ class DrawnProblems(Sequence[ChainProblem]):
             return [self[n] for n in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} problems, got number {index}")
-        return _drawn(self.data, int(index))
-
-
-@lru_cache(maxsize=32)  # a step asks for each of its problems twice
-def _drawn(data: GeometryData, number: int) -> ChainProblem:
-    drawn = numbered_problem(number, data.split, data.seed, data.image_size, data.problems)
-    return replace(chain_problem(drawn, data.grid), image=torch.from_numpy(drawn.image))
+        one = self.data
+        drawn = numbered_problem(int(index), one.split, one.seed, one.image_size, one.problems)
+        return replace(chain_problem(drawn, one.grid), image=torch.from_numpy(drawn.image))
 
 
 def read_problems(

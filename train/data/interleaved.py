@@ -207,6 +207,8 @@ class ChainBatches:
     augment: Callable[[ChainProblem, np.random.Generator], ChainProblem] | None = None
     sums: int = 0
     """rows of sums per step, beside the problems"""
+    _newest: dict[int, list[ChainProblem]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """problems of the step that was asked for last"""
 
     def rows(self, step: int) -> list[int]:
         """Indices of the problems of a step. Each epoch has every problem once, in its own order."""
@@ -217,11 +219,15 @@ class ChainBatches:
         ]
 
     def chosen(self, step: int) -> list[ChainProblem]:
-        """The problems of a step, augmented."""
-        problems = [self.problems[row] for row in self.rows(step)]
-        if self.augment is None:
-            return problems
-        return [self.augment(p, np.random.default_rng((self.seed, step, n))) for n, p in enumerate(problems)]
+        """The problems of a step, augmented. They are read once, however many shards of it this process asks for."""
+        if step not in self._newest:
+            problems = [self.problems[row] for row in self.rows(step)]
+            if self.augment is not None:
+                rngs = [np.random.default_rng((self.seed, step, n)) for n in range(len(problems))]
+                problems = [self.augment(p, rng) for p, rng in zip(problems, rngs, strict=True)]
+            self._newest.clear()
+            self._newest[step] = problems
+        return self._newest[step]
 
     def shares(self, step: int, shard: int, num_shards: int) -> list[ChainProblem]:
         """The problems of one shard. Raises ValueError if the rows of a step cannot be divided equally."""
