@@ -21,12 +21,11 @@ from perception.interleave.chains import InterleavedModel
 from perception.interleave.selector import VisualTokenSelector
 from perception.interleave.triggers import InterleaveSettings
 from perception.interleave.visual_tokens import VisualLayout
-from perception.vocabulary.names import PerceptionVocabulary
 from train.data.arithmetic import LARGEST, sums_loss
 from train.data.geometry import read_problems
 from train.data.interleaved import ChainBatches, ChainProblem
 from train.figure_tower import SIZE, GeometrySize, cell_of
-from train.interleave import InterleavedFolder, interleaved_groups, read_interleaved
+from train.interleave import LEAST_VOCABULARY, InterleavedFolder, interleaved_groups, read_interleaved
 from train.loop.command_line import command_line, fingerprint, flatten, parse_config
 from train.loop.fit import FitResult, LoopConfig, fit
 from train.models.attention import use_plain_attention
@@ -173,7 +172,7 @@ def begin(config: GeometryBaseConfig, problems: Sequence[ChainProblem], size: Ge
     else:
         tokenizer = geometry_tokenizer([problems[n] for n in range(min(len(problems), 2000))])
         model = build_geometry_model(tokenizer, size)
-        vocabulary = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2).extend(model, tokenizer)
+        vocabulary = LEAST_VOCABULARY.extend(model, tokenizer)
         layout = VisualLayout.of(model, vocabulary.interleave_id, tokenizer)
         interleaved = InterleavedModel(model, VisualTokenSelector.for_model(model, vocabulary.interleave_id), layout)
         folder = InterleavedFolder(interleaved, geometry_processor(tokenizer, size), vocabulary, settings)

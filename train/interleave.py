@@ -14,17 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from perception.interleave.chains import InterleavedModel, interleaved_loss
-from perception.interleave.reasoner import SETTINGS_FILE, read_settings
+from perception.interleave.reasoner import SETTINGS_FILE, read_settings, visual_grid
 from perception.interleave.selector import CONFIG_FILE, VisualTokenSelector
 from perception.interleave.triggers import SEEN, InterleaveSettings, Resolution, Trigger
 from perception.interleave.visual_tokens import VisualLayout, unwrapped
-from perception.model.folder import check_files, find_folder, read_model, read_processor
+from perception.model.folder import check_files, find_folder, read_json, read_model, read_processor
 from perception.model.replies import decode_plainly
-from perception.vocabulary.names import PerceptionVocabulary
+from perception.vocabulary.extension import CONFIG_KEY
+from perception.vocabulary.names import FILE_NAME, PerceptionVocabulary
 from train.data.arithmetic import sums_loss
 from train.data.geometry import GeometryData, read_problems
 from train.data.interleaved import ChainBatches, ChainEncoder, ChainProblem, RegionName, with_regions
@@ -40,6 +42,8 @@ from train.models.saving import HALF, Precision, precision_of, save_perception_m
 
 FREE = ("run_dir", "out", "export", "data.store")
 """Settings that do not decide what is trained"""
+LEAST_VOCABULARY = PerceptionVocabulary(depth_codes=1, depth_grid=(1, 1), num_locations=2)
+"""That of a model that only looks: the interleave token, and as few others as a vocabulary has"""
 Stage = Literal["text", "interleaved"]
 
 
@@ -50,7 +54,7 @@ class InterleaveConfig:
     stage: Stage = "interleaved"
     """text: solutions as text. interleaved: solutions whose steps look at the image"""
     start: str = "runs/geometry/base/model"
-    """folder of the model to start from"""
+    """folder or hub name of the model to start from; a stock model of transformers gets the interleave token"""
     out: str = "runs/geometry/interleaved/model"
     """folder of the finished model"""
     run_dir: str = "runs/geometry/interleaved"
@@ -165,7 +169,8 @@ class InterleavedFolder:
 
 
 def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = None) -> InterleavedFolder:
-    """Reads a model's folder in float32; adds a new selector, with a linear projector as in the paper, if it has none.
+    """Reads a model in float32, from its folder or the hub; adds a new selector, with a linear projector as in the
+    paper, if it has none, and `LEAST_VOCABULARY` to a stock model of transformers.
 
     Args:
         settings: None for those the model was trained with.
@@ -174,10 +179,14 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
         ValueError: naming what is missing or damaged, or for a model that cannot reason interleaved.
     """
     path = find_folder(str(folder))
-    check_files(path)
+    is_stock = _is_stock(path)
+    check_files(path, has_vocabulary=not is_stock)
     processor, model = read_processor(path), read_model(path, torch.float32)
     decode_plainly(model)
-    vocabulary = PerceptionVocabulary.load(path).bind(processor.tokenizer)
+    if is_stock:
+        vocabulary = LEAST_VOCABULARY.extend(model, processor.tokenizer)
+    else:
+        vocabulary = PerceptionVocabulary.load(path).bind(processor.tokenizer)
     layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
     if (path / CONFIG_FILE).exists():
         selector = VisualTokenSelector.load(path, model)
@@ -187,6 +196,12 @@ def read_interleaved(folder: str | Path, settings: InterleaveSettings | None = N
     use_plain_attention(unwrapped(model).get_decoder())
     whole = InterleavedModel(model, selector, layout)
     return InterleavedFolder(whole, processor, vocabulary, settings, precision_of(path))
+
+
+def _is_stock(folder: Path) -> bool:
+    """True for the folder of a model that was never given perception tokens."""
+    config = folder / "config.json"
+    return not (folder / FILE_NAME).exists() and config.is_file() and CONFIG_KEY not in read_json(config)
 
 
 def write_checkpoint(config: Any, folder: InterleavedFolder, record: Mapping[str, Any]) -> RunState:
@@ -259,8 +274,23 @@ def problems_of(config: InterleaveConfig, folder: InterleavedFolder) -> Sequence
     """The problems to train on: published files if given, else drawn figures. Rows of files that cannot be used are
     listed in the run's skipped.txt."""
     if not config.published.files:
+        if config.stage == "interleaved":
+            check_grid(config.data, folder)
         return read_problems(config.data)
     return published_split(config.published, folder, config.run_dir)[0]
+
+
+def check_grid(data: GeometryData, folder: InterleavedFolder) -> None:
+    """Raises ValueError where the model reads figures of `data` as another grid than the one that steps look at."""
+    blank = ChainProblem(np.zeros((data.image_size, data.image_size, 3), np.uint8), "?", "")
+    inputs, image_id = folder.encoder.inputs([blank]), folder.model.layout.image_id
+    grid = visual_grid(folder.model.model, inputs, int((inputs["input_ids"] == image_id).sum()))
+    if grid != data.grid:
+        raise ValueError(
+            f"the steps of drawn problems look at cells of data.grid_size ({data.grid_size}) x {data.grid_size}, and "
+            f"the model reads a figure of data.image_size ({data.image_size}) pixels as {grid[0]} x {grid[1]} visual "
+            f"tokens; set data.grid_size to {grid[0]}"
+        )
 
 
 def published_split(

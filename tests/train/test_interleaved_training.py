@@ -385,6 +385,37 @@ def test_a_process_that_never_looks_does_not_hold_up_the_other(start: Path, tmp_
     assert not torch.equal(moved, read_interleaved(start).model.selector.query.weight)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_run_begins_with_a_stock_model_of_transformers(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family](False, 0)
+    rows = len(model.get_input_embeddings().weight)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "stock")
+    grid = {"llava": (4, 4), "qwen2_vl": (2, 2)}[family]
+    problems = toy_problems(4, 0, 32, grid)
+    settings = replace(config(tmp_path / "stock", tmp_path), batch_size=2, loop=replace(LOOP, steps=2))
+    train(settings, problems)
+    folder = read_interleaved(tmp_path / "model")
+    assert folder.model.layout.interleave_id >= rows - 1 and folder.settings == InterleaveSettings()
+    assert len(answer_problems(folder.model, folder.encoder, problems[:1], 4)) == 1
+    (tmp_path / "model" / "perception_vocabulary.json").unlink()
+    with pytest.raises(ValueError, match="perception_vocabulary.json missing"):
+        read_interleaved(tmp_path / "model")
+
+
+def test_a_grid_that_is_not_the_model_s_is_refused(start: Path, tmp_path: Path) -> None:
+    """Its cells would be others: a smaller grid's numbers are all there in a larger one."""
+    data = GeometryData(count=4, image_size=64, grid_size=2, store=str(tmp_path / "store"))
+    settings = replace(config(start, tmp_path), data=data, loop=replace(LOOP, steps=1))
+    with pytest.raises(
+        ValueError, match=r"data.grid_size \(2\) x 2, .*64\) pixels as 4 x 4 .* set data.grid_size to 4"
+    ):
+        train(settings)
+    assert not (tmp_path / "store").exists()
+    assert train(replace(settings, data=replace(data, grid_size=4))).steps == 1
+
+
 def test_settings_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValueError, match=r"own_looks \(0.5\) needs a model that selects tokens, and stage text"):
         InterleaveConfig(stage="text", own_looks=0.5)
@@ -392,6 +423,24 @@ def test_settings_that_do_not_exist_are_named() -> None:
         with_regions(PROBLEMS[0], "circles", GRID, 0)
     with pytest.raises(ValueError, match=r"batch_size \(4\) must be a multiple of the shards of a step \(3"):
         ChainBatches(None, PROBLEMS, 4, 0).shares(0, 0, 3)  # type: ignore[arg-type]
+
+
+def test_a_step_reads_each_problem_once(start: Path) -> None:
+    """However many shards of it there are: images of files are decoded when they are read."""
+
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counted.reads += 1
+            return super().__getitem__(index)
+
+    encoder = read_interleaved(start).encoder
+    batches = ChainBatches(encoder, Counted(PROBLEMS), 4, 0)
+    shards = [batches(step, shard, 4) for step in (0, 1) for shard in range(4)]
+    assert Counted.reads == 8
+    whole = ChainBatches(encoder, PROBLEMS, 4, 0)(1, 0, 1)
+    assert shards[-1]["num_labels"] == whole["num_labels"] == sum(one["batch"].num_labels for one in shards[4:])
 
 
 def test_every_epoch_has_every_problem_once() -> None:
