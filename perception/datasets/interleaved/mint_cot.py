@@ -192,12 +192,12 @@ def parse_solution(text: str, grid: tuple[int, int]) -> tuple[str, tuple[Interle
     most, all_cells = grid[0] * grid[1], list[tuple[int, ...]]()
     for numbers in pieces[1::2]:
         try:
-            cells = sorted({int(part) for part in numbers.split(",") if part.strip()})
+            found = sorted({int(part) for part in numbers.split(",") if part.strip()})
         except ValueError:
             raise ValueError(f"cells must be whole numbers separated by commas, got {numbers[:40]!r}") from None
-        if cells and (cells[0] < 0 or cells[-1] >= most):
-            raise ValueError(f"cell {cells[-1] if cells[0] >= 0 else cells[0]} lies outside the grid of {grid}")
-        all_cells.append(tuple(cells))
+        if found and (found[0] < 0 or found[-1] >= most):
+            raise ValueError(f"cell {found[-1] if found[0] >= 0 else found[0]} lies outside the grid of {grid}")
+        all_cells.append(tuple(found))
     words = [_untagged(piece, before_tag=n < len(all_cells)) for n, piece in enumerate(pieces[::2])]
     steps = [InterleavedStep(other, ()) for other in words[0].others]
     for cells, before, own in zip(all_cells, words, words[1:], strict=False):
