@@ -21,7 +21,7 @@ from torch import Tensor
 from perception.decoding.cache_slots import cache_key
 
 _RESERVED_NAMES = re.compile(
-    r"<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>|<(image|video)>"
+    r"<row_\d+_col_\d+>|<global-img>|</?img>|<fake_token_around_image>|<(image|video)>"
     r"|<\|vision_(start|end|pad)\|>|<\|(image|video)_pad\|>"
 )
 """Names of tokens that stand for images or enclose them, which no answer may contain"""

@@ -187,6 +187,8 @@ def test_prompts_are_those_of_the_model_s_own_template_and_forward(family: str) 
     vocabulary = PerceptionVocabulary(depth_codes=4, depth_grid=(2, 2), num_locations=6)
     vocabulary = vocabulary.extend(model, processor.tokenizer)
     layout = VisualLayout.of(model, vocabulary.interleave_id, processor.tokenizer)
+    around = {"internvl": {"<img>", "</img>"}, "idefics3": {"<fake_token_around_image>"}}.get(family, set())
+    assert around <= set(processor.tokenizer.convert_ids_to_tokens(layout.reserved)), "no answer holds these"
     encoder = ChainEncoder(processor, vocabulary, layout, InterleaveSettings("generated"))
     pixels = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), np.uint8)
     images = [(pixels[0],), (pixels[1], pixels[2, :, :40]), (pixels[3], pixels[4], pixels[5])]
