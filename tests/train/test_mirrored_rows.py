@@ -74,6 +74,10 @@ def test_what_depends_on_sides_is_not_mirrored(record: Record) -> None:
         "How many people look to the north-west?",
         "How many cars drive counterclockwise?",
         "How many letters b are there?",
+        "框出左边的人",
+        "Wo sind die linken Becher?",
+        "Où sont les tasses à droite ?",
+        "¿Dónde está la taza de la izquierda?",
     ):
         assert not may_mirror(replace(record, example=chains.chain_count(question, SPAN)))
     text = Example(chains.DIRECT_OTHER, "What does the sign say?", (" STOP.",), "STOP")
@@ -81,6 +85,24 @@ def test_what_depends_on_sides_is_not_mirrored(record: Record) -> None:
     assert not may_mirror(replace(record, example=chains.atomic_depth(Span("depth", (0,) * 4))))
     assert not may_mirror(replace(record, marks=((0.1, 0.2),)))
     assert not may_mirror(replace(record, image=None, images=(record.image,)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'Counting the <points x1="12.3" y1="45.6" alt="dogs">dogs</points> shows a total of 1.',
+        '[{"bbox_2d": [10, 10, 60, 60], "label": "dog"}]',
+        "There is 1 dog at (0.12,0.3).",
+        '{"x": 12}',
+        "<loc0123><loc0456> dog",
+    ],
+)
+def test_places_in_plain_text_are_not_mirrored(record: Record, said: str) -> None:
+    plain = Example(chains.DIRECT_COUNT, "How many dogs are there?", (f" {said}",), "1")
+    assert not may_mirror(replace(record, example=plain))
+    assert not may_mirror(replace(record, more=(plain,)))
+    for said in ("There are 3 dogs: 2 on the bed and 1 below it.", "3.", "3, all of them brown."):
+        assert may_mirror(replace(record, example=replace(plain, target=(f" {said}",))))
 
 
 def test_boxes_in_another_order_keep_it() -> None:
@@ -151,6 +173,28 @@ def test_records_without_boxes_of_all_that_is_counted_stay_whole(counted: list[R
     for step in range(20):
         for one, other in zip(*(source.rows(step, 0, 1, 4) for source in made), strict=True):
             assert one.example == other.example and np.array_equal(np.array(one.image), np.array(other.image))
+
+
+@pytest.mark.parametrize("augment", ["parts", "turned"])
+def test_questions_about_places_are_asked_of_the_whole_image(counted: list[Record], augment: Any) -> None:
+    """In a part, or turned, the upper half is another one."""
+    image = counted[0].image
+    assert image is not None
+    half = count_records(
+        image, "cells in the upper half", Span("boxes", tuple(BoxTokenizer(100).encode(CELLS[:2]))), ""
+    )
+    curriculum, plain = CurriculumConfig("constant", atomic_end=0.4, chain_share=0.5), np.array(image.load())
+    cut = 0
+    for step in range(30):
+        for row in RecordRows((*counted, *half), curriculum, 30, 0, 100, augment).rows(step, 0, 1, 4):
+            whole = any(np.array_equal(np.array(row.image), one) for one in (plain, plain[:, ::-1]))
+            halves = ["upper half" in example.question for example in (row.example, *row.extra)]
+            assert whole if halves[0] else not any(halves), "nor is it asked about beside another question"
+            cut += not whole
+            for example in (row.example, *row.extra):
+                if halves[0] and example.answer:
+                    assert example.answer == ("2" if "upper half" in example.question else "4")
+    assert cut > 30
 
 
 def test_written_records_keep_what_they_count(counted: list[Record], tmp_path: Path) -> None:

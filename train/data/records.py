@@ -70,10 +70,22 @@ _DEPTH_REMEDY = "data.depth_format declares what depth files hold, and --on_bad_
 _INSIDE = 1 / 3  # least share of a box inside a part for it to count there
 _SIDES = re.compile(
     r"\b(left|right|(north|south)?-?(east|west)|(counter|anti)?-?clockwise|o'clock|port\b|starboard|letters?\b|digits?\b|"
-    r"words?\b|texts?\b|written\b|reads?\b)",
+    r"words?\b|texts?\b|written\b|reads?\b|links\b|linke|rechts|rechte|gauche|droite?s?\b|izquierd|derech|sinistr|"
+    r"destr[aoei]\b|esquerd|direit|лев|прав|слева|справа|налево|направо)|左|右|왼|오른|좌측|우측",
     re.IGNORECASE,
 )
-"""Words of questions whose answers may not hold in a mirror image"""
+"""Words of questions whose answers may not hold in a mirror image; left and right also in German, Dutch, French,
+Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Korean"""
+_PLACES = re.compile(r"\d\s*[,;\s]\s*[-+]?\.?\d|\b[xy]\d*\W{0,3}[=:]|\bloc_?\d|\bpatch_index_\d", re.IGNORECASE)
+"""Places in the image as models write them in plain text: numbers behind one another, x="12", <loc0123>"""
+_PARTS = re.compile(
+    r"\b(top(most)?\b|bottom(most)?\b|upper|lower|middle|cent(er|re)\b|central|corner|edge|border|half\b|halves\b|"
+    r"quarter|quadrant|rows?\b|columns?\b|(fore|back)ground|complete|partial|partly|fully|cut off|"
+    r"(larg|bigg|small|tall|near|clos)(er|est)\b|(far|fur)th(er|est)\b|above|below|vertical|horizontal|"
+    r"(up|down)wards?\b)",
+    re.IGNORECASE,
+)
+"""Words of questions whose answers may not be the boxes that are left in a part of the image, or in a turned one"""
 KINDS: dict[str, tuple[str, ...]] = {"atomic": ATOMIC, "chain": CHAIN, "direct": (*DIRECT, DIRECT_OTHER)}
 
 
@@ -410,7 +422,8 @@ class RecordRows:
     """Rows from records, with the curriculum's shares of atomic tasks, chains and direct answers.
 
     Records that count in an image are asked together, `_TOGETHER` at most, so that the image is read once for all.
-    Of the records that `may_mirror` half are shown in their mirror image, with their boxes; `part_of` varies them more.
+    Of the records that `may_mirror` half are shown in their mirror image, with their boxes; `part_of` varies those that
+    `may_cut` more.
     """
 
     records: tuple[Record, ...]
@@ -439,10 +452,12 @@ class RecordRows:
 
     def _varied(self, row: Row, number: int, rng: np.random.Generator) -> Row:
         """Return a row that counts with further questions about its image, and its image varied."""
+        whole = self.augment == "mirror" or not may_cut(self.records[number])
         others = [n for n in self._asked_with[_subject(self.records[number])] if n != number]
+        others = others if whole else [n for n in others if may_cut(self.records[n])]
         extra = [self.records[n] for n in rng.permutation(np.array(others, dtype=int))[: _TOGETHER - 1]]
         row = replace(row, extra=tuple(record.example for record in extra))
-        if self.augment == "mirror":
+        if whole:
             return row
         counted = [record.counted for record in (self.records[number], *extra) if record.counted is not None]
         return part_of(row, counted, self.num_locations, rng, self.augment == "turned")
@@ -537,13 +552,24 @@ def row_of(record: Record, least_side: int | None = None) -> Row:
 
 
 def may_mirror(record: Record) -> bool:
-    """True if a record holds as well in its mirror image: it counts or draws boxes, and no text speaks of a side."""
+    """True if a record holds as well in its mirror image: it counts or draws boxes, and no text speaks of a side or
+    gives places in numbers."""
     if record.image is None or record.images is not None or record.marks:
         return False
-    parts = [part for turn in record.turns for part in (turn.question, *turn.target)]
-    drawn = [part.modality for part in parts if isinstance(part, Span)]
-    sides = any(_SIDES.search(part) for part in parts if isinstance(part, str))
-    return all(turn.task in _SIDELESS for turn in record.turns) and set(drawn) <= {"boxes"} and not sides
+    drawn = [part.modality for turn in record.turns for part in turn.target if isinstance(part, Span)]
+    fixed = any(_SIDES.search(text) or _PLACES.search(text) for text in _texts(record))
+    return all(turn.task in _SIDELESS for turn in record.turns) and set(drawn) <= {"boxes"} and not fixed
+
+
+def may_cut(record: Record) -> bool:
+    """True if a record that counts all of its boxes does so in a part of its image, too: no text speaks of a place."""
+    return not any(_PARTS.search(text) for text in _texts(record))
+
+
+def _texts(record: Record) -> Iterator[str]:
+    """Yield the questions of a record, and the text of its targets."""
+    for turn in record.turns:
+        yield from (part for part in (turn.question, *turn.target) if isinstance(part, str))
 
 
 def mirror(row: Row, num_locations: int) -> Row:
