@@ -1,8 +1,9 @@
 """Counting questions from COCO and LVIS annotations.
 
-COCO (arXiv 1405.0312) has boxes for all objects of its 80 classes, except crowds; an image gets no question about a
-class with a crowd. In LVIS (arXiv 1908.03195), `not_exhaustive_category_ids` names the classes of an image that are not
-fully annotated and `neg_category_ids` those that are absent; nothing is known about all other classes.
+COCO (arXiv 1405.0312) has boxes for all objects of its 80 classes, except crowds (`iscrowd`); an image gets no question
+about a class with a crowd, or with a region that sets of this layout mark as `ignore`. In LVIS (arXiv 1908.03195),
+`not_exhaustive_category_ids` names the classes of an image that are not fully annotated and `neg_category_ids` those
+that are absent; nothing is known about all other classes.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ def _labelled(index: Any, entry: dict[str, Any], path: Path, where: str, rules: 
     boxes, bad, unsure = _boxes_by_class(index, entry, orientation, where)
     annotated = index.imgToAnns[entry["id"]]
     there = {annotation["category_id"] for annotation in annotated}
+    unsure |= {annotation["category_id"] for annotation in annotated if _several(annotation)}
     if rules.layout == "lvis":
         unsure |= set(entry["not_exhaustive_category_ids"])
         absent = sorted(set(entry["neg_category_ids"]) - there)
     else:
-        unsure |= {annotation["category_id"] for annotation in annotated if annotation.get("iscrowd")}
         absent = sorted(set(index.cats) - there)
     return BoxedImage(ImageFile(path), where, entry["id"], boxes, unsure, absent, bad)
 
@@ -87,9 +88,14 @@ def _boxes_by_class(
                 f"{entry['width']} x {entry['height']} pixels, so its class is not counted"
             )
             classes.add(annotation["category_id"])
-        elif not annotation.get("iscrowd"):
+        elif not _several(annotation):
             boxes.setdefault(annotation["category_id"], []).append(box)
     return boxes, bad, classes
+
+
+def _several(annotation: Mapping[str, Any]) -> bool:
+    """True for a box around a crowd, or a region that detectors are not judged by, such as a group seen from afar."""
+    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 
 
 def _box_xywh(index: Any, annotation: Mapping[str, Any], where: str) -> list[float]:

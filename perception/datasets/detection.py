@@ -69,7 +69,7 @@ class BoxedImage:
     absent: list[Any] = field(default_factory=list)
     """classes that are known not to be there, sorted"""
     bad: list[str] = field(default_factory=list)
-    """messages about boxes that cannot be used"""
+    """messages about boxes that cannot be used, or are there twice"""
 
 
 def ask_counts(
@@ -77,8 +77,9 @@ def ask_counts(
 ) -> RecordSet:
     """Counting records of all images of a source: per question, boxes to draw, a chain and a direct answer.
 
-    Classes with one plural are counted together, so that a question about an image has one answer. A class without a
-    box in any image is not asked about: its name alone would say "0".
+    Classes with one plural are counted together, so that a question about an image has one answer. A box that a class
+    has twice in an image is one thing that was labelled twice. A class without a box in any image is not asked about:
+    its name alone would say "0".
 
     Args:
         names: name of each class.
@@ -94,6 +95,7 @@ def ask_counts(
             found = [_together(labelled, first, others) for labelled in found]
             said = " and ".join(names[category] for category in (first, *others))
             skipped.append(f"{source}: the classes {said} are counted together: their plural is {things[first]}")
+    found = [_each_once(labelled, things) for labelled in found]
     drawn = {category for labelled in found for category in labelled.boxes}
     unseen = sorted({category for labelled in found for category in labelled.absent} - drawn)
     if unseen and (rules.every_class or rules.zero_share):
@@ -123,6 +125,19 @@ def _together(labelled: BoxedImage, first: Any, others: Sequence[Any]) -> BoxedI
     unsure = labelled.unsure - group | ({first} if labelled.unsure & group else set())
     absent = set(labelled.absent) - group | ({first} if group <= set(labelled.absent) else set())
     return replace(labelled, boxes=boxes, unsure=unsure, absent=sorted(absent))
+
+
+def _each_once(labelled: BoxedImage, names: Mapping[Any, str]) -> BoxedImage:
+    """An image without boxes that a class has before, to the last digit; a message names them."""
+    once = {c: [*map(list, dict.fromkeys(map(tuple, boxes)))] for c, boxes in labelled.boxes.items()}
+    again = {c: len(labelled.boxes[c]) - len(boxes) for c, boxes in once.items()}
+    said = [
+        f"{labelled.where}: {count} of the boxes of {names[c]} are there before, with the same sides; each box is "
+        "counted once"
+        for c, count in again.items()
+        if count and c not in labelled.unsure
+    ]
+    return replace(labelled, boxes=once, bad=[*labelled.bad, *said]) if said else labelled
 
 
 def count_records(image: ImageFile, things: str, boxes: Span, where: str) -> list[Record]:

@@ -12,7 +12,8 @@
 - objects (ms-swift, optional): "bbox" and "ref", the boxes (or points, of two numbers) and names that stand for <bbox>
   and <ref-object> in the texts, in order; "bbox_type" real (pixels) or norm1, and "image_id". <bbox> in an answer is
   drawn; boxes that follow one another are drawn in one span. Objects that no <bbox> places are detection labels, with a
-  name for each box: they become counting and drawing tasks of their own.
+  name for each box: they become counting and drawing tasks of their own, but for classes with an object that "iscrowd",
+  "is_crowd", "ignore" or "difficult" marks.
 
 Other columns are left alone. Names of perception tokens in texts stay text.
 """
@@ -47,6 +48,8 @@ _PLACES = re.compile(r"<ref-object>|<bbox>")
 _BOXES = re.compile(r"<bbox>(?:[\s,;]*(?:and\s*)?<bbox>)*")
 _NAMES = ("ref", "category", "categories", "label")
 """Names of objects: ms-swift's, and those of detection sets of the hub"""
+_NOT_ONE = ("iscrowd", "is_crowd", "ignore", "difficult")
+"""What detection sets call their marks of objects whose class is not counted, 0 or 1 for each"""
 
 
 def with_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -85,6 +88,8 @@ class _Objects:
     names: tuple[str, ...]
     spots: tuple[np.ndarray, ...]
     """boxes (4,) or points (2,) in [0, 1]"""
+    unsure: tuple[int, ...] = ()
+    """numbers of the objects that are a crowd, to be ignored or difficult"""
 
 
 def conversation_records(
@@ -254,7 +259,7 @@ def _objects(given: Any, files: tuple[ImageFile, ...], declared: DeclaredBoxes, 
     if not given or (isinstance(given, dict) and not any(given.values())):
         return None
     if isinstance(given, list) and all(isinstance(item, dict) for item in given):  # one entry per object
-        given = {name: [item.get(name) for item in given] for name in given[0]}
+        given = {name: [item.get(name) for item in given] for name in dict.fromkeys(n for item in given for n in item)}
     if not isinstance(given, dict):
         raise ValueError(f"{where}: objects must give bbox and ref, got {given!r:.80}; {_REMEDY}")
     names: Any = next((given[name] for name in _NAMES if given.get(name) is not None), [])
@@ -289,7 +294,9 @@ def _objects(given: Any, files: tuple[ImageFile, ...], declared: DeclaredBoxes, 
             spots.append(form.fractions(values[None], sizes[number], where)[0])
         else:
             raise ValueError(f"{where}: a bbox must be four numbers, or two for a point, got {box!r:.60}; {_REMEDY}")
-    return _Objects(tuple(name.strip() for name in names), tuple(spots))
+    marks = [given[name] for name in _NOT_ONE if isinstance(given.get(name), list)]
+    unsure = tuple(n for n in range(len(spots)) if any(n < len(mark) and mark[n] for mark in marks))
+    return _Objects(tuple(name.strip() for name in names), tuple(spots), unsure)
 
 
 def _labels(objects: _Objects, files: tuple[ImageFile, ...], where: str) -> BoxedImage | None:
@@ -299,4 +306,4 @@ def _labels(objects: _Objects, files: tuple[ImageFile, ...], where: str) -> Boxe
     boxes = dict[str, list[list[float]]]()
     for name, spot in zip(objects.names, objects.spots, strict=True):
         boxes.setdefault(name, []).append(spot.tolist())
-    return BoxedImage(files[0], where, 0, boxes)
+    return BoxedImage(files[0], where, 0, boxes, {objects.names[n] for n in objects.unsure})

@@ -185,7 +185,7 @@ def _check_one_image(name: str, where: str) -> None:
 def _boxes(row: dict[str, Any], where: str) -> NDArray[np.float64] | None:
     """Boxes (N, 4) as they are given, or None if the row has no boxes."""
     given = row.get("boxes")
-    if given is None or (isinstance(given, str) and not given.strip()):
+    if _is_missing(given) or (isinstance(given, str) and not given.strip()):
         return None
     try:
         boxes = np.array(json.loads(given) if isinstance(given, str) else given, dtype=np.float64)
@@ -207,7 +207,12 @@ def image_size(image: ImageFile, where: str) -> tuple[int, int]:
 
 def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
-    return "" if value is None else str(value).strip()
+    return "" if _is_missing(value) else str(value).strip()
+
+
+def _is_missing(value: Any) -> bool:
+    """True for no value: NaN is how pandas writes a missing one to JSON."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _check_values(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A row is read by its columns: `messages`, `conversations`, `prompt` and `completion`, or `objects` as
 `perception.datasets.messages` describes them, or else image, question, answer, boxes and things, as in
-`perception.datasets.own`. Columns of other names are left alone.
+`perception.datasets.own`. A row with a question and `objects` gives both. Columns of other names are left alone.
 """
 
 from __future__ import annotations
@@ -65,17 +65,18 @@ def read_table(
             row = with_messages(row, where)
             paths = [_image_path(image, folder, images, where) for image in _images(row)]
             asked = row.keys() >= {"question", "answer"} and len(paths) == 1
-            if any(row.get(name) for name in (*CONVERSATIONS, "objects")) or (not asked and "objects" in row):
-                made, unused, labels = conversation_records(row, paths, num_locations, declared, where)
-                labelled += [labels] if labels else []
-            elif asked:
-                made, unused = question_records(
-                    {**row, "image": str(paths[0].absolute())}, folder, tokenizer, declared, where
-                )
-            else:
+            talks, made, unused = any(row.get(name) for name in CONVERSATIONS), list[Record](), list[str]()
+            if not (talks or asked or "objects" in row):
                 raise ValueError(
                     f"{where} has the columns {', '.join(map(str, row))}; expected {_MEANT}, and one image"
                 )
+            if asked and not talks:
+                table_row = {**row, "image": str(paths[0].absolute())}
+                made, unused = question_records(table_row, folder, tokenizer, declared, where)
+            if talks or row.get("objects") or not asked:
+                told, unplaced, labels = conversation_records(row, paths, num_locations, declared, where)
+                made, unused = made + told, unused + unplaced
+                labelled += [labels] if labels else []
             records += made
             skipped += unused
     declared.check_file(source)

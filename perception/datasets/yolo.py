@@ -126,6 +126,11 @@ def _names(given: Any, path: Path) -> dict[int, str]:
     named = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(named, dict) or not all(isinstance(n, int) and str(name).strip() for n, name in named.items()):
         raise ValueError(f"{path}: names must be a list, or give a name for each class number; got {given!r:.80}")
+    if misread := [name for name in named.values() if isinstance(name, bool) or name is None]:
+        raise ValueError(
+            f"{path}: names hold {misread[0]}, which is what YAML makes of on, off, yes, no and null; put these "
+            "names in quotes"
+        )
     return {number: str(name) for number, name in named.items()}
 
 

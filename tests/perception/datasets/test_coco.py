@@ -89,7 +89,9 @@ def test_plurals(name: str, many: str) -> None:
 
 
 def test_classes_of_one_plural_are_counted_together(tmp_path: Path) -> None:
-    found = boxes(1, 2) + boxes(5, 1, first=10) + boxes(2, 1, first=20) + boxes(6, 2, image=2, first=30)
+    found = (
+        boxes(1, 2) + boxes(5, 1, first=10, bbox=[40, 9, 9, 9]) + boxes(2, 1, first=20) + boxes(6, 2, image=2, first=30)
+    )
     file = write(tmp_path, [*found, *boxes(3, 1, image=3, first=40), *boxes(6, 1, image=3, first=50, iscrowd=1)], 3)
     data = json.loads(file.read_text())
     data["categories"] += [{"id": 5, "name": "People"}, {"id": 6, "name": "teddy bears"}]
@@ -176,6 +178,28 @@ def test_crowds_and_classes_too_many_to_count_are_left_out(tmp_path: Path) -> No
     assert "buses" in records[0].example.question
     alone = read(write(tmp_path, boxes(2, 16)))
     assert not alone.records and "16 teddy bears, and at most 15 are asked for; raise counts_most" in alone.skipped[0]
+
+
+def test_a_box_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
+    """If it is of one class, and the same to the last digit."""
+    again = [{**boxes(1, 3)[1], "id": 9}, {**boxes(1, 1)[0], "id": 10, "category_id": 2}]
+    made = read(write(tmp_path, boxes(1, 3) + again), CountRules(every_class=True))
+    counts = {r.example.question: r.example.answer for r in made.records if r.example.task == chains.DIRECT_COUNT}
+    assert counts == {"How many people are there?": "3", "How many teddy bears are there?": "1"}
+    assert made.records[0].example.target[0].codes == read(write(tmp_path, boxes(1, 3))).records[0].counted.codes
+    assert made.skipped[1:] == (
+        "instances.json, image 1: 1 of the boxes of people are there before, with the same sides; each box is counted "
+        "once",
+    )
+
+
+@pytest.mark.parametrize("layout", ["coco", "lvis"])
+def test_a_class_with_a_region_to_ignore_is_not_counted(tmp_path: Path, layout: str) -> None:
+    found = boxes(1, 5) + boxes(1, 1, first=9, ignore=1) + boxes(2, 2, first=20, ignore=0, iscrowd=0)
+    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []} if layout == "lvis" else {}
+    made = read(write(tmp_path, found, **lists), CountRules(layout, zero_share=0.0, every_class=True))
+    assert {r.example.answer for r in made.records if "teddy bears" in r.example.question} == {"", "2"}
+    assert not any("people" in record.example.question for record in made.records)
 
 
 def test_fifteen_is_asked_and_zero_of_what_is_not_there(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def item(name: str, box: tuple[float, ...] = BOX, difficult: int = 0) -> str:
     return f"<object><name>{name}</name>{part}<difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
 
 
+def items(name: str, count: int, box: tuple[float, ...] = BOX) -> str:
+    """Objects of almost one place, since a box that is there twice is counted once."""
+    x1, y1, x2, y2 = box
+    return "".join(item(name, (x1, y1, round(x2 - 0.1 * n, 1), y2)) for n in range(count))
+
+
 def voc(folder: Path, *images: str, filename: str = "{}.jpg") -> Path:
     (folder / "Annotations").mkdir(exist_ok=True)
     (folder / "JPEGImages").mkdir(exist_ok=True)
@@ -49,7 +55,7 @@ def first_boxes(made: RecordSet) -> np.ndarray:
 @pytest.mark.parametrize("filename", ["{}.jpg", "{}", "elsewhere/{}.jpg", ""])
 def test_voc_s_corners_count_from_one_and_its_images_are_found(tmp_path: Path, filename: str) -> None:
     made = read_voc(
-        voc(tmp_path, item("knife") + item("cup", (1, 1, 100, 50)) * 2, filename=filename),
+        voc(tmp_path, item("knife") + items("cup", 2, (1, 1, 100, 50)), filename=filename),
         tmp_path / "JPEGImages",
         100,
         NEVER,
@@ -62,7 +68,7 @@ def test_voc_s_corners_count_from_one_and_its_images_are_found(tmp_path: Path, f
 
 
 def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(tmp_path: Path) -> None:
-    folder = voc(tmp_path, item("cup") * 2 + item("cup", difficult=1) + item("dog"), item("cup", (200, 1, 300, 9)))
+    folder = voc(tmp_path, items("cup", 2) + item("cup", difficult=1) + item("dog"), item("cup", (200, 1, 300, 9)))
     made = read_voc(folder, tmp_path / "JPEGImages", 100, ALWAYS)
     assert asked(made) == [("How many dogs are there?", "1"), ("How many dogs are there?", "0")]
     (outside,) = made.skipped
@@ -73,7 +79,7 @@ def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(t
 
 def test_every_class_of_an_image_is_asked_about_where_that_is_wanted(tmp_path: Path) -> None:
     dense = "".join(item("RBC", (1 + n, 1, 20 + n, 20)) for n in range(40))
-    folder = voc(tmp_path, dense + item("WBC") + item("cell", difficult=1), item("WBC") * 2)
+    folder = voc(tmp_path, dense + item("WBC") + item("cell", difficult=1), items("WBC", 2))
     every = CountRules(max_count=40, every_class=True)
     made = read_voc(folder, tmp_path / "JPEGImages", 100, every)
     assert asked(made) == [
@@ -92,7 +98,7 @@ def test_every_class_of_an_image_is_asked_about_where_that_is_wanted(tmp_path: P
 
 
 def test_the_list_of_a_split_names_its_files(tmp_path: Path) -> None:
-    folder, images = voc(tmp_path, item("cup"), item("cup") * 2, item("dog")), tmp_path / "JPEGImages"
+    folder, images = voc(tmp_path, item("cup"), items("cup", 2), item("dog")), tmp_path / "JPEGImages"
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("1  1\n0 -1\n\n")
@@ -110,7 +116,7 @@ def test_the_list_of_a_split_names_its_files(tmp_path: Path) -> None:
 
 
 def test_names_of_a_split_may_have_spaces_and_endings(tmp_path: Path) -> None:
-    folder, images = voc(tmp_path, *(item("cup") * (1 + n) for n in range(4))), tmp_path / "JPEGImages"
+    folder, images = voc(tmp_path, *(items("cup", 1 + n) for n in range(4))), tmp_path / "JPEGImages"
     for number, name in enumerate(("my photo 1", "my photo", "a.b", "c")):
         (folder / f"{number}.xml").rename(folder / f"{name}.xml")
     (tmp_path / "ImageSets").mkdir()
@@ -120,7 +126,7 @@ def test_names_of_a_split_may_have_spaces_and_endings(tmp_path: Path) -> None:
 
 
 def test_an_image_of_two_files_is_left_out(tmp_path: Path) -> None:
-    folder, images = voc(tmp_path, item("cup"), item("cup") * 2), tmp_path / "JPEGImages"
+    folder, images = voc(tmp_path, item("cup"), items("cup", 2)), tmp_path / "JPEGImages"
     (folder / "more").mkdir()
     (folder / "more" / "1.xml").write_bytes((folder / "0.xml").read_bytes())
     made = read_voc(folder, images, 100, NEVER, skip_bad=True)
@@ -229,7 +235,7 @@ def test_yolo_s_held_out_images_are_those_of_val(tmp_path: Path) -> None:
     file = yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n", yaml=names)
     for part in ("images", "labels"):
         (tmp_path / part / "train").rename(tmp_path / part / "val")
-    yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n" * 2, yaml=names)
+    yolo(tmp_path, "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2000\n0 0.5 0.5 0.2 0.3\n", yaml=names)
     assert asked(read_yolo(file, None, 100, NEVER)) == [("How many cups are there?", "2")]
     assert asked(read_yolo(file, None, 100, NEVER, split="val")) == [("How many cups are there?", "1")]
     with pytest.raises(ValueError, match="must name its images as test and its classes as names"):
@@ -260,6 +266,8 @@ def test_bad_files_of_yolo_are_named(tmp_path: Path) -> None:
 
     refused("must name its images as train and its classes as names", yaml="names: [cup]\n")
     refused("names must be a list, or give a name for each", yaml="train: images/train\nnames: {cup: 0}\n")
+    for misread in ("[cup, no]", "{0: on, 1: off}", "[cup, ]".replace(", ", ", ~")):
+        refused("put these names in quotes", yaml=f"train: images/train\nnames: {misread}\n")
     refused("train names .*gone, which is no folder of images", yaml="train: images/gone\nnames: [cup]\n")
     refused("there are no images beneath 'images/train'", yaml="train: images/train\nnames: [cup]\n")
     refused("none of the 1 images .* has labels", None, yaml="train: images/train\nnames: [cup]\n")

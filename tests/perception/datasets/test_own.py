@@ -76,6 +76,15 @@ def test_json_is_lines_split_at_line_feeds_alone_or_a_list(tmp_path: Path) -> No
         read_questions(file, 100)
 
 
+def test_what_pandas_writes_for_a_missing_value_is_missing(tmp_path: Path) -> None:
+    nan = float("nan")
+    plain = {**CUPS, "question": "What is there?", "answer": "a cup", "boxes": nan, "things": nan, "id": nan}
+    made = read_questions(jsonl(tmp_path, {**CUPS, "things": nan, "id": nan}, plain), 100)
+    assert examples(made) == [(chains.DIRECT_COUNT, "1"), (chains.CHAIN_COUNT, "1"), (chains.DIRECT_OTHER, "a cup")]
+    with pytest.raises(ValueError, match=r"line 1 lacks answer; correct or remove the row"):
+        read_questions(jsonl(tmp_path, {**CUPS, "answer": nan}), 100)
+
+
 @pytest.mark.parametrize("answer", ["2", 2, 2.0, "2.0", "2."])
 def test_a_spreadsheet_s_two_is_a_count(tmp_path: Path, answer: object) -> None:
     row = {**CUPS, "answer": answer, "boxes": [[0, 0, 5, 5], [9, 9, 20, 20]]}

@@ -126,8 +126,26 @@ def test_objects_that_no_text_places_are_detection_labels(tmp_path: Path) -> Non
     assert made.records[3].example.answer == "2" and not made.skipped
     hub = {"image": "a.png", "objects": {"bbox": labels["bbox"], "category": labels["ref"]}}
     assert [r.example for r in read(tmp_path, hub).records] == [r.example for r in made.records[1:4]]
+    asked_too = {**hub, "question": "What?", "answer": "Mice"}
+    both = [(r.example.question, r.example.target) for r in read(tmp_path, asked_too).records]
+    assert both == [(r.example.question, r.example.target) for r in made.records[:4]]
     nameless = dialogue("What?", "Mice.", objects={**labels, "ref": ["mouse"]})
     assert "the objects are not used" in read(tmp_path, nameless).skipped[0]
+
+
+@pytest.mark.parametrize("mark", ["iscrowd", "is_crowd", "ignore", "difficult"])
+def test_classes_with_a_marked_object_are_not_counted(tmp_path: Path, mark: str) -> None:
+    pytest.importorskip("inflect")
+    places = [[0, 0, 20, 25], [50, 10, 100, 40], [5, 5, 9, 9]]
+    columns = {"bbox": places, "category": ["mouse", "mouse", "cup"], mark: [0, 1, 0]}
+    listed = [{"bbox": box, "category": name} for box, name in zip(places, columns["category"], strict=True)]
+    listed[1][mark] = True
+    for objects in (columns, listed):
+        made = read(tmp_path, {"image": "a.png", "objects": objects})
+        assert [r.example.question for r in made.records if r.example.answer] == [
+            "How many cups are there? Draw their boxes first.",
+            "How many cups are there?",
+        ]
 
 
 def test_detection_labels_of_all_rows_are_asked_about_by_the_same_rules(tmp_path: Path) -> None:
