@@ -67,6 +67,16 @@ def test_no_image_is_both_trained_on_and_held_out() -> None:
         split(records[:3], 0.5)
 
 
+def test_images_of_one_name_in_many_folders_are_held_out_at_random() -> None:
+    """And they are the same ones where the folders move."""
+    chosen_folders = []
+    for root in ("data", "elsewhere/data"):
+        held = split([direct(f"{root}/video-{n:02d}/frames/1.png") for n in range(40)], 0.25)[1]
+        chosen_folders.append({r.image.path.parts[-3] for r in held if r.image})
+    assert len(chosen_folders[0]) == 10 and chosen_folders[0] == chosen_folders[1]
+    assert len(chosen_folders[0] & {f"video-{n:02d}" for n in range(10)}) < 7, "not the first ones"
+
+
 def test_two_paths_of_one_image_are_one_image(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path)

@@ -122,9 +122,10 @@ def unseen(held: RecordSet, trained: Iterable[ImageFile], skip_bad: bool) -> Rec
     return RecordSet(tuple(kept), (*held.skipped, *skipped))
 
 
-def _order(image: ImageFile) -> tuple[str, str]:
-    name = f"{image.path.name}:{image.index}"
-    return hashlib.sha256(name.encode()).hexdigest(), str(image)
+def _order(image: ImageFile) -> tuple[str, ...]:
+    """Hash values of a name and, where images in several folders have one name, of these folders, from the inside."""
+    names = (f"{image.path.name}:{image.index}", *reversed(image.path.parts[:-1]))
+    return tuple(hashlib.sha256(name.encode()).hexdigest() for name in names)
 
 
 def chosen(records: Sequence[Record], most: int) -> tuple[Record, ...]:
