@@ -19,6 +19,8 @@ from perception.datasets.records import RecordSet, bad_row, check_any
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _IMAGE_ENDINGS = (*ENDINGS, *(ending.upper() for ending in ENDINGS))
+_EASY = ("", "0", "false", "no", "unspecified")
+"""What tools write where an object is not difficult, in lower case"""
 _REMEDY = "correct or remove the file"
 
 
@@ -100,7 +102,7 @@ def _labelled(path: Path, number: int, images: Path) -> BoxedImage:
         if not name:
             raise ValueError(f"{where}, object {place} has no name; {_REMEDY}")
         corners = item.find("bndbox")
-        if corners is None or any(corners.find(side) is None for side in _SIDES):
+        if corners is None or not all((corners.findtext(side) or "").strip() for side in _SIDES):
             raise ValueError(f"{where}, object {place} ({name}) lacks {', '.join(_SIDES)} in a bndbox; {_REMEDY}")
         x1, y1, x2, y2 = (_number(corners, side, f"{where}, object {place} ({name})") for side in _SIDES)
         box = clipped([x1 - 1, y1 - 1, x2, y2], width, height, orientation)
@@ -111,7 +113,7 @@ def _labelled(path: Path, number: int, images: Path) -> BoxedImage:
             )
         else:
             boxes.setdefault(name, []).append(box)
-        if box is None or (item.findtext("difficult") or "0").strip() not in ("0", "false"):
+        if box is None or (item.findtext("difficult") or "").strip().lower() not in _EASY:
             unsure.add(name)
     return BoxedImage(image, where, number, boxes, unsure, bad=bad)
 

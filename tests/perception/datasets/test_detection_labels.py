@@ -77,6 +77,13 @@ def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(t
     assert made.skipped[1] == "1.xml: no fully annotated class has 1 to 15 objects"
 
 
+@pytest.mark.parametrize(("said", "count"), [("0", 2), ("False", 2), ("Unspecified", 2), ("", 2), ("1", 0), ("True", 0)])
+def test_objects_are_difficult_where_a_file_says_so(tmp_path: Path, said: str, count: int) -> None:
+    marked = items("cup", 2).replace("<difficult>0<", f"<difficult>{said}<", 1)
+    made = read_voc(voc(tmp_path, marked), tmp_path / "JPEGImages", 100, NEVER)
+    assert asked(made) == ([("How many cups are there?", "2")] if count else [])
+
+
 def test_every_class_of_an_image_is_asked_about_where_that_is_wanted(tmp_path: Path) -> None:
     dense = "".join(item("RBC", (1 + n, 1, 20 + n, 20)) for n in range(40))
     folder = voc(tmp_path, dense + item("WBC") + item("cell", difficult=1), items("WBC", 2))
@@ -167,6 +174,7 @@ def test_bad_files_of_voc_are_named(tmp_path: Path) -> None:
 
     refused("<object><bndbox/></object>", "1.xml, object 0 has no name")
     refused("<object><name>cup</name></object>", r"object 0 \(cup\) lacks xmin, ymin, xmax, ymax in a bndbox")
+    refused(good.replace("<xmin>21<", "<xmin><"), r"object 0 \(cup\) lacks xmin, ymin, xmax, ymax in a bndbox")
     refused(good.replace("21", "left"), r"1.xml, object 0 \(cup\): xmin must be a number, got 'left'")
     refused("<object>", r"1\.xml is not complete XML")
     voc(tmp_path, good, good)
