@@ -155,7 +155,7 @@ def _images(settings: dict[str, Any], split: str, root: Path, path: Path) -> lis
             raise ValueError(f"{path}: {split} names {place}, which is no folder of images; correct it, or its path")
     if not images:
         raise ValueError(f"{path}: there are no images beneath {given!r:.80}; correct {split} or path")
-    return images
+    return [*dict.fromkeys(images)]
 
 
 def _label_file(image: Path) -> Path:

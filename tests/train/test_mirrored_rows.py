@@ -232,6 +232,12 @@ def test_an_image_is_read_once_for_three_questions(kinds: list[Record], augment:
     assert len(asked) == 3 * 4, "four kinds of things, in three tasks"
 
 
+def test_no_question_is_asked_twice_in_a_row(counted: list[Record]) -> None:
+    """Also where two tables, or two lines of one, ask it of one image."""
+    source = RecordRows((*counted, *counted), CurriculumConfig("constant", atomic_end=0.4, chain_share=0.5), 9, 0, 100)
+    assert not any(row.extra for step in range(9) for row in source.rows(step, 0, 1, 4))
+
+
 def test_questions_that_do_not_fit_are_left_out(kinds: list[Record]) -> None:
     """They are extra, and turns of a conversation are not."""
     folder = find_folder("models/perception-tiny")

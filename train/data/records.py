@@ -455,7 +455,10 @@ class RecordRows:
         whole = self.augment == "mirror" or not may_cut(self.records[number])
         others = [n for n in self._asked_with[_subject(self.records[number])] if n != number]
         others = others if whole else [n for n in others if may_cut(self.records[n])]
-        extra = [self.records[n] for n in rng.permutation(np.array(others, dtype=int))[: _TOGETHER - 1]]
+        found = {self.records[number].example.question: self.records[number]}
+        for n in rng.permutation(np.array(others, dtype=int)):
+            found.setdefault(self.records[n].example.question, self.records[n])
+        extra = [*found.values()][1:_TOGETHER]
         row = replace(row, extra=tuple(record.example for record in extra))
         if whole:
             return row

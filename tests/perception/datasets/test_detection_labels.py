@@ -77,7 +77,9 @@ def test_difficult_objects_are_not_counted_and_other_images_classes_are_absent(t
     assert made.skipped[1] == "1.xml: no fully annotated class has 1 to 15 objects"
 
 
-@pytest.mark.parametrize(("said", "count"), [("0", 2), ("False", 2), ("Unspecified", 2), ("", 2), ("1", 0), ("True", 0)])
+@pytest.mark.parametrize(
+    ("said", "count"), [("0", 2), ("False", 2), ("Unspecified", 2), ("", 2), ("1", 0), ("True", 0)]
+)
 def test_objects_are_difficult_where_a_file_says_so(tmp_path: Path, said: str, count: int) -> None:
     marked = items("cup", 2).replace("<difficult>0<", f"<difficult>{said}<", 1)
     made = read_voc(voc(tmp_path, marked), tmp_path / "JPEGImages", 100, NEVER)
@@ -236,6 +238,12 @@ def test_yolo_s_images_without_labels_show_none_of_the_classes_that_are_somewher
     made = read_yolo(yolo(tmp_path, "1 0.5 0.5 0.2 0.2\n", None, "", yaml=names), None, 100, ALWAYS)
     assert asked(made) == [("How many cups are there?", answer) for answer in "100"]
     assert made.skipped == ("data.yaml: no image has a box of dog, cat, so nothing is asked about that",)
+
+
+def test_images_that_a_list_of_yolo_names_twice_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("images/train/0.jpg\n./images/train/0.jpg\r\nimages/train/1.jpg\n")
+    file = yolo(tmp_path, *["0 0.5 0.5 0.2 0.2\n"] * 2, yaml="train: [list.txt, images/train]\nnames: [cup]\n")
+    assert asked(read_yolo(file, None, 100, NEVER)) == [("How many cups are there?", "1")] * 2
 
 
 def test_yolo_s_held_out_images_are_those_of_val(tmp_path: Path) -> None:
