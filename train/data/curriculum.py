@@ -79,6 +79,8 @@ class CurriculumConfig:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
         if self.box_turns < 0:
             raise ValueError(f"box_turns must not be negative, got {self.box_turns}; 0 asks one question per row")
+        if not min(self.temperature) > 0:
+            raise ValueError(f"temperatures must be above 0, got {self.temperature}; small ones leave the easiest task")
         for name in (item.name for item in fields(self) if item.type in (float, "float")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

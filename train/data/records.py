@@ -76,7 +76,7 @@ _SIDES = re.compile(
 )
 """Words of questions whose answers may not hold in a mirror image; left and right also in German, Dutch, French,
 Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Korean"""
-_PLACES = re.compile(r"\d\s*[,;\s]\s*[-+]?\.?\d|\b[xy]\d*\W{0,3}[=:]|\bloc_?\d|\bpatch_index_\d", re.IGNORECASE)
+_PLACES = re.compile(r"\d(\s*[,;]\s*|\s+)[-+]?\.?\d|\b[xy]\d*\W{0,3}[=:]|\bloc_?\d|\bpatch_index_\d", re.IGNORECASE)
 """Places in the image as models write them in plain text: numbers behind one another, x="12", <loc0123>"""
 _PARTS = re.compile(
     r"\b(top(most)?\b|bottom(most)?\b|upper|lower|middle|cent(er|re)\b|central|corner|edge|border|half\b|halves\b|"

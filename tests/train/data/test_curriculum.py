@@ -44,5 +44,8 @@ def test_tasks_are_drawn_by_their_shares():
 def test_bad_settings_name_the_known_ones():
     with pytest.raises(ValueError, match="phases, linear, constant, softmax"):
         CurriculumConfig(schedule="cosine")
+    for temperature in ((0.0, 3.0), (0.3, -1.0)):
+        with pytest.raises(ValueError, match=r"temperatures must be above 0, got \(0\."):
+            CurriculumConfig("softmax", temperature=temperature)
     with pytest.raises(ValueError, match=r"atomic_end must lie in \[0, 1\], got 2"):
         CurriculumConfig(atomic_end=2)
