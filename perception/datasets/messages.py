@@ -11,7 +11,8 @@
   a user's text shows the next one. Where nothing says where images stand, they come before the first question.
 - objects (ms-swift, optional): "bbox" and "ref", the boxes (or points, of two numbers) and names that stand for <bbox>
   and <ref-object> in the texts, in order; "bbox_type" real (pixels) or norm1, and "image_id". <bbox> in an answer is
-  drawn; boxes that follow one another are drawn in one span. Objects that no <bbox> places are detection labels, with a
+  drawn; boxes that follow one another are drawn in one span, in the order of its tokenizer, unless texts place
+  different names for them. Objects that no <bbox> places are detection labels, with a
   name for each box: they become counting and drawing tasks of their own, but for classes with an object that "iscrowd",
   "is_crowd", "ignore" or "difficult" marks.
 
@@ -229,12 +230,19 @@ def _filled(
         raise ValueError(f"{where}: a question has a <bbox>, and questions are plain text; {_REMEDY}")
     names, spots = iter(objects.names), iter(objects.spots)
     named = [re.sub("<ref-object>", lambda _: next(names), text) for text in texts]
+    owners = iter(objects.names if counts["<ref-object>"] == counts["<bbox>"] else [""] * counts["<bbox>"])
     turns = []
     for question, answer in zip(named[::2], named[1::2], strict=True):
         target, end = list[str | Span](), 0
         for found in _BOXES.finditer(answer):
             target.append(answer[end : found.start()])
-            target.append(_span([next(spots) for _ in range(found[0].count("<bbox>"))], num_locations, where))
+            between = found[0].split("<bbox>")[1:-1]
+            run = [next(spots) for _ in range(len(between) + 1)]
+            if len({next(owners) for _ in run}) == 1:
+                target.append(_span(run, num_locations, where))
+            else:  # the cup and the lamp are at .. and ..
+                for words, spot in zip(["", *between], run, strict=True):
+                    target += [words, _span([spot], num_locations, where)]
             end = found.end()
         target.append(answer[end:])
         kept = [part for part in target if isinstance(part, Span) or part.strip()]

@@ -53,6 +53,8 @@ CONVERSATIONS = ("messages", "conversations")
 _REMEDY = "correct or remove the row"
 _ONE_IMAGE = "a question is about one image: make a row for each, or join them into one picture"
 _SEPARATORS = ",;\t|"
+_ENDS = ("!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f")
+"""Ends of sentences beside the full stop: also those of Chinese, Japanese, Hindi and Arabic"""
 
 
 def read_questions(
@@ -157,7 +159,7 @@ def _examples(
     """The tasks of a row, and what of it no task uses."""
     question, things = _text(row, "question"), _text(row, "things")
     answer, counts = _answer(row, question), chains.kind_of_question(question) == "count"
-    examples = [chains.direct(chains.direct_task(question), question, answer)]
+    examples = [_direct(question, answer)]
     if boxes is None:
         unused = f"{where}: things are named and there are no boxes, so nothing is drawn; give boxes too"
         return examples, [unused] if things else []
@@ -174,6 +176,14 @@ def _examples(
             "boxed things in the column things, or remove the boxes"
         ]
     return examples, []
+
+
+def _direct(question: str, answer: str) -> chains.Example:
+    """The task of a direct answer, with a full stop behind one that does not end as a sentence does."""
+    task = chains.direct_task(question)
+    if answer.endswith(_ENDS):
+        return chains.Example(task, question, (f" {answer}",), answer)
+    return chains.direct(task, question, answer)
 
 
 def _check_one_image(name: str, where: str) -> None:

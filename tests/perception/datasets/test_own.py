@@ -85,6 +85,15 @@ def test_what_pandas_writes_for_a_missing_value_is_missing(tmp_path: Path) -> No
         read_questions(jsonl(tmp_path, {**CUPS, "answer": nan}), 100)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("red", " red."), ("red.", " red."), ("Stop!", " Stop!"), ("红色。", " 红色。"), ("Who?", " Who?")],
+)
+def test_an_answer_ends_once(tmp_path: Path, answer: str, said: str) -> None:
+    made = read_questions(jsonl(tmp_path, {"image": "a.png", "question": "What is said?", "answer": answer}), 100)
+    assert made.records[0].example.target == (said,)
+
+
 @pytest.mark.parametrize("answer", ["2", 2, 2.0, "2.0", "2."])
 def test_a_spreadsheet_s_two_is_a_count(tmp_path: Path, answer: object) -> None:
     row = {**CUPS, "answer": answer, "boxes": [[0, 0, 5, 5], [9, 9, 20, 20]]}

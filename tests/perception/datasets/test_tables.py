@@ -113,6 +113,20 @@ def test_objects_are_drawn_where_the_texts_place_them(tmp_path: Path) -> None:
     assert read(tmp_path, unit).records[0].example.target == (dog,)
 
 
+def test_boxes_of_different_names_keep_the_order_of_the_text(tmp_path: Path) -> None:
+    """One list would be sorted: the cup's box would come before the lamp's."""
+    objects = {"ref": ["lamp", "cup"], "bbox": [[50, 10, 100, 40], [0, 0, 20, 25]]}
+    said = "The <ref-object> and the <ref-object> are at <bbox> and <bbox>."
+    alike = {**objects, "ref": ["cup", "cup"]}
+    made = read(tmp_path, dialogue("Where?", said, objects=objects), dialogue("Where?", said, objects=alike))
+    (_, lamp, between, cup, _), (_, both, _) = (record.example.target for record in made.records)
+    assert between == " and " and both.codes == (*cup.codes, *lamp.codes)
+    np.testing.assert_allclose(BoxTokenizer(100).decode(lamp.codes), [[0.5, 0.2, 1, 0.8]], atol=0.0051)
+    asked = dialogue("Where are the <ref-object> and the <ref-object>?", "<bbox><bbox>", objects=objects)
+    (record,) = read(tmp_path, asked).records
+    assert record.example.target == (lamp, cup)
+
+
 def test_objects_that_no_text_places_are_detection_labels(tmp_path: Path) -> None:
     pytest.importorskip("inflect")
     labels = {"ref": ["mouse", "cup", "mouse"], "bbox": [[0, 0, 20, 25], [5, 5, 9, 9], [50, 10, 100, 40]]}
