@@ -11,16 +11,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Averages:
-    """Exponential moving averages of the parameters of `model`.
+    """Exponential moving averages of the parameters of `model` that train.
 
-    Buffers are not averaged: a VQ codebook keeps its own averages. The first update copies the parameters; the decay of
-    update n then rises as n / (9 + n) up to `decay`, so that the first weights soon lose their influence.
+    Frozen parameters are their own averages, and buffers are not averaged: a VQ codebook keeps its own. The first
+    update copies the parameters; the decay of update n then rises as n / (9 + n) up to `decay`, so that the first
+    weights soon lose their influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.num_updates = decay, 0
-        self.names = [name for name, _ in model.named_parameters()]
-        self.parameters = list(model.parameters())
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
     def update(self) -> None:

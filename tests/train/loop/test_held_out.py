@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.loop.checkpoints import Checkpoints, ResumeError
@@ -66,6 +67,17 @@ def test_the_model_ends_with_the_average_of_its_weights_also_when_it_is_resumed(
     assert run(tmp_path / "killed", config, stop=0)[1].equal(averaged), "a finished run is not repeated"
     with pytest.raises(ResumeError, match=r"loop.ema_decay: 0.9 there, None now"):
         run(tmp_path / "killed", replace(config, ema_decay=None))
+
+
+def test_frozen_weights_are_not_averaged(tmp_path: Path) -> None:
+    """They would take their size in memory and in each checkpoint, and those of 4 bits have no averages."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
+    fit(model, make_batch, loss_fn, replace(CONFIG, ema_decay=0.9), tmp_path)
+    assert load_file(tmp_path / "checkpoint-12" / "averages.safetensors").keys() == {"1.weight", "1.bias"}
+    assert model[0].weight.equal(frozen)
 
 
 def test_training_stops_where_held_out_loss_no_longer_falls_and_keeps_the_best(
