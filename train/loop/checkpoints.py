@@ -361,7 +361,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
             local_part(moments).copy_(value)
             optimizer.state[parameter][slot] = moments
         else:
-            optimizer.state[parameter][slot] = value.clone()
+            optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)  # fused AdamW counts steps there
 
 
 def _guarded(load: Callable[[], Any], path: Path) -> Any:

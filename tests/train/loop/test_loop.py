@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from train.loop.checkpoints import ResumeError
+from train.loop.checkpoints import ResumeError, _load_optimizer
 from train.loop.fit import FitResult, LoopConfig, _DataParallel, fit, learning_rate_at
 from train.loop.optimizer import build_optimizer
 
@@ -147,6 +147,17 @@ def test_weights_buffers_and_moments_come_back(tmp_path: Path) -> None:
     assert resumed.final_loss == whole.final_loss
     assert_same_state(state, expected)
     assert sorted(p.name for p in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-7"]
+
+
+def test_moments_and_counts_of_steps_come_back_on_the_device_of_their_weights() -> None:
+    """The fused AdamW of a GPU reads the counts there. No GPU here: "meta" stands for another device."""
+    model = nn.Linear(4, 4, bias=False).to("meta")
+    optimizer = torch.optim.AdamW(model.parameters())
+    _load_optimizer(model, optimizer, {"weight/step": torch.tensor(3.0), "weight/exp_avg": torch.zeros(4, 4)})
+    assert {slot: value.device.type for slot, value in optimizer.state[model.weight].items()} == {
+        "step": "meta",
+        "exp_avg": "meta",
+    }
 
 
 def test_a_finished_run_is_loaded_and_not_repeated(tmp_path: Path) -> None:
