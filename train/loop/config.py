@@ -28,7 +28,7 @@ class LoopConfig:
     """schedule of the learning rate after the warm-up. wsd: constant, then linear decay over the last decay_share of
     the steps. exponential: decay by the same factor at each step"""
     min_lr_ratio: float = 0.1
-    """ratio of the last learning rate to the highest; constant does not use it"""
+    """ratio of the last learning rate to the highest; constant does not use it, and exponential needs one above 0"""
     decay_share: float = 0.2
     """share of the steps in which the learning rate decays; only wsd uses it"""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -79,6 +79,11 @@ class LoopConfig:
         for name in ("min_lr_ratio", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.schedule == "exponential" and not self.min_lr_ratio:
+            raise ValueError(
+                "schedule exponential with min_lr_ratio 0 has no learning rate behind the warm-up's last step; set "
+                "min_lr_ratio above 0, such as 0.01"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:

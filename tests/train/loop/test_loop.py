@@ -437,6 +437,8 @@ def test_bf16_is_autocast_where_the_device_computes_in_it(
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup_steps \(20\) must not exceed steps \(10\)"):
         LoopConfig(steps=10, warmup_steps=20)
+    with pytest.raises(ValueError, match="schedule exponential with min_lr_ratio 0 has no learning rate"):
+        LoopConfig(schedule="exponential", min_lr_ratio=0.0)
 
 
 def test_data_that_changed_are_refused_and_older_checkpoints_resume(tmp_path: Path) -> None:
