@@ -76,7 +76,7 @@ def write_together(contents: Mapping[Path, Content]) -> None:
             _rename(made, path)
     except BaseException:
         for made in temporary.values():
-            _remove(made)
+            remove(made)
         raise
     for folder in {path.parent for path in contents}:
         _flush(folder)
@@ -106,10 +106,11 @@ def _rename(temporary: Path, path: Path) -> None:
     except BaseException:
         os.rename(old, path)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

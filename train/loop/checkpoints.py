@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from train.loop.averages import Averages
 from train.loop.sharding import local_part, wait_for_all
-from vqvae.files import write_whole
+from vqvae.files import PARTIAL, remove, write_whole
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGES_FILE, BEST_FILE = "averages.safetensors", "best.safetensors"
@@ -41,7 +41,6 @@ BEST = "best"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEWER = ("data_digest",)
 """Settings that older checkpoints lack; where they are missing, nothing is compared"""
-_PARTIAL = ".partial"
 
 
 class ResumeError(ValueError):
@@ -89,9 +88,15 @@ class Checkpoints:
         return sorted(step for step, folder in self._folders() if (folder / STATE_FILE).exists())
 
     def half_written(self) -> list[Path]:
-        """Return the folders that a killed run left unfinished; they are never read."""
-        broken = [folder for _, folder in self._folders() if not (folder / STATE_FILE).exists()]
-        return sorted(broken + list(self.run_dir.glob(f".checkpoint-*{_PARTIAL}")))
+        """Return the folders that have the name of a checkpoint and are none; they are never read."""
+        return sorted(folder for _, folder in self._folders() if not (folder / STATE_FILE).exists())
+
+    def remove_partial(self) -> list[Path]:
+        """Remove what a killed run was writing, and return its paths. No other process may be writing in `run_dir`."""
+        left = sorted(path for name in ("checkpoint-", BEST_FILE) for path in self.run_dir.glob(f".{name}*{PARTIAL}"))
+        for path in left:
+            remove(path)
+        return left
 
     def save(
         self, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
@@ -102,31 +107,48 @@ class Checkpoints:
         """
         final, is_main = self.folder(state.step), self.shard == 0
         if not (final / STATE_FILE).exists():
-            partial = self.run_dir / f".{final.name}{_PARTIAL}"
-            if is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.rmtree(final, ignore_errors=True)  # it has no state.json, so it is half written
-                partial.mkdir(parents=True)
-            wait_for_all(self.num_shards)
-            save_file(_changing_tensors(model), partial / self._name(MODEL_FILE))
-            save_file(_optimizer_tensors(model, optimizer), partial / self._name(OPTIMIZER_FILE))
-            if averages is not None:
-                save_file(averages.tensors(), partial / AVERAGES_FILE)
-            wait_for_all(self.num_shards)
-            if is_main:
-                files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-                text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
-                (partial / STATE_FILE).write_text(text + "\n")
-                for path in (*partial.iterdir(), partial):
-                    _sync(path)
-                os.rename(partial, final)
-                _sync(self.run_dir)
+            partial = self.run_dir / f".{final.name}{PARTIAL}"
+            try:
+                self._write(partial, final, state, model, optimizer, averages)
+            except BaseException:
+                remove(partial)  # where the disk is full, it takes what room there was
+                raise
         if is_main:
             for step in self.complete()[: -self.keep]:
                 (self.folder(step) / STATE_FILE).unlink()  # first: a half-deleted folder must not look whole
                 shutil.rmtree(self.folder(step), ignore_errors=True)
         wait_for_all(self.num_shards)
         return final
+
+    def _write(
+        self,
+        partial: Path,
+        final: Path,
+        state: RunState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        averages: Averages | None,
+    ) -> None:
+        """Write a checkpoint as `partial`, then name it `final`."""
+        is_main = self.shard == 0
+        if is_main:
+            remove(partial)
+            shutil.rmtree(final, ignore_errors=True)  # it has no state.json, so it is half written
+            partial.mkdir(parents=True)
+        wait_for_all(self.num_shards)
+        save_file(_changing_tensors(model), partial / self._name(MODEL_FILE))
+        save_file(_optimizer_tensors(model, optimizer), partial / self._name(OPTIMIZER_FILE))
+        if averages is not None:
+            save_file(averages.tensors(), partial / AVERAGES_FILE)
+        wait_for_all(self.num_shards)
+        if is_main:
+            files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+            text = json.dumps({**asdict(state), "files": files, "settings": dict(self.settings)}, indent=2)
+            (partial / STATE_FILE).write_text(text + "\n")
+            for path in (*partial.iterdir(), partial):
+                _sync(path)
+            os.rename(partial, final)
+            _sync(self.run_dir)
 
     def check_export(self, name: str, out: str) -> None:
         """Check that a checkpoint can be exported, before a model is read for it.

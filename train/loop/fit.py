@@ -496,6 +496,8 @@ def _newest(checkpoints: Checkpoints, accelerator: Accelerator, console: Console
     """Return the step of the newest complete checkpoint, the same on all processes."""
     newest: list[int | None] = [None]
     if accelerator.is_main_process:
+        for left in checkpoints.remove_partial():
+            console.print(f"{left} is half written (a run was killed while saving); removed", markup=False)
         for folder in checkpoints.half_written():
             console.print(f"{folder} is half written (a run was killed while saving); skipped", markup=False)
         newest = [max(checkpoints.complete(), default=None)]

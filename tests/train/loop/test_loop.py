@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from train.loop.checkpoints import ResumeError, _load_optimizer
 from train.loop.fit import FitResult, LoopConfig, _DataParallel, fit, learning_rate_at
 from train.loop.optimizer import build_optimizer
+from vqvae.files import DiskFull
 
 # Imports what is slow to import once for all the processes below (AdamW imports torch._dynamo).
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -168,15 +169,32 @@ def test_a_finished_run_is_loaded_and_not_repeated(tmp_path: Path) -> None:
     assert_same_state(model.state_dict(), expected)
 
 
-def test_half_written_checkpoints_are_named_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_written_checkpoints_are_named_and_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_partly(tmp_path, stop=5)
     (tmp_path / "checkpoint-5" / "state.json").unlink()
-    (tmp_path / ".checkpoint-6.partial").mkdir()
+    for left in (".checkpoint-6.partial", ".best.safetensors.0123abcd.partial"):  # as a killed process leaves them
+        (tmp_path / left).mkdir()
     result, state = run(tmp_path)
     said = capsys.readouterr().out.replace("\n", "")
     assert result.resumed_from == 4
     assert "checkpoint-5 is half written" in said and ".checkpoint-6.partial is half written" in said
+    assert not list(tmp_path.glob(".*.partial")), "each would take the room of a checkpoint for good"
     assert_same_state(state, run(tmp_path / "whole")[1])
+
+
+def test_a_full_disk_keeps_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_partly(tmp_path, stop=5)
+
+    def fails(tensors: object, path: Path) -> None:
+        path.write_bytes(b"what there was room for")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.loop.checkpoints.save_file", fails)
+    with pytest.raises(DiskFull, match="checkpoint-12 could not be written: the disk is full"):
+        run(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    monkeypatch.undo()
+    assert run(tmp_path)[0].resumed_from == 5
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
