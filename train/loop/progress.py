@@ -18,6 +18,7 @@ from rich.text import Text
 
 from perception.datasets.progress import hours
 from train.loop.trackers import start_trackers
+from vqvae.files import write_whole
 
 LOG_FILE = "log.jsonl"
 SMOOTHING = 0.95
@@ -31,9 +32,11 @@ class RunLog:
     def __init__(self, run_dir: Path, start_step: int, trackers: Sequence[str] = ()) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE
-        kept = [line for line in _lines(path) if _step_of(line) <= start_step]
-        self._file = path.open("w", buffering=1)
-        self._file.writelines(kept)
+        lines = _lines(path)
+        kept = [line for line in lines if _step_of(line) <= start_step]
+        if kept != lines:
+            write_whole(path, "".join(kept))  # a full disk must not cost the log
+        self._file = path.open("a", buffering=1)
         self._trackers = start_trackers(trackers, run_dir, start_step)
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from train.loop.checkpoints import ResumeError, _load_optimizer
 from train.loop.fit import FitResult, LoopConfig, _DataParallel, fit, learning_rate_at
 from train.loop.optimizer import build_optimizer
+from train.loop.progress import RunLog
 from vqvae.files import DiskFull
 
 # Imports what is slow to import once for all the processes below (AdamW imports torch._dynamo).
@@ -195,6 +196,25 @@ def test_a_full_disk_keeps_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     monkeypatch.undo()
     assert run(tmp_path)[0].resumed_from == 5
+
+
+def test_a_full_disk_at_the_start_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_partly(tmp_path, stop=9)
+    log = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(log + '{"step": 9, "lo')
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFull, match="log.jsonl could not be written"):
+        RunLog(tmp_path, 8)
+    assert (tmp_path / "log.jsonl").read_text().startswith(log)
+    monkeypatch.undo()
+    RunLog(tmp_path, 8).close()
+    assert (tmp_path / "log.jsonl").read_text() == log
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
