@@ -547,16 +547,19 @@ def _note_what_is_taught(model_config: Any, data: SourcesConfig) -> None:
         model_config.taught_things = list(data.photos.build().kinds) if alone else None
 
 
-def build_parts(config: FinetuneConfig, vqvae: VQVAE | None) -> Parts:
+def build_parts(config: FinetuneConfig, vqvae: VQVAE | None, dtype: torch.dtype | None = None) -> Parts:
     """Read the base, add the perception tokens and set what trains. The result is deterministic.
+
+    Args:
+        dtype: of the frozen weights, in place of `config.base_precision`; none is quantised then.
 
     Raises:
         ValueError: if a file of the base is missing or half written, or a setting does not fit the base.
     """
     torch.manual_seed(config.loop.seed)
     base = find_folder(config.base)
-    quantization = nf4_settings(base) if config.base_precision == "nf4" else None
-    processor, model = read_processor(base), read_model(base, _DTYPES[config.base_precision], quantization)
+    quantization = nf4_settings(base) if config.base_precision == "nf4" and dtype is None else None
+    processor, model = read_processor(base), read_model(base, dtype or _DTYPES[config.base_precision], quantization)
     wanted, sources = unbound_vocabulary(config, vqvae), dict[str, Any]()
     if vqvae is not None and config.new_rows == "codebook":
         sources = {"codebook": vqvae.codebook}
@@ -662,23 +665,26 @@ def target_weight(batch: dict[str, Tensor]) -> Tensor:
 
 
 def whole_model(config: FinetuneConfig, parts: Parts, vqvae: VQVAE | None, is_main: bool) -> Any:
-    """Return the trained model, not sharded and not quantised; None on a sharded run's other processes."""
-    if launched_sharded():
-        weights = whole_weights(parts.model, is_main)
-        if not is_main:
-            return None
+    """Return the trained model, not sharded; None on a sharded run's other processes.
+
+    Its frozen weights are as precise as the base's files, where training had them in fewer bits.
+    """
+    stored, sharded = precision_of(find_folder(config.base)).stored, launched_sharded()
+    rounded = config.base_precision != "fp32" and stored != _DTYPES[config.base_precision]
+    if not (sharded or rounded or config.base_precision == "nf4"):
+        return parts.model.cpu()
+    weights = whole_weights(parts.model, is_main) if sharded else parts.model.state_dict()
+    if not is_main:
+        return None
+    if config.base_precision == "fp32":
         model = build_parts(config, vqvae).model
         model.load_state_dict(weights)
         return model
-    if config.base_precision != "nf4":
-        return parts.model.cpu()
-    # LoRA is merged into the base's own weights: those of 4 bits would be rounded to 4 bits again.
-    model = build_parts(replace(config, base_precision="bf16"), vqvae).model
-    copies = dict(model.named_parameters())
+    model = build_parts(config, vqvae, stored).model
     with torch.no_grad():
-        for name, parameter in parts.model.named_parameters():
-            if parameter.requires_grad:
-                copies[name].copy_(parameter)
+        for name, mine in model.state_dict(keep_vars=True).items():
+            if mine.requires_grad or not isinstance(mine, nn.Parameter):
+                mine.copy_(weights[name])
     return model
 
 

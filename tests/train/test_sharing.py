@@ -104,6 +104,27 @@ def test_an_adapter_on_its_base_is_the_whole_model(
         assert not any(name.endswith("embed_tokens.weight") for name in held), "the old rows stay in the base"
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_a_whole_model_is_not_rounded_to_the_bits_of_its_training(
+    world: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    """LLaVA-1.5 is float16, and bfloat16 would take three bits of each weight, of the old rows and the tower too."""
+    base = tmp_path / "base"
+    save_family("llava", base)
+    weights = {name: value.to(stored) for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    config = config_for(world, tmp_path, base=str(base), base_precision="bf16")
+    finetune.train(config)
+    finetune.export(replace(config, save="model", export="checkpoint-1", out=str(tmp_path / "model")))
+    one, whole = (PerceptionModel.from_pretrained(tmp_path / name) for name in ("adapter", "model"))
+    mine, theirs = one.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(mine[name].to(stored), theirs[name].to(stored)) for name in mine)
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {stored}
+    still = [name for name in weights if "vision_tower" in name or "embed_tokens" in name]
+    assert len(still) > 2 and all(torch.equal(written[name][: len(weights[name])], weights[name]) for name in still)
+
+
 def test_an_adapter_is_loaded_in_the_asked_precision(trained: Path) -> None:
     model = PerceptionModel.from_pretrained(trained / "adapter", dtype=torch.float16)
     assert {p.dtype for p in model.model.parameters()} == {torch.float16}
