@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 import torch.utils.deterministic
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, broadcast_object_list, send_to_device
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, send_to_device
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -55,6 +56,8 @@ WeightFn = Callable[[Any], Tensor]
 """(batch) -> weight of the batch in the mean over its step, a scalar on the CPU."""
 
 _START = RunState(0, math.nan, 0.0, 0.0)
+_LONGEST_WAIT = timedelta(hours=6)
+"""How long processes wait for the main one, which evaluates and saves alone; NCCL's default is 10 minutes"""
 _SECONDS_TO_FREE = 0.5
 """How long the threads of a process group have to free what they hold, at the end of a process"""
 
@@ -466,7 +469,11 @@ class _DataParallel(DistributedDataParallelKwargs):
 def _accelerator(config: LoopConfig) -> Accelerator:
     """Build the accelerator. `LoopConfig` sets the precision; EMA codebooks sync their own buffers."""
     # With cpu=True accelerate connects the processes of a launch without GPUs; else each would train on its own.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available() or None, mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available() or None,
+        mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+    )
     accelerator.ddp_handler = _DataParallel(find_unused_parameters=config.find_unused_parameters)
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:

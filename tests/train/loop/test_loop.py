@@ -11,6 +11,7 @@ import socket
 import time
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -344,6 +345,10 @@ def _distributed_run(rank: int, world: int, port: int, folder: str) -> None:
     model.train = lambda mode=True: model  # type: ignore[assignment, method-assign]  # the average is not synced here
     result = fit(model, make_batch, squared_error, replace(CONFIG, steps=6), folder)
     assert result.shards == world, "the processes did not find each other"
+    if world > 1:
+        group = torch.distributed.distributed_c10d._get_default_group()
+        waits = group._get_backend(torch.device("cpu")).options._timeout
+        assert waits >= timedelta(hours=1), "the main process may evaluate and save for longer than NCCL's 10 minutes"
     if result.is_main:
         torch.save({"weights": model.state_dict(), "loss": result.final_loss}, f"{folder}-{world}.pt")
 
