@@ -370,8 +370,8 @@ class _Trainer:
         return (weights * (len(batches) * self.accelerator.num_processes) / total).tolist()
 
     def agreed(self, here: bool) -> bool:
-        """Return the main process's `here` if the model is sharded, since all must then do the same; else `here`."""
-        if not self.sharded:
+        """Return the main process's `here` on all processes, since a step needs all of them."""
+        if self.accelerator.num_processes == 1:
             return here
         found = torch.tensor([int(here and self.accelerator.is_main_process)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(found, "sum").item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -98,3 +99,42 @@ def test_ctrl_c_reaches_all_processes_and_ends_in_one_line(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
     assert done.stderr.count("\n") == 1 and "stopped after 4 of 500 steps" in done.stderr, done.stderr
     assert (tmp_path / "checkpoint-4" / "state.json").exists() and done.returncode != 0
+
+
+def test_processes_that_notice_ctrl_c_at_different_steps_stop_together(tmp_path: Path) -> None:
+    """The main process says when, and has its checkpoint; the other would leave it alone in the next step."""
+    code = """
+        import os, signal, sys
+        import torch
+        from train.loop.fit import LoopConfig, fit
+        from train.loop.stopping import end_in_one_line
+
+        steps = 0
+
+        def after_step():
+            global steps
+            steps += 1
+            if steps == (5 if os.environ["RANK"] == "0" else 4):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        end_in_one_line()
+        torch.set_num_threads(1)
+        batch = lambda step, shard, num_shards: torch.ones(4, 3)
+        loss = lambda model, x, step: (model(x).square().mean(), {})
+        config = LoopConfig(steps=500, num_workers=0, trackers=())
+        fit(torch.nn.Linear(3, 3), batch, loss, config, sys.argv[1], after_step=after_step)
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    both = [
+        subprocess.Popen(
+            command, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert "stopped after 5 of 500 steps" in said[0] and "Error" not in said[0] + said[1], said
+    assert (tmp_path / "checkpoint-5" / "state.json").exists()
