@@ -116,13 +116,19 @@ def read_model(folder: Path, dtype: Any, quantization: Any = None) -> Any:
         quantization: transformers' settings of quantisation, or None.
 
     Raises:
-        ValueError: where the config names no known model, or the weights do not fit it.
+        ValueError: where the config names no known model, or quantised weights, or the weights do not fit it.
     """
     from transformers import AutoModelForImageTextToText
 
     from perception.model.cell_tower import register
 
     register()
+    if stored := read_json(folder / "config.json").get("quantization_config"):
+        raise ValueError(
+            f"{folder} holds quantised weights ({stored.get('quant_method')}), to which no tokens are added and no "
+            "LoRA is merged; give the model that they were made of (train.finetune can keep it in 4 bits: "
+            "base_precision nf4)"
+        )
     try:
         # Sizes that differ are reported below, with the rest.
         with without_bars() if is_small(folder) else nullcontext():

@@ -358,6 +358,7 @@ def shrink_head(tensors: dict[str, torch.Tensor]) -> None:
         (cut(FILE_NAME), f"{FILE_NAME} is half written.*anew"),
         (cut("depth_tokenizer/model.safetensors"), "depth_tokenizer.model.safetensors is cut short.*anew"),
         (edit_json("config.json", model_type="magic"), "config.json gives no model.*magic.*anew"),
+        (edit_json("config.json", quantization_config={"quant_method": "fp8"}), r"quantised weights \(fp8\).*made of"),
         (edit_json("tokenizer.json", model={"type": "magic"}), "gives no processor: tokenizer.json.*anew"),
         (edit_weights(lambda t: t.pop(HEAD)), "does not fit config.json: it lacks lm_head.weight;.*anew"),
         (edit_weights(lambda t: t.update(more=torch.zeros(1))), "does not fit config.json: it has unknown more;.*anew"),
