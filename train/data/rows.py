@@ -33,6 +33,14 @@ class TokenWeights:
     depth: float = 0.4
     location: float = 1.0
     text: float = 1.0
+    """of all other tokens, with the markers of spans and the end of each row; above 0"""
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.location) < 0 or not self.text > 0:
+            raise ValueError(
+                "weights must not be negative, and weights.text must be above 0, since rows without map or box have "
+                f"no other; got depth {self.depth}, location {self.location}, text {self.text}"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from train.data.rows import TokenWeights
 from train.models.losses import IGNORE, row_losses
 
 SIZE = 30
@@ -39,3 +41,11 @@ def test_what_is_read_but_not_learned_has_no_part() -> None:
     logits = torch.nn.functional.one_hot(labels.clamp(min=0), SIZE).float() * 30
     logits[labels >= 20] = torch.randn(4, SIZE)
     assert row_losses(logits, labels, weights).max() < 1e-5
+
+
+def test_every_row_has_a_target_of_some_weight() -> None:
+    """A row of text alone would have the loss 0 / 0."""
+    for wrong in ({"text": 0.0}, {"depth": -1.0}, {"location": -0.1}):
+        with pytest.raises(ValueError, match="weights must not be negative, and weights.text must be above 0"):
+            TokenWeights(**wrong)
+    TokenWeights(depth=0.0, location=0.0, text=0.1)
