@@ -11,7 +11,7 @@ import numpy as np
 
 from demos import counting
 from demos.guards import MAX_QUESTION, Refused
-from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in
+from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in, uploaded_image
 from demos.offers import Offer, choice_of, examples_of, find_offer, shown_examples
 from demos.pictures import enlarged
 from perception.model.perception_model import PerceptionModel
@@ -29,7 +29,7 @@ def counting_tab(offered: Mapping[str, Offer]) -> None:
     with gr.Row():
         with gr.Column():
             chosen = choice_of(offered, "count-model")
-            image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image", height=320)
+            image = uploaded_image(sources=["upload", "webcam", "clipboard"], label="Image", height=320)
             question = gr.Textbox(asked_first, label="Question", max_length=MAX_QUESTION)
             with gr.Row():
                 ask, stop = gr.Button("Count", variant="primary"), gr.Button("Stop")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from demos import depth
 from demos.guards import Refused
-from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in
+from demos.handlers import MODEL_LIMITS, STATE_SECONDS, friendly, friendly_steps, place_in, uploaded_image
 from demos.offers import Offer, choice_of, examples_of, find_offer, shown_examples
 from demos.pictures import SIDE, enlarged, surface
 from perception.answers import POINT_LETTERS
@@ -31,7 +31,7 @@ def depth_tab(offered: Mapping[str, Offer]) -> None:
     with gr.Row():
         with gr.Column():
             chosen = choice_of(offered, "depth-model")
-            image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image", height=300)
+            image = uploaded_image(sources=["upload", "webcam", "clipboard"], label="Image", height=300)
             examples = examples_of(offered, [image])
             marked = gr.Image(
                 label=f"Click 2 to {len(POINT_LETTERS)} points here",

@@ -8,7 +8,7 @@ import gradio as gr
 
 from demos import reasoning
 from demos.guards import MAX_QUESTION
-from demos.handlers import EXAMPLES, MODEL_LIMITS, STATE_SECONDS, friendly
+from demos.handlers import EXAMPLES, MODEL_LIMITS, STATE_SECONDS, friendly, uploaded_image
 from perception.interleave.reasoner import Reasoner
 
 
@@ -17,7 +17,7 @@ def reasoning_tab(reasoner: Reasoner) -> None:
     figures = sorted(EXAMPLES.glob("chart-*.png"))
     with gr.Row():
         with gr.Column():
-            image = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Figure", height=320)
+            image = uploaded_image(sources=["upload", "clipboard"], label="Figure", height=320)
             question = gr.Textbox(_QUESTIONS["bars"], label="Problem", max_length=MAX_QUESTION)
             solve = gr.Button("Solve", variant="primary")
             examples = [[str(path), _QUESTIONS[path.stem.split("-")[1]]] for path in figures]

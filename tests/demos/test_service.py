@@ -17,6 +17,7 @@ from demo_server import Server
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
+from demos.guards import read_image
 from demos.handlers import EXAMPLES, friendly_steps, scene_examples
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -41,6 +42,22 @@ def test_counting_by_program(client: Any) -> None:
     assert direct.isdigit()
     with Image.open(picture) as drawn:
         assert min(drawn.size) > 100
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+def test_pictures_of_all_modes_are_read_as_everywhere_else(client: Any, tmp_path: Path, mode: str) -> None:
+    grey = np.asarray(Image.open(scene_examples()[3]).convert("L"))
+    path = tmp_path / "picture.png"
+    if mode == "RGBA":
+        clear = np.zeros((*grey.shape, 4), dtype=np.uint8)  # transparent throughout, so white and not black
+        Image.fromarray(clear).save(path)
+    else:
+        Image.fromarray(grey.astype(np.uint16) * 200).save(path)
+    picture, _, _ = client.predict(file(path), "How many objects are there?", api_name="/count")
+    with Image.open(picture) as drawn:
+        shown = np.asarray(drawn.convert("L").resize((64, 64)), dtype=float)
+    expected = np.asarray(read_image(path).convert("L").resize((64, 64)), dtype=float)
+    assert np.abs(shown - expected).mean() < 15
 
 
 def test_an_answer_streams_box_by_box(client: Any) -> None:
@@ -154,12 +171,14 @@ def test_large_and_wrong_files_are_refused(client: Any, tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(bomb)  # 81 megapixels in some kilobytes
     text = tmp_path / "text.png"
     text.write_text("no image")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
     pickled = tmp_path / "pickled.npy"
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     heavy = tmp_path / "heavy.npy"
     np.save(heavy, np.ones((2400, 2400), dtype=np.float32))  # 23 MB
-    for path in (bomb, text):
-        with pytest.raises(gradio_client.exceptions.AppError):
+    for path, words in ((bomb, "megapixels"), (text, "no image"), (empty, "no image")):
+        with pytest.raises(gradio_client.exceptions.AppError, match=words):
             client.predict(file(path), "How many objects are there?", api_name="/count")
     with pytest.raises(gradio_client.exceptions.AppError):
         client.predict(file(pickled), False, 100, api_name="/tokenize")
