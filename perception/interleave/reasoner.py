@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
+from perception.chains import check_question
 from perception.interleave.chains import InterleavedModel, Look
 from perception.interleave.generation import InterleavedGenerator
 from perception.interleave.native import NativeImages
@@ -130,8 +131,7 @@ class Reasoner:
         Raises:
             ValueError: for a bad image, an empty question, or a model whose visual tokens form no grid.
         """
-        if not question.strip():
-            raise ValueError("the question is empty; ask something, such as 'Find x.'")
+        check_question(question)
         loaded = load_image(image)
         inputs = self.perception.inputs([Prompt(loaded, question.strip())])
         count = int((inputs["input_ids"] == self.model.layout.image_id).sum())

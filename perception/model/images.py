@@ -100,12 +100,11 @@ def load_image(image: ImageLike, least_side: int | None = None) -> Image.Image:
             return _picture(image, str(name))
         except ImageError as error:
             raise ValueError(f"{name} {error}") from error
-    array = image.cpu().numpy() if isinstance(image, Tensor) else image
-    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape or str(dtype) != "uint8":
-        got = type(array).__name__ if shape is None else f"{tuple(shape)} {dtype}"
+    shape, dtype = getattr(image, "shape", None), str(getattr(image, "dtype", None)).removeprefix("torch.")
+    if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != "uint8":
+        got = type(image).__name__ if shape is None else f"{tuple(shape)} {dtype}"
         raise ValueError(f"an image array must be (H, W, 3) uint8, got {got}; scale to 0..255 and move colours last")
-    return load_image(Image.fromarray(array))
+    return load_image(Image.fromarray(image.cpu().numpy() if isinstance(image, Tensor) else image))
 
 
 def decode_image(

@@ -527,6 +527,8 @@ class PerceptionModel:
     def _most(self, prompts: Sequence[Prompt], max_new_tokens: int | None) -> int:
         """Largest number of tokens of an answer, which every chain fits into that is not begun with forced ids."""
         most = self.room.default if max_new_tokens is None else max_new_tokens
+        if most < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {most}; leave it out for {self.room.default}")
         for prompt in prompts:
             if not prompt.forced:
                 self.room.check(prompt.question, most)

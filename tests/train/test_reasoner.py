@@ -131,6 +131,8 @@ def test_models_without_a_grid_or_a_selector_are_refused(reasoner: Reasoner, tmp
     assert visual_grid(reasoner.perception.model, {}, 16) == (4, 4)
     with pytest.raises(ValueError, match="question is empty"):
         reasoner.solve(Image.new("RGB", (32, 32)), " ")
+    with pytest.raises(ValueError, match="question must be text, got NoneType"):
+        reasoner.solve(Image.new("RGB", (32, 32)), None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="is missing"):
         Reasoner.from_pretrained("models/aurora-tiny")
 

@@ -164,6 +164,8 @@ def test_bad_image_files_are_named(model, tmp_path, kind, said):
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         torch.zeros(4, 4, 3),
+        torch.zeros(4, 4, 3, requires_grad=True),
+        torch.zeros(4, 4, 3, dtype=torch.bfloat16),
         None,
         7,
     ],
@@ -174,6 +176,12 @@ def test_bad_arrays_are_described(model, array):
 
 
 # Questions and answers
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_an_answer_of_no_token_is_refused(model, most):
+    with pytest.raises(ValueError, match=f"max_new_tokens must be at least 1, got {most}"):
+        model.ask(noise(), QUESTIONS[0], "direct", max_new_tokens=most)
 
 
 @pytest.mark.parametrize(
