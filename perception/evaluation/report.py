@@ -22,6 +22,8 @@ from vqvae.files import write_whole
 
 _SIDE, _LARGE = 240, 480
 """Heights of pictures in pixels: of small ones, whose pixels stay sharp, and of those with more pixels than that"""
+_WIDEST = 10 * _LARGE
+"""Largest width of a picture in pixels: several side by side still fit into a JPEG or WebP file"""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -44,7 +46,8 @@ class CaptionedImage:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures side by side, each scaled to 240 pixels in height, or to 480 where the first has more than 240."""
+    """Put pictures side by side, each scaled to 240 pixels in height, or to 480 where the first has more than 240, or
+    to less where it would be very wide."""
     height = _height_for(images[0])
     scaled = [_scaled(image, height) for image in images]
     sheet = Image.new("RGB", (sum(i.width for i in scaled) + 6 * (len(scaled) - 1), height), "white")
@@ -56,7 +59,8 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _height_for(image: Image.Image) -> int:
-    return _LARGE if image.height > _SIDE else _SIDE
+    height = _LARGE if image.height > _SIDE else _SIDE
+    return max(1, min(height, _WIDEST * image.height // image.width))
 
 
 def _scaled(image: Image.Image, height: int) -> Image.Image:
