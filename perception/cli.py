@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -43,11 +43,27 @@ def _options(
     pass
 
 
+def _refuse_given(context: typer.Context, names: Sequence[str], belong: str) -> None:
+    """Raise ValueError for options that were given and would be ignored. `belong` says what they go with."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = ["--" + name.replace("_", "-") for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if given:
+        raise ValueError(f"{' and '.join(given)} {'go' if len(given) > 1 else 'goes'} with {belong}")
+
+
+def _named(model: str | None) -> str | None:
+    """A model's name; an empty one, as an unset variable of a shell gives, is not the default."""
+    if model is not None and not model.strip():
+        raise ValueError("--model is empty; name a model, or leave --model out for the default")
+    return model
+
+
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
+        callback=_named,
         help="Folder or hub name of a model or adapter, or the name of one that ships; default: aurora-tiny, in mode "
         "interleaved chart-tiny.",
     ),
@@ -115,6 +131,8 @@ def ask(
     from perception.model.folder import find_folder
     from perception.model.images import load_image
 
+    if mode not in ("chain", "direct", "auto", "interleaved"):
+        raise ValueError(f"unknown mode {mode!r}; known modes: chain, direct, auto, interleaved")
     if draw is not None and not draw.absolute().parent.is_dir():
         raise ValueError(f"{draw.parent} is not a folder; make it, or draw elsewhere")
     if draw is not None and (draw.is_dir() or Image.registered_extensions().get(draw.suffix.lower()) not in Image.SAVE):
@@ -204,6 +222,7 @@ def _show_reasoning(reasoning: Reasoning, draw: Path | None, as_json: bool) -> N
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Argument(
@@ -236,13 +255,15 @@ def evaluate(
     answer is written to --out as it is made; the same command continues a stopped run.
     """
     if task != "scenes":
+        _refuse_given(context, ("style", "num_count", "num_depth"), "rendered scenes; leave it out, or see --limit")
         _evaluate_published(task, data, model, mode, out, limit, batch_size, max_new_tokens, device, dtype)
         return
-    if data is not None or limit is not None:
-        raise ValueError(
-            "--data and --limit go with a set; name it (evaluate hardblink --data FOLDER, evaluate own --data "
-            "questions.csv), or leave them out to score rendered scenes"
-        )
+    _refuse_given(
+        context,
+        ("data", "limit", "out", "batch_size"),
+        "a set; name it (evaluate hardblink --data FOLDER, evaluate own --data questions.csv), or score rendered "
+        "scenes without",
+    )
     from perception.evaluation.bootstrap import accuracy_interval
     from perception.evaluation.scenes import evaluate_items, scene_items
 
@@ -533,6 +554,7 @@ def join(
 
 @app.command()
 def detokenize(
+    context: typer.Context,
     codes: Annotated[Path, typer.Argument(help="File of codes that `perception tokenize` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the maps.")],
     tokenizer: Tokenizer = None,
@@ -556,6 +578,8 @@ def detokenize(
     from perception.datasets.depth.code_files import DepthCodes
     from perception.datasets.depth.jobs import detokenize as run
 
+    if diffusion is None:
+        _refuse_given(context, ("steps", "seed"), "--diffusion, the decoder that takes steps")
     model, decode = _load_tokenizer(tokenizer), None
     if diffusion is not None:
         from functools import partial

@@ -155,11 +155,30 @@ def test_mistakes_are_one_line_and_exit_code_1(folder, picture, tmp_path, monkey
     assert "does not exist" in said("ask", tmp_path / "none.png", QUESTION, "-m", folder)
     assert "is an address; fetch the image" in said("ask", "https://a.org/b.png", QUESTION, "-m", folder)
     assert "question is empty" in said("ask", picture, " ", "-m", folder)
-    assert "known modes: chain, direct, auto" in said("ask", picture, QUESTION, "-m", folder, "--mode", "fast")
+    assert "direct, auto, interleaved" in said("ask", picture, QUESTION, "-m", folder, "--mode", "fast")
     assert "is not a folder" in said("ask", picture, QUESTION, "-m", folder, "--draw", tmp_path / "no" / "a.png")
     assert "does not exist" in said("info", "-m", tmp_path / "nothing")
     assert "config.json" in said("info", "-m", tmp_path)
+    assert "--model is empty" in said("info", "-m", "")  # as "$MODEL" gives where MODEL is not set
     assert "shifted" in said("evaluate", "-m", folder, "--style", "sepia", "--num-count", 1, "--num-depth", 1)
+
+
+def test_options_that_would_be_ignored_are_refused(folder, tmp_path, monkeypatch, capsys):
+    def said(*args: object) -> str:
+        return error_of(monkeypatch, capsys, *args)
+
+    assert "--out and --batch-size go with a set" in said("evaluate", "-m", folder, "--out", "out", "--batch-size", 16)
+    table = tmp_path / "questions.csv"
+    assert "--num-count goes with rendered scenes" in said("evaluate", "own", "--data", table, "--num-count", 200)
+    assert "--steps goes with --diffusion" in said("detokenize", "codes.npy", "--out", tmp_path, "--steps", 4)
+
+
+def test_a_long_thin_picture_is_drawn_at_a_size_that_files_can_have(tmp_path):
+    image, drawn = tmp_path / "thin.png", tmp_path / "drawn.jpg"
+    Image.new("RGB", (200, 1), "red").save(image)
+    run("ask", image, "Which point is closest?", "--point", "0.1,0.5", "--point", "0.9,0.5", "--draw", drawn)
+    with Image.open(drawn) as opened:
+        assert opened.width < 16_384  # the limit of WebP
 
 
 def test_a_process_of_its_own_says_the_error_and_ends_with_1(tmp_path):

@@ -480,7 +480,7 @@ def test_the_command_writes_answers_and_a_page(folder: Path, tmp_path: Path, mod
         CliRunner().invoke(cli.app, command, catch_exceptions=False)
     shutil.rmtree(folder)
     own.rename(folder)
-    with pytest.raises(ValueError, match="go with a set"):
+    with pytest.raises(ValueError, match="--data goes with a set"):
         CliRunner().invoke(cli.app, ["evaluate", "--data", str(data)], catch_exceptions=False)
     with pytest.raises(ValueError, match="needs --data"):
         CliRunner().invoke(cli.app, ["evaluate", "cvbench"], catch_exceptions=False)
