@@ -32,11 +32,15 @@ _VALUES = {word: n for n, word in enumerate(_BELOW_20, start=1)} | {
     word: 10 * n for n, word in enumerate(_TENS, start=2)
 }
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 1_000_000}
+_NOT_ANY = (
+    r"(?:\bnot|(?<!ca)n['\u2019]t|\bwithout)\s+(?:(?:see|find|spot|detect|notice|have|contain|show|depict|include|"
+    r"(?:appear|seem)\s+to\s+(?:be|have|contain|show))\s+)?(?:any(?!\s+(?:more|other|further)\b)|a\s+single)\b"
+)
 _NONE = (
-    r"\b(?:zero|none|nobody|no\s+one)\b|(?:\bnot|n't|\bwithout)\s+(?:any|a\s+single)\b|\bno\b(?=\s+(?!(?:more|fewer|less|"
+    rf"\b(?:zero|none|nobody|no\s+one)\b|{_NOT_ANY}|\bno\b(?=\s+(?!(?:more|fewer|less|"
     r"longer|doubt|idea|way|other|further|matter|there|it|they|i)\b)[a-z])"
 )
-"""Says 0: "no trucks", "none", "not a single one"; not "no, .." or "no more than" """
+"""Says 0: "no trucks", "none", "not a single one", "I don't see any"; not "no, .." or "no more than" """
 _DIGITS = (
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u202f]\d{3})+)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?!\d|(?:st|nd|rd|th|d)\b)"
@@ -257,6 +261,8 @@ _LIST = re.compile(
 )
 """Several options in a row; in "than B, and C is closest" C is the subject of a sentence"""
 _TO_END_OF_CLAUSE = r"(?:(?!\b(?:but|so|however)\b)[^.,;:!?\n])*"
+_REASON = re.compile(rf"({_OPTION_MARK}[^.!?;\n]*?)\b(?:because|since)\b[^.!?;\n]*", re.IGNORECASE)
+"""An option, and the reason for it in the same sentence"""
 _UNDECIDED = re.compile(
     r"(?:(?:\b(?:(?:can)?not|unable\s+to|impossible\s+to|hard\s+to|difficult\s+to|no\s+way\s+to)|n['\u2019]t)\s+"
     r"(?:\w+\s+){0,3}?(?:determined?|tell|say|decided?|choose|know|judged?|sure|certain|clear)|"
@@ -358,10 +364,12 @@ def _settled(text: str) -> str:
 
 
 def _choose(text: str, question: str, count: int) -> int | None:
-    """The option that a text with marks chooses: see `_chosen`, else the last one that is not ruled out."""
-    chosen = _chosen(text, question, count)
-    if chosen is None and (named := re.findall(_MARK, _RULED_OUT.sub("", _TIED.split(text)[-1]))):
-        chosen = named[-1]
+    """The option that a text with marks chooses: see `_chosen`, else the last one that is not ruled out, those in
+    reasons for another one ("It is B, because A is far away") last of all."""
+    chosen, rest = _chosen(text, question, count), _TIED.split(text)[-1]
+    for part in (_REASON.sub(r"\1", rest), rest):
+        if chosen is None and (named := re.findall(_MARK, _RULED_OUT.sub("", part))):
+            chosen = named[-1]
     return None if chosen is None or chosen == _SEVERAL else _MARKS.index(chosen)
 
 
@@ -489,6 +497,11 @@ class _Stated:
     def name(self) -> tuple[str, ...]:
         """Words behind it that may name its thing: up to one that ends names"""
         return _name(tuple(word for word in self.behind if word != ","))
+
+    @property
+    def is_total(self) -> bool:
+        """True if it is called the total, of no thing in particular: "Total: 5", "The total is 5" """
+        return "total" in self.label and not {*self.label} - _GENERAL - {"in"} and not self.name
 
     def described(self, thing: tuple[str, ...]) -> frozenset[str] | None:
         """Words that narrow a thing down ("red", "on left" of cubes); None if the number is of another thing."""
@@ -662,13 +675,17 @@ def _value(found: re.Match[str]) -> float:
 def _number_of(stated: Sequence[_Stated], thing: tuple[str, ...], details: frozenset[str]) -> float | None:
     """The number of a thing; None where none can be told from the last one.
 
-    Of the numbers of the thing those count that share most of the asked details, and those of all things before those
+    A total of things that are all of that kind is the answer ("Left: 2 cats. Right: 3 cats. Total: 5"). Else, of the
+    numbers of the thing those count that share most of the asked details, and those of all things before those
     of a share of them. The last one that nothing else narrows down is the answer; else the parts are added that one
     sentence gives, the last one that states numbers.
     """
     if not stated:
         return None
     described = {n: words for n, one in enumerate(stated) if (words := one.described(thing)) is not None}
+    totals = [one.value for one in stated if one.is_total]
+    if totals and not details and all(n in described or not one.name for n, one in enumerate(stated)):
+        return totals[-1]
     if described:
         most = max(len(details & words) for words in described.values())
         fitting = [n for n, words in described.items() if len(details & words) == most]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from perception.answers import (
     COUNTED,
@@ -47,7 +48,8 @@ _OF_DEPTH = _FILLING | frozenset(
 )
 _TO_A_MARKER = re.compile(
     r"\b(?:closer|closest|nearer|nearest|farther|farthest|further|furthest)\b(?:\s+away)?\s+(?:to|from)\s+(?:the\s+|a\s+)?"
-    r"(?:(?:red|white|black)\s+)?(?:points?|markers?|dots?|circles?|rings?|discs?|spots?|letters?|labels?)\b",
+    r"(?:(?:(?:red|white|black)\s+)?(?:points?|markers?|dots?|circles?|rings?|discs?|spots?|letters?|labels?)|"
+    r"(?-i:[A-Eb-e]))\b",  # a small a is an article
     re.IGNORECASE,
 )
 """Asks for the distance from another marker and not from the camera"""
@@ -81,6 +83,8 @@ def _counting(question: str, things: Sequence[str]) -> str | None:
         return None
     words = _words(asked[1])
     end = next((n for n, word in enumerate(words) if word in ENDS), len(words))
+    if any(word == "of" and before not in _LINKS for before, word in pairwise(words[:end])):
+        return None  # "kinds of animals" are no animals
     name = " ".join(word for word in words[:end] if word not in _LINKS)
     rest = [*_words(question[: asked.start()]), *words[end:], *_words(question[asked.end() :])]
     thing = asked_thing(f"How many {name}?")

@@ -136,6 +136,19 @@ BUSES, KINDS = "How many buses are there?", "How many kinds of fruit are there?"
         ("There are 3 kinds of fruit on shelf 2.", KINDS, 3),
         ("There are 3 kinds of fruit: 4 apples, 2 pears and 1 melon.", KINDS, 3),
         ("two red cubes and a ball in lane 2", "How many objects are there?", 3),
+        # totals
+        ("Left: 2 cars. Right: 3 cars. Total: 5", CARS, 5),
+        ("- a black car\n- a white car\nIn total: 2", CARS, 2),
+        ("3 cars and 2 trucks. Total: 5", CARS, 3),
+        ("Cars: 2. Total vehicles: 5", CARS, 2),
+        ("1 black car and 2 white cars. Total: 3", "How many black cars are there?", 1),
+        ("2 cars on the left, 3 cars on the right. Total: 5", "How many cars are on the left?", 2),
+        # none
+        ("I don't see any cars in the image.", CARS, 0),
+        ("There don\u2019t appear to be any cars.", CARS, 0),
+        ("The image does not show any trucks, only 3 cars.", CARS, 3),
+        ("I don't see any more than 3 cars.", CARS, 3),
+        ("I can't see any image.", CARS, None),
     ],
 )
 def test_the_count_of_the_thing_that_is_asked_for(text, question, count):
@@ -270,6 +283,20 @@ NEAREST, FARTHEST = "Which point is closest, A, B or C?", "Which point is farthe
 def test_the_ends_of_an_order_of_points(text, nearest, farthest):
     assert read_letter(text, NEAREST) == nearest == read_option(text, list("ABC"), NEAREST)
     assert read_letter(text, FARTHEST) == farthest == read_option(text, list("ABC"), FARTHEST)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It's B, because A is far away.", "B"),
+        ("I pick B since it occludes A.", "B"),
+        ("It could be A because it is big. But I pick B.", "B"),
+        ("Since A is bigger, it's B.", "B"),
+        ("A is not it, because B is large.", "B"),
+    ],
+)
+def test_a_point_in_the_reason_for_another_is_not_the_answer(text, letter):
+    assert read_letter(text, NEAREST) == letter == read_option(text, list("ABC"), NEAREST)
 
 
 @pytest.mark.parametrize(

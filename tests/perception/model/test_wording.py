@@ -61,6 +61,8 @@ def test_what_says_no_more_is_put_in_the_taught_words(question: str, words: str)
         "Which marker is closest?",
         "Which is closer, A or B, and which is farther?",
         "Which is closer to the red circle, A or B?",
+        "Which point is closer to C, A or B?",
+        "Which is nearest to B, A or C?",
         "Is A closer than B?",
         "What colour is the cat?",
         "",
@@ -72,6 +74,9 @@ def test_what_says_more_or_other_things_is_not(question: str) -> None:
 
 def test_any_thing_may_be_counted_where_none_are_listed() -> None:
     assert taught_words("Count the red cubes, please!") == "How many red cubes are there?"
+    assert taught_words("How many kinds of objects are there?") is None
+    assert taught_words("How many pairs of cubes do you see?") is None
+    assert taught_words("How many of the cubes are visible?") == "How many cubes are there?"
     assert taught_words("Which marker is closest?", points=3) == "Which point is closest to the camera, A, B or C?"
     assert taught_words("Which is closest, A or B?", points=3) == "Which point is closest to the camera, A or B?"
 
