@@ -48,7 +48,9 @@ def offers(model: str | None, device: str) -> dict[str, Offer]:
     Of the shipped ones the model for photographs comes first, where this installation has it.
     """
     if model is not None:
-        return {Path(model).name: of_scenes(PerceptionModel.from_pretrained(model, device))}
+        made = PerceptionModel.from_pretrained(model, device)
+        names_things = bool(made.taught_things)  # as photo-tiny does: cats and cups, and no "objects" of scenes
+        return {Path(model).name: of_photographs(made) if names_things else of_scenes(made)}
     scenes = {SCENES: of_scenes(PerceptionModel.from_pretrained(shipped("aurora-tiny"), device))}
     try:
         folder = shipped("photo-tiny")

@@ -88,6 +88,13 @@ def test_a_model_that_is_named_is_the_only_one(models: Path) -> None:
     assert name == "photo-tiny"
 
 
+def test_a_named_model_is_shown_with_pictures_that_it_can_answer_about() -> None:
+    for name in ("photo-tiny", "aurora-tiny"):
+        (offer,) = offers.offers(name, "cpu").values()
+        for path, question in offer.examples:
+            assert path.is_file() and not offer.model.strange(question)
+
+
 def test_the_chosen_model_answers(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = offered(models, monkeypatch, photographs=True)
     demo, asked = app.build_demo(found), []
