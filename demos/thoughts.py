@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from demos.guards import Refused
 from perception.chains import doubt, encode_target
 from perception.model.perception_model import PerceptionModel, Prompt
 from perception.vocabulary.continuation import decode_continuation
@@ -113,9 +114,13 @@ def think(
         points: places of the points that the image shows, which are then not the model's to find.
 
     Raises:
-        ValueError: for an empty question, an unknown mode, or a chain that fits no question.
+        Refused: for an empty question, an unknown mode, a chain that fits no question, or one that this model has no
+            tokens for.
     """
-    text, kind = model.put(question, mode)
+    try:
+        text, kind = model.put(question, mode)
+    except ValueError as error:
+        raise Refused(str(error)) from error
     known = tuple(points) if mode == "chain" and model.reads_maps() else ()
     yield from _follow(model, Thought(image, question, Prompt(image, text, kind, points=known), tuple(points)))
 
@@ -124,16 +129,16 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
     """Replace the first span of a modality and let the model write all that follows it again.
 
     Raises:
-        ValueError: if the thought is not done or has no such span.
+        Refused: if the thought is not done or has no such span.
         SpanError: for a span of the wrong length, or codes out of range.
     """
     if not thought.done:
-        raise ValueError("the answer is still being written; wait for its end, then edit it")
+        raise Refused("the answer is still being written; wait for its end, then edit it")
     place = next(
         (n for n, p in enumerate(thought.parts) if isinstance(p, Span) and p.modality == edited.modality), None
     )
     if place is None:
-        raise ValueError(f"this answer drew no {edited.modality}; ask again in the mode that draws first")
+        raise Refused(f"this answer drew no {edited.modality}, so there is nothing to edit; ask again")
     kept = [part for part in thought.parts[:place] if not isinstance(part, OpenSpan)]
     forced = encode_target(model.processor.tokenizer, model.vocabulary, [*kept, edited])
     prompt = replace(thought.prompt, forced=tuple(forced))
@@ -141,8 +146,8 @@ def rethink(model: PerceptionModel, thought: Thought, edited: Span) -> Iterator[
 
 
 def last(thoughts: Iterator[Thought]) -> Thought:
-    """The last thought, without its steps. Raises ValueError if there is none."""
+    """The last thought, without its steps. Raises Refused if there is none."""
     whole = list(thoughts)
     if not whole:
-        raise ValueError("the model gave nothing at all; ask again")
+        raise Refused("the model gave nothing at all; ask again")
     return whole[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_an_unfinished_thought_cannot_be_edited(model: PerceptionModel) -> None:
     begun = next(think(model, read_image(scene_examples()[3]), QUESTION, "chain"))
     with pytest.raises(ValueError, match="still being written"):
         next(rethink(model, begun, Span("boxes", (1, 2, 3, 4))))
+
+
+def test_what_a_model_cannot_draw_or_did_not_draw_is_refused_in_words(
+    model: PerceptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thought = replace(last(think(model, read_image(scene_examples()[3]), QUESTION, "direct")), parts=(" 3.",))
+    with pytest.raises(Refused, match="drew no boxes"):
+        next(counting.recount(model, thought, [[0.1, 0.1, 0.5, 0.5]]))
+    without_boxes = replace(model.vocabulary, modalities=("depth", "points"), ids={})
+    monkeypatch.setattr(model, "vocabulary", without_boxes)
+    with pytest.raises(Refused, match="no tokens for boxes"):
+        next(counting.count(model, str(scene_examples()[3]), QUESTION))
 
 
 def test_boxes_are_added_in_any_order_of_corners_and_deleted_from_within() -> None:
