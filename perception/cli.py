@@ -435,8 +435,10 @@ def info(model: Model = None) -> None:
     if perception.trained_on:
         table.add_row("trained on", perception.trained_on)
     table.add_row("parameters", f"{sum(p.numel() for p in perception.model.parameters()):,}")
-    table.add_row("depth codes", f"{vocabulary.depth_codes} on a grid of {vocabulary.depth_grid}")
-    table.add_row("location bins", str(vocabulary.num_locations))
+    if "depth" in vocabulary.modalities:
+        table.add_row("depth codes", f"{vocabulary.depth_codes} on a grid of {vocabulary.depth_grid}")
+    if {"boxes", "points"} & set(vocabulary.modalities):
+        table.add_row("location bins", f"{vocabulary.num_locations}")
     if vocabulary.mask_codes is not None:
         table.add_row("mask codes", f"{vocabulary.mask_codes}, {vocabulary.mask_length} per mask")
     table.add_row("perception tokens", str(len(vocabulary.tokens)))

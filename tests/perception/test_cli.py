@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from perception import cli
 from perception.chains import Answer
 from perception.model.perception_model import PerceptionModel
+from perception.vocabulary.names import PerceptionVocabulary
 
 QUESTION = "How many red cubes are there?"
 
@@ -137,6 +138,14 @@ def test_a_device_or_precision_that_is_not_there(folder, picture, monkeypatch, c
 def test_info_describes_the_model(folder):
     said = run("info", "--model", folder)
     assert "LlavaForConditionalGeneration" in said and "8 on a grid of (2, 2)" in said and "10" in said
+
+
+def test_info_says_nothing_of_tokens_that_a_model_has_not(folder, monkeypatch):
+    model = build_perception()
+    model.vocabulary = PerceptionVocabulary(naming="paligemma", modalities=("boxes",))
+    monkeypatch.setattr(cli, "_load", lambda *_: model)
+    said = run("info", "--model", folder)
+    assert "location bins" in said and "depth codes" not in said
 
 
 def test_evaluate_prints_every_group(folder):
