@@ -42,6 +42,7 @@ from perception.datasets.records import Record, RecordSet
 from perception.model.adapter import check_adapter, is_adapter
 from perception.model.folder import check_files, find_folder, read_model, read_processor
 from perception.model.image_inputs import accepted_inputs
+from perception.model.perception_model import max_positions
 from perception.scenes.scene import Scene
 from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
@@ -81,7 +82,7 @@ from train.models.adapters import (
 from train.models.attention import use_plain_attention
 from train.models.card import describe_data, write_card
 from train.models.losses import row_losses, target_logits
-from train.models.parts import embedding_names, keep_still, max_positions, tower_parameters, vision_tower
+from train.models.parts import embedding_names, keep_still, tower_parameters, vision_tower
 from train.models.quantized import check_quantizing, nf4_settings
 from train.models.saving import TRAINING_FILE, precision_of, save_adapter, save_perception_model
 from vqvae import VQVAE

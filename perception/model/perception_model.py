@@ -122,6 +122,8 @@ class PerceptionModel:
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.stop_ids = _stop_ids(model, tokenizer, self.pad_id)
         self.room = ChainRoom.of(tokenizer, vocabulary, self.stop_ids)
+        self.positions = max_positions(model)
+        """Most tokens of a prompt and its answer; None: its config sets no limit"""
         self.taught: tuple[str, ...] = tuple(getattr(model.config, "taught_questions", None) or ())
         """Kinds of questions that the model knows alone ("count", "depth", and "farthest" where it compares points both
         ways); empty for a model that knows others"""
@@ -396,7 +398,10 @@ class PerceptionModel:
         return head, {name: value for name, value in extra.items() if name in self._accepted}
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Model inputs of a batch of prompts: left-padded ids (B, T), their mask, and the image tensors."""
+        """Model inputs of a batch of prompts: left-padded ids (B, T), their mask, and the image tensors.
+
+        Raises ValueError for a prompt that leaves the model no position for an answer.
+        """
         tokenizer = self.processor.tokenizer
         rows, extras, types, prepared = [], [], [], list[PreparedImage]()
         for prompt in prompts:
@@ -408,6 +413,11 @@ class PerceptionModel:
                 head, kept = self._process(image)
             asked = head + self.prompt.tail_ids(tokenizer, self.vocabulary, prompt.question)
             rows.append(asked + list(prompt.forced))
+            if self.positions is not None and len(rows[-1]) >= self.positions:
+                raise ValueError(
+                    f"the prompt takes {len(rows[-1]):,} tokens, {len(head):,} of them before the question, and the "
+                    f"model has {self.positions:,} positions; ask in fewer words, or give a smaller image"
+                )
             extras.append(kept)
             types.append(token_types(kept, len(asked), len(prompt.forced)))
         texts = {
@@ -657,6 +667,16 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
     if not named:
         said = taught or f"{said.rstrip(' ?.')}, {letters_text(len(places))}?"
     return tuple((float(x), float(y)) for x, y in places), said
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the number of positions that a model was made for; None if its config sets no limit."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit is None or not isinstance(rope.get("factor"), int | float):
+        return limit
+    return max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
 
 
 def _stop_ids(model: Any, tokenizer: Any, pad_id: int) -> tuple[int, ...]:

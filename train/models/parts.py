@@ -77,16 +77,6 @@ def tower_linears(model: Any) -> list[str]:
     ]
 
 
-def max_positions(model: Any) -> int | None:
-    """Return the number of positions that a model was made for; None if its config sets no limit."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if limit is None or not isinstance(rope.get("factor"), int | float):
-        return limit
-    return max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
-
-
 def embedding_names(model: Any) -> list[str]:
     """Return the names of the input and output embeddings; only one name if they share their weight."""
     first, last = model.get_input_embeddings(), model.get_output_embeddings()

@@ -23,6 +23,7 @@ from perception.model.shipped import shipped
 from perception.vocabulary.names import FILE_NAME, Span
 
 HEAD = "language_model.lm_head.weight"  # on disk
+LIMIT = "max_position_embeddings"
 QUESTIONS = ("How many red cubes are there?", "Which point is closest, A or B?", "What is this? It is a long question.")
 
 
@@ -400,3 +401,16 @@ def test_a_vocabulary_of_another_model_is_refused(saved, tmp_path):
 def test_missing_folders_are_named(name):
     with pytest.raises(ValueError, match=f"{name} (does not exist|is not a local folder).*give the folder"):
         PerceptionModel.from_pretrained(name)
+
+
+def test_a_prompt_that_leaves_no_position_for_an_answer_is_refused_with_its_length(model, monkeypatch):
+    image = Image.new("RGB", (32, 32))
+    assert model.positions == getattr(model.model.config.get_text_config(), LIMIT)
+    length = model.inputs([Prompt(image, QUESTIONS[0])])["input_ids"].shape[1]
+    monkeypatch.setattr(model, "positions", length)
+    with pytest.raises(ValueError, match=f"takes {length} tokens, .* model has {length} positions; ask in fewer words"):
+        model.inputs([Prompt(image, QUESTIONS[0])])
+    with pytest.raises(ValueError, match="positions; ask in fewer words"):
+        model.ask(image, QUESTIONS[0])
+    monkeypatch.setattr(model, "positions", length + 1)
+    model.inputs([Prompt(image, QUESTIONS[0])])
