@@ -91,20 +91,29 @@ class Photographs:
         if not {"image", "split"} <= set(table.fieldnames or ()):
             found = ", ".join(table.fieldnames or ()) or "none"
             raise ValueError(f"{self.folder / 'split.csv'} must have the columns image and split, got {found}")
-        wanted = {row["image"] for row in table if row["split"] == split}
-        lines, self.labels = list[dict[str, Any]](), list[dict[str, Any]]()
+        wanted = {row["image"].strip() for row in table if row["image"] and (row["split"] or "").strip() == split}
+        lines, self.labels = dict[str, dict[str, Any]](), list[dict[str, Any]]()
         for number, line in json_lines(self.folder / "boxes.jsonl"):
             where = f"{self.folder / 'boxes.jsonl'}, line {number}"
             _check_label(line, where)
-            lines.append(line)
+            if line["image"] in lines:
+                raise ValueError(f"{where} is about {line['image']!r}, as a line before it is; remove one of the two")
+            lines[line["image"]] = line
             if line["image"] in wanted:
                 self.labels.append(line)
                 check_exists(self.folder / "images" / line["image"], where)
                 _check_map(self._map(line), where)
         if not self.labels:
             raise ValueError(f"{self.folder / 'split.csv'} names no image of the part {split!r} that boxes.jsonl holds")
+        missing = sorted(wanted - lines.keys())
+        if missing:
+            raise ValueError(
+                f"{self.folder / 'boxes.jsonl'} has no line for {len(missing)} of the images of the part {split!r} in "
+                f"split.csv, among them {missing[0]!r}; add one, with empty boxes where there is nothing, or take the "
+                "image out of split.csv"
+            )
         seen: dict[str, int] = {}
-        for line in lines:
+        for line in lines.values():
             for *_, name, score in line["boxes"]:
                 seen[name] = seen.get(name, 0) + (score >= SURE)
         self.kinds: tuple[str, ...] = tuple(sorted(seen))
@@ -115,6 +124,11 @@ class Photographs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def file_sizes(self) -> list[int]:
+        """Return the sizes of the images and depth maps in bytes, which tell whether any was replaced."""
+        files = [*(image.path for image in self.images), *map(self._map, self.labels)]
+        return [path.stat().st_size for path in files]
 
     @property
     def images(self) -> list[ImageFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 pytest.importorskip("timm")
 from photo_folder import make_photos
 from photo_world import join_tiny_tower
+from PIL import Image
 from transformers import SwinConfig, SwinModel
 
 from perception import chains
@@ -197,6 +199,18 @@ def test_stored_views_are_what_the_backbone_makes_of_them_and_are_made_once(phot
     tokens = views.tokens(tower.requires_grad_(False))
     assert np.allclose(tokens[[11, 0]], tower.gather(loaded["seen"]).numpy(), atol=2e-2)
     assert torch.equal(tower(torch.from_numpy(tokens[:2])).last_hidden_state, torch.from_numpy(tokens[:2]))
+
+
+def test_views_of_a_depth_map_that_was_replaced_are_made_anew(tokenizer, tmp_path):
+    folder = make_photos(tmp_path / "set", 3)
+    views = PhotoViews(tmp_path / "views", Photographs(folder), tokenizer, 320)
+    views.make(CellTower(CellTowerConfig(widths=(16, 16, 32))).eval().backbone, photo_tower.photo_targets)
+    assert len(views.codes()) == len(views)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(90, 120), dtype=np.uint8)).save(
+        folder / "depth" / f"{Path(views.photos.labels[0]['image']).stem}.png"
+    )
+    with pytest.raises(ValueError, match="lacks views"):
+        PhotoViews(tmp_path / "views", Photographs(folder), tokenizer, 320).codes()
 
 
 @pytest.mark.slow

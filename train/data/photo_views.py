@@ -209,7 +209,7 @@ class PhotoViews:
 
     @cached_property
     def _name(self) -> str:
-        made_from = repr((_SEED, self.image_size, _EACH, self.photos.labels))
+        made_from = repr((_SEED, self.image_size, _EACH, self.photos.labels, self.photos.file_sizes()))
         return f"{self.tokenizer.fingerprint()}-{zlib.crc32(made_from.encode()):08x}"
 
     def _path(self, part: int) -> Path:

@@ -111,6 +111,14 @@ def line_with(**changes: object) -> Callable[[Path], object]:
     return write
 
 
+def add_to_split(line: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        file = folder / "split.csv"
+        file.write_text(file.read_text().rstrip("\n") + f"\n{line}\n")
+
+    return spoil
+
+
 def save_map(array: np.ndarray) -> Callable[[Path], object]:
     return lambda folder: Image.fromarray(array).save(folder / "depth" / "00001.png")
 
@@ -136,6 +144,8 @@ DEEP = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 42
         (line_with(boxes=None), "line 13 must hold"),
         (line_with(width=0), "line 13 must hold"),
         (line_with(image=3), "line 13 must hold"),
+        (line_with(image="00001.jpg"), "line 13 is about '00001.jpg', as a line before it is"),
+        (add_to_split("00099.jpg,train"), "no line for 1 of the images of the part 'train' .* '00099.jpg'; add one"),
     ],
 )
 def test_a_file_or_line_of_another_form_is_named_at_once(
@@ -157,4 +167,10 @@ def test_a_damaged_map_is_named(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_split(tmp_path: Path) -> None:
     file = make_photos(tmp_path / "set") / "split.csv"
     file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(Photographs(tmp_path / "set")) == 9
+
+
+def test_blanks_around_the_values_of_the_split_are_no_part_of_them(tmp_path: Path) -> None:
+    file = make_photos(tmp_path / "set") / "split.csv"
+    file.write_text(file.read_text().replace(",train", ", train "))
     assert len(Photographs(tmp_path / "set")) == 9
