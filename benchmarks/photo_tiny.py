@@ -2,7 +2,8 @@
 
 The model is asked about the photographs of the test part of a folder with labels of teacher models (docs/data.md shows
 the layout): it draws their maps, names their lettered points, draws boxes, counts, and says which point is nearest.
-Points are marked in many styles, and once more as BLINK and HardBLINK mark them. What the teachers say counts as right:
+Points are marked in many styles, and once more as BLINK and HardBLINK mark them. Most counting questions are about one
+thing or none, so those about all that is shown are looked at by number, too. What the teachers say counts as right:
 they bound what can be learned, and are no truth. Beside the model stands the answer that is right most often without
 looking. Writes `benchmarks/results/photo_tiny.json`.
 
@@ -26,7 +27,7 @@ from benchmarks.label_efficiency import ROWS, pick
 from benchmarks.perception_tiny import Hits, interval_over_images, named, perceived
 from benchmarks.photos import SIZE, constants
 from perception.datasets.photographs import Photographs
-from perception.evaluation.photos import photo_items
+from perception.evaluation.photos import photo_items, shown_items
 from perception.evaluation.scenes import Item, evaluate_items
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
@@ -60,6 +61,17 @@ def in_published_style(model: PerceptionModel, items: Sequence[Item]) -> dict[st
             [(item, a.correct) for item, a in zip(marked, given, strict=True)]
         ),
     }
+
+
+def of_shown_things(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the intervals of counts that are right, and how far they are off, by how many things are shown."""
+    answers = evaluate_items(model, items, "chain", title="things that are shown")
+    found = {}
+    for name, least, most in (("single things", 1, 1), ("two or more", 2, 1_000)):
+        pairs = [(i, a) for i, a in zip(items, answers, strict=True) if least <= int(i.answer) <= most]
+        errors = [abs(int(a.answer.value or 0) - int(i.answer)) for i, a in pairs]  # no number is none
+        found[name] = _interval([(i, a.correct) for i, a in pairs]) | {"mean absolute error": float(np.mean(errors))}
+    return found
 
 
 def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
@@ -115,6 +127,11 @@ def lines(found: dict[str, Any]) -> list[str]:
         for name, row in found["published marker style"].items()
     ]
     said += [
+        f"counts where {name} are shown: {100 * row['mean']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f}),"
+        f" off by {row['mean absolute error']:.2f} in the mean"
+        for name, row in found["things that are shown"].items()
+    ]
+    said += [
         f"always the most common answer, {row}: {100 * share:.1f} %"
         for row, share in found["always the most common answer"].items()
     ]
@@ -140,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     found["published marker style"] = in_published_style(
         model, photo_items(photos, SIZE, each=given.each, published=True)
     )
+    found["things that are shown"] = of_shown_things(model, shown_items(photos, SIZE))
     print(*lines(found), sep="\n")
     if given.model is None:
         asked = "" if given.each is None else f" --each {given.each}"

@@ -25,25 +25,31 @@ def draw_things(
     Returns:
         The plural of the kind, and the things of it.
     """
+    kind = _draw_kind(photos, scene, rng)
+    return None if kind is None else (plural(kind), [item for item in scene.objects if item.shape == kind])
+
+
+def _draw_kind(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> str | None:
     present = sorted({item.shape for item in scene.objects} - scene.unsure)
     here = scene.unsure | set(present)
     weights = np.where([name in here for name in photos.kinds], 0, photos.weights)
     if present and (rng.random() >= _ABSENT or not weights.any()):
-        kind = present[int(rng.integers(len(present)))]
-    elif weights.any():
-        kind = photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))]
-    else:
-        return None
-    return plural(kind), [item for item in scene.objects if item.shape == kind]
+        return present[int(rng.integers(len(present)))]
+    if weights.any():
+        return photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))]
+    return None
 
 
 def photo_count_question(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
     """Ask how many things of a kind there are, zero included; None if it is unsure of every kind."""
-    drawn = draw_things(photos, scene, rng)
-    if drawn is None:
-        return None
-    things, items = drawn
-    return CountQuestion(f"How many {things} are there?", things, boxes_of(items), len(items))
+    kind = _draw_kind(photos, scene, rng)
+    return None if kind is None else count_of(scene, kind)
+
+
+def count_of(scene: PhotoScene, kind: str) -> CountQuestion:
+    """Ask how many things of a kind there are."""
+    items = [item for item in scene.objects if item.shape == kind]
+    return CountQuestion(f"How many {plural(kind)} are there?", plural(kind), boxes_of(items), len(items))
 
 
 def photo_depth_question(

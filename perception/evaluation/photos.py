@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.datasets.photo_questions import photo_count_question, photo_depth_question
+from perception.datasets.photo_questions import count_of, photo_count_question, photo_depth_question
 from perception.datasets.photographs import Photographs
 from perception.evaluation.scenes import DEPTH_COUNTS, Item
 
@@ -44,4 +44,21 @@ def photo_items(
             q = photo_depth_question(scene, rng, count, far, published=published)
             if q is not None:
                 items.append(Item(group, "depth", scene, q.image, q.text, q.answer, _NO_BOXES, q.points_xy, q.nearness))
+    return items
+
+
+def shown_items(photos: Photographs, size: int) -> list[Item]:
+    """Ask of every photograph how many things there are of each kind that it surely shows, so of one at least.
+
+    Args:
+        size: as in `photo_items`.
+    """
+    items: list[Item] = []
+    for index in range(len(photos)):
+        scene = photos.scene(index, size)
+        for kind in sorted({item.shape for item in scene.objects} - scene.unsure):
+            asked = count_of(scene, kind)
+            items.append(
+                Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)
+            )
     return items
