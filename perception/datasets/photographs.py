@@ -11,7 +11,6 @@ import csv
 import io
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +125,6 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def showing(self, index: int, rng: np.random.Generator) -> list[int]:
-        """Return the photographs that surely show things of a kind which photograph `index` shows, taken at random; the
-        photograph alone where it shows none."""
-        shown = sorted(_sure(self.labels[index]))
-        return self._shown[shown[int(rng.integers(len(shown)))]] if shown else [index]
-
-    @cached_property
-    def _shown(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for number, label in enumerate(self.labels):
-            for name in _sure(label):
-                found.setdefault(name, []).append(number)
-        return found
-
     def file_sizes(self) -> list[int]:
         """Return the sizes of the images and depth maps in bytes, which tell whether any was replaced."""
         files = [*(image.path for image in self.images), *map(self._map, self.labels)]
@@ -201,12 +186,6 @@ class Photographs:
             objects.append(SceneObject("", name, (x1, y1, x2, y2), 0.0, share))
         objects.sort(key=lambda item: (item.box_xyxy[1], item.box_xyxy[0]))
         return objects, unsure
-
-
-def _sure(label: dict[str, Any]) -> set[str]:
-    """Return the kinds of a label none of whose boxes is weak."""
-    weak = {name for *_, name, score in label["boxes"] if score < SURE}
-    return {name for *_, name, _ in label["boxes"]} - weak
 
 
 def _check_label(label: Any, where: str) -> None:

@@ -264,9 +264,7 @@ class ViewRows(SceneRows):
     tokens: np.ndarray = field(kw_only=True)
     """visual tokens of all views, (V, N, D)"""
 
-    def scene(
-        self, task: str, index: int, mirrored: int, whole: bool, rng: np.random.Generator
-    ) -> tuple[ViewScene, np.ndarray]:
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[ViewScene, np.ndarray]:
         return self.store.labels(index), self.codes[0, index]
 
     def row(self, index: int, image: Tensor, row: Row) -> Row:

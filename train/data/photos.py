@@ -1,19 +1,15 @@
 """Photographs with labels of teacher models as a source of rows, with the tasks of rendered scenes.
 
 Every image is a random part of a photograph or of its mirror image, and its depth codes are made anew. Markers are
-drawn in many ways. Photographs that show several things of a kind are few, so for tasks that count they are preferred,
-and some images are put together from two or four photographs of things of one kind. A photograph with an answer to
-learn from stays whole.
+drawn in many ways. A photograph with an answer to learn from stays whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from perception import chains
 from perception.chains import Example
@@ -22,18 +18,11 @@ from perception.datasets.photographs import Photographs, PhotoScene, Window
 from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of
 from perception.vocabulary.names import PerceptionVocabulary
 from train.data.curriculum import CurriculumConfig
-from train.data.scenes import COUNTS, SceneRows, TaskMaker, happens
+from train.data.scenes import SceneRows, TaskMaker
 from vqvae import VQVAE
 
 FARTHEST = 0.4
 """Share of questions about depth that ask for the farthest point"""
-_TOGETHER = 0.4
-"""Share of the images of counting tasks that are put together from several photographs"""
-_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
-"""Rows and columns in which they are, each as likely"""
-_SINGLE, _EMPTY = 0.35, 0.1
-"""Shares of images without two things of a kind, and without any thing, that are kept at once"""
-_TRIES = 5  # images that are looked at
 _BANK = 512  # photographs whose maps mosaics are made of
 
 
@@ -97,71 +86,10 @@ class PhotoRows(SceneRows):
 
     image_size: int = 320
 
-    def scene(
-        self, task: str, index: int, mirrored: int, whole: bool, rng: np.random.Generator
-    ) -> tuple[PhotoScene, np.ndarray]:
-        if task in COUNTS and not whole:
-            return self._to_count(index, mirrored, rng), self.codes[0, 0]  # codes that no such task reads
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[PhotoScene, np.ndarray]:
         window = Window() if whole else Window.draw(rng)
         scene = self.store.scene(index, self.image_size, window, bool(mirrored))
         return scene, codes_of(self.maker.tokenizer, scene.depth[None])[0]
-
-    def _to_count(self, index: int, mirrored: int, rng: np.random.Generator) -> PhotoScene:
-        """Return a part of a photograph, or parts of several, mostly with more than one thing of a kind."""
-        for _ in range(_TRIES):
-            grid = _GRIDS[int(rng.integers(len(_GRIDS)))] if happens(_TOGETHER, rng) else (1, 1)
-            seed = int(rng.integers(2**32))
-            scene = self._together(index, mirrored, grid, seed, 0)
-            shown = [item.shape for item in scene.objects if item.shape not in scene.unsure]
-            if len(set(shown)) < len(shown) or happens(_SINGLE if shown else _EMPTY, rng):
-                break
-            index, mirrored = int(rng.integers(len(self.store))), int(rng.integers(2))
-        return self._together(index, mirrored, grid, seed, self.image_size)
-
-    def _together(self, index: int, mirrored: int, grid: tuple[int, int], seed: int, size: int) -> PhotoScene:
-        """Return parts of photographs in rows and columns, all of which show one kind of things that the first does; a
-        size of 0 leaves the pixels out."""
-        rng = np.random.default_rng(seed)
-        alike, parts = self.store.showing(index, rng), []
-        for _ in range(grid[0] * grid[1]):
-            window = Window.draw(rng) if grid[0] == grid[1] else _half(Window.draw(rng), grid, rng)
-            parts.append(self.store.scene(index, size, window, bool(mirrored)))
-            index, mirrored = int(alike[int(rng.integers(len(alike)))]), int(rng.integers(2))
-        return parts[0] if len(parts) == 1 else in_grid(parts, grid, size)
-
-
-def _half(window: Window, grid: tuple[int, int], rng: np.random.Generator) -> Window:
-    """Return a random half of a window, upright for one row of two columns, else lying."""
-    at = float(rng.uniform(0, 0.5))
-    width, height = window.x2 - window.x1, window.y2 - window.y1
-    if grid == (1, 2):
-        return replace(window, x1=window.x1 + at * width, x2=window.x1 + (at + 0.5) * width)
-    return replace(window, y1=window.y1 + at * height, y2=window.y1 + (at + 0.5) * height)
-
-
-def in_grid(parts: Sequence[PhotoScene], grid: tuple[int, int], size: int) -> PhotoScene:
-    """Put images together in rows and columns, in one image of `size` pixels, for tasks of counting: the map of depth
-    and the numbers of the pixels' things are those of the first.
-
-    A kind that is unsure in one is unsure in all.
-    """
-    rows, columns = grid
-    whole = Image.new("RGB", (max(1, size), max(1, size)))
-    objects = []
-    for number, part in enumerate(parts):
-        row, column = divmod(number, columns)
-        left, top = column * size // columns, row * size // rows
-        right, bottom = (column + 1) * size // columns, (row + 1) * size // rows
-        if size:
-            image = Image.fromarray(part.image.numpy())
-            whole.paste(image.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-        for item in part.objects:
-            x1, y1, x2, y2 = item.box_xyxy
-            box = ((column + x1) / columns, (row + y1) / rows, (column + x2) / columns, (row + y2) / rows)
-            objects.append(replace(item, box_xyxy=box))
-    objects.sort(key=lambda item: (item.box_xyxy[1], item.box_xyxy[0]))
-    unsure = frozenset().union(*(part.unsure for part in parts))
-    return replace(parts[0], image=torch.from_numpy(np.array(whole)), objects=objects, unsure=unsure)
 
 
 def codes_of(tokenizer: VQVAE, depth: torch.Tensor) -> np.ndarray:

@@ -57,7 +57,7 @@ _MARKED = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}  # shares of numbers of points to be 
 _MOST_MASKS = 3  # largest number of masks in an answer: each takes 22 tokens
 _MOST_PIECES = 8  # largest number of pieces of other maps in a mosaic
 _QUESTIONS = 31  # seed of the questions that are always the same
-COUNTS = (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT)
+_ZOOMED = (chains.ATOMIC_BOXES, chains.CHAIN_COUNT, chains.DIRECT_COUNT)
 _LEAST_SCALE, _LEAST_RATIO = 0.6, 0.85  # of an image that is zoomed out; a ratio for each side
 _ATTEMPTS = 40  # number of scenes that are tried for a task
 _ENCODED_AT_ONCE = 256
@@ -318,10 +318,8 @@ class SceneRows:
             codes[y : y + height, x : x + width] = other()[v : v + height, u : u + width]
         return codes.reshape(-1)
 
-    def scene(
-        self, task: str, index: int, mirrored: int, whole: bool, rng: np.random.Generator
-    ) -> tuple[Scene, np.ndarray]:
-        """Return a scene for a task, or its mirror image, and its depth codes (h * w,).
+    def scene(self, index: int, mirrored: int, whole: bool, rng: np.random.Generator) -> tuple[Scene, np.ndarray]:
+        """Return a scene, or its mirror image, and its depth codes (h * w,).
 
         Args:
             whole: leave the scene as it is: a question about it would otherwise be another one.
@@ -345,8 +343,8 @@ class SceneRows:
         for _ in range(_ATTEMPTS):
             index, mirrored = int(rng.integers(labelled or len(self.store))), int(rng.integers(2))
             mirrored = 0 if labelled else mirrored  # the question would be another one
-            scene, codes = self.scene(task, index, mirrored, bool(labelled), rng)
-            if task in COUNTS and happens(self.varied, rng):
+            scene, codes = self.scene(index, mirrored, bool(labelled), rng)
+            if task in _ZOOMED and happens(self.varied, rng):
                 scene = scene.zoomed_out(*_draw_zoom(rng))
             shown = self._mosaic(rng) if foreign else None
             if noisy:

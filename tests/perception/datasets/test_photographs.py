@@ -15,6 +15,7 @@ from PIL import Image
 
 from perception.datasets.photo_questions import photo_count_question, photo_depth_question
 from perception.datasets.photographs import Photographs, Window
+from perception.evaluation.photos import shown_items
 from perception.scenes.markers import nearness
 
 
@@ -174,3 +175,13 @@ def test_blanks_around_the_values_of_the_split_are_no_part_of_them(tmp_path: Pat
     file = make_photos(tmp_path / "set") / "split.csv"
     file.write_text(file.read_text().replace(",train", ", train "))
     assert len(Photographs(tmp_path / "set")) == 9
+
+
+def test_every_sure_thing_of_a_photograph_is_asked_about(photos):
+    asked = [(item.question, item.answer) for item in shown_items(photos, 32)][:4]
+    assert asked == [
+        ("How many cars are there?", 1),
+        ("How many people are there?", 1),
+        ("How many cars are there?", 2),
+        ("How many people are there?", 1),
+    ]
