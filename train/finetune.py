@@ -538,8 +538,11 @@ def positions(vocabulary: PerceptionVocabulary, modality: str) -> dict[str, str]
 def _note_what_is_taught(model_config: Any, data: SourcesConfig) -> None:
     """Change what the config of a small model says that it knows alone: kinds of questions, and things to count.
 
-    A model whose config says nothing was pretrained, and may know more than it is taught here.
+    A model whose config says nothing was pretrained, and may know more than it is taught here. Models of photographs
+    weigh the ends of their lists (`SpanGrammar.weighs_ends`).
     """
+    if data.photos.folder:
+        model_config.weighs_ends = True
     if data.any_records:
         model_config.taught_questions = model_config.taught_things = None
     elif getattr(model_config, "taught_questions", None):

@@ -358,7 +358,7 @@ class SpanDecoder:
         allowed = self._masks.after(prompt, logits.shape[-1], remaining=room)  # (B, 1, V)
         for row, masks in zip(rows, allowed, strict=True):
             row.restrict(masks, [-1])
-        predicted = choose_ids(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
+        predicted = self._choose(mask_scores(logits.float(), allowed), None, sampling)  # (B, 1)
         if self.draft_network is not None and states is not None:
             self._draft(rows, predicted[:, 0].tolist(), self.draft_network.draft(states))
         self._confirm(rows, predicted.tolist(), [1] * len(rows), trace)
@@ -408,7 +408,7 @@ class SpanDecoder:
                 allowed = self._masks.after(_sequences(rows, fed), limits.num_logits, width, room)  # (b, width, V)
                 for row, masks, held in zip(rows, allowed, guesses, strict=True):
                     row.restrict(masks, held)
-            predicted = choose_ids(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
+            predicted = self._choose(self._scores(batch, fed, allowed), fed[:, 1:], sampling)
         trace.forwards, trace.fed = trace.forwards + 1, trace.fed + fed.numel()
         found = predicted.tolist()
         for row, ids, held, count, now in zip(rows, found, guesses, drawn, settles, strict=True):
@@ -420,6 +420,9 @@ class SpanDecoder:
         ]
         batch.keep(counts, width)
         self._confirm(rows, found, counts, trace)
+
+    def _choose(self, scores: Tensor, guesses: Tensor | None, sampling: Sampling) -> Tensor:
+        return choose_ids(scores if sampling.do_sample else self._masks.weigh_ends(scores), guesses, sampling)
 
     def _confirm(
         self, rows: list[_RowState], predicted: list[list[int]], taken: list[int], trace: DecodingTrace

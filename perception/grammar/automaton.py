@@ -72,6 +72,10 @@ class SpanGrammar:
     """len(tokenizer): padding rows beyond it are never chosen; None for the end of the perception tokens and eos_id"""
     banned_ids: tuple[int, ...] = ()
     """Ids that must not occur in an answer, such as the image token's"""
+    weighs_ends: bool = False
+    """Whether greedy decoding ends a list of boxes or points only where that is likelier than all locations in its
+    place together. These share the probability of one more box, so that END alone can be the best id where there
+    probably is one. It changes nothing about what is well-formed"""
 
     def __post_init__(self) -> None:
         for name in ("allow", "banned_ids"):

@@ -121,6 +121,18 @@ class GrammarMasks:
                 allowed[..., tables.location_ids] &= bins >= lowest[..., None]  # (B, count, N)
         return allowed
 
+    def weigh_ends(self, scores: Tensor) -> Tensor:
+        """Apply `SpanGrammar.weighs_ends` to masked scores (..., V), in place; END gets -inf where a list goes on."""
+        if not self.grammar.weighs_ends:
+            return scores
+        vocabulary = self.grammar.vocabulary
+        locations = self._tables_for(scores.device, scores.shape[-1]).location_ids  # (N,)
+        going_on = scores[..., locations].float().logsumexp(-1)  # (...)
+        for name in {"boxes", "points"} & set(vocabulary.marked):
+            end = scores[..., vocabulary.end_id(name)]
+            scores[..., vocabulary.end_id(name)] = end.masked_fill(going_on > end, -torch.inf)
+        return scores
+
     @property
     def _boxes(self) -> int:
         """What `_open_spans` gives for a box that is being written."""
@@ -263,6 +275,7 @@ class SpanLogitsProcessor(LogitsProcessor):
         grammar: SpanGrammar,
         max_length: int | None = None,
         limits: Sequence[SpanLimits | None] | None = None,
+        greedy: bool = True,
     ):
         """
         Args:
@@ -270,8 +283,9 @@ class SpanLogitsProcessor(LogitsProcessor):
             max_length: length in tokens, prompt included, at which `generate` stops. Spans are only started where they
                 can end by then, and boxes and points are ended in time. Without it the limit can cut a span short.
             limits: one per prompt; None for any number of spans.
+            greedy: False for sampling and beams, whose probabilities `SpanGrammar.weighs_ends` would change.
         """
-        self.grammar = grammar
+        self.grammar, self.greedy = grammar, greedy
         self.max_length = max_length
         self.limits = list(limits or ())
         self._reserve = max((limit.reserve for limit in self.limits if limit is not None), default=0)
@@ -295,13 +309,16 @@ class SpanLogitsProcessor(LogitsProcessor):
         ample = self.max_length is None or self.max_length - length >= self._masks.ample + self._reserve
         if ample and (states := self._masks.plain_states(spans)) is not None:
             masks = self._masks.of_states(states, input_ids.device, scores.shape[-1])  # (B or 1, V)
-            return mask_scores(scores, self._limited(input_ids, masks))
+            return self._weighed(mask_scores(scores, self._limited(input_ids, masks)))
         remaining = None
         if self.max_length is not None:
             free = [0 if limit is None else limit.reserve for limit in self._limits_of(rows)]
             remaining = self.max_length - length - torch.tensor(free, device=input_ids.device)[:, None]  # (B, 1)
         masks = self._masks.after(input_ids, scores.shape[-1], remaining=remaining)[:, 0]
-        return mask_scores(scores, self._limited(input_ids, masks))
+        return self._weighed(mask_scores(scores, self._limited(input_ids, masks)))
+
+    def _weighed(self, scores: Tensor) -> Tensor:
+        return self._masks.weigh_ends(scores) if self.greedy else scores
 
     def _limits_of(self, rows: int) -> list[SpanLimits | None]:
         """Limits of each row; a prompt has several rows where beams or several sequences are asked for."""

@@ -51,6 +51,8 @@ class AdapterBase:
     """`PerceptionModel.trained_on`"""
     taught_things: list[str] | None = None
     """`PerceptionModel.taught_things`"""
+    weighs_ends: bool = False
+    """`SpanGrammar.weighs_ends`"""
 
     def save(self, folder: Path) -> None:
         write_whole(folder / ADAPTER_FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -65,7 +67,8 @@ class AdapterBase:
                 f"{_REMEDY}"
             )
         values, known = read_json(path), {field.name for field in fields(cls)}
-        if values.keys() | {"trained_on", "taught_things"} != known or not isinstance(values["base"], str):
+        since = {"trained_on", "taught_things", "weighs_ends"}  # older files lack them
+        if values.keys() | since != known or not isinstance(values["base"], str):
             raise ValueError(f"{path} must hold the keys {sorted(known)}, got {sorted(values)}; {_REMEDY}")
         return cls(**values)
 
@@ -129,7 +132,8 @@ def write_adapter(model: Any, vocabulary: PerceptionVocabulary, base: str, folde
     vocabulary.save(folder)
     questions, things = (getattr(model.config, f"taught_{name}", None) or None for name in ("questions", "things"))
     trained_on = getattr(model.config, "trained_on", None) or ""
-    AdapterBase(base, base_digest(base_folder), questions, trained_on, things).save(folder)
+    weighs_ends = bool(getattr(model.config, "weighs_ends", False))
+    AdapterBase(base, base_digest(base_folder), questions, trained_on, things, weighs_ends).save(folder)
 
 
 def check_adapter(folder: Path) -> AdapterBase:
@@ -167,6 +171,7 @@ def read_adapter(folder: Path, dtype: Any, base: str | Path | None = None) -> tu
     model.config.taught_questions = about.taught_questions
     model.config.taught_things = about.taught_things
     model.config.trained_on = about.trained_on
+    model.config.weighs_ends = about.weighs_ends
     return _merge(folder, model), processor, vocabulary
 
 

@@ -136,6 +136,7 @@ class PerceptionModel:
             eos_id=processor.tokenizer.eos_token_id,
             vocab_size=len(processor.tokenizer),
             banned_ids=placeholder_ids(model.config),  # an image token without its image is no text
+            weighs_ends=bool(getattr(model.config, "weighs_ends", False)),
         )
         self._masks = GrammarMasks(self.grammar)
         self.decoder = SpanDecoder(model, self.grammar, draft_network=draft_network)
@@ -497,7 +498,8 @@ class PerceptionModel:
                     "at a time; leave sweeps out"
                 )
         width = inputs["input_ids"].shape[1]
-        processor = SpanLogitsProcessor(self.grammar, width + most, limits)
+        greedy = not kwargs.get("do_sample") and kwargs.get("num_beams", 1) == 1
+        processor = SpanLogitsProcessor(self.grammar, width + most, limits, greedy)
         settings = {"do_sample": False, "max_new_tokens": most, "pad_token_id": self.pad_id}
         settings |= ({"top_k": 0} if kwargs.get("do_sample") else {}) | kwargs
         end = kwargs.get("eos_token_id")

@@ -144,6 +144,7 @@ def test_a_model_fine_tuned_on_photographs_answers_about_them(photos, joined, tm
     assert [span.modality for span in answer.spans][:1] == ["depth"] and answer.mode == "chain"
     assert json.loads((tmp_path / "model" / "config.json").read_text())["vision_config"]["image_size"] == 320
     assert model.taught == ("count", "depth", "farthest") and model.taught_things == photos.kinds
+    assert model.grammar.weighs_ends
     refused = model.ask(item.image, "How many unicorns are there?")
     assert refused.value is None and refused.warning.endswith("none is called 'unicorn'")
 

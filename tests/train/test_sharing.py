@@ -125,6 +125,19 @@ def test_a_whole_model_is_not_rounded_to_the_bits_of_its_training(
     assert len(still) > 2 and all(torch.equal(written[name][: len(weights[name])], weights[name]) for name in still)
 
 
+def test_an_adapter_weighs_ends_as_its_base_does(world: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "llava", tmp_path / "base")
+    settings = json.loads((tmp_path / "base" / "config.json").read_text()) | {"weighs_ends": True}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(settings))
+    finetune.train(config_for(world, tmp_path, base=str(tmp_path / "base")))
+    assert PerceptionModel.from_pretrained(tmp_path / "adapter").grammar.weighs_ends
+    older = copy(trained, tmp_path / "older") / "perception_adapter.json"
+    about = json.loads(older.read_text())
+    assert about.pop("weighs_ends") is False
+    older.write_text(json.dumps(about))
+    assert not PerceptionModel.from_pretrained(older.parent).grammar.weighs_ends
+
+
 def test_an_adapter_is_loaded_in_the_asked_precision(trained: Path) -> None:
     model = PerceptionModel.from_pretrained(trained / "adapter", dtype=torch.float16)
     assert {p.dtype for p in model.model.parameters()} == {torch.float16}

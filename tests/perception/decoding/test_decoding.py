@@ -47,6 +47,26 @@ def test_ids_are_those_of_one_at_a_time(seed, window):
     assert [model.generate_ids([prompt], max_new_tokens=40)[0] for prompt in batch] == plain
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_are_those_of_one_at_a_time_where_ends_are_weighed(seed):
+    model = build_perception(seed)
+    begun, end = prompts(seed, (model.vocabulary.start_id("boxes"),)), model.vocabulary.end_id("boxes")
+    went_on = model.generate_ids(begun, max_new_tokens=40)[0][1]
+    for factor in (1.02, 0.98):  # one of them makes END a little likelier than the location that went on
+        with torch.no_grad():
+            rows = model.model.get_output_embeddings().weight
+            rows[end] = factor * rows[went_on]
+        greedy = model.generate_ids(begun, max_new_tokens=40, fast=False)
+        if greedy[0][1] == end:
+            break
+    model.model.config.weighs_ends = True
+    model = PerceptionModel(model.model, model.processor, model.vocabulary, model.depth_tokenizer)
+    plain = model.generate_ids(begun, max_new_tokens=40, fast=False)
+    assert greedy[0][1] == end != plain[0][1]
+    for _ in range(2):  # without a draft, and with the answer as its own
+        assert model.generate_ids(begun, max_new_tokens=40) == plain
+
+
 @pytest.mark.parametrize("room", [1, 2, 7, 30])
 def test_answers_end_where_the_room_does_and_begin_as_forced(room):
     model = build_perception(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from typing import Any
@@ -322,3 +323,36 @@ def test_masks_read_on_are_those_read_anew(vocabulary: PerceptionVocabulary) -> 
                 buffer = buffer[torch.randperm(6, generator=generator)]
             if length % 11 == 0:
                 buffer[:, : length + 1] = buffer[torch.randperm(6, generator=generator), : length + 1]
+
+
+def boxes_scores(end: float, locations: float) -> tuple[PerceptionVocabulary, torch.Tensor, torch.Tensor]:
+    """Ids of a list with one box, (1, L), and scores (1, V) of what follows: END, and each location."""
+    vocabulary = SMALL
+    ids = torch.tensor([[vocabulary.start_id("boxes"), *(vocabulary.code_ids("boxes")[k] for k in (0, 0, 1, 1))]])
+    scores = torch.full((1, NUM_TEXT + len(vocabulary.tokens)), 9.0)  # text, which may not follow
+    scores[0, list(vocabulary.code_ids("boxes"))] = locations
+    scores[0, vocabulary.end_id("boxes")] = end
+    return vocabulary, ids, scores
+
+
+@pytest.mark.parametrize(("above", "goes_on"), [(-0.1, True), (0.1, False)])
+def test_a_weighed_list_ends_where_that_is_likelier_than_going_on(above: float, goes_on: bool) -> None:
+    count = len(SMALL.code_ids("boxes"))
+    assert count > 2  # so that END is the best id in both cases
+    vocabulary, ids, scores = boxes_scores(math.log(count) + above, 0.0)
+    end = vocabulary.end_id("boxes")
+    weighed = SpanLogitsProcessor(SpanGrammar(vocabulary, weighs_ends=True))(ids, scores)
+    assert (int(weighed.argmax()) in vocabulary.code_ids("boxes")) == goes_on
+    assert (float(weighed[0, end]) == -torch.inf) == goes_on
+    plain = SpanLogitsProcessor(SpanGrammar(vocabulary))(ids, scores)
+    assert int(plain.argmax()) == end
+    sampled = SpanLogitsProcessor(SpanGrammar(vocabulary, weighs_ends=True), greedy=False)(ids, scores)
+    assert torch.equal(sampled, plain)
+
+
+def test_a_weighed_list_ends_where_nothing_else_may_follow() -> None:
+    vocabulary, ids, scores = boxes_scores(-50.0, 0.0)
+    full = SpanLogitsProcessor(SpanGrammar(vocabulary, max_boxes=1, weighs_ends=True))
+    assert int(full(ids, scores).argmax()) == vocabulary.end_id("boxes")
+    inside = SpanLogitsProcessor(SpanGrammar(vocabulary, weighs_ends=True))(ids[:, :-1], scores)
+    assert torch.equal(inside, SpanLogitsProcessor(SpanGrammar(vocabulary))(ids[:, :-1], scores))
