@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,6 @@ from rich.table import Table
 from perception.answers import LETTERS, asks_for_farthest
 from perception.chains import Answer, kind_of_question, prompt_for, read_ids
 from perception.datasets.progress import Progress
-from perception.decoding.decoder import SpanDecoder
-from perception.decoding.drafts import DraftBook
 from perception.evaluation.ablation import AnswerCases, Condition, ablate, commonest_share
 from perception.evaluation.published_scores import score
 from perception.evaluation.published_sets import NUMBER, OPTION, PublishedItem
@@ -97,15 +94,6 @@ def published_questions(items: Sequence[PublishedItem]) -> list[ChainQuestion]:
     ]
 
 
-def _restricted(model: PerceptionModel, allow: tuple[str, ...]) -> PerceptionModel:
-    """The same model, which may draw spans of some modalities only."""
-    restricted = copy.copy(model)
-    restricted.grammar = replace(model.grammar, allow=allow)
-    restricted.decoder = SpanDecoder(model.model, restricted.grammar, draft_network=model.decoder.draft_network)
-    restricted.drafts = DraftBook()
-    return restricted
-
-
 def draw_cases(
     model: PerceptionModel, questions: Sequence[ChainQuestion], read: Read, batch_size: int = 32, title: str = "drawing"
 ) -> list[Case[Span]]:
@@ -141,7 +129,7 @@ def _named_points(model: PerceptionModel, answer: Answer) -> NDArray[Any] | None
 
 def answerer(model: PerceptionModel, kind: str, read: Read) -> AnswerCases[Span]:
     """Return the function that lets a model answer after replaced spans; it cannot draw such a span anew."""
-    after, silent = _restricted(model, _AFTERWARDS[kind]), _restricted(model, ())
+    after, silent = (model.under(replace(model.grammar, allow=allow)) for allow in (_AFTERWARDS[kind], ()))
     vocabulary, tokenizer = model.vocabulary, model.processor.tokenizer
 
     def answer(cases: Sequence[Case[Span]], spans: Sequence[Span | None]) -> list[int | str | None]:

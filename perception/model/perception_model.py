@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,13 @@ class PerceptionModel:
         self._selector_files: tuple[Path, ...] = ()
         reads = depth_tokenizer is not None and {"depth", "points"} <= set(vocabulary.modalities)
         self._map_reader = MapReader(vocabulary, tokenizer, depth_tokenizer) if reads and depth_tokenizer else None
+
+    def under(self, grammar: SpanGrammar) -> PerceptionModel:
+        """Return the same weights, decoded under another grammar of the same vocabulary."""
+        other = copy.copy(self)
+        other.grammar, other._masks, other.drafts = grammar, GrammarMasks(grammar), DraftBook()
+        other.decoder = SpanDecoder(self.model, grammar, draft_network=self.decoder.draft_network)
+        return other
 
     @classmethod
     def from_pretrained(

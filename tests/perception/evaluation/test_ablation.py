@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from perception.chains import encode_target
 from perception.evaluation.ablation import ablate, commonest_share
 from perception.evaluation.replacement import LATENT_REPLACEMENTS, Case, span_replacements
 from perception.evaluation.scenes import scene_items
-from perception.evaluation.span_ablation import _ids, _restricted, answerer, draw_cases, sayer, scene_question
+from perception.evaluation.span_ablation import _ids, answerer, draw_cases, sayer, scene_question
 from perception.model.perception_model import Prompt
 from perception.tokenizers.boxes import BoxTokenizer
 from perception.vocabulary.names import PerceptionVocabulary, Span
@@ -181,7 +182,7 @@ def test_replaced_maps_are_not_drawn_anew_and_markers_alone_are_read(model):
         prompts = [
             Prompt(item.image, item.question, item.kind, tuple(_ids(model, Span("depth", ())))) for item in items
         ]
-        for ids in _restricted(model, allow).generate_ids(prompts, 40, "model"):
+        for ids in model.under(replace(model.grammar, allow=allow)).generate_ids(prompts, 40, "model"):
             drawn = {s.modality for s in model.vocabulary.parse(ids[2:]) if isinstance(s, Span)}
             assert drawn <= set(allow)
     assert model.grammar.allow != (), "the model itself stays as it was"
