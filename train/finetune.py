@@ -374,9 +374,10 @@ def train(config: FinetuneConfig) -> FinetuneResult:
 
 
 def deciding(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the settings that decide what is trained; those of masks only where the run has masks."""
+    """Return the settings that decide what is trained; those of masks and weak boxes only where the run has some."""
     of_masks = () if config.mask_tokenizer else ("mask_tokenizer", "curriculum.masks_share")
-    return fingerprint(config, (*_FREE, *of_masks))
+    of_boxes = () if config.data.photos.weak_boxes else ("data.photos.weak_boxes",)
+    return fingerprint(config, (*_FREE, *of_masks, *of_boxes))
 
 
 def mask_tokenizer(config: FinetuneConfig) -> MaskTokenizer | None:

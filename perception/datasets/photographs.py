@@ -26,6 +26,8 @@ from perception.scenes.scene import Scene
 
 SURE = 0.4
 """Lowest score of a box that counts as a thing. A kind with a weaker box in an image is not asked about there"""
+WEAK = 0.3
+"""The same where weak boxes are learned from, and those that are weaker still keep no kind from being asked about"""
 _MAP = 80  # side of the maps at which places for markers are chosen
 _FLOOR = 0.05  # nearness of the farthest, so that its inverse is finite; maps are scaled to [0, 1] again
 _PNG, _GREY = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # the first bytes of a PNG, and those at 24 where it is 8-bit grey
@@ -77,13 +79,14 @@ class Photographs:
     Args:
         folder: see the module's documentation.
         split: train, val or test.
+        weak_boxes: boxes from `WEAK` count as things, and weaker ones do not count at all.
 
     Raises:
         ValueError: where a file is missing or of another form, or the part has no image. Pixels are not looked at.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train"):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, split: str = "train", weak_boxes: bool = False):
+        self.folder, self.weak_boxes = Path(folder), weak_boxes
         for name in ("images", "depth", "boxes.jsonl", "split.csv"):
             if not (self.folder / name).exists():
                 raise ValueError(f"{self.folder} has no {name}; docs/data.md shows the layout of labelled photographs")
@@ -176,9 +179,9 @@ class Photographs:
         scale = np.array([label["width"], label["height"]] * 2, float)
         for *corners, name, score in label["boxes"]:
             share, box = window.place(np.clip(np.array(corners) / scale, 0, 1))
-            if share == 0:
+            if share == 0 or (self.weak_boxes and score < WEAK):
                 continue
-            if score < SURE or share < _SEEN:
+            if share < _SEEN or (score < SURE and not self.weak_boxes):
                 unsure.add(name)
                 continue
             x1, y1, x2, y2 = box.tolist()

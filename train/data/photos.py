@@ -36,6 +36,9 @@ class PhotosConfig:
     """side that images are resized to before markers are drawn, in pixels"""
     answers: int = 0
     """number of photographs with an answer to learn from, as of rendered scenes; 0: all, asked anew each time"""
+    weak_boxes: bool = False
+    """learn from boxes of the teacher with a score of 0.3 too, and ask about kinds with weaker ones: more than twice as
+    many lists of several things, some of them wrong. Held-out questions stay with the sure ones (0.4)"""
     views: str = ""
     """folder of views that train.photo_tower stored (RUN_DIR/views): the language model then learns from these alone,
     without a pass through the tower, which must be frozen. Empty: a new part of a photograph each time"""
@@ -53,7 +56,7 @@ class PhotosConfig:
 
     def build(self) -> Photographs:
         """Open the part of the folder to train on. Raises ValueError if it has fewer photographs than answers."""
-        photos = Photographs(self.folder)
+        photos = Photographs(self.folder, weak_boxes=self.weak_boxes)
         if self.answers > len(photos):
             raise ValueError(f"photos.answers is {self.answers}, and {self.folder} has {len(photos)} to train on")
         return photos

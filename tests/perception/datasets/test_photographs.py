@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from perception.datasets.photo_questions import photo_count_question, photo_dept
 from perception.datasets.photographs import Photographs, Window
 from perception.evaluation.photos import shown_items
 from perception.scenes.markers import nearness
+from train.data.photos import PhotosConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,20 @@ def test_boxes_are_of_the_square_image_in_row_major_order_and_weak_ones_are_unsu
     assert [item.shape for item in scene.objects] == ["person", "car", "car", "car"]
     assert np.allclose(scene.objects[1].box_xyxy, [8 / WIDTH, 30 / HEIGHT, 28 / WIDTH, 50 / HEIGHT])
     assert scene.unsure == {"dog"}
+
+
+def test_weak_boxes_are_things_or_nothing_where_they_are_learned_from(photos, tmp_path):
+    folder = shutil.copytree(photos.folder, tmp_path / "set")
+    lines = [json.loads(line) for line in (folder / "boxes.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["boxes"] += [[30, 2, 50, 20, "person", 0.3], [85, 40, 95, 60, "person", 0.29]]
+    (folder / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    strict, weak = Photographs(folder).scene(0, 64), Photographs(folder, weak_boxes=True).scene(0, 64)
+    assert strict.unsure == {"dog", "person"} and [item.shape for item in strict.objects] == ["person", "car"]
+    assert not weak.unsure and [item.shape for item in weak.objects] == ["person", "person", "car"]
+    cut = Photographs(folder, weak_boxes=True).scene(0, 96, Window(0.25, 0.25, 1.0, 1.0))
+    assert "car" in cut.unsure, "a thing that a cut halves stays unsure"
+    assert PhotosConfig(str(folder), weak_boxes=True).build().scene(0, 64).unsure == set()
 
 
 def test_the_mirror_image_has_mirrored_boxes_depth_and_pixels(photos):
