@@ -471,7 +471,8 @@ class PerceptionModel:
 
         Raises:
             ValueError: for max_new_tokens that a chain does not fit into, read="decoded" without a depth tokenizer,
-                sweeps where one token at a time is decoded, num_return_sequences, or return_dict_in_generate.
+                sweeps where one token at a time is decoded, num_return_sequences, return_dict_in_generate, or
+                generation_config.
         """
         if not prompts:
             return []
@@ -481,6 +482,8 @@ class PerceptionModel:
             raise ValueError(
                 "return_dict_in_generate goes with model.generate, as ids alone are returned; leave it out"
             )
+        if "generation_config" in kwargs:
+            raise ValueError("generation_config is not read here; give its settings one by one, as do_sample=True")
         most, limits = self._most(prompts, max_new_tokens), [self.room.limits(p.question) for p in prompts]
         quick = {"do_sample", "temperature", "top_k", "top_p"}
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in quick}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_perception import NUM_CODES, build_depth_tokenizer, build_perception
-from transformers import AutoProcessor, CLIPImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, GenerationConfig
 
 from perception.chains import encode_target
 from perception.interleave.reasoner import Reasoner
@@ -88,6 +88,8 @@ def test_settings_of_generate_go_beside_ours(model):
     with pytest.raises(ValueError, match="return_dict_in_generate goes with model.generate") as caught:
         model.generate_ids(prompts(), 30, return_dict_in_generate=True)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="give its settings one by one"):  # ours would go before its own
+        model.generate_ids(prompts(), 30, generation_config=GenerationConfig(do_sample=True))
 
 
 def test_a_written_model_keeps_what_training_wrote(tmp_path):
