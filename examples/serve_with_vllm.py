@@ -23,6 +23,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,12 @@ def grammar_of(folder: str, question: str) -> str:
 
 
 def request(folder: str, image: Path, question: str, max_tokens: int = 512, constrained: bool = True) -> dict[str, Any]:
-    """The body of a chat completion.
+    """The body of a chat completion, which asks to draw first where a chain fits the question.
 
     The picture is sent as this package sees it: upright, in RGB. `constrained` adds vLLM's settings: the grammar, and
     `skip_special_tokens` off, since spans are special tokens.
     """
-    png, asked = io.BytesIO(), prompt_for(question, "chain")[0]
+    png, asked = io.BytesIO(), prompt_for(question, "auto", PerceptionVocabulary.load(folder).modalities)[0]
     load_image(image).save(png, "PNG")
     shown = base64.b64encode(png.getvalue()).decode()
     content = [
@@ -88,16 +89,18 @@ def ask(url: str, body: dict[str, Any]) -> str:
     try:
         with urllib.request.urlopen(call) as reply:
             choice = json.load(reply)["choices"][0]
+            text, end = choice["message"]["content"], choice.get("finish_reason")
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url} refused the request ({error.code}): {_reason(error)}") from error
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{url} gave no answer of a server with OpenAI's interface ({error}); start one with `vllm serve "
             f"{body['model']}`, or give its --url"
         ) from error
-    if choice.get("finish_reason") == "length":
+    if end == "length":
         raise ValueError(f"the answer was cut off after {body['max_tokens']} tokens; give more as --max-new-tokens")
-    text: str = choice["message"]["content"]
+    if not isinstance(text, str):
+        raise ValueError(f"{url} gave an answer without text; start the server without a parser of tools or reasoning")
     return text
 
 

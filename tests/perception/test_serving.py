@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_models import build_llava, build_tokenizer
 from tiny_perception import build_depth_tokenizer, build_perception
 
+from perception.chains import BOXES_FIRST
 from perception.tokenizers.masks import MaskTokenizer
 from perception.vocabulary.names import PerceptionVocabulary
 
@@ -75,7 +76,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
-def answer(text: str, why: str = "stop") -> tuple[int, str]:
+def answer(text: str | None, why: str = "stop") -> tuple[int, str]:
     return 200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": why}]})
 
 
@@ -141,6 +142,21 @@ def test_why_a_server_refused(
     assert line.startswith("error: http://127.0.0.1") and line.endswith(f"refused the request {said}")
 
 
+def test_a_chain_is_asked_for_where_it_fits_the_question_and_the_vocabulary(
+    server: Server, folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    def asked(*args: Any, **more: str) -> str:
+        server.reply = answer("so 1.")
+        assert run(server, *args, **more) == 0
+        return str(server.asked["messages"][0]["content"][1]["text"])
+
+    assert asked(folder, photo) == f"{QUESTION} {BOXES_FIRST}"
+    assert asked(folder, photo, question="What is this?") == "What is this?"
+    tokenizer = build_tokenizer()
+    PerceptionVocabulary(8, (2, 2), modalities=("depth",)).extend(build_llava(tokenizer), tokenizer).save(tmp_path)
+    assert asked(tmp_path, photo, "--plain") == QUESTION
+
+
 def test_no_server_no_answer_no_image(server: Server, folder: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
     def said(*args: Any, **more: str) -> str:
         assert run(*args, **more) == 1
@@ -152,7 +168,11 @@ def test_no_server_no_answer_no_image(server: Server, folder: Path, photo: Path,
     server.reply = answer(BOXES[:30], "length")
     assert "cut off after 512 tokens; give more as --max-new-tokens" in said(server, folder, photo)
     assert "none.png does not exist" in said(server, folder, tmp_path / "none.png")
-    assert "no chain of perception fits" in said(server, folder, photo, question="What is this?")
+    for page in ("[]", '{"choices": ["yes"]}'):
+        server.reply = (200, page)
+        assert "no answer of a server with OpenAI's interface" in said(server, folder, photo)
+    server.reply = answer(None)
+    assert "an answer without text" in said(server, folder, photo)
     main = runpy.run_path(str(EXAMPLE))["main"]
     assert main([str(folder), str(photo), QUESTION, "--url", "http://127.0.0.1:9"]) == 1
     assert "start one with `vllm serve" in capsys.readouterr().err
