@@ -239,7 +239,8 @@ class SpanGrammar:
         """The grammar over ids, for llguidance and the engines that use it (vLLM, SGLang, llama.cpp).
 
         It allows the same ids as `SpanLogitsProcessor` at every step: names that are spelt in letters are text, and
-        banned ids stay banned. One exception: with more than 128 locations the sides of a box are not ordered.
+        banned ids stay banned. Two exceptions: with more than 128 locations the sides of a box are not ordered; and a
+        grammar knows no probabilities, so that lists end as if `weighs_ends` were off.
 
         Args:
             limits: of one prompt's answer: spans that it may not draw are left out, and text must follow its last span.

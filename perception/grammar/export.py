@@ -168,11 +168,11 @@ def lark(
     }
     for modality, most in limits.items():
         if vocabulary.bare_boxes:
-            rules[modality] = f"{id_set(locations)}{{4}}"
-            continue
-        ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
-        rules[modality] = " ".join([ends[0], *([] if most == 0 else [bodies[modality]]), ends[1]])
-        if modality in ("boxes", "masks") and most != 0:
+            rules[modality] = "box"
+        else:
+            ends = [id_set([i]) for i in (vocabulary.start_id(modality), vocabulary.end_id(modality))]
+            rules[modality] = " ".join([ends[0], *([] if most == 0 else [bodies[modality]]), ends[1]])
+        if vocabulary.bare_boxes or (modality in ("boxes", "masks") and most != 0):
             ordered = ordered_boxes and len(locations) <= MOST_ORDERED
             rules |= _ordered_boxes(locations) if ordered else {"box": f"{id_set(locations)}{{4}}"}
         elif modality == "points" and most != 0:

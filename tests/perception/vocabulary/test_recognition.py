@@ -190,6 +190,18 @@ def test_grammars_of_recognised_vocabularies_are_written_over_ids() -> None:
                 write()
 
 
+def test_sides_of_bare_boxes_are_ordered_in_the_grammar_over_ids_too() -> None:
+    llguidance, hf = pytest.importorskip("llguidance"), pytest.importorskip("llguidance.hf")
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in LOCATIONS])
+    grammar = SpanGrammar(PerceptionVocabulary.recognise(tokenizer), vocab_size=len(tokenizer))
+    text = llguidance.grammar_from("grammar", grammar.to_lark())
+    matcher, ids = llguidance.LLMatcher(hf.from_tokenizer(tokenizer), text), grammar.vocabulary.code_ids("boxes")
+    for last, fits in ((7, 4), (4, 3)):  # y1 x1 y2 x2
+        box = [ids[n] for n in (3, 5, 3, last)]
+        assert matcher.validate_tokens(box) == fits and grammar.accepts(box) == (fits == 4)
+
+
 def test_a_recognised_vocabulary_is_saved_and_loaded(tmp_path: Any) -> None:
     model = recognised(DEPTH, depth_tokenizer=build_depth_tokenizer())
     model.save_pretrained(tmp_path)
