@@ -163,7 +163,8 @@ class DepthTokenizer:
         Raises:
             ValueError: for another shape or values outside [0, 1].
         """
-        values = np.asarray(nearness.detach().cpu() if isinstance(nearness, Tensor) else nearness, dtype=np.float64)
+        given = nearness.detach().cpu().double() if isinstance(nearness, Tensor) else nearness
+        values = np.asarray(given, dtype=np.float64)
         if values.ndim != 2 or values.size == 0:
             raise ValueError(f"nearness must be one map (H, W), got shape {values.shape}")
         holes = ~np.isfinite(values)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from perception.vocabulary.names import PerceptionVocabulary, Span, SpanError
 
@@ -37,7 +38,7 @@ def as_places(value: Any, width: int, noun: str) -> NDArray[np.float64]:
     Raises:
         ValueError: for another shape, NaN, or values outside [0, 1].
     """
-    places = np.asarray(value, dtype=np.float64)
+    places = np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value, dtype=np.float64)
     if places.size == 0:
         return places.reshape(0, width)
     if places.ndim != 2 or places.shape[1] != width:

@@ -87,6 +87,15 @@ def test_points_come_back_in_their_order() -> None:
     assert np.abs(tokenizer.decode(codes) - points).max() <= 0.5 / 50 + 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_of_a_model_are_taken_as_arrays_are(dtype: torch.dtype) -> None:
+    image, boxes = Image.new("RGB", (40, 30)), torch.tensor([[0.25, 0.5, 0.75, 1.0]], dtype=dtype, requires_grad=True)
+    for tokenizer, value in ((BoxTokenizer(), boxes), (PointTokenizer(), boxes[:, :2])):
+        assert tokenizer.encode(value) == tokenizer.encode(value.tolist())
+        assert tokenizer.draw(value, image).tobytes() == tokenizer.draw(value.tolist(), image).tobytes()
+    assert DepthTokenizer.draw(boxes).tobytes() == DepthTokenizer.draw(boxes.tolist()).tobytes()
+
+
 def test_edges_of_the_image() -> None:
     assert BoxTokenizer(10).encode([[0, 0, 1, 1]]) == [0, 0, 9, 9]
     assert BoxTokenizer(10).encode([[0.1, 0.2, 0.2, 0.3]]) == [1, 2, 2, 3]
