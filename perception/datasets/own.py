@@ -30,7 +30,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ CONVERSATIONS = ("messages", "conversations")
 """Columns that hold conversations (`perception.datasets.messages`)"""
 _REMEDY = "correct or remove the row"
 _ONE_IMAGE = "a question is about one image: make a row for each, or join them into one picture"
+_LONGEST_NAME = 4096
+"""Characters of a file's name, more than systems allow; the bytes of an image, as text, are longer"""
 _SEPARATORS = ",;\t|"
 _ENDS = ("!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f")
 """Ends of sentences beside the full stop: also those of Chinese, Japanese, Hindi and Arabic"""
@@ -139,9 +141,14 @@ def _checked(row: dict[str, Any], folder: Path, where: str) -> tuple[dict[str, A
     missing = [column for column in _NEEDED if not _text(row, column)]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; {_REMEDY}")
-    image = ImageFile(folder / _text(row, "image"))
+    name = _text(row, "image")
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"{where}: image is no file's name but {len(name)} characters, {name:.20}..; save images as files"
+        )
+    image = ImageFile(folder / name)
     if not image.path.is_file():
-        _check_one_image(_text(row, "image"), where)
+        _check_one_image(name, where)
     check_exists(image.path, where)
     return row, image
 
@@ -251,11 +258,15 @@ def _rows(path: Path, skipped: list[str] | None) -> Iterator[tuple[str, dict[str
         raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .json; got {path.suffix!r}")
     is_csv = path.suffix.lower() in (".csv", ".tsv")
     for where, row in _csv_rows(path) if is_csv else json_objects(path, skipped):
-        unknown = [str(column) for column in row if column not in (*_KNOWN, "images", _TOO_MANY)]
-        if unknown:
-            hint = "; give a table of messages as data.dataset" if set(unknown) & set(CONVERSATIONS) else ""
-            raise ValueError(f"{where}: unknown column {', '.join(unknown)}; known: {', '.join(_KNOWN)}{hint}")
+        _check_columns(row, where)
         yield where, row
+
+
+def _check_columns(columns: Iterable[str], where: str) -> None:
+    unknown = [str(column) for column in columns if column not in (*_KNOWN, "images", _TOO_MANY)]
+    if unknown:
+        hint = "; give a table of messages as data.dataset" if set(unknown) & set(CONVERSATIONS) else ""
+        raise ValueError(f"{where}: unknown column {', '.join(unknown)}; known: {', '.join(_KNOWN)}{hint}")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -269,8 +280,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(lines, delimiter=separator or ",", restkey=_TOO_MANY, skipinitialspace=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        _check_columns(reader.fieldnames, f"{path.name}, line {1 + begun}")  # before cells too long to be read
         for row in reader:
             if any(value and str(value).strip() for value in row.values()):
                 yield f"{path.name}, line {reader.line_num + begun}", row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num + begun} is not CSV ({error}); save it again") from error
+        raise ValueError(
+            f"{path}, line {reader.line_num + begun} is not CSV ({error}); save it again, with images as files"
+        ) from error

@@ -316,3 +316,15 @@ def test_a_row_with_a_comma_too_many_is_left_out(tmp_path: Path) -> None:
     assert made.skipped == (said,)
     with pytest.raises(ValueError, match=said):
         read_questions(file, 100)
+
+
+def test_the_columns_are_checked_before_cells_too_long_to_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "BLINK.tsv"  # as VLMEvalKit publishes sets, with the images' bytes as text
+    file.write_text("index\timage\tquestion\tA\tB\tanswer\n0\t" + "x" * 200_000 + "\tHow many?\t1\t2\tA\n")
+    with pytest.raises(ValueError, match=r"BLINK.tsv, line 1: unknown column index, A, B; known: image, question"):
+        read_questions(file, 100)
+
+
+def test_an_image_as_text_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 1: image is no file's name but 20000 characters, iVBOiVBO"):
+        read_questions(jsonl(tmp_path, {**CUPS, "image": "iVBO" * 5000}), 100)
