@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,16 +59,20 @@ def accuracy_interval(right: Sequence[float], groups: Sequence[Hashable] | None 
     """Interval of the share of right answers (N,), each 1 or 0; shares in between count as they are.
 
     Where all answers are right, or all are wrong, resampling says nothing; the end inside [0, 1] is then the exact one
-    (Clopper and Pearson 1934), for as many answers as there are groups. Raises ValueError for no values.
+    (Clopper and Pearson 1934), for as many answers as there are groups. One group of right and wrong answers says
+    nothing of others either: its interval is [0, 1]. Raises ValueError for no values.
 
     Args:
         groups: see `bootstrap_interval`.
     """
     found = bootstrap_interval(right, groups=groups)
-    reach = 0.025 ** (1 / (found.count if groups is None else len({*groups})))
+    independent = found.count if groups is None else len({*groups})
+    reach = 0.025 ** (1 / independent)
     if found.low == found.high == 1:
         return Interval(1.0, reach, 1.0, found.count)
-    return Interval(0.0, 0.0, 1 - reach, found.count) if found.low == found.high == 0 else found
+    if found.low == found.high == 0:
+        return Interval(0.0, 0.0, 1 - reach, found.count)
+    return found if independent > 1 else replace(found, low=0.0, high=1.0)
 
 
 def paired_difference(

@@ -82,6 +82,11 @@ def test_answers_about_one_image_are_resampled_together() -> None:
         bootstrap_interval([0, 1, 1], groups=[0, 1])
 
 
+def test_questions_about_a_single_image_say_nothing_of_others() -> None:
+    found = accuracy_interval([1.0, 0.0, 1.0, 0.0], ["a"] * 4)
+    assert (found.mean, found.low, found.high, found.count) == (0.5, 0, 1, 4)
+
+
 def test_pairs_that_never_differ_are_not_sure_to_be_alike() -> None:
     found = paired_difference([1.0] * 20, [1.0] * 20)
     assert found.mean == 0 and found.low == -found.high and found.high == pytest.approx(0.168, abs=1e-3)
