@@ -201,6 +201,33 @@ def final_announcement(text: str) -> Announcement | None:
     return next(said, found[0] if found else None)
 
 
+# Options that a question lists
+
+_OPTIONS_HEADING = re.compile(r"\b(?:options|choices)\s*:", re.IGNORECASE)
+_LISTED = re.compile(r"\(?(?<![\w.])([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?(?<![\w.])[A-H][).:]\s|\s*$)", re.DOTALL)
+_HOW_TO_ANSWER = re.compile(r"\s+(?=(?:Please|Answer|Select|Choose|Pick|Give|Respond|Reply|Return|Output)\b)|\s*\n")
+"""Ends the last option: a new line, or a sentence that says how to answer"""
+
+
+def options_in(question: str) -> tuple[str, ...]:
+    """Texts of the options that a question lists, as in "Options: A: 3, B: 4"; empty where it lists none."""
+    return split_options(question)[1]
+
+
+def split_options(question: str) -> tuple[str, tuple[str, ...]]:
+    """Return a question without the options that it lists, and their texts; the question itself where it lists none."""
+    begin = max((heading.end() for heading in _OPTIONS_HEADING.finditer(question)), default=0)
+    found = list(_LISTED.finditer(question, begin))
+    if len(found) < 2 or "".join(each[1] for each in found) != LETTERS[: len(found)]:
+        return question, ()
+    *texts, last = (each[2] for each in found)
+    if not any("\n" in text for text in texts):
+        last = _HOW_TO_ANSWER.split(last, maxsplit=1)[0]
+    rest = question[found[-1].start(2) + len(last) :]
+    options = tuple(text.strip().rstrip(",").strip() for text in (*texts, last))
+    return f"{question[: found[0].start()]}\n{rest}", options
+
+
 # Choices. An option that a text names, by letter or by words, is replaced by a mark, so that the same rules read both.
 
 _OPTION_MARKS = "".join(chr(0xE000 + n) for n in range(len(LETTERS)))
@@ -298,11 +325,13 @@ def _by_words(text: str, options: Sequence[str], question: str) -> int | None:
     names = [option.strip().strip(".") for option in options]
     if len({name.lower() for name in names}) < len(names):
         return None
-    numbers = [read_number(name) if _NUMBER.fullmatch(name) else None for name in names]
-    if all(number is not None for number in numbers):
-        value = read_number(text, question)
+    numbers = [number_alone(name) for name in names]
+    alone = all(_NUMBER.fullmatch(name) for name in names)
+    chosen = None if alone else _choose(_mark_words(text, names), question, len(options))
+    value = read_number(text, question) if None not in numbers else number_alone(text)
+    if chosen is None and value is not None and (alone or numbers.count(value) == 1):
         return numbers.index(value) if value in numbers else None
-    return _choose(_mark_words(text, names), question, len(options))
+    return chosen
 
 
 def _mark_letters(text: str, letters: str) -> str:
@@ -439,6 +468,16 @@ def read_number(text: str, question: str = "") -> float | None:
     return None
 
 
+def number_alone(text: str) -> float | None:
+    """Return the number of a text that is a number, alone or with a name ("3", "two", "2 cats"); None for any other
+    text ("2 or 3", "more than 2", "2 on the left")."""
+    number = _NUMBER.match(text.strip())
+    behind = re.fullmatch(r"((?:\s+[^\W\d_]+){0,3})\s*\.?", text.strip()[number.end() :]) if number else None
+    if number is None or behind is None or {*behind[1].lower().split()} & (ENDS | _LINKS | _NO_NAMES):
+        return None
+    return _value(number)
+
+
 _LINKS = frozenset(re.findall(r"\w+", "of the these those all visible different more total other"))
 """Words that may stand between a number and its thing without narrowing it"""
 ENDS = frozenset(
@@ -450,6 +489,8 @@ ENDS = frozenset(
     )
 )
 """Words that end the name of a thing"""
+_NO_NAMES = frozenset(("less", "fewer", "plus"))
+"""Words behind a number that make it another one: "5 or more", "5 plus" """
 _VERBS = frozenset(re.findall(r"\w+", "is are was were do does did can could has have had"))
 _PLACING = frozenset(re.findall(r"\w+", "in on at with from to by for under over behind near next inside outside"))
 _SOMEWHERE = "somewhere"
@@ -475,6 +516,8 @@ _IRREGULAR |= {
     "buses": "bus",
     "shelves": "shelf",
 }
+_ONE_FORM = frozenset(("broccoli", "deer", "fish", "sheep"))
+"""Names that are their own plural"""
 
 
 @dataclass(frozen=True)
@@ -540,6 +583,19 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
+def plural_of(name: str) -> str:
+    """The plural of a name that `asked_thing` reads as that name again: "wine glass" -> "wine glasses"."""
+    before, last = name[: name.rfind(" ") + 1], name[name.rfind(" ") + 1 :]
+    irregular = {one: many for many, one in _IRREGULAR.items()}
+    if last in irregular:
+        return before + irregular[last]
+    if last in _ONE_FORM or (last.endswith("s") and not last.endswith(("ss", "us"))):
+        return name  # sheep, scissors
+    if last.endswith(("ss", "x", "ch", "sh", "us")):
+        return f"{name}es"
+    return f"{name[:-1]}ies" if re.search(r"[^aeiou]y$", last) else f"{name}s"
+
+
 def _name(words: Sequence[str]) -> tuple[str, ...]:
     """The words in front of the first one that ends names."""
     return tuple(words[: next((n for n, word in enumerate(words) if word in ENDS), len(words))])
@@ -552,7 +608,9 @@ def _said(words: Sequence[str]) -> list[str]:
     return [*said, _SOMEWHERE] if said and said[-1] in _PLACING else said
 
 
-COUNTED = re.compile(r"\b(?:how many|number of|count)\b([^.,;:?!()\n]*)", re.IGNORECASE)
+COUNTED = re.compile(
+    r"\b(?:how many|number of|count(?![^.,;:?!()\n]*\b(?:how many|number of)\b))\b([^.,;:?!()\n]*)", re.IGNORECASE
+)
 """A question after a number of things, and the words behind it, which begin with their name"""
 
 

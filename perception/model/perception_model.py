@@ -51,7 +51,7 @@ from perception.model.image_inputs import (
 from perception.model.images import ImageLike, load_image
 from perception.model.prepared_images import CachedFeatures, PreparedImage, mark_pixels
 from perception.model.replies import decode_plainly, keep_spans_in_replies, know_end
-from perception.model.wording import TAUGHT, depth_words, taught_words
+from perception.model.wording import TAUGHT, depth_words, taught_thing, taught_words
 from perception.scenes.markers import lettered
 from perception.scenes.questions import letters_text
 from perception.tokenizers.masks import MaskTokenizer
@@ -369,7 +369,7 @@ class PerceptionModel:
     def _untaught(self, question: str, kind: str | None, points: int = 0) -> str:
         """Return why a question of a kind is not one that the model was taught; empty where it may be one."""
         known, thing = self.taught_things, asked_thing(question)
-        if kind == "count" and known and thing and thing not in {asked_thing(f"How many {name}?") for name in known}:
+        if kind == "count" and known and thing and not taught_thing(question, known):
             return f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
         if not self.taught or asks_to_draw(question):
             return ""

@@ -8,7 +8,7 @@ asleep?") is left as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from itertools import pairwise
 
 from perception.answers import (
@@ -19,6 +19,8 @@ from perception.answers import (
     asks_for_farthest,
     asks_for_nearest,
     letters_in,
+    plural_of,
+    split_options,
 )
 from perception.chains import kind_of_question
 from perception.scenes.questions import depth_text
@@ -31,10 +33,13 @@ _FILLING = frozenset(
         "make out what s how many much count number total altogether overall all exactly just visible shown appear "
         "appears present depicted pictured exist exists image picture photo photograph pic scene shot view frame "
         "answer answers question choices choice option options select choose pick following best correct respond reply "
-        "directly only single word phrase letter using digit digits integer numeral",
+        "directly only single word phrase letter using digit digits integer numeral given provided provide output "
+        "return nothing else your should as",
     )
 )
-"""Words that a counting question may hold beside the name of what it counts, with those of published sets' options"""
+"""Words that a counting question may hold beside the name of what it counts"""
+_ON_ANSWERING = _FILLING | {"above", "based", "one"}
+"""Words that may stand before and behind the clause that counts: "from the options above" """
 _OF_DEPTH = _FILLING | frozenset(
     re.findall(
         r"\w+",
@@ -55,6 +60,25 @@ _TO_A_MARKER = re.compile(
 """Asks for the distance from another marker and not from the camera"""
 _LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "please", "exactly", "overall"))
 """Words around the name of what is counted"""
+_SYNONYMS = {
+    "aeroplane": "airplane",
+    "bike": "bicycle",
+    "computermouse": "mouse",
+    "doughnut": "donut",
+    "fridge": "refrigerator",
+    "human": "person",
+    "lorry": "truck",
+    "mobilephone": "cellphone",
+    "motorbike": "motorcycle",
+    "necktie": "tie",
+    "plane": "airplane",
+    "remotecontrol": "remote",
+    "smartphone": "cellphone",
+    "sofa": "couch",
+    "television": "tv",
+    "tvmonitor": "tv",
+}
+"""Other names of COCO's kinds, without spaces"""
 
 
 TAUGHT = {
@@ -77,7 +101,16 @@ def taught_words(question: str, things: Sequence[str] = (), points: int = 0) -> 
     return depth_words(question, points) if kind == "depth" else None
 
 
+def taught_thing(question: str, things: Sequence[str]) -> str | None:
+    """Return which of the things that a model was taught a question counts, spaces aside and by other names as well
+    ("cellphones", "sofas"); None for none of them."""
+    said = "".join(asked_thing(question))
+    joined = {"".join(asked_thing(f"How many {each}?")): each for each in things}
+    return joined.get(said) or joined.get(_SYNONYMS.get(said, ""))
+
+
 def _counting(question: str, things: Sequence[str]) -> str | None:
+    question = re.sub(r"\((e?s)\)", r"\1", split_options(question)[0])  # "cat(s)"
     asked = COUNTED.search(question)
     if asked is None:
         return None
@@ -86,14 +119,18 @@ def _counting(question: str, things: Sequence[str]) -> str | None:
     if any(word == "of" and before not in _LINKS for before, word in pairwise(words[:end])):
         return None  # "kinds of animals" are no animals
     name = " ".join(word for word in words[:end] if word not in _LINKS)
-    rest = [*_words(question[: asked.start()]), *words[end:], *_words(question[asked.end() :])]
+    around = [*_words(question[: asked.start()]), *_words(question[asked.end() :])]
     thing = asked_thing(f"How many {name}?")
-    known = not things or thing in {asked_thing(f"How many {each}?") for each in things}
-    if not known or not thing or len(thing) < len(name.split()):  # a word such as "different" is no name
+    known = taught_thing(f"How many {name}?", things)
+    if (things and not known) or not thing or len(thing) < len(name.split()):  # a word such as "different" is no name
         return None
-    if not all(word in _FILLING or word.isdigit() or len(word) == 1 for word in rest):
+    if not (all(map(_fills(_FILLING), words[end:])) and all(map(_fills(_ON_ANSWERING), around))):
         return None
-    return f"How many {name} are there?"
+    return f"How many {plural_of(known) if known else name} are there?"
+
+
+def _fills(filling: Set[str]) -> Callable[[str], bool]:
+    return lambda word: word in filling or word.isdigit() or len(word) == 1
 
 
 def depth_words(question: str, points: int) -> str | None:

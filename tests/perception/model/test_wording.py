@@ -8,6 +8,7 @@ from PIL import Image
 from perception import PerceptionModel
 from perception.answers import letters_in
 from perception.chains import Answer
+from perception.datasets.plurals import plural
 from perception.evaluation.published_scores import asker
 from perception.evaluation.published_sets import OPTION, PublishedItem
 from perception.model.perception_model import check_places
@@ -70,6 +71,63 @@ def test_what_says_no_more_is_put_in_the_taught_words(question: str, words: str)
 )
 def test_what_says_more_or_other_things_is_not(question: str) -> None:
     assert taught_words(question, THINGS) is None
+
+
+FOUR = "\nA. 1\nB. Two\nC. 3 cats\nD. more than 3"
+"""Options in the layout of many published sets"""
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Count the number of cats in the image.",
+        "Count how many cats there are.",
+        "How many cats are in the given image? Output only the number.",
+        f"How many cats are in the image?{FOUR}\nAnswer with the option's letter from the given choices directly.",
+        f"Question: How many cats?\nOptions:{FOUR}\nPlease select the correct answer from the options above. ",
+        f"How many cats?{FOUR}\nPlease answer directly with only the letter of the correct option and nothing else.",
+        "Based on the image, how many cats are there? (A) One (B) Two",
+        "How many cat are there?",
+        "How many cat(s) are there?",
+    ],
+)
+def test_instructions_and_options_of_published_sets_say_no_more(question: str) -> None:
+    assert taught_words(question, THINGS) == "How many cats are there?"
+
+
+def test_what_stands_around_the_options_may_say_more() -> None:
+    assert taught_words(f"How many cats are there?{FOUR}\nCount the black ones only.", THINGS) is None
+    assert taught_words(f"How many cats are asleep?{FOUR}", THINGS) is None
+    assert taught_words("How many cats are above?", THINGS) is None
+
+
+def test_things_are_asked_for_by_the_name_that_was_taught() -> None:
+    model = PerceptionModel.from_pretrained(shipped("photo-tiny"))
+    other_names = {
+        "persons": "people",
+        "person(s)": "people",
+        "humans": "people",
+        "bikes": "bicycles",
+        "motorbikes": "motorcycles",
+        "sofas": "couches",
+        "TVs": "tvs",
+        "televisions": "tvs",
+        "aeroplanes": "airplanes",
+        "cellphones": "cell phones",
+        "hotdogs": "hot dogs",
+        "computer mice": "mice",
+        "knife": "knives",
+        "sheep": "sheep",
+    }
+    for name, taught in other_names.items():
+        question, words = f"How many {name} are in the image?", f"How many {taught} are there?"
+        assert model.put(question, "direct") == (words, "count") and model.strange(question) == ""
+    for kind in model.taught_things:
+        words = f"How many {plural(kind)} are there?"
+        for name in (kind, plural(kind)):
+            assert taught_words(f"How many {name} are there?", model.taught_things) == words
+    for narrower in ("women", "pairs of skis", "train cars", "phone books"):
+        assert taught_words(f"How many {narrower} are there?", model.taught_things) is None
 
 
 def test_any_thing_may_be_counted_where_none_are_listed() -> None:
