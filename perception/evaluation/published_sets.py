@@ -16,7 +16,15 @@ from typing import Any
 
 from PIL import Image
 
-from perception.answers import LETTERS, read_number
+from perception.answers import (
+    LETTERS,
+    names_points,
+    number_alone,
+    options_in,
+    read_letter,
+    read_number,
+    read_option,
+)
 from perception.chains import kind_of_question
 from perception.datasets.images import ImageFile, check_exists
 from perception.datasets.lines import json_lines, read_text
@@ -28,7 +36,6 @@ OPTION, NUMBER, MATHS, TEXT = "option", "number", "maths", "text"
 OWN = "own"
 MATHS_SOURCES = ("FunctionQA", "Geometry3K", "GeoQA+", "GEOS", "UniGeo")
 """Sources of MathVista's maths subset (MINT-CoT, arXiv 2506.05331)"""
-_OPTION_LINE = re.compile(r"\(?([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?[A-H][).:]\s|\s*$)", re.DOTALL)
 _SEED_COUNTING = "Instances Counting"
 _HIDDEN = "hidden"
 """BLINK's answer where it publishes none"""
@@ -465,24 +472,30 @@ def _mmstar(folder: Path) -> Iterator[PublishedItem]:
 def _own(path: Path) -> Iterator[PublishedItem]:
     """Read a table as `train.finetune --data.own` does: answers are numbers, letters of options or points, or texts."""
     for where, image, question, truth in read_asked(path):
-        group = kind_of_question(question) or "other"
-        if re.fullmatch(r"-?\d+(\.\d+)?", truth):
-            yield PublishedItem(where, group, image, question, truth, NUMBER)
-        elif letter := re.fullmatch(r"\(?([A-H])\)?", truth):
-            options = options_in(question) or _letters_in(question) or tuple(LETTERS[:5])
-            if letter[1] not in LETTERS[: len(options)]:
+        kind, listed = kind_of_question(question), options_in(question)
+        letter = _own_letter(truth, question, listed)
+        number = number_alone(truth) if kind == "count" and letter is None else None
+        if letter is not None:
+            options = listed or _letters_in(question) or tuple(LETTERS[:5])
+            if letter not in LETTERS[: len(options)]:
                 raise ValueError(f"{where}: the answer {truth} is none of the options of {question!r:.120}; correct it")
-            yield PublishedItem(where, group, image, question, letter[1], OPTION, options)
+            yield PublishedItem(where, kind or "other", image, question, letter, OPTION, options)
+        elif number is not None or re.fullmatch(r"-?\d+(\.\d+)?", truth):
+            said = truth if number is None else f"{number:g}"
+            yield PublishedItem(where, kind or "other", image, question, said, NUMBER)
         else:
-            yield PublishedItem(where, group, image, question, truth, TEXT)
+            yield PublishedItem(where, kind or "other", image, question, truth, TEXT)
 
 
-def options_in(question: str) -> tuple[str, ...]:
-    """Texts of the options at the end of a question, as in "Options: A: 3, B: 4"; empty where it has none."""
-    part = re.split(r"\b(?:Options|Choices)\s*:", question, flags=re.IGNORECASE)[-1]
-    found = [(match[1], match[2].strip().rstrip(",").strip()) for match in _OPTION_LINE.finditer(part)]
-    in_order = [text for letter, (own, text) in zip(LETTERS, found, strict=False) if own == letter]
-    return tuple(in_order) if len(in_order) == len(found) > 1 else ()
+def _own_letter(truth: str, question: str, listed: Sequence[str]) -> str | None:
+    """The letter of the option or lettered point that an answer of a table names, by letter or words; None for another
+    answer."""
+    if letter := re.fullmatch(r"\(?([A-H])\)?", truth):
+        return letter[1]
+    if listed:
+        return read_option(truth, listed, question)
+    is_of_points = kind_of_question(question) == "depth" and names_points(question)
+    return read_letter(truth, question) if is_of_points else None
 
 
 SETS: dict[str, Callable[[Path], Iterator[PublishedItem]]] = {

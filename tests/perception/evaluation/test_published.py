@@ -18,6 +18,7 @@ from tiny_perception import build_perception
 from typer.testing import CliRunner
 
 from perception import cli
+from perception.answers import options_in
 from perception.chains import Answer, ChainRoom, kind_of_question
 from perception.datasets.shards import Plan
 from perception.evaluation.bootstrap import accuracy_interval, bootstrap_interval
@@ -29,7 +30,7 @@ from perception.evaluation.published_scores import (
     published_room,
     score,
 )
-from perception.evaluation.published_sets import PublishedItem, options_in, read_published_set
+from perception.evaluation.published_sets import PublishedItem, read_published_set
 from perception.interleave.reasoner import Reasoner
 from perception.model.perception_model import PerceptionModel
 from perception.vocabulary.names import Span
@@ -344,6 +345,9 @@ def test_geoqa_and_mmstar(tmp_path: Path) -> None:
         ("Q?\nOptions: A: yes, B: no", ("yes", "no")),
         ("Q? Choices:\n(A) 3 m\n(B) 4 m\n(C) 5 m", ("3 m", "4 m", "5 m")),
         ("Find A.", ()),
+        ("Q?\nA. 1\nB. 2\nAnswer with the option's letter from the given choices directly.", ("1", "2")),
+        ("Q? (A) One cat (B) Two cats Please answer with a letter.", ("One cat", "Two cats")),
+        ("Q? In the U.S.A. (A) 3\nmetres (B) 4\nmetres", ("3\nmetres", "4\nmetres")),
     ],
 )
 def test_options_inside_questions(question: str, options: tuple[str, ...]) -> None:
@@ -520,6 +524,33 @@ def test_a_table_of_one_s_own_is_a_set(folder: Path, tmp_path: Path) -> None:
     table.write_text(table.read_text().replace(",A,", ",C,"))
     with pytest.raises(ValueError, match=r"questions.csv, line 5: the answer C is none of the options"):
         read_published_set("own", table)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "right", "wrong"),
+    [
+        ("How many cats are there?", "two", "2.", "3."),
+        ("How many cats are there?", "2 cats", "There are 2 cats.", "There are no cats."),
+        ("How many cats are there?", "no cats", "0.", "1."),
+        ("How many cats are there? (A) 3 (B) 2", "2", "(B)", "(A)"),
+        ("How many cats are there? (A) 3 (B) 2", "(B) 2", "2.", "3."),
+        ("How many cats are there?\nA. 3\nB. 2\nAnswer with the option's letter.", "B", "2.", "3."),
+        ("How many cats are there? (A) 3 cats (B) 2 cats", "B", "2.", "3."),
+        ("How many cats are there? (A) Three (B) Two (C) More than three", "B", "2.", "4."),
+        ("Which point is closer, A or B?", "Point B", "A 40, B 60 so B.", "A 60, B 40 so A."),
+        ("Which point is closer, A or B?", "b", "A 40, B 60 so B.", "A 60, B 40 so A."),
+        ("Which point is closer? (A) Point A (B) Point B", "Point B", "A 40, B 60 so B.", "A 60, B 40 so A."),
+        ("Which is closer, the cup or the spoon?", "the cup", "The cup.", "A cup."),
+        ("How many cats are there?", "more than 5", "More than 5.", "5."),
+    ],
+)
+def test_answers_of_a_table_are_read_as_a_model_s_are(
+    tmp_path: Path, question: str, answer: str, right: str, wrong: str
+) -> None:
+    image_file(tmp_path / "a.png")
+    lines(tmp_path / "q.jsonl", [{"image": "a.png", "question": question, "answer": answer}])
+    (item,) = read_published_set("own", tmp_path / "q.jsonl")
+    assert [score(item, text)[1] for text in (right, wrong)] == [True, False]
 
 
 def test_the_room_follows_from_the_model_s_grid(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
