@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval.api.model import lmms
 from PIL import Image
 
+from perception.answers import options_in, read_option
 from perception.datasets.progress import track
 from perception.evaluation.published_scores import published_room
 from perception.model.devices import find_device
@@ -77,7 +78,8 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
             prompts = [self._prompt(*arguments) for arguments in chunk]
             limit = max(self._limit(settings) for _, settings, *_ in chunk)
             answers = self.perception.answer(prompts, limit)
-            texts += [_cut(a.text, settings) for a, (_, settings, *_) in zip(answers, chunk, strict=True)]
+            for answer, prompt, (context, settings, *_) in zip(answers, prompts, chunk, strict=True):
+                texts.append(_cut(_as_asked(answer.text, prompt, context), settings))
         return texts
 
     def _prompt(
@@ -100,6 +102,14 @@ class PerceptionLmms(lmms):  # type: ignore[misc]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError(f"{NAME} answers one question at a time; choose a task with one round")
+
+
+def _as_asked(text: str, prompt: Prompt, context: str) -> str:
+    """The letter that an answer means, where its question lists options and was put to the model in other words or with
+    the wish for a drawing: tasks read letters, and such answers are numbers and readings."""
+    question = context.replace("<image>", "").strip()
+    options = options_in(question)
+    return (read_option(text, options, question) if options and prompt.question != question else None) or text
 
 
 def _cut(text: str, settings: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from tiny_perception import build_perception
 
-from perception.model.perception_model import PerceptionModel
+from perception.chains import Answer
+from perception.model.perception_model import PerceptionModel, Prompt
 
 
 @dataclass
@@ -68,6 +69,26 @@ def test_answers_are_the_model_s_own(adapter: Any, folder: Path, mode: str) -> N
         image = model.task_dict["blink"]["val"][n]["image"]
         text = question.removeprefix("<image>\n")
         assert found[n] == own.ask(image, text, "auto" if mode == "chain" else "direct", limit).text
+
+
+def test_where_a_question_lists_options_the_answer_is_a_letter(
+    adapter: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapter.PerceptionLmms(str(folder), mode="chain", max_new_tokens=76)
+    suffix = "\nAnswer with the option's letter from the given choices directly."
+    questions = {
+        f"How many cubes are there?\n(A) 3\n(B) 2{suffix}": "B",
+        f"Which point is closer?\nA. A is closer\nB. B is closer{suffix}": "B",
+        f"How many cubes are there?\n(A) 3\n(B) 4{suffix}": "2 cubes.",
+        "How many cubes are there?": "2 cubes.",
+        f"What is it?\n(A) a cube\n(B) 2 cubes{suffix}": "2 cubes.",
+    }
+
+    def answer(prompts: list[Prompt], _: int) -> list[Answer]:
+        return [Answer("so B." if "closer" in prompt.question else "2 cubes.", (), None) for prompt in prompts]
+
+    monkeypatch.setattr(model.perception, "answer", answer)
+    assert model.generate_until(requests(model, list(questions))) == list(questions.values())
 
 
 def test_stop_words_and_what_cannot_be_done(adapter: Any, folder: Path) -> None:
