@@ -279,8 +279,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         lines.seek(0)
     reader = csv.DictReader(lines, delimiter=separator or ",", restkey=_TOO_MANY, skipinitialspace=True)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        _check_columns(reader.fieldnames, f"{path.name}, line {1 + begun}")  # before cells too long to be read
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        _check_columns(columns, f"{path.name}, line {1 + begun}")  # before cells too long to be read
         for row in reader:
             if any(value and str(value).strip() for value in row.values()):
                 yield f"{path.name}, line {reader.line_num + begun}", row
