@@ -27,7 +27,7 @@ from perception.scenes.scene import Scene
 SURE = 0.4
 """Lowest score of a box that counts as a thing. A kind with a weaker box in an image is not asked about there"""
 WEAK = 0.3
-"""The same where weak boxes are learned from, and those that are weaker still keep no kind from being asked about"""
+"""Lowest score of a thing where weak boxes are learned from. Weaker boxes do not count there"""
 _MAP = 80  # side of the maps at which places for markers are chosen
 _FLOOR = 0.05  # nearness of the farthest, so that its inverse is finite; maps are scaled to [0, 1] again
 _PNG, _GREY = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # the first bytes of a PNG, and those at 24 where it is 8-bit grey
