@@ -584,7 +584,10 @@ def _singular(word: str) -> str:
 
 
 def plural_of(name: str) -> str:
-    """The plural of a name that `asked_thing` reads as that name again: "wine glass" -> "wine glasses"."""
+    """The plural of a name that `asked_thing` reads as that name again: "wine glass" -> "wine glasses".
+
+    For the names of COCO's kinds it is that of `perception.datasets.plurals`, which needs inflect.
+    """
     before, last = name[: name.rfind(" ") + 1], name[name.rfind(" ") + 1 :]
     irregular = {one: many for many, one in _IRREGULAR.items()}
     if last in irregular:
