@@ -14,7 +14,8 @@ from perception.scenes.questions import CountQuestion, DepthQuestion, boxes_of, 
 from perception.scenes.render import SceneObject
 from perception.scenes.scene import Scene
 
-_ABSENT = 0.15  # share of counting questions about a kind that is absent
+_ABSENT = 0.15  # share of counting questions about a kind that is absent, where an image shows one
+_ABSENT_WEAK = 0.4  # .. where weak boxes are learned from, so that not all that is faintly like a thing is drawn
 
 
 def draw_things(
@@ -33,7 +34,8 @@ def _draw_kind(photos: Photographs, scene: PhotoScene, rng: np.random.Generator)
     present = sorted({item.shape for item in scene.objects} - scene.unsure)
     here = scene.unsure | set(present)
     weights = np.where([name in here for name in photos.kinds], 0, photos.weights)
-    if present and (rng.random() >= _ABSENT or not weights.any()):
+    absent = _ABSENT_WEAK if photos.weak_boxes else _ABSENT
+    if present and (rng.random() >= absent or not weights.any()):
         return present[int(rng.integers(len(present)))]
     if weights.any():
         return photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))]

@@ -38,7 +38,8 @@ class PhotosConfig:
     """number of photographs with an answer to learn from, as of rendered scenes; 0: all, asked anew each time"""
     weak_boxes: bool = False
     """learn from boxes of the teacher with a score of 0.3 too, and ask about kinds with weaker ones: more than twice as
-    many lists of several things, some of them wrong. Held-out questions stay with the sure ones (0.4)"""
+    many lists of several things, some of them wrong, and more questions about absent kinds. Held-out questions stay
+    with the sure ones (0.4)"""
     views: str = ""
     """folder of views that train.photo_tower stored (RUN_DIR/views): the language model then learns from these alone,
     without a pass through the tower, which must be frozen. Empty: a new part of a photograph each time"""

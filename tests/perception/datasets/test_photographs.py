@@ -60,6 +60,14 @@ def test_weak_boxes_are_things_or_nothing_where_they_are_learned_from(photos, tm
     assert PhotosConfig(str(folder), weak_boxes=True).build().scene(0, 64).unsure == set()
 
 
+def test_two_questions_in_five_are_about_absent_kinds_where_weak_boxes_are_learned_from(photos):
+    weak, rng = Photographs(photos.folder, weak_boxes=True), np.random.default_rng(0)
+    scene = weak.scene(0, 0)  # its dog is too weak to count
+    asked = [photo_count_question(weak, scene, rng) for _ in range(400)]
+    assert {q.answer for q in asked if q.things == "dogs"} == {0}
+    assert 0.33 < np.mean([q.things == "dogs" for q in asked]) < 0.47
+
+
 def test_the_mirror_image_has_mirrored_boxes_depth_and_pixels(photos):
     scene, mirrored = photos.scene(0, 96), photos.scene(0, 96, mirrored=True)
     (car,), (other,) = ([item for item in one.objects if item.shape == "car"] for one in (scene, mirrored))
