@@ -13,7 +13,7 @@ All are asked about the photographs of the test part, whose answers are the teac
 learned, and are no truth. Also measured is what the common start perceives: where it says that the marked points are,
 and whether its maps are nearest at the right one of them. Trainings and outcomes stay in --runs, so that a benchmark
 that was stopped goes on. Writes `benchmarks/results/photos.json`; numbers of answers that were measured before from the
-same base stay in it.
+same base, perhaps with other seeds, stay in it.
 
 With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
 """
@@ -126,7 +126,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     items = [every[i] for row in ROWS for i in pick(every, row)]
     total = len(Photographs(given.photos))
     common = {
-        "seeds": given.seeds,
         "photographs": {"train": total, "test": len({id(item.scene) for item in items})},
         "questions": {row: len(pick(items, row)) for row in ROWS},
         "base": base_digest(find_folder(given.base))[:16],
@@ -145,7 +144,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         config = training("direct", min(answers, total), given.seeds[0], given, LONGER)
         models.append(config.out)
         (values,) = outcomes(config, "direct", items).values()
-        found[str(answers)] = {**figures(correct, items), LONGER_TITLE: accuracies(values, items)}
+        of_seeds = {"seeds": given.seeds, **figures(correct, items)}
+        found[str(answers)] = of_seeds | {LONGER_TITLE: accuracies(values, items)}
     run = {
         "command": "python -m benchmarks.photos " + " ".join(given.words),
         "sizes": given.sizes,
@@ -174,6 +174,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines of text."""
     said = [f"start: {name}: {_percent(row)}" for name, row in result["start"].items()]
     for answers, cell in result["answers"].items():
+        said.append(f"{answers} answers, trained with {len(cell['seeds'])} seeds")
         for row in ROWS:
             for curve in (*BASELINES, *ARMS["drawing"].asked):
                 said.append(f"{answers} answers, {row}, {curve}: {_percent(cell['accuracy'][curve][row])}")

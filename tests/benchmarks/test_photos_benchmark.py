@@ -30,7 +30,7 @@ def test_the_result_has_every_curve_with_its_interval_and_what_a_constant_gets(m
         for curve in CURVES:
             row = cell["accuracy"][curve]["counting"]
             assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
-        assert set(cell[photos.LONGER_TITLE]) == set(photos.ROWS)
+        assert set(cell[photos.LONGER_TITLE]) == set(photos.ROWS) and cell["seeds"] == [0]
     assert 0 < result["the most common answer"]["counting"] <= 1
     (run,) = result["runs"]
     assert run["sizes"] == [4, 9] and run["command"].startswith("python -m benchmarks.photos --photos FOLDER --base ")
