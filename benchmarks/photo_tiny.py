@@ -3,10 +3,10 @@
 The model is asked about the photographs of the test part of a folder with labels of teacher models (docs/data.md shows
 the layout): it draws their maps, names their lettered points, draws boxes, counts, and says which point is nearest.
 Points are marked in many styles, and once more as BLINK and HardBLINK mark them. Most counting questions are about one
-thing or none, so those about all that is shown are looked at by number, too. Lists of boxes end where that is likelier
-than any further box (`SpanGrammar.weighs_ends`); counting is measured once more as plain greedy decoding ends them.
-What the teachers say counts as right: they bound what can be learned, and are no truth. Beside the model stands the
-answer that is right most often without looking. Writes `benchmarks/results/photo_tiny.json`.
+thing or none, so all that is shown, and one absent kind a photograph, are counted by number, too. Lists of boxes end
+where that is likelier than any further box (`SpanGrammar.weighs_ends`); counting is measured once more as plain greedy
+decoding ends them. What the teachers say counts as right: they bound what can be learned, and are no truth. Beside the
+model stands the answer that is right most often without looking. Writes `benchmarks/results/photo_tiny.json`.
 
 With --check it asks about fewer photographs, prints one line per target, writes nothing, and exits 1 if a target is
 missed. --model FOLDER measures another model and writes nothing.
@@ -28,7 +28,7 @@ from benchmarks.label_efficiency import ROWS, pick
 from benchmarks.perception_tiny import Hits, interval_over_images, named, perceived
 from benchmarks.photos import SIZE, constants
 from perception.datasets.photographs import Photographs
-from perception.evaluation.photos import photo_items, shown_items
+from perception.evaluation.photos import kind_items, photo_items
 from perception.evaluation.scenes import Item, evaluate_items
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
@@ -37,7 +37,7 @@ from train.loop.provenance import ROOT, provenance
 RESULT = ROOT / "benchmarks" / "results" / "photo_tiny.json"
 MODEL = "photo-tiny"
 DEPTH = "depth, 3-5 points"
-SHOWN, GREEDY = "things that are shown", "ends as greedy decoding has them"
+KINDS, GREEDY = "counts by number", "ends as greedy decoding has them"
 READ = {
     "the package reads the map": ("decoded", False),
     "the package reads the map at points that are given": ("decoded", True),
@@ -70,12 +70,14 @@ def in_published_style(model: PerceptionModel, items: Sequence[Item]) -> dict[st
     }
 
 
-def of_shown_things(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
+def by_number(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
     """Return the intervals of counts that are right, and how far they are off, by how many things are shown."""
-    answers = evaluate_items(model, items, "chain", title=SHOWN)
+    answers = evaluate_items(model, items, "chain", title=KINDS)
     found = {}
-    for name, least, most in (("single things", 1, 1), ("two or more", 2, 1_000)):
+    for name, least, most in (("no things", 0, 0), ("single things", 1, 1), ("two or more", 2, 1_000)):
         pairs = [(i, a) for i, a in zip(items, answers, strict=True) if least <= int(i.answer) <= most]
+        if not pairs:
+            continue
         errors = [abs(int(a.answer.value or 0) - int(i.answer)) for i, a in pairs]  # no number is none
         found[name] = _interval([(i, a.correct) for i, a in pairs]) | {"mean absolute error": float(np.mean(errors))}
     return found
@@ -141,7 +143,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"counts where {name} are shown{ends}: {100 * row['mean']:.1f} % ({100 * row['low']:.1f} to "
         f"{100 * row['high']:.1f}), off by {row['mean absolute error']:.2f} in the mean"
         for ends in ("", f", {GREEDY}")
-        for name, row in found[SHOWN + ends].items()
+        for name, row in found[KINDS + ends].items()
     ]
     said += [
         f"always the most common answer, {row}: {100 * share:.1f} %"
@@ -169,8 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     found["published marker style"] = in_published_style(
         model, photo_items(photos, SIZE, each=given.each, published=True)
     )
-    shown = shown_items(photos, SIZE)
-    found |= {SHOWN: of_shown_things(model, shown), f"{SHOWN}, {GREEDY}": of_shown_things(greedily(model), shown)}
+    of_kinds = kind_items(photos, SIZE)
+    found |= {KINDS: by_number(model, of_kinds), f"{KINDS}, {GREEDY}": by_number(greedily(model), of_kinds)}
     print(*lines(found), sep="\n")
     if given.model is None:
         asked = "" if given.each is None else f" --each {given.each}"

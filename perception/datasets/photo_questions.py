@@ -32,19 +32,28 @@ def draw_things(
 
 def _draw_kind(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> str | None:
     present = sorted({item.shape for item in scene.objects} - scene.unsure)
-    here = scene.unsure | set(present)
+    if not present or rng.random() < (_ABSENT_WEAK if photos.weak_boxes else _ABSENT):
+        kind = _draw_absent(photos, scene, rng)
+        if kind is not None or not present:
+            return kind
+    return present[int(rng.integers(len(present)))]
+
+
+def _draw_absent(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> str | None:
+    here = scene.unsure | {item.shape for item in scene.objects}
     weights = np.where([name in here for name in photos.kinds], 0, photos.weights)
-    absent = _ABSENT_WEAK if photos.weak_boxes else _ABSENT
-    if present and (rng.random() >= absent or not weights.any()):
-        return present[int(rng.integers(len(present)))]
-    if weights.any():
-        return photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))]
-    return None
+    return photos.kinds[int(rng.choice(len(photos.kinds), p=weights / weights.sum()))] if weights.any() else None
 
 
 def photo_count_question(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
     """Ask how many things of a kind there are, zero included; None if it is unsure of every kind."""
     kind = _draw_kind(photos, scene, rng)
+    return None if kind is None else count_of(scene, kind)
+
+
+def photo_absent_question(photos: Photographs, scene: PhotoScene, rng: np.random.Generator) -> CountQuestion | None:
+    """Ask how many things there are of a kind that is absent; None if there may be some of every kind."""
+    kind = _draw_absent(photos, scene, rng)
     return None if kind is None else count_of(scene, kind)
 
 

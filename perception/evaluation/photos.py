@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.datasets.photo_questions import count_of, photo_count_question, photo_depth_question
-from perception.datasets.photographs import Photographs
+from perception.datasets.photo_questions import (
+    count_of,
+    photo_absent_question,
+    photo_count_question,
+    photo_depth_question,
+)
+from perception.datasets.photographs import Photographs, PhotoScene
 from perception.evaluation.scenes import DEPTH_COUNTS, Item
+from perception.scenes.questions import CountQuestion
 
 _NO_BOXES, _NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
 
@@ -36,9 +42,7 @@ def photo_items(
         scene = photos.scene(index, size)
         asked = photo_count_question(photos, scene, rng)
         if asked is not None:
-            items.append(
-                Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)
-            )
+            items.append(_count_item(scene, asked))
         wanted = [(f"depth-{count}", count, False) for count in DEPTH_COUNTS]
         for group, count, far in [*wanted, *([("farthest", 3, True)] if farthest else [])]:
             q = photo_depth_question(scene, rng, count, far, published=published)
@@ -47,18 +51,23 @@ def photo_items(
     return items
 
 
-def shown_items(photos: Photographs, size: int) -> list[Item]:
-    """Ask of every photograph how many things there are of each kind that it surely shows, so of one at least.
+def kind_items(photos: Photographs, size: int, seed: int = 0) -> list[Item]:
+    """Ask of every photograph how many things there are of each kind that it surely shows, and of one that is absent.
 
     Args:
         size: as in `photo_items`.
+        seed: decides which of the absent kinds are asked about.
     """
     items: list[Item] = []
     for index in range(len(photos)):
         scene = photos.scene(index, size)
         for kind in sorted({item.shape for item in scene.objects} - scene.unsure):
-            asked = count_of(scene, kind)
-            items.append(
-                Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)
-            )
+            items.append(_count_item(scene, count_of(scene, kind)))
+        absent = photo_absent_question(photos, scene, np.random.default_rng((seed, index)))
+        if absent is not None:
+            items.append(_count_item(scene, absent))
     return items
+
+
+def _count_item(scene: PhotoScene, asked: CountQuestion) -> Item:
+    return Item("count", "count", scene, scene.image, asked.text, asked.answer, asked.boxes_xyxy, _NO_POINTS)

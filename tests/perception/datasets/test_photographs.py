@@ -16,7 +16,7 @@ from PIL import Image
 
 from perception.datasets.photo_questions import photo_count_question, photo_depth_question
 from perception.datasets.photographs import Photographs, Window
-from perception.evaluation.photos import shown_items
+from perception.evaluation.photos import kind_items
 from perception.scenes.markers import nearness
 from train.data.photos import PhotosConfig
 
@@ -202,10 +202,20 @@ def test_blanks_around_the_values_of_the_split_are_no_part_of_them(tmp_path: Pat
 
 
 def test_every_sure_thing_of_a_photograph_is_asked_about(photos):
-    asked = [(item.question, item.answer) for item in shown_items(photos, 32)][:4]
+    asked = [(item.question, item.answer) for item in kind_items(photos, 32)][:4]
     assert asked == [
         ("How many cars are there?", 1),
         ("How many people are there?", 1),
         ("How many cars are there?", 2),
         ("How many people are there?", 1),
     ]
+
+
+def test_every_photograph_is_asked_about_one_kind_that_is_surely_absent(photos, tmp_path):
+    folder = shutil.copytree(photos.folder, tmp_path / "set")
+    first, *others = [json.loads(line) for line in (folder / "boxes.jsonl").read_text().splitlines()]
+    first["boxes"] = [box for box in first["boxes"] if box[4] == "dog"]
+    (folder / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [first, *others]))
+    asked = [(item.question, item.answer) for item in kind_items(Photographs(folder), 32)]
+    assert asked[0][0] in ("How many cars are there?", "How many people are there?") and asked[0][1] == 0
+    assert all(answer > 0 for _, answer in asked[1:]), "where a dog may or may not be, it is not asked about"
