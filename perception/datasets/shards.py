@@ -90,6 +90,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         raise ValueError(f"another process writes {folder}; wait for it, or give another folder") from None
 
 
+def begin(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check the settings of a job against those that the shards in a folder were made with; without one, any will do.
+
+    Raises:
+        ValueError: as `Plan.begin` does.
+    """
+    if not any(folder.glob("shard-*.record.json")):
+        (folder / PLAN).unlink(missing_ok=True)  # of a run that ended before its first shard
+    Plan(folder / PLAN, settings).begin()
+
+
 def record_file(folder: Path, number: int) -> Path:
     """The file whose existence says that shard `number` is done."""
     return folder / f"shard-{number:05d}.record.json"

@@ -141,6 +141,7 @@ def test_steps_are_told_from_opening_and_answer() -> None:
         ("{", "not JSON"),
         ("[1]", "must be an object"),
         (json.dumps(row(0, answer="")), "answer missing"),
+        (json.dumps(row(0, question=" ")), "question missing"),
         (json.dumps(row(0, solution="It is 140.")), "Step 1"),
         (json.dumps(row(0, solution="Step 1: a\nStep 2:")), "step 2 of the solution is empty"),
         (json.dumps(row(0, question="<interleave>1</interleave>?")), "which the layout reserves"),
@@ -172,8 +173,19 @@ def test_a_folder_is_made_and_read_back_and_bad_rows_are_named(tmp_path: Path, c
     assert "cannot be read" in capsys.readouterr().err
 
 
+def test_text_that_is_not_utf_8_skips_its_row_alone(tmp_path: Path) -> None:
+    cut = json.dumps(row(1, question="Find x, \ud83d."))  # half of an emoji
+    data = write_data(tmp_path, [row(0), cut, json.dumps(row(2)).replace("Find", "F\xfcnd")])
+    data.write_bytes(data.read_text().encode("latin-1"))
+    report = prepare(PrepareInterleaveConfig(str(data), str(tmp_path / "made"), making=RULES))
+    assert (report.rows, report.skipped) == (1, 2)
+    assert (tmp_path / "made" / "skipped.jsonl").read_text().count("the line holds what is no text in UTF-8") == 2
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     config = PrepareInterleaveConfig(str(write_data(tmp_path, [row(0)])), str(tmp_path / "made"), making=RULES)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "plan.json").write_text('{"shard_size": 7}')  # of a run that ended before its first shard
     prepare(config)
     with pytest.raises(ValueError, match=r"region.margin was 0.02 and is 0.1"):
         prepare(replace(config, making=replace(RULES, region=RegionRule(0.1))))

@@ -22,7 +22,7 @@ from perception.datasets.interleaved.making import Make, parse_row
 from perception.datasets.interleaved.mint_cot import InterleavedProblem, InterleavedRows, read_mint_cot, write_mint_cot
 from perception.datasets.listing import stamp
 from perception.datasets.progress import Progress
-from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
+from perception.datasets.shards import begin, locked, record_file, records, write_skipped
 from vqvae.files import write_whole
 
 IMAGES = "images"
@@ -118,7 +118,7 @@ def make_shards(
     rows = _rows(data, root)
     parts = [tuple(rows[start : start + shard_size]) for start in range(0, len(rows), shard_size)]
     with locked(out):
-        Plan(out / PLAN, {**plan, "shard_size": shard_size, "copy_images": copy_images}).begin()
+        begin(out, {**plan, "shard_size": shard_size, "copy_images": copy_images})
         done, kept = _finished(out, parts)
         with Progress("making", len(rows)) as progress, ThreadPoolExecutor(workers) as pool:
             held: list[_PendingShard] = []
@@ -198,7 +198,7 @@ def read_shards(folder: str | Path) -> InterleavedRows:
 
 def _rows(data: Path, root: Path) -> list[_SourceLine]:
     try:
-        text = data.read_bytes().decode("utf-8-sig", errors="replace")
+        text = data.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # such rows are skipped
     except OSError as error:
         raise ValueError(f"{data} cannot be read ({error.strerror or error}); give a file of JSON lines") from None
     rows = [

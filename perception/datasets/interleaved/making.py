@@ -68,11 +68,15 @@ def parse_row(line: str, name: str, root: Path) -> SolvedRow:
     """Parse a line of the data; image paths are relative to `root`. Raises ValueError saying what is wrong."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the line is not JSON ({error})") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the line holds what is no text in UTF-8 ({error.reason}); save it again as UTF-8") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, got {type(row).__name__}")
-    missing = [key for key in ("image", "question", "solution", "answer") if row.get(key) in (None, "")]
+    given = {key: row.get(key) for key in ("image", "question", "solution", "answer")}
+    missing = [key for key, value in given.items() if value is None or not str(value).strip()]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing")
     for key in ("image", "question", "solution", "answer"):

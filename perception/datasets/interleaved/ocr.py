@@ -38,7 +38,7 @@ ReadWords = Callable[[Image.Image, Sequence[Word]], list[Word]]
 def given_marks(image: Image.Image, marks: Sequence[Word]) -> list[Word]:
     """The words that the row gives. Raises ValueError if there are none."""
     if not marks:
-        raise ValueError('the row has no "marks"; give them, or read the image with --ocr rapidocr')
+        raise ValueError('the row has no "marks"; give them, or read the image with --making.ocr rapidocr')
     return list(marks)
 
 
