@@ -143,6 +143,24 @@ def test_detectors_find_named_classes_inside_the_image(tmp_path: Path, save) -> 
         assert len(few.labels) <= len(found.labels) and bool((few.scores >= 0.5).all())
 
 
+def test_grounding_dino_s_spelling_is_that_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, images = load(tmp_path / "images", pictures(tmp_path / "images", 1))
+    folder = str(save_grounding_dino(tmp_path / "model"))
+    teacher = OpenVocabulary(folder, ("T-shirt", "red cup"), 0.0, 1.0)
+    tokenizer = teacher.processor.tokenizer
+    phrases = [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("t-shirt", "cup")]
+    assert phrases == ["t - shirt", "cup"]
+    boxes = torch.tensor([[0.0, 0, 20, 20], [20, 20, 40, 40]])
+    said = [{"text_labels": phrases, "boxes": boxes, "scores": torch.tensor([0.9, 0.8])}]
+    monkeypatch.setattr(teacher.processor, "post_process_grounded_object_detection", lambda *_, **__: said)
+    assert teacher(files, images)[0].labels == ("T-shirt", "red cup")
+    with pytest.raises(ValueError, match=r"does not know the words of class 'red zebra'; name it in plain English"):
+        OpenVocabulary(folder, ("cup", "red zebra"), 0.3, 0.5)
+    many = [" ".join(["red"] * count + ["cup"]) for count in range(25)]
+    with pytest.raises(ValueError, match=r"25 classes are 352 tokens, and .*model reads 256; give fewer classes"):
+        OpenVocabulary(folder, many, 0.3, 0.5)
+
+
 def test_doubtful_flat_and_doubled_boxes_are_left_out() -> None:
     boxes = [
         [0.1, 0.1, 0.5, 0.5],
@@ -155,7 +173,7 @@ def test_doubtful_flat_and_doubled_boxes_are_left_out() -> None:
         [np.nan, 0.6, 0.9, 0.9],
     ]
     labels = ["cup", "cup", "mug", "cup", "cup", "cup", "cup", "mug"]
-    found = kept(boxes, labels, [0.9, 0.8, 0.7, 0.9, 0.9, 0.6, 0.1, 0.2], 0.3, 0.5)
+    found = kept(boxes, labels, [0.9, 0.8, 0.7, 0.9, 0.9, 0.6, 0.1, 0.9], 0.3, 0.5)
     assert found.labels == ("cup", "mug", "cup")
     np.testing.assert_allclose(found.boxes_xyxy, [boxes[0], boxes[2], [0, 0.6, 0.3, 1]])
     empty = kept([], [], [], 0.3, 0.5)

@@ -141,7 +141,7 @@ def save_grounding_dino(folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     torch.manual_seed(4)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "cup", "red", "chair", "a"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "cup", "red", "chair", "a", "t", "-", "shirt"]
     (folder / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     backbone = SwinConfig(

@@ -49,9 +49,9 @@ def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, over
     """
     from torchvision.ops import batched_nms
 
-    boxes = np.nan_to_num(np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4), nan=0.0).clip(0, 1)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4).clip(0, 1)
     found = np.asarray(scores, dtype=np.float64).reshape(-1)
-    real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (found >= score)
+    real = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (found >= score)
     places: list[int] = real.nonzero()[0].tolist()
     names = sorted(set(labels))
     classes = torch.tensor([names.index(labels[n]) for n in places], dtype=torch.long)
@@ -61,16 +61,29 @@ def kept(boxes_xyxy: Any, labels: Sequence[str], scores: Any, score: float, over
 
 
 class OpenVocabulary:
-    """A zero-shot detector of transformers (Grounding DINO, OWL-ViT, OWLv2), asked for classes by name."""
+    """A zero-shot detector of transformers (Grounding DINO, OWL-ViT, OWLv2), asked for classes by name.
+
+    Raises:
+        ValueError: if the model cannot be loaded, does not know the words of a class, or cannot read all classes.
+    """
 
     def __init__(self, model: str, classes: Sequence[str], score: float, overlap: float, device: str = "cpu"):
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         self.processor = load_pretrained(model, AutoProcessor.from_pretrained)
         self.model = load_pretrained(model, AutoModelForZeroShotObjectDetection.from_pretrained).to(device).eval()
-        self.classes, self.score, self.overlap, self.device = tuple(classes), score, overlap, device
+        self.classes, self.score, self.overlap, self.device = tuple(dict.fromkeys(classes)), score, overlap, device
         self.reads_phrases = "dino" in self.model.config.model_type
         """True for Grounding DINO, which answers with words of the prompt; OWL answers with the number of a class"""
+        self.spelled = {self._spelled(name) if self.reads_phrases else name: name for name in self.classes}
+        """each class by its name as the detector writes it: "t - shirt" is t-shirt"""
+        if self.reads_phrases:
+            length = len(self.processor.tokenizer(". ".join(self.spelled) + ".")["input_ids"])
+            most = self.model.config.max_text_len
+            if length > most:  # it would never find those behind, and they would count as absent
+                raise ValueError(
+                    f"{len(self.classes)} classes are {length} tokens, and {model} reads {most}; give fewer classes"
+                )
 
     @torch.no_grad()
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Detections]:
@@ -92,14 +105,22 @@ class OpenVocabulary:
         scores = result["scores"].float().cpu().numpy()[there]
         return kept(boxes, [str(named[n]) for n in there], scores, self.score, self.overlap)
 
+    def _spelled(self, name: str) -> str:
+        """A class's name with its words as the tokenizer writes them."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(name.strip().lower(), add_special_tokens=False)["input_ids"]
+        if tokenizer.unk_token_id in ids:
+            raise ValueError(f"the detector does not know the words of class {name!r}; name it in plain English")
+        return str(tokenizer.decode(ids))
+
     def _class_of(self, phrase: str) -> str | None:
         """The class that a phrase names: the phrase itself, or the class that shares most words with it, or None."""
-        if phrase in self.classes:
-            return phrase
-        words = set(phrase.lower().split())
-        shared = [len(words & set(name.lower().split())) / len(name.split()) for name in self.classes]
-        best = int(np.argmax(shared))
-        return self.classes[best] if shared[best] > 0 else None
+        if phrase in self.spelled:
+            return self.spelled[phrase]
+        words = set(phrase.split())
+        shared = {name: len(words & set(name.split())) / len(name.split()) for name in self.spelled}
+        best = max(shared, key=shared.__getitem__)
+        return self.spelled[best] if shared[best] > 0 else None
 
 
 class Ssd:
