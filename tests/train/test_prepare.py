@@ -110,6 +110,9 @@ def test_metric_models_are_known_by_their_type_and_any_model_can_be_told(tmp_pat
     torch.testing.assert_close(from_nearness(as_depth), as_nearness)
     disparity = DepthEstimator(anything, meaning="inverse", scale=2.0)(files[:1], images[:1])[0]
     torch.testing.assert_close(disparity[as_depth > 0], 2 / as_depth[as_depth > 0])
+    dot = Image.new("RGB", (1, 1))
+    with pytest.raises(ValueError, match=r"dot.png has 1 x 1 pixels, which the depth model's processor cannot resize"):
+        metres([*files, Path("dot.png")], [*images, dot])
 
 
 def test_the_types_of_metric_models_are_those_of_transformers() -> None:
@@ -124,6 +127,11 @@ def test_a_relative_model_s_nearness_is_what_the_tokenizer_keeps(tmp_path: Path,
     depth = from_nearness(3 * near - 7)
     torch.testing.assert_close(relative_depth(depth), near, atol=1e-4, rtol=0)
     assert bool((from_nearness(torch.ones(4, 5)) > 0).all()), "a flat map is a flat map"
+    wild = near.clone()
+    wild[0, 0], wild[1, 1], wild[2, 2] = torch.nan, torch.inf, -torch.inf
+    with_holes = from_nearness(3 * wild - 7)
+    assert int(with_holes.isnan().sum()) == 3 and bool(from_nearness(torch.full((4, 5), torch.nan)).isnan().all())
+    torch.testing.assert_close(with_holes[3:], depth[3:], rtol=1e-3, atol=0)
     found = vqvae.normalise(depth[None]).nearness
     expected = vqvae.normalise((1 / (near + 1))[None]).nearness
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
@@ -193,6 +201,9 @@ def test_stereo_finds_which_half_is_nearer(tmp_path: Path) -> None:
     depth = StereoPairs(tmp_path / "left", tmp_path / "right")(files, images)[0]
     assert float(depth[:, 20:80].nanmedian()) == pytest.approx(1 / 4, rel=0.1)
     assert float(depth[:, 130:180].nanmedian()) == pytest.approx(1 / 12, rel=0.1)
+    with pytest.raises(ValueError, match=r"a.png has 2 x 80 pixels, too few to match it with"):
+        Image.fromarray(texture[:, :2]).save(tmp_path / "right" / "a.png")
+        StereoPairs(tmp_path / "left", tmp_path / "right")(files, [images[0].crop((0, 0, 2, 80))])
     (tmp_path / "right" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"right/a.png does not exist"):
         StereoPairs(tmp_path / "left", tmp_path / "right")(files, images)
@@ -208,6 +219,11 @@ def test_maps_that_are_there_are_taken(tmp_path: Path) -> None:
     assert torch.equal(teacher(files[:1], images[:1])[0], torch.from_numpy(depth))
     with pytest.raises(ValueError, match=r"001.png has no depth map beneath .*depth"):
         teacher(files, images)
+    np.save(tmp_path / "depth" / "777.npy", depth)  # of an image that is not labelled
+    assert len(DepthFolder(tmp_path / "images", tmp_path / "depth").pairs) == 1
+    np.save(tmp_path / "depth" / "000.npy", depth)
+    with pytest.raises(ValueError, match=r"000.npy and .*000_depth.npy are maps of one image, .*000.png; keep one"):
+        DepthFolder(tmp_path / "images", tmp_path / "depth")
 
 
 def test_a_folder_of_disparity_is_a_teacher_and_another_aspect_is_refused(tmp_path: Path) -> None:

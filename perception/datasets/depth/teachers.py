@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perception.datasets.depth.files import DepthFormat, Meaning, read_depth, to_depth
 from perception.datasets.depth.measured import Stereo, match_stereo
-from perception.datasets.depth.pairs import check_proportions, find_pairs
+from perception.datasets.depth.pairs import DepthPair, check_proportions, find_pairs
 from perception.datasets.images import ImageFile
 from perception.datasets.pretrained import load_pretrained
 
@@ -23,6 +23,8 @@ MARIGOLD = "prs-eth/marigold-depth-v1-1"
 _FARTHEST = 0.01
 """Offset of relative nearness, so that its inverse is finite; min-max normalisation removes it"""
 _RELATIVE_PAIR = Stereo(1.0, 1.0)
+_LEAST_WIDTH = 3
+"""Pixels; OpenCV's matcher fails below"""
 METRIC_TYPES = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
 """Model types of transformers that predict depth in metres"""
 
@@ -35,9 +37,11 @@ def from_nearness(nearness: Tensor) -> Tensor:
     """Depth (H, W) whose inverse is `nearness` (H, W) up to an affine change.
 
     A tokenizer with "relative_inverse" normalisation keeps no more than that, so the codes are those of the nearness.
+    NaN and infinite values are holes.
     """
-    low, high = nearness.min(), nearness.max()
-    return 1 / ((nearness - low) / (high - low).clamp_min(1e-12) + _FARTHEST)
+    valid = nearness.isfinite()
+    low, high = (float(end) for end in nearness[valid].aminmax()) if bool(valid.any()) else (0.0, 0.0)
+    return torch.where(valid, 1 / ((nearness - low) / max(high - low, 1e-12) + _FARTHEST), torch.nan)
 
 
 class DepthEstimator:
@@ -63,11 +67,14 @@ class DepthEstimator:
         by_size: dict[tuple[int, int], list[int]] = {}
         for number, image in enumerate(images):
             by_size.setdefault(image.size, []).append(number)
-        for (
-            width,
-            height,
-        ), numbers in by_size.items():  # processors that keep proportions cannot stack sizes
-            inputs = self.processor(images=[images[n] for n in numbers], return_tensors="pt").to(self.device)
+        for (width, height), numbers in by_size.items():  # processors that keep proportions cannot stack sizes
+            try:
+                inputs = self.processor(images=[images[n] for n in numbers], return_tensors="pt").to(self.device)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"{files[numbers[0]]} has {width} x {height} pixels, which the depth model's processor cannot "
+                    f"resize ({error})"
+                ) from error
             sizes = [(height, width)] * len(numbers)
             post_process = self.processor.post_process_depth_estimation
             wanted = {"target_sizes": sizes}
@@ -132,16 +139,25 @@ class StereoPairs:
         if partner.size != image.size:
             raise ValueError(f"{other} has {partner.size} pixels and {file} has {image.size}; rectify them as a pair")
         most = max(16, 16 * round(image.width / 5 / 16))  # a fifth of the width; the matcher wants a multiple of 16
+        if image.width < _LEAST_WIDTH:
+            raise ValueError(f"{file} has {image.width} x {image.height} pixels, too few to match it with {other}")
         disparity = match_stereo(np.asarray(image), np.asarray(partner), most)
         return _RELATIVE_PAIR.depth(torch.from_numpy(np.ascontiguousarray(disparity)))
 
 
 class DepthFolder:
-    """Existing depth maps, matched to the images by `find_pairs`; `meant` says what their numbers are."""
+    """Existing depth maps, matched to the images by `find_pairs`; `meant` says what their numbers are.
+
+    Raises:
+        ValueError: as `find_pairs` does if no map has an image, or if an image has two maps.
+    """
 
     def __init__(self, images: Path, depth: Path, meant: DepthFormat = DepthFormat()):  # noqa: B008
-        self.folder, self.meant = depth, meant
-        self.pairs = {pair.image.path: pair for pair in find_pairs(depth, images)}
+        self.folder, self.meant, self.pairs = depth, meant, dict[Path, DepthPair]()
+        for pair in find_pairs(depth, images, skipped=[]):  # maps of images that lie elsewhere do no harm
+            other = self.pairs.setdefault(pair.image.path, pair)
+            if other is not pair:
+                raise ValueError(f"{other.depth} and {pair.depth} are maps of one image, {pair.image}; keep one")
 
     def __call__(self, files: Sequence[Path], images: Sequence[Image.Image]) -> list[Tensor]:
         return [self._depth(file) for file in files]
