@@ -277,11 +277,20 @@ def test_teachers_that_cannot_be_are_named(tmp_path: Path) -> None:
         ),
         ({"invalid": 0}, r"invalid \(0\) goes with depth teacher folder, not depth-anything"),
         ({"scale": -1.0}, "scale must be above 0, got -1.0"),
+        ({"classes": ("cup",)}, r"classes \(\('cup',\)\) goes with boxes teacher open-vocabulary or ssd, not none"),
+        ({"depth_folder": "maps"}, r"depth_folder \(maps\) goes with depth teacher stereo or folder, not"),
+        ({"boxes": "ssd", "boxes_model": "m"}, r"boxes_model \(m\) goes with boxes teacher open-vocabulary, not ssd"),
+        ({"boxes": "ssd", "classes": ("cup, red chair",)}, "got 'cup, red chair'; write them apart"),
+        ({"boxes": "open-vocabulary", "classes": ("cup", " ")}, "names without commas and full stops"),
     ]:
         with pytest.raises(ValueError, match=message):
             TeachersConfig(**given)
     with pytest.raises(ValueError, match=r"nowhere cannot be loaded .*give the folder of a saved model"):
         DepthEstimator(str(tmp_path / "nowhere"))
+    weights = save_depth_anything(tmp_path / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"cut cannot be loaded .*give the folder of a saved model"):
+        DepthEstimator(str(tmp_path / "cut"))
 
 
 # Rows

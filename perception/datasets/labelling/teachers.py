@@ -76,16 +76,25 @@ class TeachersConfig:
         if self.depth in ("stereo", "folder") and not self.depth_folder:
             raise ValueError(f"depth teacher {self.depth} needs depth_folder: the folder of right images or depth maps")
         if self.boxes == "open-vocabulary" and not self.classes:
-            raise ValueError('open-vocabulary needs classes to look for, such as cup, "red chair"; got none')
-        for name, teachers in (
-            ("meaning", ("depth-anything", "folder")),
-            ("scale", ("depth-anything", "folder")),
-            ("invalid", ("folder",)),
-            ("max_depth", ("folder",)),
+            raise ValueError('open-vocabulary needs classes to look for, such as cup "red chair"; got none')
+        for kind, name, teachers in (
+            ("depth", "depth_model", ("depth-anything", "marigold")),
+            ("depth", "depth_folder", ("stereo", "folder")),
+            ("depth", "meaning", ("depth-anything", "folder")),
+            ("depth", "scale", ("depth-anything", "folder")),
+            ("depth", "invalid", ("folder",)),
+            ("depth", "max_depth", ("folder",)),
+            ("boxes", "boxes_model", ("open-vocabulary",)),
+            ("boxes", "classes", ("open-vocabulary", "ssd")),
         ):
-            if getattr(self, name) is not None and self.depth not in teachers:
+            value, chosen = getattr(self, name), getattr(self, kind)
+            if value not in (None, "", ()) and chosen not in teachers:
+                raise ValueError(f"{name} ({value}) goes with {kind} teacher {' or '.join(teachers)}, not {chosen}")
+        for name in self.classes:
+            if not name.strip() or set(name) & set(",;."):
                 raise ValueError(
-                    f"{name} ({getattr(self, name)}) goes with depth teacher {' or '.join(teachers)}, not {self.depth}"
+                    f'classes are names without commas and full stops, such as cup "red chair", got {name!r}; write '
+                    "them apart"
                 )
         self.depth_format()
         for name in ("score", "overlap"):
