@@ -24,4 +24,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("name a folder: python examples/label_images/photos.py FOLDER")
     main(Path(sys.argv[1]))

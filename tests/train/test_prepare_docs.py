@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,13 @@ def test_the_commands_of_the_page_run(tmp_path: Path, capsys: pytest.CaptureFixt
         said = capsys.readouterr().out
         assert "1 images labelled, 0 skipped; 1 depth maps, 0 boxes" in said and "done: 2 steps" in said
         assert (checkout / "runs/label/labelled/labels.png").stat().st_size > 10_000
+
+
+def test_the_example_asks_for_its_folder() -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples/label_images/photos.py"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1 and ended.stderr.startswith("name a folder: python examples/label_images/photos.py")
 
 
 def test_settings_that_the_page_names_exist() -> None:
