@@ -29,7 +29,7 @@ from perception.datasets.depth.teachers import (
 )
 from perception.datasets.images import ImageFile
 from perception.datasets.labelling.box_teachers import Detections, OpenVocabulary, Ssd, kept
-from perception.datasets.labelling.jobs import read_prepared
+from perception.datasets.labelling.jobs import find_images, prepare_folder, read_prepared
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, small_map, write_rows
 from perception.datasets.labelling.teachers import TeachersConfig, depth_teacher
 from perception.datasets.shards import records
@@ -436,8 +436,6 @@ def test_other_settings_images_or_runs_are_refused(
 def test_images_that_changed_are_labelled_and_others_are_not(
     tmp_path: Path, vqvae: VQVAE, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from perception.datasets.labelling.jobs import prepare_folder
-
     images, out, seen = tmp_path / "images", tmp_path / "images" / "labelled", list[str]()
     pictures(images, 7)
     (images / "._000.png").write_bytes(b"no picture")
@@ -473,8 +471,6 @@ def test_images_that_changed_are_labelled_and_others_are_not(
 
 
 def test_skipped_images_are_tried_again_by_a_run_with_nothing_else_to_do(tmp_path: Path, vqvae: VQVAE) -> None:
-    from perception.datasets.labelling.jobs import prepare_folder
-
     pictures(tmp_path / "images", 3)
     dark = {"001"}
 
@@ -491,6 +487,40 @@ def test_skipped_images_are_tried_again_by_a_run_with_nothing_else_to_do(tmp_pat
             dark.clear()
     assert [(r.images, r.skipped, r.images_of_run) for r in reports] == [(2, 1, 3), (2, 1, 1), (3, 0, 1)]
     assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
+
+
+def test_a_name_that_no_table_can_hold_is_refused_before_labelling(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    (tmp_path / "001.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"caf\\udce9.png' beneath .* is a name that is not UTF-8; rename the file"):
+        find_images(tmp_path)
+
+
+def test_labels_that_are_taken_out_are_named_and_leave_no_file(
+    tmp_path: Path, vqvae: VQVAE, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet
+
+    pictures(tmp_path / "images", 3)
+    made = Labeller(tmp_path / "images", slopes, vqvae, None)
+    for _ in range(2):
+        report = prepare_folder(tmp_path / "images", tmp_path / "out", lambda: made, {}, shard_size=1)
+        (tmp_path / "images" / "002.png").unlink(missing_ok=True)
+    assert report.images == 2 and [row[0] for row in all_rows(tmp_path / "out")] == ["000.png", "001.png"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 labelled images are gone or do not match glob, and their labels are taken out; the first is 002" in said
+
+    prepare_folder(tmp_path / "images", tmp_path / "both", lambda: made, {})
+    (tmp_path / "images" / "001.png").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(ValueError, match=r"could not be written .*shards are kept"):
+        disk.setattr(parquet, "write_table", full)
+        prepare_folder(tmp_path / "images", tmp_path / "both", lambda: made, {})
+    report = prepare_folder(tmp_path / "images", tmp_path / "both", lambda: made, {})
+    assert (report.images, report.images_of_run) == (1, 0)
 
 
 def test_ctrl_c_ends_labelling_in_one_line(
@@ -512,8 +542,6 @@ def test_ctrl_c_ends_labelling_in_one_line(
 
 def labelled(folder: Path, vqvae: VQVAE, count: int = 6, **more: object) -> Path:
     """A folder of shards by teachers that know."""
-    from perception.datasets.labelling.jobs import prepare_folder
-
     pictures(folder / "images", count)
     out = folder / "labelled"
     made = Labeller(folder / "images", slopes, vqvae, halves, batch_size=4, **more)  # type: ignore[arg-type]
@@ -576,6 +604,34 @@ def test_embedded_images_need_no_other_folder(tmp_path: Path, vqvae: VQVAE) -> N
     found = read_prepared(out, 100, vqvae)
     images = {record.image.path.name: record.image for record in found.records}
     np.testing.assert_array_equal(np.asarray(images["002.png"].load()), pixels)
+
+
+def test_labels_are_of_the_image_that_was_labelled(tmp_path: Path, vqvae: VQVAE) -> None:
+    out, images = labelled(tmp_path, vqvae), tmp_path / "images"
+    Image.new("RGB", (64, 48)).save(images / "001.png")
+    (images / "004.png").unlink()
+    with pytest.raises(ValueError, match=r"001.png is another file than was labelled .*run its train.prepare again"):
+        read_prepared(out, 100, vqvae)
+    config = SourcesConfig(prepared=(str(out),))
+    found = read_records(config, PerceptionVocabulary(num_locations=100), vqvae, tmp_path / "run", skip_bad=True)
+    assert {record.image.path.name for record in found.records if record.image} == {f"00{n}.png" for n in (0, 2, 3, 5)}
+    assert sum("001.png is another file" in line or "004.png does not exist" in line for line in found.skipped) == 2
+    images.rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"no image of .*labelled can be used; the first: .*000.png does not exist"):
+        read_prepared(out, 100, vqvae, skip_bad=True)
+
+
+def test_a_copy_of_an_embedded_image_follows_it(tmp_path: Path, vqvae: VQVAE) -> None:
+    images, gone = tmp_path / "images", tmp_path / "gone"
+    pictures(images, 1)
+    made = Labeller(images, slopes, vqvae, None, embed=True)
+    for red in (0, 200):
+        Image.new("RGB", (64, 48), (red, 0, 0)).save(images / "000.png")
+        prepare_folder(images, tmp_path / "out", lambda: made, {})
+        images.rename(gone)
+        image = read_prepared(tmp_path / "out", 100, vqvae).records[0].image
+        assert image is not None and image.load().getpixel((0, 0)) == (red, 0, 0)
+        gone.rename(images)
 
 
 def test_a_model_trains_on_labelled_images(tmp_path: Path, vqvae: VQVAE) -> None:

@@ -211,7 +211,7 @@ def read_records(
     sets += [read_aurora(Path(path), Path(config.aurora_images), vocabulary, skip_bad) for path in config.aurora]
     sets += [_read_labels(Path(path), config, size, rules, skip_bad) for path in config.counts]
     asked = DepthRules(questions_per_image=config.questions_per_image)
-    sets += [read_prepared(Path(path), size, vqvae, asked, rules) for path in config.prepared]
+    sets += [read_prepared(Path(path), size, vqvae, asked, rules, skip_bad) for path in config.prepared]
     if config.depth and vqvae is None:
         raise ValueError("data.depth needs a depth tokenizer to make codes; set depth_tokenizer")
     for number, path in enumerate(config.depth):

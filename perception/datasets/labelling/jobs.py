@@ -21,10 +21,11 @@ from perception.datasets.depth.questions import DepthRules, ask_depth
 from perception.datasets.detection import BoxedImage, CountRules, ask_counts
 from perception.datasets.images import ENDINGS, ImageFile
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, Unlabelled, read_rows, write_rows
+from perception.datasets.lines import read_text
 from perception.datasets.listing import files_beneath, stamp
 from perception.datasets.progress import Progress
-from perception.datasets.records import RecordSet
-from perception.datasets.shards import PLAN, Plan, locked, record_file, records, write_skipped
+from perception.datasets.records import RecordSet, bad_row
+from perception.datasets.shards import PLAN, begin, locked, record_file, records, write_skipped
 from vqvae import VQVAE
 from vqvae.files import write_whole
 
@@ -75,12 +76,21 @@ def in_process(shards: Sequence[Shard], make: Callable[[Shard], dict[str, Any]])
 
 
 def find_images(folder: Path, glob: str = "", but: Sequence[Path] = ()) -> list[str]:
-    """Names of all images beneath a folder (see `files_beneath`), sorted. Raises ValueError if there are none."""
+    """Names of all images beneath a folder (see `files_beneath`), sorted.
+
+    Raises:
+        ValueError: if there are none, or a name is not UTF-8.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that holds the images")
     found = sorted(path.relative_to(folder).as_posix() for path in files_beneath(folder, ENDINGS, glob, but))
     if not found:
         raise ValueError(f"{folder} holds no image; known endings: {', '.join(ENDINGS)}")
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name!r} beneath {folder} is a name that is not UTF-8; rename the file") from None
     return found
 
 
@@ -105,8 +115,8 @@ def prepare_folder(
         glob: pattern of the images to label, as in `files_beneath`.
 
     Raises:
-        ValueError: if `images` holds no image or is `out`, `out` was begun with another folder of images or other
-            settings, another process writes it, or the disk is full.
+        ValueError: if `images` holds no image or is `out`, a name is not UTF-8, `out` was begun with another folder of
+            images or other settings, another process writes it, or the disk is full.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
@@ -118,13 +128,14 @@ def prepare_folder(
     begun = time.monotonic()
     plan = {**plan, "images": str(images.resolve()), "shard_size": shard_size}
     with locked(out):
-        Plan(out / PLAN, plan).begin()
+        begin(out, plan)
         stamps = {name: stamp(images / name) for name in names}
         numbers = _keep(out, stamps, retry=False)
         if not (left := [name for name in names if name not in numbers]):
             numbers = _keep(out, stamps, retry=True)
             left = [name for name in names if name not in numbers]
-        free = (n for n in count() if n not in set(numbers.values()))
+        taken = set(numbers.values())
+        free = (n for n in count() if n not in taken)
         chunks = [tuple(left[start : start + shard_size]) for start in range(0, len(left), shard_size)]
         shards = [Shard(n, chunk) for n, chunk in zip(free, chunks, strict=False)]
         make = ShardMaker(labeller, out, plan)
@@ -136,7 +147,7 @@ def prepare_folder(
 
 
 def _keep(out: Path, stamps: Mapping[str, list[int]], retry: bool) -> dict[str, int]:
-    """Bring the finished shards in line with the images; says what is labelled again, and why.
+    """Bring the finished shards in line with the images; says what is labelled again or taken out, and why.
 
     Args:
         stamps: `stamp` of every image by its name. Rows of images that are gone or were replaced are taken out.
@@ -146,7 +157,7 @@ def _keep(out: Path, stamps: Mapping[str, list[int]], retry: bool) -> dict[str, 
         the shard of each image that is done.
     """
     numbers: dict[str, int] = {}
-    replaced: list[str] = []
+    replaced, gone = list[str](), list[str]()
     say = Console(stderr=True)
     for file in sorted(out.glob("shard-*.record.json")):
         number = int(file.name.split("-")[1].split(".")[0])
@@ -157,22 +168,27 @@ def _keep(out: Path, stamps: Mapping[str, list[int]], retry: bool) -> dict[str, 
                 raise ValueError(f"{_shard_file(out, number).name} is not as it was written")
             same = {name for name, then in stamped.items() if stamps.get(name) == then and name not in numbers}
             same -= {line["image"] for line in skipped} if retry else set()
-            if same != stamped.keys():
-                rows, header = read_rows(_shard_file(out, number))
-                kept = [row for row in rows if row.name in same]
-                left_out = [line for line in skipped if line["image"] in same]
-                file.unlink()
-                if same:
-                    _write_shard(out, number, kept, left_out, header, {name: stamped[name] for name in same})
+            rows, header = read_rows(_shard_file(out, number)) if same != stamped.keys() else ([], {})
+            left_out = [line for line in skipped if line["image"] in same]
         except (OSError, ValueError, KeyError, TypeError) as error:
             say.print(f"{file.name}: {error}; its images are labelled again", markup=False, soft_wrap=True)
             file.unlink()
             continue
+        if not same:
+            file.unlink()
+            _shard_file(out, number).unlink()
+        elif same != stamped.keys():  # in one step, so that a full disk leaves what was there
+            kept = [row for row in rows if row.name in same]
+            _write_shard(out, number, kept, left_out, header, {name: stamped[name] for name in same})
         replaced += [name for name, then in stamped.items() if name in stamps and stamps[name] != then]
+        gone += [name for name in stamped if name not in stamps]
         numbers |= dict.fromkeys(same, number)
     if replaced:
         said = f"{len(replaced)} images were replaced and are labelled again; the first is {replaced[0]}"
         say.print(said, markup=False, soft_wrap=True)
+    if gone:
+        said = f"{len(gone)} labelled images are gone or do not match glob, and their labels are taken out; the first"
+        say.print(f"{said} is {gone[0]}", markup=False, soft_wrap=True)
     return numbers
 
 
@@ -257,6 +273,7 @@ def read_prepared(
     vqvae: VQVAE | None = None,
     depth_rules: DepthRules = DepthRules(),  # noqa: B008
     count_rules: CountRules = CountRules(),  # noqa: B008
+    skip_bad: bool = False,
 ) -> RecordSet:
     """Records of a folder that `prepare_folder` wrote: depth questions (`ask_depth`) and counting questions
     (`ask_counts`).
@@ -266,10 +283,11 @@ def read_prepared(
     Args:
         num_locations: number of bins for the coordinates of boxes and points.
         vqvae: the tokenizer that made the codes; needed if there are any.
+        skip_bad: name images that are missing or were replaced in `skipped`, and go on.
 
     Raises:
-        ValueError: naming the file, if the folder is unfinished, a file is missing or damaged, an image is missing or
-            occurs twice, or the codes are of another tokenizer.
+        ValueError: naming the file, if no shard is finished, a file is missing or damaged, an image is missing, was
+            replaced or occurs twice, or the codes are of another tokenizer. With `skip_bad`, if no image can be used.
     """
     if not (folder / PLAN).exists():
         raise ValueError(f"{folder} holds no labelled images; make it with python -m train.prepare --out {folder}")
@@ -279,35 +297,50 @@ def read_prepared(
     seen: set[str] = set()
     sets: list[RecordSet] = []
     labelled: list[BoxedImage] = []
+    bad: list[str] = []
     for record in shards:
         file = folder / f"{record.name.removesuffix('.record.json')}.parquet"
         rows, header = read_rows(file)
-        images = {row.name: _image(row, header, folder) for row in rows}
-        if len(images) < len(rows) or seen & images.keys():
-            twice = sorted(seen & images.keys()) or [n for n, k in Counter(row.name for row in rows).items() if k > 1]
+        times = Counter(row.name for row in rows)
+        if twice := sorted(seen & times.keys()) or [name for name, count in times.items() if count > 1]:
             raise ValueError(f"{file}: {twice[0]} is there twice; delete the folder and label again")
-        seen |= images.keys()
+        seen |= times.keys()
+        stamps, images = json.loads(read_text(record)).get("stamps", {}), dict[str, ImageFile]()
+        for row in rows:
+            with bad_row(bad if skip_bad else None):
+                images[row.name] = _image(row, header, folder, stamps.get(row.name, []))
+        rows = [row for row in rows if row.name in images]
         labelled += filter(None, (_detected(row, images[row.name], file.name, header) for row in rows))
         if any(row.codes is not None for row in rows):
             sets.append(_asked(rows, images, file, header, num_locations, vqvae, depth_rules))
+    if len(bad) == len(seen) and bad:
+        raise ValueError(f"no image of {folder} can be used; the first: {bad[0]}")
     names = {name: name for one in labelled for name in (*one.boxes, *one.absent)}
     sets.append(ask_counts(labelled, names, num_locations, count_rules, folder.name))
     return RecordSet(
-        tuple(one for part in sets for one in part.records), tuple(line for part in sets for line in part.skipped)
+        tuple(one for part in sets for one in part.records),
+        (*bad, *(line for part in sets for line in part.skipped)),
     )
 
 
-def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path) -> ImageFile:
-    """The image of a row: the labelled file if it still exists, else a copy written from the bytes in the row."""
+def _image(row: LabelledImage, header: Mapping[str, Any], folder: Path, then: Sequence[int]) -> ImageFile:
+    """The image of a row: the labelled file if it is still there, else a copy written from the bytes in the row.
+
+    Args:
+        then: its `stamp` when it was labelled. Only the size counts, since a copy of the images may have other times.
+    """
     path = Path(header["root"]) / row.name
-    if path.is_file():
+    now = stamp(path)
+    if now and (not then or now[0] == then[0]):
         return ImageFile(path)
     if row.image is None:
+        wrong = f"is another file than was labelled ({now[0]} bytes, then {then[0]})" if now else "does not exist"
         raise ValueError(
-            f"{path} does not exist, and {folder} holds no images itself; put it there, or label with --embed_images"
+            f"{path} {wrong}, and {folder} holds no images itself; put it there, run its train.prepare again, or label "
+            "with --embed_images"
         )
     path = folder / IMAGES / row.name
-    if not path.is_file():
+    if not path.is_file() or path.read_bytes() != row.image:
         write_whole(path, row.image)
     return ImageFile(path)
 
