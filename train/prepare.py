@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from perception.datasets.depth.jobs import check_encodes_depth
 from perception.datasets.labelling.jobs import Engine, PreparedReport, in_process, prepare_folder
 from perception.datasets.labelling.labeller import LabelledImage, Labeller, read_rows
 from perception.datasets.labelling.teachers import NONE, TeachersConfig, box_teacher, depth_teacher
+from perception.model.devices import find_device
 from perception.model.folder import find_folder
 from perception.model.shipped import shipped
 from train.loop.command_line import flatten, parse_config
@@ -68,8 +70,13 @@ class PrepareConfig:
 
 
 def labeller(config: PrepareConfig) -> Labeller:
-    """A labeller with its teachers and tokenizer loaded. Raises ValueError as `depth_teacher` and `box_teacher` do."""
+    """A labeller with its teachers and tokenizer loaded.
+
+    Raises:
+        ValueError: if the device is not there, or as `depth_teacher` and `box_teacher` do.
+    """
     images, teachers = Path(config.images).resolve(), config.teachers
+    find_device(teachers.device)
     depth = depth_teacher(teachers, images)
     vqvae = None
     if depth is not None:
@@ -87,11 +94,17 @@ def engine_of(config: PrepareConfig) -> Engine:
 
 
 def prepare(config: PrepareConfig) -> PreparedReport:
-    """Labels the folder, or continues to. Raises ValueError as `prepare_folder` and `labeller` do."""
+    """Labels the folder, or continues to.
+
+    Raises:
+        ValueError: for a tokenizer of masks, or as `prepare_folder` and `labeller` do.
+    """
     plan = {name: v for name, v in flatten(config.teachers).items() if name not in _FREE}
     plan |= {"batch_size": config.batch_size, "embed_images": config.embed_images}
     if config.teachers.depth != NONE:
-        plan["tokenizer"] = VQVAE.from_pretrained(config.tokenizer_folder).fingerprint()
+        vqvae = VQVAE.from_pretrained(config.tokenizer_folder)
+        check_encodes_depth(vqvae)
+        plan["tokenizer"] = vqvae.fingerprint()
     make = functools.partial(labeller, config)
     images, out = Path(config.images).resolve(), Path(config.out).resolve()
     return prepare_folder(images, out, make, plan, config.shard_size, engine_of(config), config.glob)

@@ -489,6 +489,23 @@ def test_skipped_images_are_tried_again_by_a_run_with_nothing_else_to_do(tmp_pat
     assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
 
 
+def test_a_run_that_cannot_begin_can_be_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "images", 1)
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "000.npy", np.linspace(1, 2, 48 * 64, dtype=np.float32).reshape(48, 64))
+    given = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--teachers.depth", "folder"]
+    for more, message in (
+        (["--teachers.depth_folder", "nowhere"], "nowhere does not exist; give a depth file or a folder of them"),
+        (["--depth_tokenizer", "masks-scenes-16"], "this is a tokenizer of masks, and encodes no depth"),
+        (["--teachers.device", "abacus"], "device 'abacus' cannot be used here"),
+        ([], ""),
+    ):
+        folder = [] if "nowhere" in more else ["--teachers.depth_folder", str(tmp_path / "depth")]
+        assert main([*given, *folder, *more]) == bool(message)
+        assert message in capsys.readouterr().err
+    assert len(all_rows(tmp_path / "out")) == 1
+
+
 def test_a_name_that_no_table_can_hold_is_refused_before_labelling(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
     (tmp_path / "001.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))

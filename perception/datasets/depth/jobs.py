@@ -71,10 +71,7 @@ def tokenize(
             process writes it; or for a tokenizer of masks.
     """
     check_out(out)
-    if (model.config.normalisation, model.config.min_depth, model.config.max_depth) == ("metric", INSIDE, OUTSIDE):
-        raise ValueError(
-            "this is a tokenizer of masks, and encodes no depth; give one of depth, such as depth-scenes-100"
-        )
+    check_encodes_depth(model)
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be i/n with 0 <= i < n, got {shard[0]}/{shard[1]}")
     if batch_size < 1:
@@ -125,6 +122,14 @@ def tokenize(
     shutil.rmtree(parts)
     _print_hint(codes, {f.relative_to(root).as_posix(): f for f in files}, meant)
     return codes
+
+
+def check_encodes_depth(model: VQVAE) -> None:
+    """Raise ValueError for a tokenizer of masks."""
+    if (model.config.normalisation, model.config.min_depth, model.config.max_depth) == ("metric", INSIDE, OUTSIDE):
+        raise ValueError(
+            "this is a tokenizer of masks, and encodes no depth; give one of depth, such as depth-scenes-100"
+        )
 
 
 def _print_hint(codes: DepthCodes, files: Mapping[str, Path], meant: DepthFormat) -> None:
