@@ -89,9 +89,14 @@ def judged(model: PerceptionModel, items: Sequence[Item], drawn_codes: np.ndarra
         for near, item in zip(ours, items, strict=True)
     ]
     return {
-        "error": asdict(bootstrap_interval((ours - true).abs().mean((1, 2)).tolist())),
+        "error": asdict(bootstrap_interval((ours - true).abs().mean((1, 2)).tolist(), groups=_images(items))),
         "right": asdict(interval_over_images(list(zip(items, right, strict=True)))),
     }
+
+
+def _images(items: Sequence[Item]) -> list[int]:
+    """Return the image of each item: those about one have the same map, and are resampled together."""
+    return [id(item.scene) for item in items]
 
 
 def _another(items: Sequence[Item], at: int) -> int:
@@ -116,7 +121,7 @@ def measure(model: PerceptionModel, items: Sequence[Item]) -> dict[str, Any]:
         loss = F.cross_entropy(logits.transpose(1, 2), true, reduction="none").mean(1)
         at_once = logits.argmax(-1).numpy()
         found[f"behind {name}"] = {
-            "loss": asdict(bootstrap_interval(loss.tolist())),
+            "loss": asdict(bootstrap_interval(loss.tolist(), groups=_images(asked))),
             **judged(model, asked, at_once, codes),
         }
         if name == OTHER:

@@ -47,6 +47,15 @@ def test_the_true_map_is_off_by_nothing_and_right(model: PerceptionModel) -> Non
     assert far["error"]["mean"] > 0.1 and far["right"]["mean"] < 1
 
 
+def test_maps_of_one_image_are_resampled_together(model: PerceptionModel) -> None:
+    items = scene_items("standard", 0, 1, 98_000_000)
+    codes = codes_of(depth_tokenizer_of(model), torch.stack([item.scene.depth for item in items]))
+    far, thrice = np.zeros_like(codes), np.repeat(codes, 3, axis=0)
+    once = codes_before.judged(model, items, far, codes)["error"]
+    again = codes_before.judged(model, [i for i in items for _ in range(3)], np.repeat(far, 3, axis=0), thrice)["error"]
+    assert again == pytest.approx({**once, "count": 3 * len(items)})
+
+
 def test_the_other_image_is_another_one() -> None:
     items = scene_items("standard", 0, 2, 98_000_000)
     twice = [items[0], items[0], *items[1:]]
