@@ -33,7 +33,7 @@ from torch import Tensor
 from benchmarks.bars import Bar, all_met
 from benchmarks.reasoning_page import page
 from perception.datasets.progress import track
-from perception.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import Interval, crossed_interval
 from perception.geometry.problems import Split
 from perception.model.shipped import shipped
 from train import interleave, reinforce
@@ -244,15 +244,12 @@ def measure(recipes: Recipes, seeds: Mapping[str, Sequence[int]], split: Split) 
 
 
 def gain(table: dict[str, dict[str, Any]], better: str, worse: str) -> Interval | None:
-    """Gain of one arm over another, over the problems; None if no seed has both.
-
-    Each problem counts with the mean of the seeds that both arms have.
-    """
+    """Gain of one arm over another, paired by problem and seed, over the seeds of both; None if there are none."""
     ours, theirs = table[better]["right"], table[worse]["right"]
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         return None
-    return paired_difference(*(np.mean([right[seed] for seed in common], axis=0) for right in (ours, theirs)))
+    return crossed_interval(np.stack([ours[seed] - theirs[seed] for seed in common]))
 
 
 COMPARED = (
@@ -278,10 +275,10 @@ def bars(table: dict[str, dict[str, Any]]) -> list[Bar]:
 def row_of(name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """An arm's figures, in [0, 1]: accuracy, also per seed, and its gain over text-only and interleaved SFT.
 
-    Intervals are over problems, each with the mean of its seeds; `by_seed` shows how far the seeds differ.
+    Intervals are over seeds and problems together; `by_seed` shows how far the seeds differ.
     """
     right: dict[int, NDArray[np.float64]] = table[name]["right"]
-    row: dict[str, Any] = {"arm": name, "accuracy": vars(bootstrap_interval(np.mean(list(right.values()), axis=0)))}
+    row: dict[str, Any] = {"arm": name, "accuracy": vars(crossed_interval(np.stack(list(right.values()))))}
     row["by_seed"] = {seed: round(float(values.mean()), 4) for seed, values in right.items()}
     for other in ("text-only SFT", "interleaved SFT"):
         if name not in (other, "base") and other in table and (difference := gain(table, name, other)):
@@ -310,7 +307,8 @@ def main(argv: list[str] | None = None) -> int:
     tables = {split: measure(recipes, seeds, split) for split in ("test", "held-out")}
     rows = {split: [row_of(name, table) for name in table] for split, table in tables.items()}
     found = bars(tables["test"])
-    record = {**vars(recipes.scale), "seeds": arguments.seeds, "rows": rows, "bars": [bar.to_json() for bar in found]}
+    record = {**vars(recipes.scale), "seeds": arguments.seeds, "intervals_over": "seeds and problems together"}
+    record |= {"rows": rows, "bars": [bar.to_json() for bar in found]}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
     RESULT.with_suffix(".md").write_text(page(record))

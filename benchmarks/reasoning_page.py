@@ -16,8 +16,8 @@ Made by `python -m benchmarks.interleaved_reasoning`; do not edit.
 Each arm begins with `models/geometry-base`, which reads figures and has never seen a solution. All learn from the same
 {problems:,} problems: {text} steps of text-only solutions, then {second} steps of their own, in batches of
 {batch_size}. RL adds {reinforced} steps of GRPO. All answer the same {test} problems, greedily. Accuracy is in %, the
-mean over seeds, with 95 % bootstrap intervals over problems in brackets; gains are in points, paired by problem and
-seed.
+mean over seeds, with 95 % bootstrap intervals over {intervals_over} in brackets; gains are in points,
+paired by problem and seed.
 """
 _SPLITS = {
     "test": "Families seen in training, with numbers never seen",
@@ -27,7 +27,7 @@ _SPLITS = {
 
 def page(record: Mapping[str, Any]) -> str:
     """The page: one table per split, and the targets."""
-    parts = [_INTRO.format(**record)]
+    parts = [_INTRO.format(**{"intervals_over": "problems", **record})]  # records of before do not say it
     for split, rows in record["rows"].items():
         parts += [f"## {_SPLITS[split]}\n", _table(rows)]
     lines = [

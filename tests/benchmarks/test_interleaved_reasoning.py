@@ -88,4 +88,19 @@ def test_bars_compare_the_same_problems() -> None:
     assert rows[1]["gain over text-only SFT"]["mean"] == pytest.approx(0.25)
     record = {**vars(SHORTEST), "seeds": [0], "rows": {"test": rows}, "bars": [gain.to_json(), f1.to_json()]}
     text = page(record)
+    assert "intervals over problems in" in text
+    assert "intervals over seeds and problems" in page({**record, "intervals_over": "seeds and problems together"})
     assert "| interleaved SFT | 75.0 [" in text and "25.0 points, target 3, met" in text
+
+
+def test_intervals_hold_for_another_seed_too() -> None:
+    """A gain that one seed shows and another does not is no gain."""
+    row = {"selection_f1": 0.8, "example": ""}
+    table = {
+        "text-only SFT": {**row, "right": {0: np.zeros(40), 1: np.ones(40)}},
+        "interleaved SFT": {**row, "right": {0: np.ones(40), 1: np.array([1.0, 0.0] * 20)}},
+    }
+    gained = row_of("interleaved SFT", table)["gain over text-only SFT"]
+    assert gained["mean"] == pytest.approx(0.25) and gained["low"] < 0 < gained["high"]
+    accuracy = row_of("text-only SFT", table)["accuracy"]
+    assert (accuracy["low"], accuracy["high"]) == (0, 1)
