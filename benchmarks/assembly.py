@@ -2,9 +2,9 @@
 
 SmolLM2-135M behind an EfficientNet-Lite0 (`train.assemble`), with an aligned projector, was fine-tuned with LoRA in two
 arms on the same scenes for the same number of steps: drawing first, and answering directly. Both answer held-out
-questions, and the spans of the chain are replaced to see whether they are used. The page shows the tiny model beside
-them, which saw nearly two hundred times as many examples. docs/assembly.md has the commands that train the two arms;
---aurora and --direct give their folders. Writes `benchmarks/results/assembly.json` and the page beside it.
+questions, and the spans of the chain are replaced to see whether they are used. Beside them the page shows the tiny
+model, which saw more than two hundred times as many examples, and its baseline. docs/assembly.md has the commands that
+train the two arms; --aurora and --direct give their folders. Writes `benchmarks/results/assembly.json` and the page.
 
 With --check it asks fewer questions, prints one line per target, writes nothing, and exits 1 if a target is missed.
 Exit code 2 means that there is no model.
@@ -40,8 +40,8 @@ _FIRST = """\
 Made by `python -m benchmarks.assembly`; do not edit.
 
 SmolLM2-135M-Instruct behind an EfficientNet-Lite0, both arms trained for {steps} steps with LoRA, beside
-`models/aurora-tiny`. The commands that trained them are in the result file. Accuracy is in %, with 95 % bootstrap
-intervals over questions.
+`models/aurora-tiny` and its baseline, which answers directly (from `aurora_vs_direct.json`). The commands that trained
+the arms are in the result file. Accuracy is in %, with 95 % bootstrap intervals over questions.
 """
 
 
@@ -67,7 +67,7 @@ def page(result: Mapping[str, Any]) -> str:
             other = theirs.accuracy.get(row) if theirs else None
             tiny_cells = [other[arm] if other else "-" for arm in ("direct", "chain")]
             rows.append((row, arms["direct"].count, arms["direct"], arms["chain"], *tiny_cells))
-        head = ("task", "n", "direct", "drawing first", "aurora-tiny, direct", "aurora-tiny, drawing first")
+        head = ("task", "n", "direct", "drawing first", "aurora-tiny's baseline, direct", "aurora-tiny, drawing first")
         parts += [f"## {style} style\n", markdown_table(head, rows), _interventions(ours)]
     lines = [f"- {b['name']}: {b['figure']:.1f} points, {'met' if b['met'] else 'missed'}" for b in result["bars"]]
     return "\n".join([*parts, "## Targets\n", *lines, ""])
