@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bars import Bar, all_met
-from perception.evaluation.bootstrap import bootstrap_interval, paired_difference
+from perception.evaluation.bootstrap import crossed_interval
 from perception.evaluation.scenes import Item, evaluate_items, scene_items
 from perception.model.perception_model import PerceptionModel
 from perception.model.shipped import shipped
@@ -72,15 +72,15 @@ def measure(folder: Path, seeds: Sequence[int], steps: int, count: int, arms: Se
 
 
 def rows_of(answers: dict[str, Any]) -> list[dict[str, Any]]:
-    """Means over seeds with intervals over questions, and the gain over the model before."""
+    """Means with intervals over seeds and questions together, and the gain over the model before."""
     rows = []
     for arm, seeds in answers.items():
         row: dict[str, Any] = {"arm": arm, "by_seed": {seed: float(np.mean(a["right"])) for seed, a in seeds.items()}}
         for name, values in (("accuracy", "right"), ("box_iou", "iou")):
-            ours = np.mean([a[values] for a in seeds.values()], axis=0)
-            row[name] = vars(bootstrap_interval(ours))
+            ours = np.array([a[values] for a in seeds.values()])  # (S, N)
+            row[name] = vars(crossed_interval(ours))
             if arm != BEFORE:
-                row[f"{name}_gain"] = vars(paired_difference(ours, answers[BEFORE][0][values]))
+                row[f"{name}_gain"] = vars(crossed_interval(ours - answers[BEFORE][0][values]))
         rows.append(row)
     return rows
 

@@ -45,3 +45,10 @@ def test_what_is_trained_is_kept_and_compared(trained: list[str], tmp_path: Path
     assert rows[BOTH]["box_iou_gain"]["low"] == pytest.approx(0.2) and rows[BOTH]["by_seed"] == {"0": 0.75, "1": 0.75}
     assert main([*words, "--check"]) == 0
     assert capsys.readouterr().out.count(", met") == 6
+
+
+def test_a_gain_of_one_seed_alone_is_none() -> None:
+    before = {"right": [0.0, 1.0] * 20, "iou": [0.5] * 40}
+    worse, better = {"right": [0.0] * 40, "iou": [0.4] * 40}, {"right": [1.0] * 40, "iou": [0.9] * 40}
+    gain = perception_rewards.rows_of({BEFORE: {0: before}, BOTH: {0: worse, 1: better}})[1]["box_iou_gain"]
+    assert gain["mean"] == pytest.approx(0.15) and gain["low"] < 0 < gain["high"]
