@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import ge, gt, le, lt
 
 LETTERS = "ABCDEFGH"
 """Letters of options"""
@@ -204,7 +205,10 @@ def final_announcement(text: str) -> Announcement | None:
 # Options that a question lists
 
 _OPTIONS_HEADING = re.compile(r"\b(?:options|choices)\s*:", re.IGNORECASE)
-_LISTED = re.compile(r"\(?(?<![\w.])([A-H])[).:]\s*(.*?)(?=\s*,?\s*\(?(?<![\w.])[A-H][).:]\s|\s*$)", re.DOTALL)
+_LISTED = [
+    re.compile(rf"\(?(?<![\w.])({x})[).:]\s*(.*?)(?=\s*,?\s*\(?(?<![\w.]){x}[).:]\s|\s\(?{x}\)|\s*$)", re.DOTALL)
+    for x in ("[A-H]", "[a-h]")
+]
 _HOW_TO_ANSWER = re.compile(r"\s+(?=(?:Please|Answer|Select|Choose|Pick|Give|Respond|Reply|Return|Output)\b)|\s*\n")
 """Ends the last option: a new line, or a sentence that says how to answer"""
 
@@ -217,15 +221,17 @@ def options_in(question: str) -> tuple[str, ...]:
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
     """Return a question without the options that it lists, and their texts; the question itself where it lists none."""
     begin = max((heading.end() for heading in _OPTIONS_HEADING.finditer(question)), default=0)
-    found = list(_LISTED.finditer(question, begin))
-    if len(found) < 2 or "".join(each[1] for each in found) != LETTERS[: len(found)]:
-        return question, ()
-    *texts, last = (each[2] for each in found)
-    if not any("\n" in text for text in texts):
-        last = _HOW_TO_ANSWER.split(last, maxsplit=1)[0]
-    rest = question[found[-1].start(2) + len(last) :]
-    options = tuple(text.strip().rstrip(",").strip() for text in (*texts, last))
-    return f"{question[: found[0].start()]}\n{rest}", options
+    for listed in _LISTED:
+        found = list(listed.finditer(question, begin))
+        if len(found) < 2 or "".join(each[1] for each in found).upper() != LETTERS[: len(found)]:
+            continue
+        *texts, last = (each[2] for each in found)
+        if not any("\n" in text for text in texts):
+            last = _HOW_TO_ANSWER.split(last, maxsplit=1)[0]
+        options = tuple(re.sub(r"[\s,]*(?:\b(?:or|and))?\s*$", "", text).lstrip() for text in (*texts, last))
+        if all(options):  # "(A), (B) or (C)" are points
+            return f"{question[: found[0].start()]}\n{question[found[-1].start(2) + len(last) :]}", options
+    return question, ()
 
 
 # Choices. An option that a text names, by letter or by words, is replaced by a mark, so that the same rules read both.
@@ -322,7 +328,7 @@ def read_option(text: str, options: Sequence[str], question: str = "") -> str | 
 
 
 def _by_words(text: str, options: Sequence[str], question: str) -> int | None:
-    names = [option.strip().strip(".") for option in options]
+    names = [option.strip().strip(".?") for option in options]
     if len({name.lower() for name in names}) < len(names):
         return None
     numbers = [number_alone(name) for name in names]
@@ -331,7 +337,28 @@ def _by_words(text: str, options: Sequence[str], question: str) -> int | None:
     value = read_number(text, question) if None not in numbers else number_alone(text)
     if chosen is None and value is not None and (alone or numbers.count(value) == 1):
         return numbers.index(value) if value in numbers else None
+    if chosen is None and value is not None:
+        fitting = [n for n, name in enumerate(names) if value == numbers[n] or _bounds(name, value)]
+        return fitting[0] if len(fitting) == 1 else None
     return chosen
+
+
+_BOUNDS = {
+    r"(?:more\s+than|over|above)\s+#": gt,
+    r"at\s+least\s+#|#\s*\+|#\s+or\s+more": ge,
+    r"(?:less\s+than|fewer\s+than|under|below)\s+#": lt,
+    r"at\s+most\s+#|up\s+to\s+#|#\s+or\s+(?:less|fewer)": le,
+}
+"""Options that are no number and bound one, which # stands for"""
+
+
+def _bounds(option: str, value: float) -> bool:
+    """True for an option such as "more than five" that a number is among."""
+    bound = _NUMBER.search(option)
+    said = _NUMBER.sub("#", option)
+    return bound is not None and any(
+        re.fullmatch(form, said, re.IGNORECASE) and holds(value, _value(bound)) for form, holds in _BOUNDS.items()
+    )
 
 
 def _mark_letters(text: str, letters: str) -> str:

@@ -42,6 +42,9 @@ _HIDDEN = "hidden"
 _NO_NUMBER = re.compile(r"\b(?:more|less|fewer|least|most|over|under|about|or)\b|\+", re.IGNORECASE)
 """Words of options that hold a number and are none"""
 
+_SENTENCE = re.compile(r"^there\s+(?:is|are)\s+|\s+in\s+(?:the|this)\s+(?:image|picture|photo)\.?$", re.IGNORECASE)
+"""What makes a sentence of an answer: "There are two cats in the image." """
+
 _logger = logging.getLogger(__name__)
 
 
@@ -474,7 +477,7 @@ def _own(path: Path) -> Iterator[PublishedItem]:
     for where, image, question, truth in read_asked(path):
         kind, listed = kind_of_question(question), options_in(question)
         letter = _own_letter(truth, question, listed)
-        number = number_alone(truth) if kind == "count" and letter is None else None
+        number = number_alone(_SENTENCE.sub("", truth)) if kind == "count" and letter is None else None
         if letter is not None:
             options = listed or _letters_in(question) or tuple(LETTERS[:5])
             if letter not in LETTERS[: len(options)]:
