@@ -639,7 +639,8 @@ def _said(words: Sequence[str]) -> list[str]:
 
 
 COUNTED = re.compile(
-    r"\b(?:how many|number of|count(?![^.,;:?!()\n]*\b(?:how many|number of)\b))\b([^.,;:?!()\n]*)", re.IGNORECASE
+    r"\b(?:how\s+many|number\s+of|count(?![^.,;:?!()\n]*\b(?:how\s+many|number\s+of)\b))\b([^.,;:?!()\n]*)",
+    re.IGNORECASE,
 )
 """A question after a number of things, and the words behind it, which begin with their name"""
 

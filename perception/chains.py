@@ -55,7 +55,7 @@ LOW_CONFIDENCE = 0.5
 
 _SAME_THING = 0.8  # IoU from which two boxes of an answer are one thing drawn twice
 
-_COUNT_QUESTION = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b(?! (?:the|this|that|your)\b)", re.IGNORECASE)
+_COUNT_QUESTION = re.compile(r"\bhow\s+many\b|\bcount\b|\bnumber\s+of\b(?!\s+(?:the|this|that|your)\b)", re.IGNORECASE)
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
 _SPACES = "\u0120\u010a\u0109\u010d\u2581"
 """How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""

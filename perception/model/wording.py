@@ -14,11 +14,13 @@ from itertools import pairwise
 from perception.answers import (
     COUNTED,
     ENDS,
+    LETTERS,
     POINT_LETTERS,
     asked_thing,
     asks_for_farthest,
     asks_for_nearest,
     letters_in,
+    options_in,
     plural_of,
     split_options,
 )
@@ -34,11 +36,15 @@ _FILLING = frozenset(
         "appears present depicted pictured exist exists image picture photo photograph pic scene shot view frame "
         "answer answers question choices choice option options select choose pick following best correct respond reply "
         "directly only single word phrase letter using digit digits integer numeral given provided provide output "
-        "return nothing else your should as",
+        "return nothing else your should as contain contains show located",
     )
 )
 """Words that a counting question may hold beside the name of what it counts"""
-_ON_ANSWERING = _FILLING | {"above", "based", "one"}
+_ON_ANSWERING = _FILLING | frozenset(
+    re.findall(
+        r"\w+", "above based one carefully short brief briefly concise concisely note not include any additional text"
+    )
+)
 """Words that may stand before and behind the clause that counts: "from the options above" """
 _OF_DEPTH = _FILLING | frozenset(
     re.findall(
@@ -48,7 +54,7 @@ _OF_DEPTH = _FILLING | frozenset(
         "red white black beside near next inside above each every respectively by as among amongst between them their "
         "two three four five some several multiple various few given based closer closest nearer nearest farther "
         "farthest further furthest most away distance position positions location locations camera viewer observer "
-        "photographer lens taking lies lie looks b c d e",
+        "photographer lens taking lies lie looks shows name who vs versus b c d e",
     )
 )
 _TO_A_MARKER = re.compile(
@@ -62,11 +68,14 @@ _LINKS = frozenset(("of", "the", "these", "those", "all", "visible", "total", "p
 """Words around the name of what is counted"""
 _SYNONYMS = {
     "aeroplane": "airplane",
+    "automobile": "car",
     "bike": "bicycle",
+    "cellularphone": "cellphone",
     "computermouse": "mouse",
     "doughnut": "donut",
     "fridge": "refrigerator",
     "human": "person",
+    "hydrant": "firehydrant",
     "lorry": "truck",
     "mobilephone": "cellphone",
     "motorbike": "motorcycle",
@@ -75,7 +84,9 @@ _SYNONYMS = {
     "remotecontrol": "remote",
     "smartphone": "cellphone",
     "sofa": "couch",
+    "stoplight": "trafficlight",
     "television": "tv",
+    "tennisracquet": "tennisracket",
     "tvmonitor": "tv",
 }
 """Other names of COCO's kinds, without spaces"""
@@ -140,6 +151,8 @@ def depth_words(question: str, points: int) -> str | None:
     count = len(named) or points
     if not 2 <= count <= len(POINT_LETTERS) or named - set(POINT_LETTERS[:count]) or far == asks_for_nearest(question):
         return None
+    if any(letters_in(text.upper()) != {own} for own, text in zip(LETTERS, options_in(question), strict=False)):
+        return None  # "(A) point B", "(A) the red dot": a letter would be that of a point, and not of an option
     if _TO_A_MARKER.search(question) or not all(word in _OF_DEPTH or word.isdigit() for word in _words(question)):
         return None
     return depth_text(count, far)
