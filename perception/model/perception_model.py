@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -368,10 +369,15 @@ class PerceptionModel:
 
     def _untaught(self, question: str, kind: str | None, points: int = 0) -> str:
         """Return why a question of a kind is not one that the model was taught; empty where it may be one."""
-        known, thing = self.taught_things, asked_thing(question)
-        if kind == "count" and known and thing and not taught_thing(question, known):
+        draws, known = asks_to_draw(question), self.taught_things
+        if draws and "masks" not in self.vocabulary.modalities and re.search(r"\bmasks?\b", question, re.IGNORECASE):
+            return "the model has no tokens for masks"
+        boxed = re.search(r"\bboxes of (?:the )?(.+)", question, re.IGNORECASE) if draws else None
+        counted = f"How many {boxed[1]}?" if boxed else question
+        thing = asked_thing(counted)
+        if (boxed or kind == "count") and known and thing and not taught_thing(counted, known):
             return f"the model was taught to count {len(known)} kinds of things, and none is called {' '.join(thing)!r}"
-        if not self.taught or asks_to_draw(question):
+        if not self.taught or draws:
             return ""
         if kind not in self.taught:
             asked = "this question asks for neither" if kind is None else f"this is a question of {kind}"
@@ -659,12 +665,17 @@ def check_places(points: Sequence[Sequence[float]], question: str) -> tuple[Plac
             question is not one of depth or names other letters.
     """
     check_question(question)
-    places = np.asarray(points, dtype=np.float64)
     most, said = len(POINT_LETTERS), question.strip()
+    try:
+        places = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"points must be two to {most} places (x, y), got {points!r:.80}") from None
     if places.ndim != 2 or places.shape[1] != 2 or not 2 <= len(places) <= most:
         raise ValueError(f"points must be two to {most} places (x, y), got an array of shape {places.shape}")
     if not ((places >= 0) & (places <= 1)).all():
-        raise ValueError(f"points must lie in [0, 1] of the image's width and height, got {places.tolist()}")
+        raise ValueError(
+            f"points must lie in [0, 1] of the image's width and height, got {places.tolist()}; divide pixels by these"
+        )
     apart = np.abs(places[:, None] - places[None]).max(2) + np.eye(len(places))  # (P, P)
     if apart.min() < _APART:
         raise ValueError(f"two points are less than {_APART} apart, too close to compare: {places.tolist()}")

@@ -108,7 +108,10 @@ def test_points_given_to_ask_are_marked_and_lettered():
     [
         ([(0.5, 0.5), (0.505, 0.5)], "Which is closest?", "two points are less than 0.01 apart, too close to compare"),
         ([(0.5, 0.5)], "Which is closest?", r"two to 5 places \(x, y\), got an array of shape \(1, 2\)"),
+        ([(0.5, 0.5), (0.2,)], "Which is closest?", r"two to 5 places \(x, y\), got \[\(0.5, 0.5\), \(0.2,\)\]"),
+        (["a", "b"], "Which is closest?", r"two to 5 places \(x, y\), got \['a', 'b'\]"),
         ([(0.5, 0.5), (0.2, 1.2)], "Which is closest?", r"must lie in \[0, 1\]"),
+        ([(50, 50), (20, 12)], "Which is closest?", "divide pixels by these"),
         (KNOWN, "How many cups are there?", "points go with a question of depth"),
         (KNOWN, "Which is closest, A, B or C?", "names the points A, B, C and 2 places are given, which are A or B"),
     ],

@@ -192,6 +192,14 @@ def test_a_small_a_is_an_article_but_in_a_list_of_letters() -> None:
     assert letters_in("a or b") == {"A", "B"} and letters_in("is it (a), (c) or d?") == {"A", "C", "D"}
 
 
+def test_drawings_of_what_was_not_taught_are_told() -> None:
+    model = PerceptionModel.from_pretrained(shipped("photo-tiny"))
+    for known in ("Draw the boxes of the cats.", "draw boxes of sofas", "Draw the depth map."):
+        assert model.strange(known) == ""
+    assert "none is called 'unicorn'" in model.strange("Draw the boxes of the unicorns.")
+    assert model.strange("Draw the mask of the cat.") == "the model has no tokens for masks"
+
+
 def test_an_answer_that_the_question_does_not_name_is_taken_back() -> None:
     model = PerceptionModel.from_pretrained(shipped("photo-tiny"))
     given = Answer("so B.", (), "B")
