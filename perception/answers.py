@@ -228,8 +228,8 @@ def split_options(question: str) -> tuple[str, tuple[str, ...]]:
         *texts, last = (each[2] for each in found)
         if not any("\n" in text for text in texts):
             last = _HOW_TO_ANSWER.split(last, maxsplit=1)[0]
-        options = tuple(re.sub(r"[\s,]*(?:\b(?:or|and))?\s*$", "", text).lstrip() for text in (*texts, last))
-        if all(options):  # "(A), (B) or (C)" are points
+        options = tuple(re.sub(r"[\s,]+(?:or|and)\s*$|[\s,]+$", "", text) for text in (*texts, last))
+        if begin or not {*options} & {"", "or", "and"}:  # "(A), (B) and (C)" are points
             return f"{question[: found[0].start()]}\n{question[found[-1].start(2) + len(last) :]}", options
     return question, ()
 

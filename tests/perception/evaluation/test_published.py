@@ -343,6 +343,7 @@ def test_geoqa_and_mmstar(tmp_path: Path) -> None:
     ("question", "options"),
     [
         ("Q?\nOptions: A: yes, B: no", ("yes", "no")),
+        ("Q?\nOptions: A: and, B: or, C: , D: x", ("and", "or", "", "x")),
         ("Q? Choices:\n(A) 3 m\n(B) 4 m\n(C) 5 m", ("3 m", "4 m", "5 m")),
         ("Find A.", ()),
         ("Q?\nA. 1\nB. 2\nAnswer with the option's letter from the given choices directly.", ("1", "2")),
