@@ -59,7 +59,11 @@ _COUNT_QUESTION = re.compile(r"\bhow\s+many\b|\bcount\b|\bnumber\s+of\b(?!\s+(?:
 _DEPTH_QUESTION = re.compile(r"\bclos(er|est)\b|\bnear(er|est)\b|\b(far|fur)th(er|est)\b|\bdepth\b", re.IGNORECASE)
 _SPACES = "\u0120\u010a\u0109\u010d\u2581"
 """How vocabularies write a space, a line break, a tab and a return: byte-level ones, and SentencePiece a space"""
-_YES_OR_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b(?!.*\bwhich\b)", re.IGNORECASE)
+_YES_OR_NO = re.compile(
+    r"\s*(is|are|was|were|does|do|did|has|have|can|could|would)\b"
+    r"(?!.*\bwhich\b|(?!.*\bthan\b).*\b[A-H],?\s+or\s+(?:the\s+)?(?:point\s+)?[A-H]\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,8 @@ def chain_depth(question: str, points: Sequence[Span], depth: Span, readings: Se
 
 def kind_of_question(question: str) -> str | None:
     """Return "count" for a question after a number of things, "depth" for one after a point, a letter or one of several
-    things by its depth, and None for any other: "Is A closer than B?", "What colour is the nearest car?"."""
+    things by its depth ("Is A or B closer?"), and None for any other: "Is A closer than B?", "What colour is the
+    nearest car?"."""
     if _COUNT_QUESTION.search(question):
         return "count"
     if not _DEPTH_QUESTION.search(question) or _YES_OR_NO.match(question):

@@ -71,6 +71,7 @@ def test_kinds_of_questions():
     assert kind_of_question("How many red cubes are there?") == "count"
     assert kind_of_question("Which point is closest to the camera, A or B?") == "depth"
     assert kind_of_question("Which cup is nearest?") == kind_of_question("What is farther, A or B?") == "depth"
+    assert kind_of_question("Is A or B closer?") == kind_of_question("Are A, B, or the point C nearest?") == "depth"
     for other in (
         "What colour is the cube?",
         "What colour is the nearest cube?",
