@@ -174,7 +174,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines of text."""
     said = [f"start: {name}: {_percent(row)}" for name, row in result["start"].items()]
     for answers, cell in result["answers"].items():
-        said.append(f"{answers} answers, trained with {len(cell['seeds'])} seeds")
+        said.append(f"{answers} answers, seeds: {', '.join(map(str, cell['seeds']))}")
         for row in ROWS:
             for curve in (*BASELINES, *ARMS["drawing"].asked):
                 said.append(f"{answers} answers, {row}, {curve}: {_percent(cell['accuracy'][curve][row])}")
