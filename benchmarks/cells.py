@@ -13,7 +13,7 @@ Each arm takes the number of steps with which its first seed counts best on the 
 are asked about the photographs of the test part. Intervals are over those and seeds together, so over which photographs
 were labelled, too. Trainings and answers stay in --runs, so that a benchmark that was stopped goes on.
 Writes `benchmarks/results/cells.json` and a figure beside it; numbers of photographs that were measured before from the
-same base stay in both.
+same base, perhaps with other seeds, stay in both.
 
 With --check it measures nothing: it prints one line per target of the stored result, and exits 1 if one is missed.
 """
@@ -197,7 +197,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         if not pick(questions, (kind,)):
             raise ValueError(f"{given.cells} has no question about {kind} to test on; call them {name} in the labels")
     photographs = {"train": total, "test": len({record.image for record in questions})}
-    common = {"seeds": given.seeds, "photographs": photographs, "base": base_digest(find_folder(given.base))[:16]}
+    common = {"photographs": photographs, "base": base_digest(find_folder(given.base))[:16]}
     before = kept(given, common, "labelled")
     found, models = {}, []
     for count in given.sizes:
@@ -212,7 +212,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 models.append(config.out)
                 for curve, values in counted(config, arm, labelled(train, count, seed), "test", parts).items():
                     counts.setdefault(curve, []).append(values)
-        found[str(count)] = {"chosen": chosen} | figures(counts, questions)
+        found[str(count)] = {"seeds": given.seeds, "chosen": chosen} | figures(counts, questions)
     run = {
         "command": "python -m benchmarks.cells " + " ".join(given.words),
         "sizes": given.sizes,
@@ -244,6 +244,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines of text."""
     said = []
     for count, cell in result["labelled"].items():
+        said.append(f"{count} photographs, seeds: {', '.join(map(str, cell['seeds']))}")
         for arm, choice in cell["chosen"].items():
             tried = ", ".join(f"{value:.2f} after {steps}" for steps, value in choice["scores"].items())
             said.append(f"{count} photographs, {arm}: {choice['steps']} steps (relative error: {tried})")
