@@ -64,11 +64,12 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
 def test_a_second_run_trains_nothing_gives_the_same_figures_and_keeps_other_sizes(measured):
     folder, words, first = measured
     cell, (run,) = first["labelled"]["2"], first["runs"]
-    file = folder / "again.json"
-    file.write_text(json.dumps({**first, "labelled": {"1": cell}, "runs": [{**run, "sizes": [1]}]}))
+    other, file = {**cell, "seeds": [3, 4]}, folder / "again.json"
+    file.write_text(json.dumps({**first, "labelled": {"1": other}, "runs": [{**run, "sizes": [1]}]}))
     again = measure_again(cells, words, file, STEPS=(1,))
-    assert again["labelled"] == {"1": cell, "2": cell} and [run["sizes"] for run in again["runs"]] == [[1], [2]]
+    assert again["labelled"] == {"1": other, "2": cell} and [run["sizes"] for run in again["runs"]] == [[1], [2]]
     file.write_text(json.dumps({**again, "base": "another"}))
+    assert cell["seeds"] == [0]
     assert cells.main([*words, "--out", str(file)]) == 1, "sizes that were measured from another base do not stay"
 
 
