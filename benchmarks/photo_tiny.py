@@ -3,7 +3,7 @@
 The model is asked about the photographs of the test part of a folder with labels of teacher models (docs/data.md shows
 the layout): it draws their maps, names their lettered points, draws boxes, counts, and says which point is nearest.
 Points are marked in many styles, and once more as BLINK and HardBLINK mark them. Most counting questions are about one
-thing or none, so all that is shown, and one absent kind a photograph, are counted by number, too. Lists of boxes end
+thing or none, so all that is shown, and one absent kind per photo, are counted by number, too. Lists of boxes end
 where that is likelier than any further box (`SpanGrammar.weighs_ends`); counting is measured once more as plain greedy
 decoding ends them. What the teachers say counts as right: they bound what can be learned, and are no truth. Beside the
 model stands the answer that is right most often without looking. Writes `benchmarks/results/photo_tiny.json`.

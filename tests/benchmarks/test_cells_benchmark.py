@@ -49,6 +49,7 @@ def test_the_result_has_every_way_to_count_and_a_figure(measured):
     (run,) = result["runs"]
     assert run["commit"] and run["sizes"] == [2] and "training_minutes" in run
     cell = result["labelled"]["2"]
+    assert cell["seeds"] == [0]
     assert {arm: choice["steps"] for arm, choice in cell["chosen"].items()} == {"direct": 1, "drawing": 1}
     for curve in cells.CURVES:
         assert cell["exact"][curve]["white cells and platelets"]["count"] == 4
@@ -69,7 +70,6 @@ def test_a_second_run_trains_nothing_gives_the_same_figures_and_keeps_other_size
     again = measure_again(cells, words, file, STEPS=(1,))
     assert again["labelled"] == {"1": other, "2": cell} and [run["sizes"] for run in again["runs"]] == [[1], [2]]
     file.write_text(json.dumps({**again, "base": "another"}))
-    assert cell["seeds"] == [0]
     assert cells.main([*words, "--out", str(file)]) == 1, "sizes that were measured from another base do not stay"
 
 
